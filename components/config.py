@@ -1,0 +1,173 @@
+"""The whole of `params.yaml`, and the one way to read it.
+
+    config = load_config("params.yaml", ["train.base_lr=0.01", "data.workers=4"])
+
+Command-line overrides are `section.key=value`, the value read as YAML. Errors name the file or override, the key, what it must
+be and what it got; an unknown key names the nearest known one.
+"""
+
+import difflib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError
+from ruamel.yaml import YAML, YAMLError
+
+from model.config import DataConfig, EvaluateConfig, Fraction, ModelConfig, Section, TrainConfig
+
+
+class ConfigError(ValueError):
+    """The user's configuration cannot be used; the message says what to change."""
+
+
+class PredictConfig(Section):
+    """How `maskrcnn predict` reads images and draws on them."""
+
+    score_threshold: Fraction = 0.5  # drawn and written detections
+    batch_size: PositiveInt = 4
+    images: PositiveInt = 8  # of the val split, when no image is named (the DVC stage)
+
+
+class BenchmarkConfig(Section):
+    """What `maskrcnn benchmark` measures."""
+
+    modes: tuple[Literal["train", "inference"], ...] = ("train", "inference")
+    batch_sizes: tuple[PositiveInt, ...] = (2,)
+    dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)
+    warmup: NonNegativeInt = 2
+    steps: PositiveInt = 10
+    height_px: NonNegativeInt = 0  # of the synthetic images; 0 takes the first bucket
+    width_px: NonNegativeInt = 0
+    torchvision: bool = True  # time torchvision's model in the same run
+
+
+class TrackingConfig(Section):
+    """MLflow. `MLFLOW_TRACKING_URI` and `MLFLOW_RUN_ID` in the environment go before these."""
+
+    enabled: bool = True
+    uri: str = "sqlite:///mlflow.db"
+    experiment: Annotated[str, Field(min_length=1)] = "maskrcnn"
+    run_name: str = ""  # empty: the name of train.output_dir
+    log_checkpoints: bool = True  # the final checkpoint as an artifact
+
+
+class Config(Section):
+    """Everything a run is told."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    predict: PredictConfig = PredictConfig()
+    benchmark: BenchmarkConfig = BenchmarkConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    def flat(self) -> dict[str, Any]:
+        """Every value under its dotted name, as MLflow parameters and `--help` show it."""
+        return _flatten(self.model_dump(mode="json"))
+
+
+def load_config(path: str | Path = "params.yaml", overrides: Iterable[str] = ()) -> Config:
+    """Read a parameter file and apply `section.key=value` overrides to it.
+
+    Raises:
+        ConfigError: if the file is absent or not YAML, or a key is unknown, or a value out of range.
+    """
+    tree = _read_yaml(Path(path))
+    for override in overrides:
+        _apply_override(tree, override)
+    return _validate(tree, str(path))
+
+
+def config_from_dict(tree: dict[str, Any], where: str) -> Config:
+    """The configuration stored as plain data, in a checkpoint say; `where` names its place in errors."""
+    return _validate(tree, where)
+
+
+def save_config(config: Config, path: str | Path) -> None:
+    """Write every value, defaults too, as a parameter file that `load_config` reads."""
+    with open(path, "w", encoding="utf-8") as file:
+        YAML(typ="safe", pure=True).dump(config.model_dump(mode="json"), file)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such parameter file. `maskrcnn recipe shapes_demo` writes one to params.yaml.")
+    try:
+        tree = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: must hold sections ({', '.join(Config.model_fields)}), got a {type(tree).__name__}")
+    return tree
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    parts = name.strip().split(".")
+    if not equals or len(parts) < 2 or not all(parts):
+        raise ConfigError(f"override {override!r}: must be section.key=value, for example train.base_lr=0.01")
+    try:
+        value = YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from error
+    node = tree
+    for part in parts[:-1]:
+        if node.get(part) is None:
+            node[part] = {}
+        node = node[part]
+        if not isinstance(node, dict):
+            raise ConfigError(f"override {override!r}: {part} is a value, not a section")
+    # An empty text value, as in `data.train_images=`, is the empty string, not null.
+    node[parts[-1]] = "" if value is None and not text.strip() else value
+
+
+def _validate(tree: dict[str, Any], where: str) -> Config:
+    try:
+        # JSON mode: YAML has lists where we have tuples and text where we have paths, but "0.1" is not a number.
+        return Config.model_validate_json(json.dumps(tree, default=str), strict=True)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(problem, where) for problem in error.errors())) from error
+
+
+def _explain(problem: Any, where: str) -> str:
+    location = [str(part) for part in problem["loc"]]
+    name = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        return f"{where}: {name}: unknown key{_nearest(location)}"
+    if problem["type"] == "value_error":
+        return f"{where}: {name}: {problem['ctx']['error']}"
+    return f"{where}: {name}: {problem['msg']}, got {problem['input']!r}"
+
+
+def _nearest(location: list[str]) -> str:
+    """Where an unknown key may have been meant to stand: a like one in its section, or the same one in another."""
+    known = _key_names(Config)
+    siblings = [key for key in known if key.rpartition(".")[0] == ".".join(location[:-1])]
+    near = difflib.get_close_matches(".".join(location), siblings, n=1, cutoff=0.6)
+    near = near or [key for key in known if key.rpartition(".")[2] == location[-1]]
+    near = near or difflib.get_close_matches(".".join(location), known, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(siblings)}"
+
+
+def _key_names(section: type[BaseModel], prefix: str = "") -> list[str]:
+    names = []
+    for name, field in section.model_fields.items():
+        names.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            names += _key_names(field.annotation, f"{prefix}{name}.")
+    return names
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

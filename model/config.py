@@ -1,0 +1,198 @@
+"""The sections of `params.yaml` that the network, its data and its engine need.
+
+Each value is typed and its range is checked here, where it is declared; nothing below checks it again. Sections are frozen:
+a run never changes its own configuration. `components/config.py` reads the whole file.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Resnet = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
+
+
+class Section(BaseModel):
+    """A part of the configuration: typed, frozen, and closed to keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ShapesConfig(Section):
+    """The generated data set (`data.source: shapes`)."""
+
+    train_images: PositiveInt = 800
+    val_images: PositiveInt = 100
+    height_px: Annotated[int, Field(ge=64)] = 128
+    width_px: Annotated[int, Field(ge=64)] = 128
+    max_objects: PositiveInt = 5
+    crowd_probability: Fraction = 0.05  # of an image holding one crowd region
+    seed: NonNegativeInt = 0
+
+
+class DataConfig(Section):
+    """Where images and annotations come from, and how they become batches."""
+
+    source: Literal["shapes", "coco2014", "coco2017", "custom"] = "shapes"
+    raw_dir: Path = Path("data/raw")  # images and COCO JSON; never written to when the source is `custom`
+    prepared_dir: Path = Path("data/prepared")  # the index and the report that `prepare` writes
+    # Relative to raw_dir; empty means the source's own layout (for `custom`: images_train, instances_train.json, …).
+    train_images: str = ""
+    train_annotations: str = ""
+    val_images: str = ""
+    val_annotations: str = ""
+    base_url: str = "http://images.cocodataset.org"
+    on_invalid: Literal["error", "skip"] = "error"
+    train_limit: NonNegativeInt = 0  # first images of the split only; 0 takes all
+    val_limit: NonNegativeInt = 0
+    min_sizes_px: tuple[PositiveInt, ...] = (800,)  # shorter side while training: one is drawn for each image
+    max_size_px: PositiveInt = 1333  # longer side, at most
+    eval_min_size_px: PositiveInt = 800
+    eval_max_size_px: PositiveInt = 1333
+    buckets: tuple[tuple[PositiveInt, PositiveInt], ...] = ((800, 1088), (800, 1344), (1088, 800), (1344, 800))
+    horizontal_flip: Fraction = 0.5
+    workers: NonNegativeInt = 2  # processes that decode; 0 decodes in the training process
+    shapes: ShapesConfig = ShapesConfig()
+
+    @model_validator(mode="after")
+    def _buckets_hold_every_image(self) -> "DataConfig":
+        if not self.min_sizes_px:
+            raise ValueError("min_sizes_px must name at least one size, got none")
+        for side in [side for bucket in self.buckets for side in bucket]:
+            if side % 32:
+                raise ValueError(f"buckets must be multiples of 32 (the stride of the coarsest level), got {side}")
+        if len(set(self.buckets)) != len(self.buckets) or not self.buckets:
+            raise ValueError(f"buckets must be one or more different (height, width) pairs, got {self.buckets}")
+        for name, short, long in (
+            ("min_sizes_px", max(self.min_sizes_px), self.max_size_px),
+            ("eval_min_size_px", self.eval_min_size_px, self.eval_max_size_px),
+        ):
+            if short > long:
+                raise ValueError(f"{name} must not exceed the longer side's limit, got {short} > {long}")
+            for height, width in ((short, long), (long, short)):
+                if not any(height <= h and width <= w for h, w in self.buckets):
+                    raise ValueError(
+                        f"buckets must hold a resized image of {height} × {width} (from {name}), got {self.buckets}; "
+                        f"add [{-(-height // 32) * 32}, {-(-width // 32) * 32}]"
+                    )
+        return self
+
+
+class ModelConfig(Section):
+    """The network: Mask R-CNN with a ResNet-FPN backbone; defaults are those of R50-FPN."""
+
+    backbone: Resnet = "resnet50"
+    weights: str = "imagenet"  # none | imagenet | coco | path to a state dict or checkpoint
+    norm: Literal["frozen_batch_norm", "batch_norm", "group_norm"] = "frozen_batch_norm"
+    freeze_stages: Annotated[int, Field(ge=0, le=5)] = 2  # 1: stem; 2: stem and layer1; … 5: the whole body
+    fpn_channels: PositiveInt = 256
+    box_head_channels: PositiveInt = 1024
+    mask_head_channels: PositiveInt = 256
+    mask_head_convs: PositiveInt = 4
+    # Anchors: one size a level, P2 to P6.
+    anchor_sizes_px: tuple[PositiveFloat, ...] = (32, 64, 128, 256, 512)
+    aspect_ratios: tuple[PositiveFloat, ...] = (0.5, 1.0, 2.0)
+    # Region proposal network.
+    rpn_fg_iou: Fraction = 0.7
+    rpn_bg_iou: Fraction = 0.3
+    rpn_batch_size: PositiveInt = 256
+    rpn_positive_fraction: Fraction = 0.5
+    rpn_nms_iou: Fraction = 0.7
+    rpn_pre_nms_top_n_train: PositiveInt = 2000  # a level
+    rpn_pre_nms_top_n_test: PositiveInt = 1000
+    rpn_post_nms_top_n_train: PositiveInt = 2000  # an image
+    rpn_post_nms_top_n_test: PositiveInt = 1000
+    # RoI heads.
+    roi_fg_iou: Fraction = 0.5
+    roi_bg_iou: Fraction = 0.5
+    roi_batch_size: PositiveInt = 512
+    roi_positive_fraction: Fraction = 0.25
+    box_reg_weights: tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat] = (10.0, 10.0, 5.0, 5.0)
+    box_pool_size: PositiveInt = 7
+    mask_pool_size: PositiveInt = 14
+    pool_sampling_ratio: PositiveInt = 2
+    # Detections.
+    score_threshold: Fraction = 0.05
+    nms_iou: Fraction = 0.5
+    detections_per_image: PositiveInt = 100
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ModelConfig":
+        if self.rpn_bg_iou > self.rpn_fg_iou:
+            raise ValueError(f"rpn_bg_iou must be at most rpn_fg_iou, got {self.rpn_bg_iou} > {self.rpn_fg_iou}")
+        if self.roi_bg_iou > self.roi_fg_iou:
+            raise ValueError(f"roi_bg_iou must be at most roi_fg_iou, got {self.roi_bg_iou} > {self.roi_fg_iou}")
+        if len(self.anchor_sizes_px) != 5:
+            raise ValueError(
+                f"anchor_sizes_px must give one size for each of the 5 levels P2 to P6, got {len(self.anchor_sizes_px)}"
+            )
+        if self.norm == "group_norm" and (self.fpn_channels % 32 or self.mask_head_channels % 32):
+            raise ValueError("fpn_channels and mask_head_channels must be multiples of 32 with group_norm")
+        return self
+
+
+class TrainConfig(Section):
+    """How weights are learned."""
+
+    output_dir: Path = Path("runs/default")
+    seed: NonNegativeInt = 0
+    device: str = "auto"  # auto | cpu | cuda | cuda:N
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    max_iters: PositiveInt = 90000
+    batch_size: PositiveInt = 16  # images a step, over all micro-batches
+    accumulation_steps: PositiveInt = 1  # micro-batches a step
+    base_lr: PositiveFloat = 0.02  # for lr_batch_size images a step; scaled linearly to batch_size
+    lr_batch_size: PositiveInt = 16
+    momentum: Fraction = 0.9
+    weight_decay: NonNegativeFloat = 1e-4
+    weight_decay_bias: NonNegativeFloat = 0.0
+    bias_lr_factor: PositiveFloat = 2.0
+    weight_decay_norm: NonNegativeFloat = 0.0
+    lr_steps: tuple[PositiveInt, ...] = (60000, 80000)
+    lr_gamma: PositiveFloat = 0.1
+    warmup_iters: NonNegativeInt = 500
+    warmup_factor: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0 / 3.0
+    warmup_method: Literal["linear", "constant"] = "linear"
+    clip_grad_norm: NonNegativeFloat = 0.0  # 0 does not clip
+    log_period: PositiveInt = 20
+    checkpoint_period: PositiveInt = 2500
+    keep_last: NonNegativeInt = 0  # newest checkpoints kept beside the best; 0 keeps all
+    max_nonfinite_steps: PositiveInt = 10  # in a row, before training gives up
+    resume: bool = True  # continue from output_dir/last_checkpoint where there is one
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TrainConfig":
+        if self.batch_size % self.accumulation_steps:
+            raise ValueError(
+                f"batch_size must be a multiple of accumulation_steps, got {self.batch_size} and {self.accumulation_steps}"
+            )
+        if list(self.lr_steps) != sorted(set(self.lr_steps)):
+            raise ValueError(f"lr_steps must rise, got {list(self.lr_steps)}")
+        return self
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Images that pass through the network at once."""
+        return self.batch_size // self.accumulation_steps
+
+
+class EvaluateConfig(Section):
+    """How a checkpoint is scored, and what score ends training early."""
+
+    batch_size: PositiveInt = 8
+    every_epoch: bool = False  # also evaluate while training, after each pass over the data
+    min_bbox_ap: Fraction = 0.0  # with every_epoch: training ends when both are reached; 0 never ends it
+    min_segm_ap: Fraction = 0.0
+    skip_eval: bool = False  # write predictions only
+    split: Literal["train", "val"] = "val"
+    drawn_images: NonNegativeInt = 16  # images with predictions drawn on them

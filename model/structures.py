@@ -1,0 +1,79 @@
+"""What flows between the parts: packed polygons, batches, detections.
+
+Shapes: N images, H × W the bucket, G ground-truth rows (padded), I = N·G instances, T polygon parts, V vertices,
+D detections. Boxes are (x1, y1, x2, y2) in pixels; sizes are (height, width).
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Polygons:
+    """Instance outlines, packed: instance i owns parts instance_offsets[i] to [i + 1], part t owns vertices part_offsets[t] to [t + 1].
+
+    Within a part the even-odd rule fills; parts of one instance unite. Offsets past the real rows repeat the last one, so
+    padding is instances of no part and parts of no vertex.
+    """
+
+    xy: Tensor  # [V, 2] float32 pixels
+    part_offsets: Tensor  # [T + 1] int32
+    instance_offsets: Tensor  # [I + 1] int32
+    max_vertices: int  # at least the vertices of any one instance: a bound known to the host
+    max_parts: int  # at least the parts of any one instance
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Polygons":
+        return replace(self, **_moved(self, device, non_blocking))
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Ground truth of a batch, padded to G rows an image; rows from num_gt[n] on are padding."""
+
+    gt_boxes: Tensor  # [N, G, 4] float32, input pixels
+    gt_labels: Tensor  # [N, G] int64, 1 … classes; 0 is background
+    num_gt: Tensor  # [N] int32
+    polygons: Polygons  # I = N·G instances, input pixels
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Targets":
+        return replace(self, polygons=self.polygons.to(device, non_blocking), **_moved(self, device, non_blocking))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the network is given. Images lie in the top left corner of the bucket; padding is 0."""
+
+    images: Tensor  # [N, 3, H, W] uint8 RGB
+    image_sizes: Tensor  # [N, 2] int32: valid (height, width) inside the padding
+    original_sizes: Tensor  # [N, 2] int32: (height, width) of the files
+    image_ids: Tensor  # [N] int64, COCO's; stays on the host
+    seeds: Tensor  # [N] int64: all that is random about image n (its sampling of anchors and RoIs) follows from seeds[n]
+    targets: Targets | None = None  # None when nothing is to be learned
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
+        moved = _moved(self, device, non_blocking)
+        del moved["image_ids"]
+        targets = self.targets and self.targets.to(device, non_blocking)
+        return replace(self, targets=targets, **moved)
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What the network found, highest score first, padded to D rows an image; rows from num_detections[n] on are padding."""
+
+    boxes: Tensor  # [N, D, 4] float32, input pixels
+    scores: Tensor  # [N, D] float32, 0 to 1
+    labels: Tensor  # [N, D] int64, 1 … classes
+    num_detections: Tensor  # [N] int64
+    mask_probs: Tensor  # [N, D, M, M] float32, 0 to 1, in the frame of the box
+
+
+def _moved(record: Any, device: torch.device, non_blocking: bool) -> dict[str, Tensor]:
+    tensors = {name: value for name, value in vars(record).items() if isinstance(value, Tensor)}
+    return {name: value.to(device, non_blocking=non_blocking) for name, value in tensors.items()}
