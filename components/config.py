@@ -16,9 +16,10 @@ from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationEr
 from ruamel.yaml import YAML, YAMLError
 
 from model.config import DataConfig, EvaluateConfig, Fraction, ModelConfig, Section, TrainConfig
+from model.errors import UserError
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """The user's configuration cannot be used; the message says what to change."""
 
 
