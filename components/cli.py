@@ -1,0 +1,74 @@
+"""What the command lines of all stages share: `--params`, overrides, and errors without a traceback.
+
+    parser = stage_parser("predict", __doc__, operands="IMAGE")
+    parser.add_argument("--checkpoint", type=Path)
+    with user_errors():
+        args, config = parse(parser, argv)
+        run(config, args.operands, checkpoint=args.checkpoint)
+
+A word of the form section.key=value is an override wherever it stands; the other words are the stage's operands.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from components.config import Config, load_config
+from model.errors import UserError
+
+_OVERRIDE = re.compile(r"\w+(\.\w+)+=")
+
+
+def stage_parser(stage: str, description: str | None, *, operands: str = "") -> argparse.ArgumentParser:
+    """The parser of `maskrcnn <stage>`; `operands` names the words it takes besides overrides, if it takes any."""
+    parser = argparse.ArgumentParser(
+        prog=f"maskrcnn {stage}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file (%(default)s)")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar=f"{operands} | section.key=value" if operands else "section.key=value",
+        help="overrides of the parameter file, such as train.base_lr=0.01",
+    )
+    parser.set_defaults(operands=[], takes_operands=bool(operands))
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Config]:
+    """Read the command line (sys.argv by default) and the parameter file it names.
+
+    Returns:
+        The arguments, with `overrides` and `operands` (lists of str) told apart, and the configuration.
+
+    Raises:
+        ConfigError: if the parameter file or an override cannot be used.
+    """
+    args = parse_words(parser, argv)
+    return args, load_config(args.params, args.overrides)
+
+
+def parse_words(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """As `parse`, for a command that reads no parameter file."""
+    args = parser.parse_intermixed_args(argv)
+    if args.takes_operands:
+        words = args.overrides
+        args.overrides = [word for word in words if _OVERRIDE.match(word)]
+        args.operands = [word for word in words if not _OVERRIDE.match(word)]
+    return args
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """End the process with `error: …` on stderr and status 2 where the user can mend the cause; other errors pass."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
