@@ -1,0 +1,74 @@
+"""Masks to polygons, exactly: what pycocotools rasterises from the outline is the mask again, pixel for pixel.
+
+A mask's outline is made of rings of pixel edges. Every corner of it has one vertical and one horizontal neighbour on its
+ring: the corners of one column, in order, pair up into vertical edges, those of one row into horizontal ones. Where a ring is a
+hole, all rings become one polygon through bridges that are walked once each way, so the even-odd rule cancels them.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def mask_to_polygons(mask: NDArray[np.generic]) -> list[NDArray[np.float32]]:
+    """The outline of a mask: one polygon a ring, or a single keyholed polygon where there are holes.
+
+    Args:
+        mask: [height, width], any dtype; non-zero is inside.
+
+    Returns:
+        Polygons [V, 2] float32, (x, y) in pixels, first vertex not repeated; their union under the even-odd rule is the mask.
+        None for an empty mask.
+    """
+    inside = np.pad(np.asarray(mask) != 0, 1)
+    rings = _rings(inside)
+    if any(_is_hole(ring, inside) for ring in rings):
+        return [_keyhole(rings)]
+    return rings
+
+
+def _rings(inside: NDArray[np.bool_]) -> list[NDArray[np.float32]]:
+    """Closed walks along the pixel edges of a mask padded by one pixel: [V, 2] each, first vertex leftmost, then topmost."""
+    xy = _corners(inside)
+    up_down = _partners(np.lexsort((xy[:, 1], xy[:, 0])))
+    left_right = _partners(np.lexsort((xy[:, 0], xy[:, 1])))
+    rings, seen = [], [False] * len(xy)
+    for start in range(len(xy)):
+        ring, corner = [], start
+        while not seen[corner]:
+            ring += [corner, up_down[corner]]
+            seen[corner] = seen[up_down[corner]] = True
+            corner = left_right[up_down[corner]]
+        if ring:
+            rings.append(xy[ring].astype(np.float32))
+    return rings
+
+
+def _corners(inside: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Points where the outline turns, [V, 2] (x, y), by x and then y; twice where two pixels touch by a corner only."""
+    top_left, top_right = inside[:-1, :-1], inside[:-1, 1:]
+    bottom_left, bottom_right = inside[1:, :-1], inside[1:, 1:]
+    turns = top_left ^ top_right ^ bottom_left ^ bottom_right
+    crosses = (top_left == bottom_right) & (top_right == bottom_left) & (top_left != top_right)
+    times = turns + 2 * crosses.astype(np.int64)
+    xy = np.argwhere(times.T)
+    return np.repeat(xy, times.T[xy[:, 0], xy[:, 1]], axis=0)
+
+
+def _partners(order: NDArray[np.int64]) -> list[int]:
+    """In a line-by-line order, corners 0 and 1 share an edge, 2 and 3 the next: the other end of each corner's edge."""
+    partner = np.empty_like(order)
+    partner[order[0::2]], partner[order[1::2]] = order[1::2], order[0::2]
+    return list(partner.tolist())
+
+
+def _is_hole(ring: NDArray[np.float32], inside: NDArray[np.bool_]) -> bool:
+    """Whether the pixel right below the ring's leftmost, topmost corner, which the ring encloses, is outside the mask."""
+    x, y = ring[0].astype(int)
+    return not inside[y + 1, x + 1]
+
+
+def _keyhole(rings: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """One polygon: round the first ring, over to the next and round it, …, then back over the same bridges."""
+    forth = [np.concatenate([ring, ring[:1]]) for ring in rings]
+    back = [ring[:1] for ring in rings[-2:0:-1]]
+    return np.concatenate(forth + back)
