@@ -33,6 +33,6 @@ setup(
     ],
     extras_require={
         "pipelines": ["kfp>=2.17,<3", "kfp-kubernetes>=2.17,<3", "kubernetes>=27,<31"],
-        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.8", "mypy>=1.11"],
+        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.8", "mypy>=1.11", "uv>=0.4"],
     },
 )

@@ -1,0 +1,59 @@
+# `make` lists what can be done. Everything runs in .venv, which is made from requirements.lock on first use.
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-slow gpu-test lint ui bench lock clean
+VENV := .venv
+BIN := $(VENV)/bin
+PORT ?= 5000
+export PATH := $(CURDIR)/$(BIN):$(PATH)  # DVC calls python by name
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := true
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(VENV)/.installed  ## .venv with the locked packages and this one; PYTHON=… picks the interpreter (3.11 or 3.12)
+
+$(VENV)/.installed: requirements.lock setup.py
+	@python="$(PYTHON)"; [ "$$python" ] || for name in python3.12 python3.11 python3; do \
+	  $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null && python=$$name && break; \
+	done; \
+	[ "$$python" ] || { echo "error: no Python 3.11 or 3.12 on PATH; install one, or name it: make venv PYTHON=/path/to/python"; exit 1; }; \
+	echo "installing into $(VENV) with $$python: about 5 GB, some minutes"; \
+	[ -x $(BIN)/python ] || "$$python" -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@# .dvc/config says no_scm, so that `dvc repro` works in a tree without git; with git, DVC may use it.
+	@if [ -e .git ]; then $(BIN)/dvc config --local core.no_scm false; fi
+	@touch $@
+
+demo: venv  ## generate data, train, evaluate, predict, benchmark; print the result (15 minutes on 2 cores)
+	$(BIN)/dvc repro
+	@$(BIN)/python -m pipelines.summary
+
+test: venv  ## the quick tests
+	$(BIN)/python -m pytest
+
+test-slow: venv  ## tests of minutes
+	$(BIN)/python -m pytest -m slow
+
+gpu-test: venv  ## tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+lint: venv  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+ui: venv  ## MLflow on the runs so far, at http://127.0.0.1:5000 (PORT=… for another)
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(PORT)
+
+bench: venv  ## throughput, step time and memory, beside torchvision
+	$(BIN)/maskrcnn benchmark
+
+lock: venv  ## resolve requirements.lock anew from setup.py, keeping what is still allowed
+	$(BIN)/uv pip compile setup.py --all-extras --universal --python-version 3.11 \
+	  --no-annotate --no-emit-index-url --custom-compile-command "make lock" --output-file requirements.lock
+
+clean:  ## caches and build outputs; data, runs and .venv stay
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
