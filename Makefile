@@ -4,7 +4,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 5000
-export PATH := $(CURDIR)/$(BIN):$(PATH)  # DVC calls python by name
+# DVC calls python by name.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 
@@ -19,7 +20,7 @@ $(VENV)/.installed: requirements.lock setup.py
 	done; \
 	[ "$$python" ] || { echo "error: no Python 3.11 or 3.12 on PATH; install one, or name it: make venv PYTHON=/path/to/python"; exit 1; }; \
 	echo "installing into $(VENV) with $$python: about 5 GB, some minutes"; \
-	[ -x $(BIN)/python ] || "$$python" -m venv $(VENV)
+	[ -x $(BIN)/pip ] || "$$python" -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@# .dvc/config says no_scm, so that `dvc repro` works in a tree without git; with git, DVC may use it.

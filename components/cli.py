@@ -47,18 +47,12 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
     Raises:
         ConfigError: if the parameter file or an override cannot be used.
     """
-    args = parse_words(parser, argv)
-    return args, load_config(args.params, args.overrides)
-
-
-def parse_words(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """As `parse`, for a command that reads no parameter file."""
     args = parser.parse_intermixed_args(argv)
     if args.takes_operands:
         words = args.overrides
         args.overrides = [word for word in words if _OVERRIDE.match(word)]
         args.operands = [word for word in words if not _OVERRIDE.match(word)]
-    return args
+    return args, load_config(args.params, args.overrides)
 
 
 @contextmanager

@@ -1,0 +1,45 @@
+"""What the local pipeline came to: the AP table, where the pictures lie, how to see more. `make demo` ends with it."""
+
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from components.cli import user_errors
+from components.config import load_config
+from model.errors import UserError
+
+AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+
+def summary_table(evaluation: dict[str, Any]) -> Table:
+    """Box and mask AP of an `evaluation.json` as fractions; a dash where no such object exists."""
+    table = Table(title=f"{evaluation['images']} images, {evaluation['checkpoint']}")
+    table.add_column("")
+    for name in AP_NAMES:
+        table.add_column(name, justify="right")
+    for kind, label in (("bbox", "box"), ("segm", "mask")):
+        scores = [evaluation[kind][name] for name in AP_NAMES]
+        table.add_row(label, *("–" if score is None else f"{score:.3f}" for score in scores))
+    return table
+
+
+def main() -> None:
+    """Print the result of the run that params.yaml names."""
+    with user_errors():
+        run_dir = load_config().train.output_dir
+        path = run_dir / "evaluation.json"
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; `dvc repro` or `maskrcnn evaluate` writes it")
+        evaluation = json.loads(path.read_text(encoding="utf-8"))
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    console.print(summary_table(evaluation))
+    for what, where in (("drawn predictions", run_dir / "predictions"), ("curves", run_dir / "plots")):
+        console.print(f"{what + ':':<19}{where}")
+    console.print("all runs in MLflow: make ui")
+
+
+if __name__ == "__main__":
+    main()
