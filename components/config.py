@@ -89,7 +89,7 @@ def config_from_dict(tree: dict[str, Any], where: str) -> Config:
 
 def save_config(config: Config, path: str | Path) -> None:
     """Write every value, defaults too, as a parameter file that `load_config` reads."""
-    with open(path, "w", encoding="utf-8") as file:
+    with Path(path).open("w", encoding="utf-8") as file:
         YAML(typ="safe", pure=True).dump(config.model_dump(mode="json"), file)
 
 
@@ -146,13 +146,16 @@ def _explain(problem: Any, where: str) -> str:
 
 
 def _nearest(location: list[str]) -> str:
-    """Where an unknown key may have been meant to stand: a like one in its section, or the same one in another."""
-    known = _key_names(Config)
-    siblings = [key for key in known if key.rpartition(".")[0] == ".".join(location[:-1])]
-    near = difflib.get_close_matches(".".join(location), siblings, n=1, cutoff=0.6)
-    near = near or [key for key in known if key.rpartition(".")[2] == location[-1]]
-    near = near or difflib.get_close_matches(".".join(location), known, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(siblings)}"
+    """Where an unknown key may have been meant to stand: a like one in its section, or in another."""
+    section = ".".join(location[:-1])
+    known = {key.rpartition("."): key for key in _key_names(Config)}
+    siblings = {name: key for (parent, _, name), key in known.items() if parent == section}
+    others = {name: key for (_, _, name), key in known.items()}
+    for candidates, cutoff in ((siblings, 0.6), (others, 0.75)):
+        near = difflib.get_close_matches(location[-1], candidates, n=1, cutoff=cutoff)
+        if near:
+            return f"; did you mean {candidates[near[0]]}?"
+    return f"; known: {', '.join(siblings.values())}"
 
 
 def _key_names(section: type[BaseModel], prefix: str = "") -> list[str]:
