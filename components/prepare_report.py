@@ -1,0 +1,96 @@
+"""The report of `prepare`: counts as JSON, and one picture: classes, sizes, sample images with their masks drawn."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path as Outline
+
+from model.data.annotations import CocoFile
+from model.data.index import CocoIndex
+from model.data.transforms import read_image
+
+_SAMPLE_COLUMNS = 4
+_SHOWN_CLASSES = 30
+_SMALL_PX, _LARGE_PX = 32, 96  # COCO's bounds between small, medium and large: side of a square of the same area
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """What a split holds and what was dropped from it."""
+
+    images: int
+    images_without_instances: int
+    instances: int
+    crowds: int
+    clipped_boxes: int  # reached out of the frame
+    per_class: dict[str, int]  # instances by class name
+    per_size: dict[str, int]  # small, medium, large by box area
+    dropped: dict[str, int]  # records by kind of fault
+    data_hash: str
+
+
+def split_report(coco: CocoFile, data_hash: str) -> SplitReport:
+    """Count what a checked annotation file holds."""
+    instances = [instance for of_image in coco.instances.values() for instance in of_image]
+    ordinary = [instance for instance in instances if not instance.is_crowd]
+    classes = Counter(instance.category_id for instance in ordinary)
+    boxes = np.array([instance.box for instance in ordinary]).reshape(-1, 4)
+    sides_px = np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
+    small, medium, large = np.histogram(sides_px, [0, _SMALL_PX, _LARGE_PX, np.inf])[0].tolist()
+    return SplitReport(
+        images=len(coco.images),
+        images_without_instances=sum(all(x.is_crowd for x in of_image) for of_image in coco.instances.values()),
+        instances=len(ordinary),
+        crowds=len(instances) - len(ordinary),
+        clipped_boxes=sum(instance.was_clipped for instance in instances),
+        per_class={name: classes[category_id] for category_id, name in coco.categories.items()},
+        per_size={"small": small, "medium": medium, "large": large},
+        dropped=dict(Counter(problem.kind for problem in coco.problems)),
+        data_hash=data_hash,
+    )
+
+
+def draw_report(path: Path, reports: dict[str, SplitReport], index: CocoIndex) -> None:
+    """Draw counts per class and size for each split, and the first images of `index` with their masks."""
+    figure = Figure(figsize=(14, 15), layout="constrained")
+    grid = figure.add_gridspec(4, _SAMPLE_COLUMNS, height_ratios=(1.5, 1, 1, 1))
+    classes, sizes = figure.add_subplot(grid[0, :-1]), figure.add_subplot(grid[0, -1])
+    names = [name for name, _ in Counter(next(iter(reports.values())).per_class).most_common(_SHOWN_CLASSES)]
+    for rank, (split, report) in enumerate(reports.items()):
+        _bars(classes, names, [report.per_class[name] for name in names], rank, f"{split}: {report.images} images")
+        _bars(sizes, list(report.per_size), list(report.per_size.values()), rank, split)
+    classes.set(title=f"instances per class (at most {_SHOWN_CLASSES})", yscale="symlog")
+    classes.tick_params(axis="x", rotation=60)
+    classes.legend()
+    sizes.set(title=f"instances per size ({_SMALL_PX} and {_LARGE_PX} px)")
+    for i in range(min(3 * _SAMPLE_COLUMNS, len(index))):
+        _draw_sample(figure.add_subplot(grid[1 + i // _SAMPLE_COLUMNS, i % _SAMPLE_COLUMNS]), index, i)
+    figure.savefig(path, dpi=80)
+
+
+def _bars(axes: Axes, names: list[str], counts: list[int], rank: int, label: str) -> None:
+    places = np.arange(len(names))
+    axes.bar(places + 0.4 * rank, counts, width=0.4, align="edge", label=label)
+    axes.set_xticks(places + 0.4, names)
+
+
+def _draw_sample(axes: Axes, index: CocoIndex, i: int) -> None:
+    """One image, each instance's mask in a colour of its own."""
+    axes.imshow(read_image(index.image_path(i), apply_exif=bool(index.apply_exif[i])))
+    axes.autoscale(False)
+    axes.axis("off")
+    instances = index.instances(i)
+    for k, (first, last) in enumerate(
+        zip(instances.instance_offsets[:-1], instances.instance_offsets[1:], strict=True)
+    ):
+        if first == last:
+            continue
+        parts = [instances.xy[slice(*instances.part_offsets[t : t + 2])] for t in range(first, last)]
+        outline = Outline.make_compound_path(*(Outline(np.vstack([part, part[:1]]), closed=True) for part in parts))
+        axes.add_patch(PathPatch(outline, facecolor=f"C{k % 10}", edgecolor="white", alpha=0.5))
+    axes.set_title(str(index.image_ids[i]), fontsize=8)

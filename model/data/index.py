@@ -1,0 +1,193 @@
+"""The index: a prepared split as flat arrays on disk, memory-mapped, without a Python object per annotation.
+
+Arrays, one .npy each, for n images, m instances, t polygon parts, v vertices:
+    image_ids [n] int64, sizes [n, 2] int32 (height, width), apply_exif [n] bool,
+    file_names [bytes] uint8 UTF-8, file_name_offsets [n + 1] int64,
+    image_offsets [n + 1] int64: image i owns instances image_offsets[i] to [i + 1],
+    boxes [m, 4] float32 (x1, y1, x2, y2) in original pixels, labels [m] int64 from 1, is_crowd [m] bool,
+    instance_offsets [m + 1] int64 into parts, part_offsets [t + 1] int64 into vertices, xy [v, 2] float32 original pixels.
+`meta.json` holds the classes, where the images are, and the hash of annotations and image files.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.data.annotations import ImageRecord, Instance
+from model.errors import UserError
+
+_META = "meta.json"
+
+
+@dataclass(frozen=True)
+class CocoInstances:
+    """The annotations of one image, crowds too; original pixels. Views of the index: not to be written to."""
+
+    boxes: NDArray[np.float32]  # [k, 4] xyxy
+    labels: NDArray[np.int64]  # [k] 1 … classes
+    is_crowd: NDArray[np.bool_]  # [k]
+    xy: NDArray[np.float32]  # [v, 2]
+    part_offsets: NDArray[np.int64]  # [t + 1] into xy
+    instance_offsets: NDArray[np.int64]  # [k + 1] into parts
+
+
+@dataclass(frozen=True)
+class IndexedImage:
+    """What `prepare` learned about one image."""
+
+    record: ImageRecord
+    apply_exif: bool
+    instances: list[Instance]
+
+
+class CocoIndex:
+    """A prepared split. Cheap to open, to pickle and to share between processes.
+
+    Attributes:
+        image_ids: [n] int64, COCO's, rising.
+        sizes: [n, 2] int32 (height, width) as annotated.
+        apply_exif: [n] bool, whether decoding must turn the image.
+        has_instances: [n] bool, whether there is an instance that is no crowd.
+        class_names, category_ids: of label k at k - 1.
+        data_hash: of annotations and image files; the same wherever the data lies.
+        ground_truth_path: clean COCO JSON of the same images.
+    """
+
+    def __init__(self, prepared_dir: Path, split: str) -> None:
+        self._prepared_dir, self._split = prepared_dir, split
+        folder = prepared_dir / split
+        if not (folder / _META).is_file():
+            raise UserError(
+                f"{folder}: holds no prepared data. Run `maskrcnn prepare` with the same data.prepared_dir first."
+            )
+        meta = json.loads((folder / _META).read_text(encoding="utf-8"))
+        self._arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in meta["arrays"]}
+        self._images_dir = _images_dir(meta, prepared_dir)
+        self.class_names = tuple(meta["class_names"])
+        self.category_ids = tuple(meta["category_ids"])
+        self.data_hash: str = meta["data_hash"]
+        self.ground_truth_path = prepared_dir / f"{split}.json"
+        self.image_ids, self.sizes = self._arrays["image_ids"], self._arrays["sizes"]
+        self.apply_exif = self._arrays["apply_exif"]
+        ordinary = np.concatenate([[0], np.cumsum(~self._arrays["is_crowd"])])
+        self.has_instances = np.diff(ordinary[self._arrays["image_offsets"]]) > 0
+
+    @classmethod
+    def open(cls, prepared_dir: Path, split: str) -> "CocoIndex":
+        """The index that `maskrcnn prepare` wrote for a split, train or val.
+
+        Raises:
+            UserError: if there is none.
+        """
+        return cls(prepared_dir, split)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CocoIndex, (self._prepared_dir, self._split)  # a worker maps the files itself
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def size(self, i: int) -> tuple[int, int]:
+        """(height, width) of image i."""
+        height, width = self.sizes[i].tolist()
+        return height, width
+
+    def image_path(self, i: int) -> Path:
+        """The file of image i."""
+        start, stop = self._arrays["file_name_offsets"][i : i + 2]
+        return self._images_dir / self._arrays["file_names"][start:stop].tobytes().decode()
+
+    def instances(self, i: int) -> CocoInstances:
+        """The annotations of image i."""
+        arrays = self._arrays
+        first, last = arrays["image_offsets"][i : i + 2]
+        instance_offsets = arrays["instance_offsets"][first : last + 1]
+        part_offsets = arrays["part_offsets"][instance_offsets[0] : instance_offsets[-1] + 1]
+        return CocoInstances(
+            boxes=arrays["boxes"][first:last],
+            labels=arrays["labels"][first:last],
+            is_crowd=arrays["is_crowd"][first:last],
+            xy=arrays["xy"][part_offsets[0] : part_offsets[-1]],
+            part_offsets=part_offsets - part_offsets[0],
+            instance_offsets=instance_offsets - instance_offsets[0],
+        )
+
+
+def write_index(
+    folder: Path,
+    images: Sequence[IndexedImage],
+    *,
+    categories: dict[int, str],
+    data_hash: str,
+    location: dict[str, str],
+) -> None:
+    """Write a split's arrays and meta.json into a new folder.
+
+    Args:
+        categories: id → name, in the order of their labels.
+        location: from `images_location`.
+    """
+    arrays = _image_arrays(images) | _instance_arrays(
+        [x for image in images for x in image.instances], list(categories)
+    )
+    folder.mkdir(parents=True)
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    meta = {
+        "arrays": list(arrays),
+        "category_ids": list(categories),
+        "class_names": list(categories.values()),
+        "data_hash": data_hash,
+        **location,
+    }
+    (folder / _META).write_text(json.dumps(meta, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def images_location(raw_dir: Path, images: Path, prepared_dir: Path) -> dict[str, str]:
+    """How to find the images again: from the current directory, or, when the tree has moved, from prepared_dir."""
+    return {
+        "images_dir": str(raw_dir / images),
+        "images_dir_from_prepared": os.path.relpath(raw_dir / images, prepared_dir),
+    }
+
+
+def _images_dir(meta: dict[str, Any], prepared_dir: Path) -> Path:
+    direct = Path(meta["images_dir"])
+    return direct if direct.is_dir() else prepared_dir / meta["images_dir_from_prepared"]
+
+
+def _image_arrays(images: Sequence[IndexedImage]) -> dict[str, NDArray[Any]]:
+    records = [image.record for image in images]
+    names = [record.file_name.encode() for record in records]
+    return {
+        "image_ids": np.array([record.id for record in records], dtype=np.int64),
+        "sizes": np.array([(record.height, record.width) for record in records], dtype=np.int32).reshape(-1, 2),
+        "apply_exif": np.array([image.apply_exif for image in images], dtype=bool),
+        "file_names": np.frombuffer(b"".join(names), dtype=np.uint8),
+        "file_name_offsets": _offsets(len(name) for name in names),
+        "image_offsets": _offsets(len(image.instances) for image in images),
+    }
+
+
+def _instance_arrays(instances: Sequence[Instance], category_ids: list[int]) -> dict[str, NDArray[Any]]:
+    labels = {category_id: label for label, category_id in enumerate(category_ids, 1)}
+    polygons = [polygon for instance in instances for polygon in instance.polygons]
+    return {
+        "boxes": np.array([instance.box for instance in instances], dtype=np.float32).reshape(-1, 4),
+        "labels": np.array([labels[instance.category_id] for instance in instances], dtype=np.int64),
+        "is_crowd": np.array([instance.is_crowd for instance in instances], dtype=bool),
+        "instance_offsets": _offsets(len(instance.polygons) for instance in instances),
+        "part_offsets": _offsets(len(polygon) for polygon in polygons),
+        "xy": np.concatenate([np.zeros((0, 2), dtype=np.float32), *polygons]),
+    }
+
+
+def _offsets(lengths: Iterable[int]) -> NDArray[np.int64]:
+    return np.fromiter(accumulate(lengths, initial=0), dtype=np.int64)

@@ -1,0 +1,71 @@
+"""Opening every image of a data set once: does it decode, is it as large as its annotations say, what does it hold."""
+
+import hashlib
+import io
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+
+from model.data.annotations import ImageRecord
+
+_EXIF_ORIENTATION = 0x0112
+_EXIF_QUARTER_TURNS = (5, 6, 7, 8)
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What opening one image file told."""
+
+    apply_exif: bool  # the annotated size is the one after turning as EXIF says
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ImageFault:
+    """Why an image file cannot be used."""
+
+    kind: str
+    reason: str
+
+
+def measure_images(folder: Path, records: Sequence[ImageRecord], workers: int) -> Iterator[ImageFacts | ImageFault]:
+    """Measure the file of each record, in order.
+
+    Args:
+        folder: what file names are relative to.
+        workers: processes that decode; 0 decodes in this one.
+    """
+    if workers == 0:
+        yield from (measure_image(folder, record) for record in records)
+        return
+    # spawn: the caller may hold threads, which a forked child would find locked.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(partial(measure_image, folder), records, chunksize=16)
+
+
+def measure_image(folder: Path, record: ImageRecord) -> ImageFacts | ImageFault:
+    """Decode the whole file, so that a truncated one is found, and compare its size with the record's."""
+    path = folder / record.file_name
+    try:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+            width, height = image.size
+            orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except FileNotFoundError:
+        return ImageFault("missing file", f"{path} does not exist")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow's decoders raise
+        return ImageFault("unreadable file", f"{path} cannot be decoded: {error}")
+    annotated = (record.height, record.width)
+    turned = (width, height) if orientation in _EXIF_QUARTER_TURNS else (height, width)
+    if annotated not in (turned, (height, width)):
+        return ImageFault(
+            "wrong size",
+            f"{path} is {height} × {width} (height × width), its annotations say {record.height} × {record.width}",
+        )
+    return ImageFacts(apply_exif=annotated == turned, sha256=hashlib.sha256(content).hexdigest())
