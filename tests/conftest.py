@@ -1,9 +1,11 @@
 """Fixtures that every floor shares."""
 
+import importlib.util
 import os
 from pathlib import Path
 
 import pytest
+from torch.utils._python_dispatch import TorchDispatchMode
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -18,3 +20,15 @@ def coco_tiny() -> Path:
             pytest.fail(reason)
         pytest.skip(reason)
     return path
+
+
+@pytest.fixture(scope="session")
+def no_sync() -> type[TorchDispatchMode]:
+    """`with no_sync(): …` fails where the host would wait for the device; see tests/no_sync.py."""
+    path = Path(__file__).with_name("no_sync.py")  # under importmode=importlib tests cannot import one another
+    spec = importlib.util.spec_from_file_location("no_sync", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.NoSync

@@ -1,0 +1,324 @@
+"""The operators, as the rest of the code calls them: arguments are checked here, then the reference computes.
+
+Shapes: N images, A anchors or boxes, G ground-truth rows (padded), L levels, K boxes of a row, R rows or RoIs, M mask side.
+Boxes are (x1, y1, x2, y2) in pixels; sizes are (height, width). Apart from `encode_masks`, output shapes follow from input
+shapes and no operator makes the host wait for the device.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cuda_ops import reference
+from cuda_ops.reference.polygons import PackedPolygons
+from cuda_ops.reference.roi_align import FeaturePyramid
+
+
+def generate_anchors(
+    feature_sizes: Sequence[tuple[int, int]],
+    image_size: tuple[int, int],
+    sizes: Sequence[float],
+    aspect_ratios: Sequence[float],
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Anchors of every cell of every level.
+
+    Args:
+        feature_sizes: (height, width) of each level's feature map, finest first.
+        image_size: padded (height, width) in pixels; a level's stride is image_size // feature size on either axis.
+        sizes: side of a square anchor in pixels, one a level.
+        aspect_ratios: height / width, shared by all levels.
+        device: where the anchors are made.
+        dtype: a floating type.
+
+    Returns:
+        [A, 4], ordered by level, y, x, ratio. Corners relative to the cell are rounded to whole pixels.
+
+    Raises:
+        ValueError: if the levels of feature_sizes and sizes differ, or an argument is empty or not positive.
+
+    Source: Faster R-CNN (arXiv:1506.01497), FPN (arXiv:1612.03144); equals torchvision's AnchorGenerator.
+    """
+    op = "generate_anchors"
+    _require(len(feature_sizes) == len(sizes) > 0, op, "sizes", f"one a level, {len(feature_sizes)}", len(sizes))
+    _require(all(h > 0 and w > 0 for h, w in feature_sizes), op, "feature_sizes", "positive", list(feature_sizes))
+    _require(min(*image_size, *sizes) > 0, op, "image_size and sizes", "positive", (*image_size, *sizes))
+    _require(min(aspect_ratios, default=0) > 0, op, "aspect_ratios", "positive, at least one", list(aspect_ratios))
+    return reference.generate_anchors(feature_sizes, image_size, sizes, aspect_ratios, device, dtype)
+
+
+def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """Intersection over union of every pair.
+
+    Args:
+        boxes1: [..., A, 4] float.
+        boxes2: [..., B, 4] float, same dtype; leading dimensions broadcast.
+
+    Returns:
+        [..., A, B], 0 to 1. Two boxes without area have IoU 0.
+
+    Raises:
+        ValueError: if a shape or dtype is not as above.
+    """
+    _require_boxes(boxes1, "box_iou", "boxes1")
+    _require_boxes(boxes2, "box_iou", "boxes2")
+    _require(boxes1.dtype == boxes2.dtype, "box_iou", "boxes2", f"{boxes1.dtype} as boxes1", boxes2.dtype)
+    return reference.box_iou(boxes1, boxes2)
+
+
+def match_boxes(
+    boxes: Tensor, gt_boxes: Tensor, num_gt: Tensor, fg_iou: float, bg_iou: float, low_quality: bool = False
+) -> Tensor:
+    """Give each box the ground truth it should learn, or the reason why not.
+
+    Args:
+        boxes: [N, A, 4] float, or [A, 4] shared by all images.
+        gt_boxes: [N, G, 4] float; rows from num_gt[n] on are padding.
+        num_gt: [N] int, on the same device. 0 is allowed.
+        fg_iou: IoU from which a box learns its best ground truth (of equals, the lowest row).
+        bg_iou: IoU below which a box is background; between the two it is ignored.
+        low_quality: whether boxes that overlap some ground truth more than any other box does also learn (their own best
+            ground truth), however low their IoU is, unless it is 0.
+
+    Returns:
+        [N, A] int64: a row of gt_boxes, or BACKGROUND (-1), or IGNORE (-2).
+
+    Raises:
+        ValueError: if bg_iou > fg_iou, or a shape or dtype is not as above.
+
+    Source: Faster R-CNN (arXiv:1506.01497), section 3.1.2; equals torchvision's Matcher.
+    """
+    op = "match_boxes"
+    _require_boxes(boxes, op, "boxes", dims=(2, 3))
+    _require_boxes(gt_boxes, op, "gt_boxes", dims=(3,))
+    _require(boxes.dtype == gt_boxes.dtype, op, "gt_boxes", f"{boxes.dtype} as boxes", gt_boxes.dtype)
+    num_images = gt_boxes.shape[0]
+    _require(boxes.dim() == 2 or boxes.shape[0] == num_images, op, "boxes", f"of {num_images} images", boxes.shape)
+    _require(_is_integer(num_gt) and num_gt.shape == (num_images,), op, "num_gt", f"[{num_images}] int", _kind(num_gt))
+    _require(bg_iou <= fg_iou, op, "bg_iou", f"at most fg_iou ({fg_iou})", bg_iou)
+    return reference.match_boxes(boxes, gt_boxes, num_gt, fg_iou, bg_iou, low_quality)
+
+
+def select_proposals(
+    objectness: Tensor,
+    box_deltas: Tensor,
+    anchors: Tensor,
+    image_sizes: Tensor,
+    level_sizes: Sequence[int],
+    pre_nms_top_n: int,
+    min_size: float = 1e-3,
+) -> tuple[Tensor, Tensor]:
+    """Of each level the boxes with the highest objectness, decoded and clipped: what goes into non-maximum suppression.
+
+    Args:
+        objectness: [N, A] float logits, levels one after another.
+        box_deltas: [N, A, 4] float.
+        anchors: [A, 4] float; its dtype is that of the result.
+        image_sizes: [N, 2] (height, width) inside the padding, in pixels.
+        level_sizes: anchors of each level; they sum to A.
+        pre_nms_top_n: boxes to take of a level, at most.
+        min_size: in pixels; boxes with a shorter side are marked.
+
+    Returns:
+        boxes [N, L, K, 4] with K = min(pre_nms_top_n, largest level), and scores [N, L, K] (probabilities), descending
+        apart from marks: -inf marks boxes shorter than min_size and, where a level has fewer than K anchors, padding.
+        No gradient flows.
+
+    Raises:
+        ValueError: if a shape or dtype is not as above, or pre_nms_top_n < 1.
+
+    Source: FPN (arXiv:1612.03144); the steps of torchvision's RegionProposalNetwork.filter_proposals before its NMS.
+    """
+    op = "select_proposals"
+    _require_boxes(box_deltas, op, "box_deltas", dims=(3,))
+    _require_boxes(anchors, op, "anchors", dims=(2,))
+    num_images, num_anchors = box_deltas.shape[:2]
+    _require(
+        objectness.shape == (num_images, num_anchors), op, "objectness", [num_images, num_anchors], objectness.shape
+    )
+    _require(len(anchors) == num_anchors, op, "anchors", f"{num_anchors} as box_deltas", len(anchors))
+    _require(image_sizes.shape == (num_images, 2), op, "image_sizes", [num_images, 2], image_sizes.shape)
+    _require(sum(level_sizes) == num_anchors > 0, op, "level_sizes", f"a split of {num_anchors}", list(level_sizes))
+    _require(pre_nms_top_n > 0, op, "pre_nms_top_n", "positive", pre_nms_top_n)
+    return reference.select_proposals(
+        objectness, box_deltas, anchors, image_sizes, level_sizes, pre_nms_top_n, min_size
+    )
+
+
+def batched_nms(
+    boxes: Tensor, scores: Tensor, iou_threshold: float, max_output: int, groups: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Greedy non-maximum suppression of each row on its own.
+
+    Args:
+        boxes: [R, K, 4] float; a row is an image, or a level of an image.
+        scores: [R, K] float; -inf marks boxes that are never kept and suppress nothing.
+        iou_threshold: 0 to 1; a box goes if its IoU with a kept, better one is greater. Of equals the first is better.
+        max_output: boxes to keep of a row, at most.
+        groups: [R, K] int; boxes of different groups never suppress each other.
+
+    Returns:
+        indices [R, max_output] int64 into K by descending score, 0 from counts on, and counts [R] int64.
+
+    Raises:
+        ValueError: if a shape or dtype is not as above, iou_threshold is not 0 to 1, or max_output < 1.
+
+    Source: keeps what torchvision.ops.nms keeps of each row and group.
+    """
+    op = "batched_nms"
+    _require_boxes(boxes, op, "boxes", dims=(3,))
+    _require(scores.shape == boxes.shape[:2], op, "scores", list(boxes.shape[:2]), scores.shape)
+    _require(groups is None or groups.shape == scores.shape, op, "groups", list(scores.shape), _shape(groups))
+    _require(0 <= iou_threshold <= 1, op, "iou_threshold", "0 to 1", iou_threshold)
+    _require(max_output > 0, op, "max_output", "positive", max_output)
+    return reference.batched_nms(boxes, scores, iou_threshold, max_output, groups)
+
+
+def multilevel_roi_align(
+    features: Sequence[Tensor] | FeaturePyramid,
+    boxes: Tensor,
+    *,
+    image_size: tuple[int, int],
+    output_size: int,
+    sampling_ratio: int,
+) -> Tensor:
+    """Pool each box from the pyramid level that suits its size.
+
+    Args:
+        features: one [N, C, H_l, W_l] float a level, finest first, or `flatten_pyramid` of them, which several calls share.
+        boxes: [N, R, 4] float, input pixels. They get no gradient; padding (without area, even nan) pools finite values.
+        image_size: padded (height, width) of the input in pixels; level l has scale 2 ** round(log2(H_l / height)).
+        output_size: O, bins on either axis.
+        sampling_ratio: samples of a bin on either axis.
+
+    Returns:
+        [N, R, C, O, O], dtype of the features, channels-last in memory: flattened over N and R, a channels-last batch.
+
+    Raises:
+        ValueError: if a shape or dtype is not as above, or a number is not positive.
+
+    Source: Mask R-CNN (arXiv:1703.06870), FPN (arXiv:1612.03144); equals torchvision's MultiScaleRoIAlign.
+    """
+    op = "multilevel_roi_align"
+    _require_boxes(boxes, op, "boxes", dims=(3,))
+    pyramid = features if isinstance(features, FeaturePyramid) else flatten_pyramid(features)
+    _require(boxes.shape[0] == pyramid.num_images, op, "boxes", f"of {pyramid.num_images} images", boxes.shape)
+    _require(min(image_size) > 0, op, "image_size", "positive", image_size)
+    _require(output_size > 0, op, "output_size", "positive", output_size)
+    _require(sampling_ratio > 0, op, "sampling_ratio", "positive", sampling_ratio)
+    return reference.multilevel_roi_align(
+        pyramid, boxes, image_size=image_size, output_size=output_size, sampling_ratio=sampling_ratio
+    )
+
+
+def flatten_pyramid(features: Sequence[Tensor]) -> FeaturePyramid:
+    """Lay features out so that several calls of `multilevel_roi_align` share the work.
+
+    Args:
+        features: one [N, C, H_l, W_l] float a level, finest first; N and C are the same everywhere.
+
+    Returns:
+        A pyramid through which gradients flow back to the features.
+
+    Raises:
+        ValueError: if there is no level, or levels differ in N, C or dtype.
+    """
+    op = "flatten_pyramid"
+    _require(len(features) > 0, op, "features", "one level at least", 0)
+    kinds = {(level.dim(), *level.shape[:2], level.dtype) for level in features}
+    _require(
+        len(kinds) == 1 and features[0].dim() == 4 and features[0].is_floating_point(),
+        op,
+        "features",
+        "[N, C, H_l, W_l] float with the same N, C and dtype",
+        [_kind(level) for level in features],
+    )
+    return reference.flatten_pyramid(features)
+
+
+def rasterize_polygons(boxes: Tensor, instance_idxs: Tensor, polygons: PackedPolygons, size: int) -> Tensor:
+    """Cut instances out by boxes and fill them: the targets of a mask head.
+
+    Args:
+        boxes: [N, R, 4] float, pixels of the polygons.
+        instance_idxs: [N, R] int, row of the instance in its image, 0 … G - 1.
+        polygons: N·G instances, packed; an instance without parts is empty everywhere.
+        size: side of a mask in cells; a box is stretched over size × size of them, its sides taken as at least 0.1 px.
+
+    Returns:
+        [N, R, size, size] float32 of 0 and 1.
+
+    Raises:
+        ValueError: if a shape or dtype is not as above, or the instances do not divide evenly among the images.
+
+    Source: equals, bit for bit, detectron2's rasterize_polygons_within_box on pycocotools (frPyObjects, merge, decode).
+    """
+    op = "rasterize_polygons"
+    _require_boxes(boxes, op, "boxes", dims=(3,))
+    shape = boxes.shape[:2]
+    _require(
+        _is_integer(instance_idxs) and instance_idxs.shape == shape,
+        op,
+        "instance_idxs",
+        f"{list(shape)} int",
+        _kind(instance_idxs),
+    )
+    num_instances = polygons.instance_offsets.numel() - 1
+    is_even = num_instances % shape[0] == 0 if shape[0] else num_instances == 0
+    _require(is_even, op, "polygons", f"the same number of instances for {shape[0]} images", num_instances)
+    _require(size > 0, op, "size", "positive", size)
+    return reference.rasterize_polygons(boxes, instance_idxs, polygons, size)
+
+
+def encode_masks(
+    mask_probs: Tensor, boxes: Tensor, image_size: tuple[int, int], threshold: float = 0.5
+) -> list[dict[str, list[int]]]:
+    """Run-length encode detected masks in the frame of their image. The host waits for the device here.
+
+    Args:
+        mask_probs: [D, M, M] float, 0 to 1, each in the frame of its box.
+        boxes: [D, 4] float, pixels of the original image; may reach out of it.
+        image_size: (height, width) of the original image.
+        threshold: a pixel belongs to the mask if its probability is greater.
+
+    Returns:
+        D dictionaries {"size": [height, width], "counts": [int, …]}: COCO's uncompressed column-major RLE.
+
+    Raises:
+        ValueError: if a shape or dtype is not as above, or image_size is not positive.
+
+    Source: the mask of torchvision's paste_masks_in_image(padding=1) > threshold, without painting the image.
+    """
+    op = "encode_masks"
+    _require_boxes(boxes, op, "boxes", dims=(2,))
+    is_square = mask_probs.dim() == 3 and mask_probs.shape[1] == mask_probs.shape[2] > 0
+    _require(is_square and mask_probs.is_floating_point(), op, "mask_probs", "[D, M, M] float", _kind(mask_probs))
+    _require(len(mask_probs) == len(boxes), op, "boxes", f"{len(mask_probs)} as mask_probs", len(boxes))
+    _require(min(image_size) > 0, op, "image_size", "positive", image_size)
+    return reference.encode_masks(mask_probs, boxes, image_size, threshold)
+
+
+def _require_boxes(boxes: Tensor, op: str, argument: str, dims: tuple[int, ...] = ()) -> None:
+    is_shaped = boxes.dim() >= 2 and boxes.shape[-1] == 4 and (not dims or boxes.dim() in dims)
+    expected = " or ".join(f"[{'…, ' * (dim - 2)}boxes, 4]" for dim in dims) or "[…, boxes, 4]"
+    _require(is_shaped and boxes.is_floating_point(), op, argument, f"{expected} float", _kind(boxes))
+
+
+def _require(condition: bool, op: str, argument: str, must: object, got: object) -> None:
+    if not condition:
+        got = list(got) if isinstance(got, torch.Size) else got
+        raise ValueError(f"{op}: {argument} must be {must}, got {got}")
+
+
+def _is_integer(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{list(tensor.shape)} {tensor.dtype}"
+
+
+def _shape(tensor: Tensor | None) -> list[int] | None:
+    return None if tensor is None else list(tensor.shape)

@@ -1,0 +1,129 @@
+"""Polygons cropped to boxes and filled on a small grid, bit for bit as pycocotools fills them.
+
+Shapes: N images, R boxes an image, B boxes at a time, G instances an image, V vertices, T parts, E edges of one instance
+(padded), M side of the grid. Boxes are (x1, y1, x2, y2) in pixels of the polygons.
+
+pycocotools rounds vertices to fifths of a cell, walks along each edge in steps of a fifth, notes where the walk passes the
+middle of a column (from fifth 5c + 2 to 5c + 3), and fills each column below an odd number of such crossings. An edge passes
+the middle of a column at most once, so edges × columns, all at once, tell the same; only the arithmetic of a step must agree.
+Source: COCO API, rleFrPoly; the crop is detectron2's rasterize_polygons_within_box.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+FIFTHS = 5
+MIN_SIDE_PX = 0.1
+CHUNK_CROSSINGS = 2**18  # edge × column pairs at once: some 30 MiB of temporaries, little enough to stay in cache
+
+
+class PackedPolygons(Protocol):
+    """Instance i owns parts instance_offsets[i] to [i + 1], part t owns vertices part_offsets[t] to [t + 1]."""
+
+    @property
+    def xy(self) -> Tensor: ...  # [V, 2] float, pixels
+    @property
+    def part_offsets(self) -> Tensor: ...  # [T + 1] int
+    @property
+    def instance_offsets(self) -> Tensor: ...  # [N·G + 1] int
+    @property
+    def max_vertices(self) -> int: ...  # at least the vertices of any one instance
+    @property
+    def max_parts(self) -> int: ...  # at least the parts of any one instance
+
+
+@torch.no_grad()
+def rasterize_polygons(boxes: Tensor, instance_idxs: Tensor, polygons: PackedPolygons, size: int) -> Tensor:
+    """See `cuda_ops.rasterize_polygons`."""
+    num_images, num_boxes = instance_idxs.shape
+    num_edges = min(polygons.max_vertices, len(polygons.xy))
+    if not num_edges or not instance_idxs.numel():
+        return torch.zeros(num_images, num_boxes, size, size, device=boxes.device)
+    num_instances = polygons.instance_offsets.numel() - 1
+    first = torch.arange(num_images, device=boxes.device)[:, None] * (num_instances // num_images)
+    instances = (instance_idxs + first).flatten()
+    next_vertex, part = _edges(polygons.part_offsets.long(), len(polygons.xy))
+    chunk = max(1, CHUNK_CROSSINGS // (num_edges * size))
+    masks = []
+    for crop, idx in zip(boxes.reshape(-1, 4).split(chunk), instances.split(chunk), strict=True):
+        first_part = polygons.instance_offsets[idx].long()
+        start = polygons.part_offsets[first_part].long()
+        stop = polygons.part_offsets[polygons.instance_offsets[idx + 1].long()].long()
+        vertex = start[:, None] + torch.arange(num_edges, device=boxes.device)  # [B, E]
+        is_real = vertex < stop[:, None]
+        vertex = vertex.clamp_(max=len(polygons.xy) - 1)
+        ends = torch.stack((vertex, next_vertex[vertex]))
+        x, y = _to_fifths(polygons.xy[ends], crop, size).unbind(-1)  # [2, B, E] each
+        local_part = (part[vertex] - first_part[:, None]).clamp_(0, polygons.max_parts - 1)
+        row = _crossings(x, y, size).masked_fill_(~is_real[..., None], size)
+        masks.append(_fill(row, local_part, polygons.max_parts))
+    return torch.cat(masks).view(num_images, num_boxes, size, size)
+
+
+def _edges(part_offsets: Tensor, num_vertices: int) -> tuple[Tensor, Tensor]:
+    """For each vertex the one that follows it around its part, and its part: [V] int64 both."""
+    vertex = torch.arange(num_vertices, device=part_offsets.device)
+    part = torch.searchsorted(part_offsets, vertex, right=True).sub_(1).clamp_(0, max(len(part_offsets) - 2, 0))
+    following = torch.where(vertex + 1 == part_offsets[part + 1], part_offsets[part], vertex + 1)
+    return following.clamp_(max=num_vertices - 1), part
+
+
+def _to_fifths(xy: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Points [2, B, E, 2] in the frame of boxes [B, 4], in whole fifths of a cell, as float64 that holds integers."""
+    boxes = boxes.double().nan_to_num()
+    side = (boxes[:, 2:] - boxes[:, :2]).clamp_(min=MIN_SIDE_PX)
+    xy = (xy.double() - boxes[:, None, :2]).mul_((size / side)[:, None])
+    return xy.mul_(FIFTHS).add_(0.5).trunc_()  # towards 0, as a C cast does
+
+
+def _crossings(x: Tensor, y: Tensor, size: int) -> Tensor:
+    """The row from which on each edge inverts each column: x, y [2, B, E] → [B, E, M] int64; M where it does not.
+
+    Steps of a fifth are taken along the longer axis, from its lower end, whichever way the edge runs.
+    """
+    dx, dy = (x[1] - x[0]).abs_(), (y[1] - y[0]).abs_()
+    is_flat = dx >= dy
+    is_flipped = torch.where(is_flat, x[0] > x[1], y[0] > y[1])
+    x0, x1 = torch.where(is_flipped, x.flip(0), x)
+    y0, y1 = torch.where(is_flipped, y.flip(0), y)
+    slope = torch.where(is_flat, (y1 - y0) / dx, (x1 - x0) / dy)[..., None]
+    left = torch.arange(size, device=x.device, dtype=x.dtype) * FIFTHS + 2  # [M]: the last fifth left of the middle
+    lowest, highest = torch.minimum(x0, x1)[..., None], torch.maximum(x0, x1)[..., None]
+    is_crossing = (lowest <= left) & (left < highest)
+    x0, y0, is_flat = x0[..., None], y0[..., None], is_flat[..., None]
+    row = torch.where(is_flat, _flat_rows(left, x0, y0, slope), _steep_rows(left, x0, y0, slope))
+    row.add_(2).div_(FIFTHS).floor_().clamp_(0, size)  # the first cell whose middle is not above
+    return row.masked_fill_(~is_crossing, size).long()
+
+
+def _flat_rows(left: Tensor, x0: Tensor, y0: Tensor, slope: Tensor) -> Tensor:
+    """y of the upper of the two steps at x = left and left + 1, in fifths."""
+    step = (left - x0).add_(slope < 0)
+    return step.mul_(slope).add_(y0).add_(0.5).floor_()
+
+
+def _steep_rows(left: Tensor, x0: Tensor, y0: Tensor, slope: Tensor) -> Tensor:
+    """y of the last step before x, rounded, passes from left to left + 1 or back, in fifths.
+
+    The step is solved for in real numbers, then the very expression of the walk decides whether rounding came first.
+    """
+    step = ((left + 0.5 - x0) / slope).round_()
+    x = (step * slope).add_(x0).add_(0.5)
+    has_passed = torch.where(slope > 0, x >= left + 1, x < left + 1)
+    return step.sub_(has_passed.to(step.dtype)).add_(y0)
+
+
+def _fill(row: Tensor, part: Tensor, num_parts: int) -> Tensor:
+    """Even-odd fill of each part, united: row [B, E, M] by column, part [B, E] → [B, M, M] float32."""
+    num_boxes, _, size = row.shape
+    column = torch.arange(size, device=row.device)
+    stride = size + 1  # row M collects what crosses nothing
+    slot = part[..., None].mul(size).add(column).mul_(stride).add_(row)
+    inverted = torch.zeros(num_boxes, num_parts * size * stride, dtype=torch.uint8, device=row.device)
+    ones = torch.ones((), dtype=torch.uint8, device=row.device).expand(slot.flatten(1).shape)
+    inverted.scatter_add_(1, slot.flatten(1), ones)
+    inverted = inverted.view(num_boxes, num_parts, size, stride)[..., :size]  # wraps at 256, which keeps parity
+    is_inside = inverted.cumsum(-1, dtype=torch.int32).bitwise_and_(1).amax(dim=1)  # [B, column, row]
+    return is_inside.transpose(1, 2).float()

@@ -1,0 +1,131 @@
+"""RoIAlign over a feature pyramid, as one weighted sum of table rows for each output bin.
+
+Shapes: N images, R boxes an image, L levels of [N, C, H_l, W_l], O output size, S sampling ratio. Boxes are
+(x1, y1, x2, y2) in input pixels. A bin averages S × S samples of 4 corners each: 2S rows × 2S columns of the feature map
+with weights that factor into a row part and a column part. Gathering and weighing is `embedding_bag`'s work, whose backward
+is the gradient of the features; boxes get none.
+Source: Mask R-CNN (arXiv:1703.06870), section 3; FPN (arXiv:1612.03144), equation 1; borders are torchvision's (aligned=False).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+CANONICAL_SIZE_PX = 224
+CANONICAL_LEVEL = 4
+MAX_CHUNK_BYTES = 64 * 2**20  # of indices and weights at once
+
+
+@dataclass(frozen=True)
+class FeaturePyramid:
+    """Features of all levels and images as rows of one table: level, image, y, x. Several poolings can share it."""
+
+    table: Tensor  # [Σ N·H_l·W_l, C]
+    level_shapes: tuple[tuple[int, int], ...]  # (H_l, W_l), finest first
+    num_images: int
+
+
+def flatten_pyramid(features: Sequence[Tensor]) -> FeaturePyramid:
+    """Lay features [N, C, H_l, W_l] out as a table; free of charge but one copy if they are channels-last in memory."""
+    rows = [level.permute(0, 2, 3, 1).reshape(-1, level.shape[1]) for level in features]
+    shapes = tuple((level.shape[2], level.shape[3]) for level in features)
+    return FeaturePyramid(torch.cat(rows), shapes, features[0].shape[0])
+
+
+def multilevel_roi_align(
+    features: Sequence[Tensor] | FeaturePyramid,
+    boxes: Tensor,
+    *,
+    image_size: tuple[int, int],
+    output_size: int,
+    sampling_ratio: int,
+) -> Tensor:
+    """See `cuda_ops.multilevel_roi_align`."""
+    pyramid = features if isinstance(features, FeaturePyramid) else flatten_pyramid(features)
+    num_images, num_boxes = boxes.shape[:2]
+    with torch.no_grad():
+        rows, columns = _corners(pyramid, boxes, image_size, output_size, sampling_ratio)
+    taps = 4 * sampling_ratio**2
+    tap_bytes = rows[0].element_size() + rows[1].element_size()
+    chunk = max(1, MAX_CHUNK_BYTES // (tap_bytes * taps * output_size**2))  # boxes
+    pooled = [
+        _pool(pyramid.table, *parts) for parts in zip(*(part.split(chunk) for part in (*rows, *columns)), strict=True)
+    ]
+    flat = pooled[0] if len(pooled) == 1 else torch.cat(pooled)  # [N·R·O·O, C]
+    return flat.view(num_images, num_boxes, output_size, output_size, flat.shape[1]).permute(0, 1, 4, 2, 3)
+
+
+def _pool(table: Tensor, row_idx: Tensor, row_weight: Tensor, column_idx: Tensor, column_weight: Tensor) -> Tensor:
+    """Weighted sums of table rows, one for each of the O × O bins of B boxes; arguments are [B, O, 2S]: [B·O·O, C]."""
+    with torch.no_grad():
+        taps = row_idx.shape[-1] * column_idx.shape[-1]
+        idx = (row_idx[:, :, None, :, None] + column_idx[:, None, :, None, :]).view(-1, taps)
+        weight = (row_weight[:, :, None, :, None] * column_weight[:, None, :, None, :]).view(-1, taps)
+    return F.embedding_bag(idx, table, per_sample_weights=weight.to(table.dtype), mode="sum")
+
+
+def _corners(
+    pyramid: FeaturePyramid, boxes: Tensor, image_size: tuple[int, int], output_size: int, sampling_ratio: int
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Table offsets and weights of the rows, then of the columns, that each bin's samples touch: four [N·R, O, 2S]."""
+    num_images, num_boxes = boxes.shape[:2]
+    shapes = pyramid.level_shapes
+    boxes = boxes.detach().nan_to_num().reshape(-1, 4)
+    scales = [2.0 ** round(math.log2(shape[0] / image_size[0])) for shape in shapes]
+    level = assign_levels(boxes, scales)  # [N·R]
+    first_rows = [0]
+    for shape in shapes[:-1]:
+        first_rows.append(first_rows[-1] + num_images * shape[0] * shape[1])
+    scale = _by_level(level, scales, boxes.dtype)
+    height = _by_level(level, [shape[0] for shape in shapes], torch.int32)
+    width = _by_level(level, [shape[1] for shape in shapes], torch.int32)
+    image = torch.arange(num_images, dtype=torch.int32, device=boxes.device).repeat_interleave(
+        num_boxes, output_size=num_images * num_boxes
+    )
+    first = _by_level(level, first_rows, torch.int32) + image * height * width
+    x1, y1, x2, y2 = (boxes * scale[:, None]).unbind(-1)
+    y, y_weight = _axis(y1, y2, height, output_size, sampling_ratio)
+    x, x_weight = _axis(x1, x2, width, output_size, sampling_ratio)
+    y = y.mul_(width[:, None, None]).add_(first[:, None, None])
+    return (y, y_weight), (x, x_weight)
+
+
+def assign_levels(boxes: Tensor, scales: Sequence[float]) -> Tensor:
+    """Pyramid level of each box [B, 4] by its area, counted from the finest: [B] int64."""
+    finest, coarsest = (int(-math.log2(scale)) for scale in (scales[0], scales[-1]))
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    size = area.clamp_(min=0).sqrt_()
+    level = torch.floor(CANONICAL_LEVEL + torch.log2(size / CANONICAL_SIZE_PX) + 1e-6)
+    return level.clamp_(finest, coarsest).long() - finest
+
+
+def _by_level(level: Tensor, values: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """values[level], without copying the values to the device, for which the host would wait."""
+    chosen = torch.full_like(level, values[0], dtype=dtype)
+    for idx, value in enumerate(values[1:], start=1):
+        chosen.masked_fill_(level == idx, value)
+    return chosen
+
+
+def _axis(start: Tensor, end: Tensor, size: Tensor, output_size: int, sampling_ratio: int) -> tuple[Tensor, Tensor]:
+    """Cells and bilinear weights along one axis: start, end, size [B] → int32 and float [B, O, 2S].
+
+    A sample outside -1 … size counts as 0; one nearer is moved onto the border.
+    """
+    bin_size = (end - start).clamp_(min=1)[:, None, None] / output_size
+    bins = torch.arange(output_size, device=start.device, dtype=start.dtype)[:, None]
+    samples = torch.arange(sampling_ratio, device=start.device, dtype=start.dtype) + 0.5
+    at = start[:, None, None] + bins * bin_size + samples * bin_size / sampling_ratio  # [B, O, S]
+    size = size[:, None, None]
+    inside = ((at >= -1) & (at <= size)).to(at.dtype).div_(sampling_ratio)
+    last = size - 1
+    at = torch.minimum(at.clamp_(min=0), last.to(at.dtype))
+    low = at.int()
+    high = torch.minimum(low + 1, last)
+    high_weight = at.sub_(low)
+    weights = torch.stack(((1 - high_weight) * inside, high_weight * inside), dim=-1)
+    return torch.stack((low, high), dim=-1).flatten(-2), weights.flatten(-2)
