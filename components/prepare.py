@@ -88,7 +88,7 @@ def _check_split(data: DataConfig, split: Split) -> CheckedSplit:
             f"{folder}: no such image folder. `maskrcnn download` fetches it; data.{split}_images names it."
         )
     facts: dict[int, ImageFacts] = {}
-    results = measure_images(folder, records, data.workers)
+    results = measure_images(folder, records, threads=max(data.workers, 1))
     for record, result in zip(records, track(results, f"checking {split}", total=len(records)), strict=True):
         if isinstance(result, ImageFault):
             coco.drop_image(record.id, Problem(f"{coco.path}: image {record.id}", result.kind, result.reason))

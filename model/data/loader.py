@@ -1,0 +1,115 @@
+"""Batches in a fixed order: the same for one seed in every process, and from any point on.
+
+Training runs over a permutation an epoch, without end. Each image waits in the queue of its bucket; a full queue is a batch. Queues
+outlive the epoch, so no image is dropped or doubled. All that is random about a sample follows from (seed, epoch, image).
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import count, islice
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Sampler
+
+from model.config import DataConfig
+from model.data.collate import collate, smallest_bucket
+from model.data.dataset import CocoDataset, Sample
+from model.data.index import CocoIndex
+from model.data.transforms import Size, resized_size
+from model.errors import UserError
+
+Loader = DataLoader[Sample]  # of samples that collate turns into `model.structures.Batch`
+
+
+def train_loader(index: CocoIndex, data: DataConfig, *, batch_size: int, seed: int, start_batch: int = 0) -> Loader:
+    """Batches with targets, without end.
+
+    Args:
+        start_batch: batches to pass over, as if they had been drawn; nothing is decoded for them.
+
+    Raises:
+        UserError: if no image has an instance to learn.
+    """
+    sampler = GroupedBatchSampler(index, data, batch_size=batch_size, seed=seed, start_batch=start_batch)
+    return _loader(CocoDataset(index, data, training=True), sampler, data)
+
+
+def eval_loader(index: CocoIndex, data: DataConfig, *, batch_size: int) -> Loader:
+    """Every image once, without targets, bucket by bucket; the last batch of a bucket may be smaller."""
+    buckets = _nominal_buckets(index, data, data.eval_min_size_px, data.eval_max_size_px)
+    batches: list[list[int]] = []
+    for bucket in range(len(data.buckets)):
+        members = np.flatnonzero(buckets == bucket).tolist()
+        batches += [members[first : first + batch_size] for first in range(0, len(members), batch_size)]
+    return _loader(CocoDataset(index, data, training=False), batches, data)
+
+
+def batches_per_epoch(index: CocoIndex, batch_size: int) -> int:
+    """Batches in which each image that training uses comes once, on average."""
+    return max(round(int(index.has_instances.sum()) / batch_size), 1)
+
+
+class GroupedBatchSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (image index, sample seed), each of one bucket, without end."""
+
+    def __init__(self, index: CocoIndex, data: DataConfig, *, batch_size: int, seed: int, start_batch: int = 0) -> None:
+        self._images = np.flatnonzero(index.has_instances)
+        if not len(self._images):
+            raise UserError("the train split has no image with an instance to learn (crowds do not count)")
+        self._buckets = _nominal_buckets(index, data, max(data.min_sizes_px), data.max_size_px)
+        self._batch_size, self._seed, self._start_batch = batch_size, seed, start_batch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return islice(self._batches(), self._start_batch, None)
+
+    def _batches(self) -> Iterator[list[tuple[int, int]]]:
+        queues: dict[int, list[tuple[int, int]]] = {}
+        for epoch in count():
+            order = np.random.default_rng((self._seed, epoch)).permutation(self._images)
+            seeds = sample_seeds(self._seed, epoch, order)
+            buckets = self._buckets[order]
+            for i, sample_seed, bucket in zip(order.tolist(), seeds.tolist(), buckets.tolist(), strict=True):
+                queue = queues.setdefault(bucket, [])
+                queue.append((i, sample_seed))
+                if len(queue) == self._batch_size:
+                    yield queues.pop(bucket)
+
+
+def sample_seeds(seed: int, epoch: int, images: NDArray[np.int64]) -> NDArray[np.int64]:
+    """A seed for each image of an epoch: [n] int64 ≥ 0, the same on every machine."""
+    state = np.full(len(images), seed, dtype=np.uint64)
+    for value in (np.uint64(epoch), images.astype(np.uint64)):
+        state = _splitmix(state ^ value)
+    return (state >> np.uint64(1)).astype(np.int64)
+
+
+def _splitmix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """One step of SplitMix64 (Steele et al., 2014): a bijection that scatters near values over all 64 bits."""
+    state = state + np.uint64(0x9E3779B97F4A7C15)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
+
+
+def _nominal_buckets(index: CocoIndex, data: DataConfig, min_size_px: int, max_size_px: int) -> NDArray[np.int64]:
+    """The bucket (its place in data.buckets) of each image resized to the given limits: [n]."""
+    sizes, inverse = np.unique(index.sizes, axis=0, return_inverse=True)
+    places = [_place(data, resized_size((h, w), min_size_px, max_size_px)) for h, w in sizes.tolist()]
+    return np.array(places, dtype=np.int64)[inverse.ravel()]
+
+
+def _place(data: DataConfig, size: Size) -> int:
+    return data.buckets.index(smallest_bucket([size], data.buckets))
+
+
+def _loader(
+    dataset: CocoDataset, batches: Sampler[list[tuple[int, int]]] | Sequence[list[int]], data: DataConfig
+) -> Loader:
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=partial(collate, buckets=data.buckets),
+        num_workers=data.workers,
+        persistent_workers=data.workers > 0,
+    )
