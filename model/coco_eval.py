@@ -23,28 +23,19 @@ RECALL_THRESHOLDS = tuple(step / 100 for step in range(101))
 Result = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class TaskEvaluation:
-    """The scores of boxes, or of masks."""
-
-    scores: dict[str, float | None]  # by SCORE_NAMES
-    per_class: dict[str, float | None]  # AP by class name
-    precision: np.ndarray  # [T, R] float64, mean over the classes that the ground truth holds; 0 where it holds none
+Scores = dict[str, float | None]
 
 
 @dataclass(frozen=True)
 class CocoEvaluation:
-    """How well a model's results fit the ground truth."""
+    """How well a model's results fit the ground truth, in boxes and in masks."""
 
-    bbox: TaskEvaluation
-    segm: TaskEvaluation
+    bbox: Scores  # by SCORE_NAMES
+    segm: Scores
+    per_class: dict[str, Scores]  # class name → {"bbox": AP, "segm": AP}
+    precision: dict[str, np.ndarray]  # "bbox" and "segm" → [T, R] float64, mean over the classes with ground truth
     num_images: int
     num_detections: int
-
-    @property
-    def per_class(self) -> dict[str, dict[str, float | None]]:
-        """AP of each class: name → {"bbox": …, "segm": …}."""
-        return {name: {"bbox": ap, "segm": self.segm.per_class[name]} for name, ap in self.bbox.per_class.items()}
 
 
 def evaluate_results(
@@ -63,9 +54,17 @@ def evaluate_results(
     Source: the twelve metrics of cocodataset.org/#detection-eval.
     """
     coco = ground_truth if isinstance(ground_truth, COCO) else load_ground_truth(ground_truth)
+    bbox, bbox_precision = _evaluate_task(coco, bbox_results, "bbox")
+    segm, segm_precision = _evaluate_task(coco, segm_results, "segm")
+    names = [coco.cats[category_id]["name"] for category_id in sorted(coco.getCatIds())]
     return CocoEvaluation(
-        bbox=_evaluate_task(coco, bbox_results, "bbox"),
-        segm=_evaluate_task(coco, segm_results, "segm"),
+        bbox=bbox,
+        segm=segm,
+        per_class={
+            name: {"bbox": _fraction(bbox_precision[:, :, k].mean()), "segm": _fraction(segm_precision[:, :, k].mean())}
+            for k, name in enumerate(names)
+        },
+        precision={"bbox": _mean_over_classes(bbox_precision), "segm": _mean_over_classes(segm_precision)},
         num_images=len(coco.getImgIds()),
         num_detections=len(bbox_results),
     )
@@ -77,7 +76,8 @@ def load_ground_truth(path: Path) -> COCO:
         return COCO(str(path))
 
 
-def _evaluate_task(coco: COCO, results: list[Result], task: Literal["bbox", "segm"]) -> TaskEvaluation:
+def _evaluate_task(coco: COCO, results: list[Result], task: Literal["bbox", "segm"]) -> tuple[Scores, np.ndarray]:
+    """The twelve scores, and precision [T, R, K] over all areas with 100 detections, -1 for classes without ground truth."""
     unknown = {result["image_id"] for result in results} - set(coco.getImgIds())
     if unknown:
         raise ValueError(f"results of images that the ground truth does not have: {sorted(unknown)[:10]}")
@@ -86,17 +86,13 @@ def _evaluate_task(coco: COCO, results: list[Result], task: Literal["bbox", "seg
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
-    precision = evaluator.eval["precision"][
-        :, :, :, 0, -1
-    ]  # [T, R, K]: all areas, 100 detections; -1 without ground truth
-    names = [coco.cats[category_id]["name"] for category_id in evaluator.params.catIds]
-    per_class = {name: _fraction(precision[:, :, k].mean()) for k, name in enumerate(names)}
+    scores = {name: _fraction(value) for name, value in zip(SCORE_NAMES, evaluator.stats, strict=True)}
+    return scores, evaluator.eval["precision"][:, :, :, 0, -1]
+
+
+def _mean_over_classes(precision: np.ndarray) -> np.ndarray:
     present = precision[:, :, (precision > -1).all(axis=(0, 1))]
-    return TaskEvaluation(
-        scores={name: _fraction(value) for name, value in zip(SCORE_NAMES, evaluator.stats, strict=True)},
-        per_class=per_class,
-        precision=present.mean(axis=2) if present.shape[2] else np.zeros(precision.shape[:2]),
-    )
+    return present.mean(axis=2) if present.shape[2] else np.zeros(precision.shape[:2])
 
 
 def _load_results(coco: COCO, results: list[Result]) -> COCO:

@@ -64,10 +64,10 @@ def test_scores_are_those_of_pycocotools(
 ) -> None:
     expected = by_hand(ground_truth, results[task == "segm"], task)
     ours = getattr(evaluation, task)
-    assert list(ours.scores) == list(SCORE_NAMES)
-    assert list(ours.scores.values()) == expected.stats.tolist()
-    assert ours.scores["AP"] == pytest.approx(ours.precision.mean())
-    assert ours.precision[0].mean() == pytest.approx(ours.scores["AP50"])
+    assert list(ours) == list(SCORE_NAMES)
+    assert list(ours.values()) == expected.stats.tolist()
+    assert ours["AP"] == pytest.approx(evaluation.precision[task].mean())
+    assert evaluation.precision[task][0].mean() == pytest.approx(ours["AP50"])
 
 
 def test_case_has_crowds_ties_and_more_than_100_detections(
@@ -96,12 +96,12 @@ def test_perfect_boxes_score_1(ground_truth: Path) -> None:
     coco = load_ground_truth(ground_truth)
     real = [annotation for annotation in coco.anns.values() if not annotation["iscrowd"]]
     bbox = [{**{key: a[key] for key in ("image_id", "category_id", "bbox")}, "score": 1.0} for a in real]
-    assert evaluate_results(coco, bbox, []).bbox.scores["AP"] == pytest.approx(1.0)
+    assert evaluate_results(coco, bbox, []).bbox["AP"] == pytest.approx(1.0)
 
 
 def test_no_results_score_0(ground_truth: Path) -> None:
     evaluation = evaluate_results(ground_truth, [], [])
-    assert evaluation.bbox.scores["AP"] == evaluation.segm.scores["AP"] == evaluation.segm.scores["AR100"] == 0.0
+    assert evaluation.bbox["AP"] == evaluation.segm["AP"] == evaluation.segm["AR100"] == 0.0
     assert (evaluation.num_images, evaluation.num_detections) == (80, 0)
 
 
@@ -114,9 +114,9 @@ def test_absent_sizes_and_classes_have_no_score(tmp_path: Path) -> None:
     path.write_text(json.dumps({**dataset, "annotations": [{**annotation, "segmentation": [square]}]}))
     result = {"image_id": 1, "category_id": 7, "score": 0.9, "bbox": [0, 0, 100, 100]}
     evaluation = evaluate_results(path, [result], [])
-    assert evaluation.bbox.scores["APl"] == pytest.approx(1.0)
-    assert evaluation.bbox.scores["APs"] is None
-    assert evaluation.bbox.scores["AP"] == pytest.approx(1.0)
+    assert evaluation.bbox["APl"] == pytest.approx(1.0)
+    assert evaluation.bbox["APs"] is None
+    assert evaluation.bbox["AP"] == pytest.approx(1.0)
     assert evaluation.per_class["none"] == {"bbox": None, "segm": None}
 
 

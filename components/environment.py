@@ -1,0 +1,51 @@
+"""Where a result was made: commit, hardware, versions. Stands in MLflow tags, evaluation.json and benchmark.json."""
+
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+
+def git_commit() -> str | None:
+    """The commit of the current directory, with `-dirty` where tracked files differ from it; None outside git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no git, no repository, or no commit in it
+        return None
+
+
+def hardware() -> dict[str, str | int]:
+    """Processor, cores that this process may use, and accelerators, as people name them."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    affinity = getattr(os, "sched_getaffinity", None)  # absent on macOS
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return {"cpu": _cpu_name(), "cores": cores, "gpu": ", ".join(sorted(set(gpus))), "gpus": len(gpus)}
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that decide what is computed and how fast."""
+    packages = {name: version(name) for name in ("torch", "torchvision", "numpy", "pycocotools")}
+    return {"python": platform.python_version(), **packages, "cuda": torch.version.cuda or ""}
+
+
+def run_tags() -> dict[str, str]:
+    """Commit, state of the working tree, hardware and versions as MLflow tags."""
+    described = git_commit()
+    commit = (described or "").removesuffix("-dirty")
+    tags = {"commit": commit, "mlflow.source.git.commit": commit}  # the second fills the UI's column of versions
+    if described is not None:
+        tags["dirty"] = str(described.endswith("-dirty")).lower()
+    tags |= {f"hardware.{name}": str(value) for name, value in hardware().items()}
+    tags |= {f"version.{name}": value for name, value in versions().items()}
+    return {name: value for name, value in tags.items() if value}
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

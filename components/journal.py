@@ -1,0 +1,85 @@
+"""The local record of a run's metrics, which no outage can touch: `log.jsonl`, and `metrics.csv` made from it.
+
+A line is {"step": …, "time": seconds since 1970, "metrics": {name: value}}; null stands for a value that is absent or not finite.
+"""
+
+import csv
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The metrics of one step, logged at once."""
+
+    step: int
+    time_s: float
+    metrics: dict[str, float | None]
+
+
+class Journal:
+    """An append-only file of entries. One process writes to it at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._drop_torn_line()
+
+    def append(self, step: int, metrics: Mapping[str, float | None]) -> Entry:
+        """Write one line; it survives the death of this process from here on."""
+        entry = Entry(step, round(time.time(), 3), {name: _finite(value) for name, value in metrics.items()})
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(_line(entry))
+        return entry
+
+    def read(self) -> list[Entry]:
+        """Every line, oldest first."""
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
+        return [Entry(tree["step"], tree["time"], tree["metrics"]) for tree in map(json.loads, lines)]
+
+    def rewind(self, step: int) -> list[bool]:
+        """Forget what came after a step. Returns for each line that was there whether it stayed."""
+        entries = self.read()
+        kept = [entry.step <= step for entry in entries]
+        if not all(kept):
+            write_atomically(self.path, "".join(_line(entry) for entry in entries if entry.step <= step))
+        return kept
+
+    def write_csv(self, path: Path) -> None:
+        """A table with a row for each step and a column for each metric; the last value of a step stands."""
+        rows: dict[int, dict[str, float | None]] = {}
+        for entry in self.read():
+            rows.setdefault(entry.step, {}).update(entry.metrics)
+        columns = ["step", *sorted({name for row in rows.values() for name in row})]
+        temporary = path.with_name(path.name + ".tmp")
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            table = csv.DictWriter(file, columns, lineterminator="\n")
+            table.writeheader()
+            table.writerows({"step": step, **rows[step]} for step in sorted(rows))
+        temporary.replace(path)
+
+    def _drop_torn_line(self) -> None:
+        """A process that was killed while it wrote leaves a line without its end."""
+        content = self.path.read_bytes() if self.path.is_file() else b""
+        if content and not content.endswith(b"\n"):
+            os.truncate(self.path, content.rfind(b"\n") + 1)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file's content at once: a reader, or a crash, sees the old text or the new."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _line(entry: Entry) -> str:
+    return json.dumps({"step": entry.step, "time": entry.time_s, "metrics": entry.metrics}, allow_nan=False) + "\n"
+
+
+def _finite(value: float | None) -> float | None:
+    return float(value) if value is not None and math.isfinite(value) else None
