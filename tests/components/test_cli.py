@@ -1,0 +1,64 @@
+"""What all stages' command lines share."""
+
+from pathlib import Path
+
+import pytest
+
+from components.cli import parse, stage_parser, user_errors
+from components.config import ConfigError
+from model.errors import UserError
+
+
+@pytest.fixture
+def params(tmp_path: Path) -> str:
+    (tmp_path / "params.yaml").write_text("train:\n  seed: 1\n")
+    return str(tmp_path / "params.yaml")
+
+
+def test_overrides_may_stand_among_options(params: str):
+    parser = stage_parser("train", "…")
+    parser.add_argument("--skip-test", action="store_true")
+    args, config = parse(parser, ["train.seed=5", "--skip-test", "--params", params, "data.workers=0"])
+    assert args.skip_test
+    assert (config.train.seed, config.data.workers) == (5, 0)
+
+
+def test_without_overrides_the_file_stands(params: str):
+    assert parse(stage_parser("train", "…"), ["--params", params])[1].train.seed == 1
+
+
+def test_params_yaml_here_is_the_default(params: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(Path(params).parent)
+    assert parse(stage_parser("train", "…"), [])[1].train.seed == 1
+
+
+def test_operands_and_overrides_are_told_apart(params: str):
+    parser = stage_parser("predict", "…", operands="IMAGE")
+    args, config = parse(parser, ["a.jpg", "train.seed=5", "--params", params, "dir/b=c.jpg", "./x.y=z.jpg"])
+    assert args.operands == ["a.jpg", "dir/b=c.jpg", "./x.y=z.jpg"]
+    assert args.overrides == ["train.seed=5"]
+    assert config.train.seed == 5
+
+
+def test_a_stage_without_operands_refuses_them(params: str):
+    with pytest.raises(ConfigError, match=r"must be section\.key=value"):
+        parse(stage_parser("train", "…"), ["--params", params, "a.jpg"])
+
+
+def test_a_users_error_is_one_message_and_status_2(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as exit_, user_errors():
+        raise UserError("image 3 is missing")
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == "error: image 3 is missing\n"
+
+
+def test_an_error_of_ours_keeps_its_traceback():
+    with pytest.raises(ValueError, match="ours"), user_errors():
+        raise ValueError("ours")
+
+
+def test_an_interrupt_ends_quietly(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as exit_, user_errors():
+        raise KeyboardInterrupt
+    assert exit_.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
