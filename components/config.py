@@ -89,8 +89,10 @@ def config_from_dict(tree: dict[str, Any], where: str) -> Config:
 
 def save_config(config: Config, path: str | Path) -> None:
     """Write every value, defaults too, as a parameter file that `load_config` reads."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False  # what ruamel writes in flow style it cannot always read: ":'" in a mapping
     with Path(path).open("w", encoding="utf-8") as file:
-        YAML(typ="safe", pure=True).dump(config.model_dump(mode="json"), file)
+        yaml.dump(config.model_dump(mode="json"), file)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
