@@ -94,7 +94,8 @@ class ModelConfig(Section):
     backbone: Resnet = "resnet50"
     weights: str = "imagenet"  # none | imagenet | coco | path to a state dict or checkpoint
     norm: Literal["frozen_batch_norm", "batch_norm", "group_norm"] = "frozen_batch_norm"
-    freeze_stages: Annotated[int, Field(ge=0, le=5)] = 2  # 1: stem; 2: stem and layer1; … 5: the whole body
+    # 1: stem; 2: stem and layer1; … 5: the whole body. Null: 2 with pre-trained weights, 0 from scratch.
+    freeze_stages: Annotated[int, Field(ge=0, le=5)] | None = None
     fpn_channels: PositiveInt = 256
     box_head_channels: PositiveInt = 1024
     mask_head_channels: PositiveInt = 256
@@ -138,7 +139,19 @@ class ModelConfig(Section):
             )
         if self.norm == "group_norm" and (self.fpn_channels % 32 or self.mask_head_channels % 32):
             raise ValueError("fpn_channels and mask_head_channels must be multiples of 32 with group_norm")
+        if self.norm == "group_norm" and self.weights in ("imagenet", "coco"):
+            raise ValueError(
+                f"weights {self.weights!r} were trained with batch norm and cannot serve group_norm; "
+                "set model.weights to none or to a path, or model.norm to frozen_batch_norm"
+            )
         return self
+
+    @property
+    def frozen_stages(self) -> int:
+        """How many stages of the body do not learn."""
+        if self.freeze_stages is not None:
+            return self.freeze_stages
+        return 0 if self.weights == "none" else 2
 
 
 class TrainConfig(Section):

@@ -32,7 +32,7 @@ class _Style:
     def of(width: int, height: int) -> "_Style":
         scale = max(1, -(-_MIN_SIDE_PX // max(width, height)))
         longer = scale * max(width, height)
-        return _Style(scale, max(2, longer // 400), ImageFont.load_default(max(12, longer // 45)))
+        return _Style(scale, max(2, longer // 400), ImageFont.load_default(max(11, longer // 55)))
 
 
 def draw_detections(

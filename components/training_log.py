@@ -1,0 +1,73 @@
+"""What training says: a line every log period, in the words of the field.
+
+    eta: 0:04:15  iter: 20  loss: 1.8236 (2.7274)  …  time: 0.2002 (0.3765)  data: 0.0099 (0.1242)  lr: 0.014347  max mem: 3508
+
+The first number is the median of the last window, the number in brackets the mean over the whole run so far.
+"""
+
+import datetime
+import resource
+import statistics
+import sys
+from collections import deque
+
+import torch
+
+
+class SmoothedValue:
+    """Median over a window, mean over all."""
+
+    def __init__(self, window: int) -> None:
+        self._recent: deque[float] = deque(maxlen=window)
+        self._total = 0.0
+        self._count = 0
+
+    def update(self, value: float) -> None:
+        self._recent.append(value)
+        self._total += value
+        self._count += 1
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self._recent)
+
+    @property
+    def mean(self) -> float:
+        return self._total / self._count
+
+    def __str__(self) -> str:
+        return f"{self.median:.4f} ({self.mean:.4f})"
+
+
+class TrainingLog:
+    """Smoothed losses and times of a run, and the line that tells them."""
+
+    def __init__(self, window: int, max_iters: int) -> None:
+        self._window, self._max_iters = window, max_iters
+        self._values: dict[str, SmoothedValue] = {}
+
+    def update(self, **values: float) -> None:
+        """Take in one step's values by name; `step_s` and `data_s` are seconds, the others losses."""
+        for name, value in values.items():
+            self._values.setdefault(name, SmoothedValue(self._window)).update(value)
+
+    def line(self, step: int, learning_rate: float) -> str:
+        """The log line of this step."""
+        losses = [name for name in self._values if name not in ("step_s", "data_s")]
+        parts = [f"eta: {datetime.timedelta(seconds=int(self.eta_s(step)))}", f"iter: {step}"]
+        parts += [f"{name}: {self._values[name]}" for name in losses]
+        parts += [f"time: {self._values['step_s']}", f"data: {self._values['data_s']}"]
+        parts += [f"lr: {learning_rate:.6f}", f"max mem: {peak_memory_mib():.0f}"]
+        return "  ".join(parts)
+
+    def eta_s(self, step: int) -> float:
+        """Seconds until max_iters at the mean pace so far."""
+        return self._values["step_s"].mean * (self._max_iters - step)
+
+
+def peak_memory_mib() -> float:
+    """Most memory used so far: the device's where there is one, else this process's resident set. MiB."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # bytes there, KiB elsewhere

@@ -1,0 +1,132 @@
+"""Region proposal network: from feature maps to proposals.
+
+Shapes: N images, L levels, A anchors of one image over all levels, G ground-truth boxes, padded, S sampled anchors, P proposals.
+Boxes are (x1, y1, x2, y2) in input pixels. Source: Faster R-CNN (arXiv:1506.01497); values of the R50-FPN 1x schedule.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import cuda_ops
+from model.backbone import conv_layer
+from model.config import ModelConfig
+from model.matching import per_image_mean, sample_matches
+from model.structures import Batch, Targets
+
+SMOOTH_L1_BETA = 1.0 / 9.0
+ANCHOR_STREAM = 1
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Candidate boxes, best first; rows from num_proposals[n] on are padding."""
+
+    boxes: Tensor  # [N, P, 4] float32
+    num_proposals: Tensor  # [N] int64
+
+
+class RPNHead(nn.Module):
+    """A 3×3 convolution shared by all levels, then objectness and box deltas for each anchor of a cell."""
+
+    def __init__(self, channels: int, anchors_per_cell: int) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(conv_layer(channels, channels, 3, None, relu=True))
+        self.cls_logits = nn.Conv2d(channels, anchors_per_cell, 1)
+        self.bbox_pred = nn.Conv2d(channels, anchors_per_cell * 4, 1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.01)
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[int]]:
+        """Objectness logits [N, A], box deltas [N, A, 4], both ordered (level, y, x, ratio), and the anchors of each level."""
+        logits, deltas = [], []
+        for feature in features:
+            hidden = self.conv(feature)
+            # Channels-last memory is already (y, x, ratio): no copy but the one that joins the levels.
+            logits.append(self.cls_logits(hidden).permute(0, 2, 3, 1).flatten(1))
+            deltas.append(self.bbox_pred(hidden).permute(0, 2, 3, 1).flatten(1))
+        level_sizes = [level.shape[1] for level in logits]
+        return torch.cat(logits, 1).float(), torch.cat(deltas, 1).unflatten(1, (-1, 4)).float(), level_sizes
+
+
+class RPN(nn.Module):
+    """Proposals and, in training, their two losses."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.head = RPNHead(config.fpn_channels, len(config.aspect_ratios))
+        self._anchors: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}
+
+    def forward(self, features: Sequence[Tensor], batch: Batch) -> tuple[Proposals, dict[str, Tensor]]:
+        logits, deltas, level_sizes = self.head(features)
+        anchors = self.anchors(features, batch)
+        proposals = self.propose(logits.detach(), deltas.detach(), anchors, batch, level_sizes)
+        if batch.targets is None or not self.training:
+            return proposals, {}
+        return proposals, self.losses(logits, deltas, anchors, batch.targets, batch.seeds)
+
+    def anchors(self, features: Sequence[Tensor], batch: Batch) -> Tensor:
+        """[A, 4], made once for each bucket and device."""
+        height, width = batch.images.shape[-2:]
+        key = (features[0].device, (height, width))
+        if key not in self._anchors:
+            sizes = [(feature.shape[-2], feature.shape[-1]) for feature in features]
+            self._anchors[key] = cuda_ops.generate_anchors(
+                sizes, (height, width), self.config.anchor_sizes_px, self.config.aspect_ratios, device=features[0].device
+            )
+        return self._anchors[key]
+
+    @torch.no_grad()
+    def propose(
+        self, logits: Tensor, deltas: Tensor, anchors: Tensor, batch: Batch, level_sizes: Sequence[int]
+    ) -> Proposals:
+        """The best boxes of each level, without near-duplicates, then the best of all levels."""
+        config = self.config
+        mode = "train" if self.training else "test"
+        pre_nms, post_nms = getattr(config, f"rpn_pre_nms_top_n_{mode}"), getattr(config, f"rpn_post_nms_top_n_{mode}")
+        boxes, scores = cuda_ops.select_proposals(
+            logits, deltas, anchors, batch.image_sizes, level_sizes, pre_nms_top_n=pre_nms
+        )  # [N, L, K, 4], [N, L, K]
+        images, levels, top_k = scores.shape
+        kept = min(top_k, post_nms)
+        idxs, counts = cuda_ops.batched_nms(boxes.flatten(0, 1), scores.flatten(0, 1), config.rpn_nms_iou, kept)
+        idxs = idxs.view(images, levels, kept)
+        is_kept = torch.arange(kept, device=idxs.device) < counts.view(images, levels, 1)
+        scores = scores.gather(2, idxs).masked_fill_(~is_kept, -torch.inf).flatten(1)  # [N, L·kept]
+        boxes = boxes.gather(2, idxs[..., None].expand(-1, -1, -1, 4)).flatten(1, 2)
+        scores, best = scores.topk(min(post_nms, scores.shape[1]), dim=1)  # [N, P]
+        num_proposals = (scores > -torch.inf).sum(1)
+        boxes = boxes.gather(1, best[..., None].expand(-1, -1, 4))
+        return Proposals(boxes * (scores > -torch.inf)[..., None], num_proposals)
+
+    def losses(self, logits: Tensor, deltas: Tensor, anchors: Tensor, targets: Targets, seeds: Tensor) -> dict[str, Tensor]:
+        """Binary cross entropy of objectness over the sampled anchors, smooth L1 of the boxes over the positive ones."""
+        config = self.config
+        matched = cuda_ops.match_boxes(
+            anchors, targets.gt_boxes, targets.num_gt, config.rpn_fg_iou, config.rpn_bg_iou, low_quality=True
+        )  # [N, A]
+        samples = sample_matches(
+            matched,
+            seeds,
+            batch_size=config.rpn_batch_size,
+            positive_fraction=config.rpn_positive_fraction,
+            stream=ANCHOR_STREAM,
+        )
+        gt_rows = matched.gather(1, samples.idxs).clamp(min=0)[..., None].expand(-1, -1, 4)
+        gt_deltas = cuda_ops.encode_boxes(targets.gt_boxes.gather(1, gt_rows), anchors[samples.idxs])
+        sampled_deltas = deltas.gather(1, samples.idxs[..., None].expand(-1, -1, 4))
+        box_losses = F.smooth_l1_loss(sampled_deltas, gt_deltas, beta=SMOOTH_L1_BETA, reduction="none").sum(2)
+        objectness = F.binary_cross_entropy_with_logits(
+            logits.gather(1, samples.idxs), samples.is_positive.float(), reduction="none"
+        )
+        return {
+            "objectness": per_image_mean(objectness, samples.weights),
+            # Weighed over all samples, so that a positive counts the same however few there are.
+            "rpn_box_reg": per_image_mean(box_losses * samples.is_positive, samples.weights),
+        }

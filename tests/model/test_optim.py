@@ -1,0 +1,65 @@
+"""The optimizer's groups and the schedule of the 1x recipe."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from model.config import ModelConfig, TrainConfig
+from model.mask_rcnn import MaskRCNN
+from model.optim import learning_rate, make_optimizer, set_learning_rate
+
+ONE_X = TrainConfig()
+
+
+@pytest.mark.parametrize(
+    ("step", "rate"),
+    [(1, 0.02 / 3), (251, 0.02 * (1 / 3 + 2 / 3 * 0.5)), (501, 0.02), (60000, 0.02), (60001, 0.002), (80001, 0.0002)],
+)
+def test_rate_of_the_1x_schedule(step: int, rate: float) -> None:
+    assert learning_rate(ONE_X, step) == pytest.approx(rate, rel=1e-12)
+
+
+def test_constant_warmup_stays_at_its_factor() -> None:
+    train = TrainConfig(warmup_method="constant", warmup_iters=10, warmup_factor=0.5)
+    assert [learning_rate(train, step) for step in (1, 10, 11)] == [0.01, 0.01, 0.02]
+
+
+def test_rate_scales_with_the_batch() -> None:
+    assert learning_rate(TrainConfig(batch_size=64), 1000) == pytest.approx(0.08)
+
+
+def test_groups_carry_the_bias_factor_and_the_decays(tiny_config: Callable[..., ModelConfig]) -> None:
+    model = MaskRCNN(tiny_config(), 3)
+    optimizer = make_optimizer(model, TrainConfig(weight_decay_norm=0.5))
+    set_learning_rate(optimizer, 0.01)
+    of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    conv = of[id(model.rpn.head.cls_logits.weight)]
+    bias = of[id(model.rpn.head.cls_logits.bias)]
+    norm = of[id(model.backbone.body.bn1.weight)]
+    assert (conv["lr"], conv["weight_decay"]) == (0.01, 1e-4)
+    assert (bias["lr"], bias["weight_decay"]) == (0.02, 0.0)
+    assert (norm["lr"], norm["weight_decay"]) == (0.01, 0.5)
+    assert len(of) == len(list(model.parameters()))
+
+
+def test_frozen_parameters_are_left_out(tiny_config: Callable[..., ModelConfig]) -> None:
+    model = MaskRCNN(tiny_config(freeze_stages=2), 3)
+    ids = {id(p) for group in make_optimizer(model, ONE_X).param_groups for p in group["params"]}
+    assert id(model.backbone.body.conv1.weight) not in ids
+    assert id(model.backbone.body.layer2[0].conv1.weight) in ids  # type: ignore[index, union-attr]
+
+
+def test_the_fused_kernel_skips_a_step_on_demand() -> None:
+    """What `engine._update` builds on: `found_inf` set leaves weights and momentum untouched."""
+    layer = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0, momentum=0.9, fused=True)
+    before = layer.weight.detach().clone()
+    layer(torch.ones(1, 2)).sum().backward()
+    optimizer.found_inf = torch.tensor(1.0)  # type: ignore[attr-defined]
+    optimizer.step()
+    assert torch.equal(layer.weight, before)
+    optimizer.found_inf = torch.tensor(0.0)  # type: ignore[attr-defined]
+    optimizer.step()
+    assert torch.equal(layer.weight, before - 1)
