@@ -1,0 +1,99 @@
+"""Non-maximum suppression: keeps what torchvision keeps, row by row and group by group."""
+
+import struct
+
+import pytest
+import torch
+import torchvision
+
+from cuda_ops import batched_nms
+
+BOXES = torch.tensor([[[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 8.0], [50.0, 50.0, 60.0, 60.0]]])
+
+
+def torchvision_kept(boxes, scores, threshold, groups=None):
+    """Indices kept of one row, by descending score."""
+    groups = torch.zeros_like(scores) if groups is None else groups
+    kept = torch.zeros_like(scores, dtype=torch.bool)
+    for group in groups.unique():
+        rows = torch.where((groups == group) & (scores > -torch.inf))[0]
+        kept[rows[torchvision.ops.nms(boxes[rows], scores[rows], threshold)]] = True
+    order = scores.sort(descending=True, stable=True).indices
+    return order[kept[order]].tolist()
+
+
+def kept_lists(boxes, scores, threshold, max_output, groups=None):
+    indices, counts = batched_nms(boxes, scores, threshold, max_output, groups)
+    assert indices.shape == (len(boxes), max_output)
+    for row, count in zip(indices, counts.tolist(), strict=True):
+        assert (row[count:] == 0).all()
+    return [row[:count].tolist() for row, count in zip(indices, counts.tolist(), strict=True)]
+
+
+def test_a_worse_box_goes_and_a_far_one_stays():
+    assert kept_lists(BOXES, torch.tensor([[0.5, 0.9, 0.7]]), 0.7, 3) == [[1, 2]]
+
+
+def test_an_iou_equal_to_the_threshold_does_not_suppress():
+    scores = torch.tensor([[0.9, 0.5, 0.1]])
+    assert kept_lists(BOXES, scores, 0.8, 3) == [torchvision_kept(BOXES[0], scores[0], 0.8)]
+    assert kept_lists(BOXES, scores, struct.unpack("f", struct.pack("f", 0.8))[0], 3) == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize("tenths", range(1, 10))
+def test_the_threshold_is_compared_as_torchvision_compares_it(tenths):
+    boxes = torch.tensor([[[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, float(tenths)]]])  # IoU = tenths / 10 in float32
+    scores = torch.tensor([[0.9, 0.5]])
+    assert kept_lists(boxes, scores, tenths / 10, 2) == [torchvision_kept(boxes[0], scores[0], tenths / 10)]
+
+
+def test_of_equal_scores_the_first_wins():
+    assert kept_lists(BOXES[:, [0, 0, 0]], torch.full((1, 3), 0.5), 0.5, 3) == [[0]]
+
+
+def test_different_groups_do_not_suppress_each_other():
+    same = BOXES[:, [0, 0, 0]]
+    assert kept_lists(same, torch.tensor([[0.9, 0.8, 0.7]]), 0.5, 3, torch.tensor([[1, 2, 1]])) == [[0, 1]]
+
+
+@pytest.mark.parametrize("seed", range(120))
+def test_kept_boxes_equal_those_of_torchvision(seed, random_boxes):
+    num_boxes = [1, 63, 64, 65, 150, 9][seed % 6]
+    boxes = random_boxes(3, num_boxes, seed=seed, whole=bool(seed % 2))
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.rand(3, num_boxes, generator=generator)
+    scores = (scores * 20).round() / 20 if seed % 4 < 2 else scores
+    scores[scores < 0.1] = -torch.inf
+    groups = torch.randint(0, 3, (3, num_boxes), generator=generator) if seed % 3 else None
+    threshold = [0.3, 0.5, 0.7, 0.05][seed % 4]
+    rows = [None] * 3 if groups is None else groups
+    expected = [torchvision_kept(*row, threshold, group) for *row, group in zip(boxes, scores, rows, strict=True)]
+    assert kept_lists(boxes, scores, threshold, num_boxes + 5, groups) == expected
+    assert kept_lists(boxes, scores, threshold, 3, groups) == [row[:3] for row in expected]
+
+
+def test_a_suppressed_box_without_height_does_not_shield_later_ones(random_boxes):
+    boxes = random_boxes(1, 130, seed=0)
+    boxes[:, 1::2, 3] = boxes[:, 1::2, 1]
+    scores = torch.linspace(1, 0.5, 130)[None]
+    scores[:, 1:60:2] = -torch.inf
+    assert kept_lists(boxes, scores, 0.2, 130) == [torchvision_kept(boxes[0], scores[0], 0.2)]
+
+
+def test_marked_boxes_are_not_kept_even_if_they_are_no_numbers():
+    boxes = torch.cat((BOXES, torch.full((1, 1, 4), torch.nan)), dim=1)
+    assert kept_lists(boxes, torch.tensor([[0.9, 0.1, 0.5, -torch.inf]]), 0.5, 4) == [[0, 2]]
+    assert kept_lists(boxes, torch.full((1, 4), -torch.inf), 0.5, 2) == [[]]
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0), (0, 0)])
+def test_no_rows_or_no_boxes_keep_nothing(shape):
+    indices, counts = batched_nms(torch.zeros(*shape, 4), torch.zeros(shape), 0.5, 3)
+    assert indices.shape == (shape[0], 3)
+    assert counts.tolist() == [0] * shape[0]
+
+
+def test_strides_do_not_matter(random_boxes):
+    boxes, scores = random_boxes(2, 70, seed=1), torch.rand(2, 70, generator=torch.Generator().manual_seed(1))
+    strided = boxes.permute(2, 1, 0).contiguous().permute(2, 1, 0), scores.t().contiguous().t()
+    assert kept_lists(*strided, 0.4, 70) == kept_lists(boxes, scores, 0.4, 70)
