@@ -1,0 +1,83 @@
+"""Bring the raw data to `data.raw_dir`: generate it, fetch COCO, or see that a folder of one's own is complete.
+
+`shapes` is generated. `coco2014` and `coco2017` are fetched from `data.base_url`, resumed after a cut, checked and unpacked;
+for `custom` nothing is written. What is there already is not done again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from components.archives import Archive, fetch_archives
+from components.cli import parse, stage_parser, user_errors
+from components.config import Config
+from components.transfer import DownloadError
+from model.config import DataConfig
+from model.data.layout import SPLITS, split_paths
+from model.data.synthetic import write_shapes
+
+# MD5 and unpacked size by zip size, of the files at images.cocodataset.org.
+_JPEGS, _JSON = 1.02, 4.0
+_ARCHIVES = {
+    "coco2014": (
+        Archive("zips/train2014.zip", "0da8c0bd3d6becc4dcb32757491aca88", _JPEGS),
+        Archive("zips/val2014.zip", "a3d79f5ed8d289b7a7554ce06a5782b3", _JPEGS),
+        Archive("annotations/annotations_trainval2014.zip", "0a379cfc70b0e71301e0f377548639bd", _JSON),
+    ),
+    "coco2017": (
+        Archive("zips/train2017.zip", "cced6f7f71b7629ddf16f17bbcfab6b2", _JPEGS),
+        Archive("zips/val2017.zip", "442b8da7639aecaf257c1dceb8ba8c80", _JPEGS),
+        Archive("annotations/annotations_trainval2017.zip", "f4bbac642086de4f52a3fdda2de5fa2c", _JSON),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class DownloadResult:
+    """Where the raw data lies, and whether this call brought any of it."""
+
+    raw_dir: Path
+    changed: bool
+
+
+def run(config: Config) -> DownloadResult:
+    """Make the data set that `config.data` names present under `data.raw_dir`.
+
+    Raises:
+        DownloadError: if it cannot be fetched whole, the disk is too small, or a custom path does not exist.
+        UserError: if raw_dir holds other data where the generated set would go.
+    """
+    data = config.data
+    if data.source == "shapes":
+        changed = write_shapes(data.shapes, data.raw_dir, data.workers)
+    elif data.source == "custom":
+        _require_custom(data)
+        changed = False
+    else:
+        changed = fetch_archives(_ARCHIVES[data.source], data.base_url, data.raw_dir)
+    return DownloadResult(data.raw_dir, changed)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """`maskrcnn download`: bring the raw data."""
+    with user_errors():
+        _, config = parse(stage_parser("download", __doc__), argv)
+        result = run(config)
+        print(f"{result.raw_dir}: {'complete' if result.changed else 'complete already'}")
+
+
+def _require_custom(data: DataConfig) -> None:
+    for split in SPLITS:
+        paths = split_paths(data, split)
+        if not (data.raw_dir / paths.images).is_dir():
+            raise DownloadError(
+                f"{data.raw_dir / paths.images}: no such image folder; data.{split}_images names it, relative to data.raw_dir"
+            )
+        if not (data.raw_dir / paths.annotations).is_file():
+            raise DownloadError(
+                f"{data.raw_dir / paths.annotations}: no such annotation file; data.{split}_annotations names it, relative to data.raw_dir"
+            )
+
+
+if __name__ == "__main__":
+    main()
