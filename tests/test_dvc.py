@@ -1,0 +1,137 @@
+"""The local pipeline: dvc.yaml agrees with the code and with the parameters; DVC runs it with git and without."""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from components.config import Config
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+STAGES: dict[str, Any] = YAML(typ="safe").load((REPOSITORY / "dvc.yaml").read_text())["stages"]
+by_stage = pytest.mark.parametrize("stage", STAGES)
+
+# Parameters that change no result, so that no stage runs again for them.
+IDLE = {"data.workers", "train.device", "train.log_period", "train.resume"}
+# Code that every stage uses and that changes none of its outputs.
+IDLE_CODE = {
+    f"components/{name}.py"
+    for name in ("cli", "config", "environment", "journal", "outbox", "tracking", "training_log")
+}
+IDLE_CODE |= {"components/transfer.py", "model/config.py", "model/errors.py"}
+
+
+def params_of(stage: str) -> set[str]:
+    """The full names of the parameters that a stage lists, sections spelt out."""
+    listed = STAGES[stage]["params"]
+    return {key for key in Config().flat() if any(key == name or key.startswith(f"{name}.") for name in listed)}
+
+
+def imports(path: str, seen: set[str]) -> set[str]:
+    """The repository's files that a file imports, and those that they import."""
+    for node in ast.walk(ast.parse((REPOSITORY / path).read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            for file in (f"{name.replace('.', '/')}.py", f"{name.replace('.', '/')}/__init__.py"):
+                if (REPOSITORY / file).is_file() and file not in seen:
+                    seen.add(file)
+                    imports(file, seen)
+    return seen
+
+
+@by_stage
+def test_a_stage_runs_the_module_of_its_name(stage: str):
+    assert STAGES[stage]["cmd"].split()[:3] == ["python", "-m", f"components.{stage}"]
+
+
+@by_stage
+def test_a_stage_lists_parameters_that_exist(stage: str):
+    known = set(Config().flat())
+    for name in STAGES[stage]["params"]:
+        assert name in known or any(key.startswith(f"{name}.") for key in known), name
+
+
+def test_every_parameter_that_matters_is_some_stages():
+    used = set().union(*(params_of(stage) for stage in STAGES))
+    unused = {key for key in Config().flat() if key not in used and not key.startswith("tracking.")}
+    assert unused == IDLE
+
+
+@by_stage
+def test_a_stage_depends_on_the_code_that_it_runs(stage: str):
+    deps = [dep for dep in STAGES[stage]["deps"] if not dep.startswith("${")]
+    assert all((REPOSITORY / dep).exists() for dep in deps), deps
+    used = imports(f"components/{stage}.py", {f"components/{stage}.py"}) - IDLE_CODE
+    used = {file for file in used if (REPOSITORY / file).stat().st_size and not file.endswith("/__init__.py")}
+    assert not {file for file in used if not any(file == dep or file.startswith(f"{dep}/") for dep in deps)}
+
+
+@pytest.mark.parametrize("stage", ["train", "evaluate", "predict"])
+def test_a_weight_may_not_be_deleted_before_it_is_resumed(stage: str):
+    """DVC removes outputs before a stage runs, unless they persist."""
+    outs = [out for out in STAGES["train"]["outs"] if isinstance(out, dict)]
+    assert all(settings["persist"] for out in outs for settings in out.values())
+    assert {name for out in outs for name in out} <= {*STAGES["evaluate"]["deps"]}
+    assert stage in STAGES
+
+
+def test_raw_data_is_never_deleted_nor_cached():
+    assert STAGES["download"]["outs"] == [{"${data.raw_dir}": {"cache": False, "persist": True}}]
+
+
+def dvc(*words: str, where: Path) -> str:
+    """What a dvc command says; it must succeed."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(where),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *words], cwd=where, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """What a user has: a copy of the repository, without git, beside nothing."""
+    for name in ("components", "cuda_ops", "model", "pipelines", "recipes"):
+        shutil.copytree(
+            REPOSITORY / name, tmp_path / "repo" / name, ignore=shutil.ignore_patterns("__pycache__", "*.so")
+        )
+    for name in (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "dvc.yaml", "params.yaml"):
+        (tmp_path / "repo" / name).parent.mkdir(exist_ok=True)
+        shutil.copy(REPOSITORY / name, tmp_path / "repo" / name)
+    return tmp_path / "repo"
+
+
+def set_values(tree: Path, **values: Any) -> None:
+    """Change parameters: section__key=value."""
+    yaml = YAML()
+    params = yaml.load((tree / "params.yaml").read_text())
+    for name, value in values.items():
+        *sections, key = name.split("__")
+        node = params
+        for section in sections:
+            node = node[section]
+        node[key] = value
+    with (tree / "params.yaml").open("w") as file:
+        yaml.dump(params, file)
+
+
+@pytest.mark.parametrize("git", [False, True], ids=["without git", "with git"])
+def test_dvc_reads_the_pipeline(tree: Path, git: bool):
+    if git:
+        subprocess.run(["git", "init", "--quiet"], cwd=tree, check=True)
+    assert [line.split()[0] for line in dvc("stage", "list", where=tree).splitlines()] == list(STAGES)
