@@ -12,12 +12,13 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from components.transfer import DownloadError, RemoteFile, fetch, is_intact, look_up, part_of, published_md5
 
-OFFICIAL_URL = "http://images.cocodataset.org"
+OFFICIAL_HOST = "images.cocodataset.org"
 _GIB = 1 << 30
 
 
@@ -59,7 +60,7 @@ def fetch_archives(archives: Sequence[Archive], base_url: str, folder: Path) -> 
     )
     with Progress(*columns) as progress:
         for archive, remote in zip(missing, remotes, strict=True):
-            md5 = archive.md5 if base_url == OFFICIAL_URL else published_md5(remote.url)
+            md5 = archive.md5 if urlsplit(base_url).hostname == OFFICIAL_HOST else published_md5(remote.url)
             _bring(archive, remote, md5, folder, progress)
     return True
 

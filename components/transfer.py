@@ -83,7 +83,7 @@ def fetch(remote: RemoteFile, target: Path, *, md5: str | None, progress: Progre
             part.replace(target)
             _validator_of(part).unlink(missing_ok=True)
             return
-        part.unlink()
+        _discard(part)
     raise DownloadError(
         f"{remote.url}: MD5 must be {md5}, got {found}, twice; the file was deleted. "
         "The server or something on the way alters it; try another data.base_url."
@@ -104,6 +104,11 @@ def _validator_of(part: Path) -> Path:
     return part.with_name(f"{part.name}.validator")
 
 
+def _discard(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _validator_of(part).unlink(missing_ok=True)
+
+
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
@@ -111,7 +116,7 @@ def _size(path: Path) -> int:
 def _fetch_whole(remote: RemoteFile, part: Path, progress: Progress) -> None:
     """Attempt after attempt; gives up when several in a row bring nothing."""
     if _size(part) > remote.size:
-        part.unlink()
+        _discard(part)
     idle = 0
     while _size(part) < remote.size:
         before = _size(part)
@@ -126,7 +131,7 @@ def _fetch_whole(remote: RemoteFile, part: Path, progress: Progress) -> None:
                 ) from error
             time.sleep(_BACKOFF_S[idle])
     if _size(part) != remote.size:
-        part.unlink()
+        _discard(part)
         raise DownloadError(
             f"{remote.url}: the server announced {remote.size} bytes but sent more; run `maskrcnn download` again"
         )
@@ -145,7 +150,7 @@ def _fetch_more(remote: RemoteFile, part: Path, progress: Progress) -> None:
                 response.status_code == requests.codes.ok
                 or (response.status_code == requests.codes.partial and goes_on)
             ):
-                part.unlink(missing_ok=True)  # whatever the server minds, it may take a plain request
+                _discard(part)  # whatever the server minds, it may take a plain request
                 raise _RetryError(f"the server answers {response.status_code} {response.reason}")
             if response.status_code == requests.codes.ok:
                 start = 0
