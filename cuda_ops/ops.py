@@ -163,7 +163,7 @@ def batched_nms(
         indices [R, max_output] int64 into K by descending score, 0 from counts on, and counts [R] int64.
 
     Raises:
-        ValueError: if a shape or dtype is not as above, iou_threshold is not 0 to 1, or max_output < 1.
+        ValueError: if a shape or dtype is not as above, iou_threshold is not 0 to 1, or max_output < 0.
 
     Source: keeps what torchvision.ops.nms keeps of each row and group.
     """
@@ -172,7 +172,7 @@ def batched_nms(
     _require(scores.shape == boxes.shape[:2], op, "scores", list(boxes.shape[:2]), scores.shape)
     _require(groups is None or groups.shape == scores.shape, op, "groups", list(scores.shape), _shape(groups))
     _require(0 <= iou_threshold <= 1, op, "iou_threshold", "0 to 1", iou_threshold)
-    _require(max_output > 0, op, "max_output", "positive", max_output)
+    _require(max_output >= 0, op, "max_output", "0 or more", max_output)
     return reference.batched_nms(boxes, scores, iou_threshold, max_output, groups)
 
 

@@ -50,4 +50,5 @@ def _run_lengths(crop: Tensor, top: int, left: int, image_size: tuple[int, int])
     is_real[1:-1] = (ends != starts).repeat_interleave(2)
     edges = F.pad(changes[is_real], (1, 1))
     edges[-1] = height * width
-    return edges.diff().tolist()
+    counts = edges.diff().tolist()
+    return counts if counts[-1] else counts[:-1]  # a mask that ends with the last pixel has no run after it

@@ -93,6 +93,10 @@ def test_no_rows_or_no_boxes_keep_nothing(shape):
     assert counts.tolist() == [0] * shape[0]
 
 
+def test_nothing_asked_for_is_nothing_kept():
+    assert kept_lists(BOXES, torch.rand(1, 3), 0.5, 0) == [[]]
+
+
 def test_strides_do_not_matter(random_boxes):
     boxes, scores = random_boxes(2, 70, seed=1), torch.rand(2, 70, generator=torch.Generator().manual_seed(1))
     strided = boxes.permute(2, 1, 0).contiguous().permute(2, 1, 0), scores.t().contiguous().t()

@@ -1,0 +1,156 @@
+"""Filled polygons: pycocotools', bit for bit."""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pycocotools.mask as coco_mask
+import pytest
+import torch
+from torch import Tensor
+
+from cuda_ops import rasterize_polygons
+from cuda_ops.reference import polygons as implementation
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # within pycocotools
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The fields that the operator needs; padding beyond the real rows repeats the last offset."""
+
+    xy: Tensor
+    part_offsets: Tensor
+    instance_offsets: Tensor
+    max_vertices: int
+    max_parts: int
+
+
+def pack(instances, padding=0):
+    """Instances: lists of parts [v, 2]."""
+    parts = [np.asarray(part, np.float32) for instance in instances for part in instance]
+    vertices = [sum(len(part) for part in instance) for instance in instances]
+    part_offsets = np.cumsum([0] + [len(part) for part in parts] + [0] * padding)
+    instance_offsets = np.cumsum([0] + [len(instance) for instance in instances])
+    return Packed(
+        torch.from_numpy(np.concatenate([*parts, np.zeros((padding, 2), np.float32)])),
+        torch.tensor(part_offsets, dtype=torch.int32),
+        torch.tensor(instance_offsets, dtype=torch.int32),
+        max(vertices) + padding,
+        max(len(instance) for instance in instances) + padding,
+    )
+
+
+def coco_filled(box, parts, size):
+    """detectron2's recipe on pycocotools."""
+    if not len(parts):
+        return np.zeros((size, size))
+    x1, y1, x2, y2 = np.asarray(box, np.float64)
+    scale = size / np.maximum([x2 - x1, y2 - y1], 0.1)
+    scaled = [((np.asarray(part, np.float64) - [x1, y1]) * scale).reshape(-1) for part in parts]
+    return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(scaled, size, size)))
+
+
+def random_part(rng, decimals):
+    spread = rng.choice([1, 30, 100])
+    part = rng.normal(0, spread, (rng.integers(3, 20), 2)) + rng.uniform(0, 250, 2)
+    return part.round(decimals).astype(np.float32)
+
+
+def assert_filled_as_coco(boxes, idxs, instances, size, packed):
+    masks = rasterize_polygons(torch.from_numpy(boxes), torch.from_numpy(idxs), packed, size)
+    rows = len(instances) // len(boxes)
+    assert masks.shape == (*boxes.shape[:2], size, size)
+    assert masks.dtype == torch.float32
+    for n, r in np.ndindex(idxs.shape):
+        expected = coco_filled(boxes[n, r], instances[n * rows + idxs[n, r]], size)
+        np.testing.assert_array_equal(masks[n, r].numpy(), expected, err_msg=f"image {n}, box {r}: {boxes[n, r]}")
+
+
+def test_a_square_in_the_middle_of_its_box():
+    square = [[1, 1], [3, 1], [3, 3], [1, 3]]
+    masks = rasterize_polygons(torch.tensor([[[0.0, 0.0, 4.0, 4.0]]]), torch.tensor([[0]]), pack([[square]]), 4)
+    assert masks[0, 0].tolist() == [[0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
+
+
+def test_parts_unite_where_they_overlap():
+    square, whole = [[1, 1], [3, 1], [3, 3], [1, 3]], [[0, 0], [4, 0], [4, 4], [0, 4]]
+    packed = pack([[square, whole]])
+    assert rasterize_polygons(torch.tensor([[[0.0, 0.0, 4.0, 4.0]]]), torch.tensor([[0]]), packed, 4).all()
+
+
+@pytest.mark.parametrize("seed", range(120))
+def test_random_polygons_are_filled_as_pycocotools_fills_them(seed):
+    """Self-crossing, of several parts or none, of every size, in boxes that cut them, miss them, or have no area."""
+    rng = np.random.default_rng(seed)
+    num_images, num_rows, num_boxes = 1 + seed % 2, 1 + seed % 4, 1 + seed % 6
+    size = [28, 14, 1, 5, 28, 56][seed % 6]
+    instances = [[random_part(rng, seed % 4) for _ in range(seed % 3)] for _ in range(num_images * num_rows - 1)]
+    instances.append([random_part(rng, seed % 4)])
+    start = rng.uniform(-50, 300, (num_images, num_boxes, 2))
+    side = rng.choice([0, 3, 20, 300], start.shape) * rng.uniform(0.5, 1, start.shape)
+    boxes = np.concatenate((start, start + side), axis=-1)
+    boxes = (boxes.round() if seed % 2 else boxes).astype(np.float32)
+    idxs = rng.integers(0, num_rows, (num_images, num_boxes))
+    assert_filled_as_coco(boxes, idxs, instances, size, pack(instances, padding=seed % 3))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_vertices_on_the_grid_and_slopes_of_whole_fifths_are_filled_as_pycocotools_fills_them(seed):
+    """Where rounding meets ties: vertices at fifths of a cell, many edges steep, flat, diagonal, or of no length."""
+    rng = np.random.default_rng(seed)
+    part = (rng.integers(-10, 80, (40, 2)) / 5).astype(np.float32)
+    part[1::4] = part[0::4]
+    part[2::4, 0] = part[1::4, 0]
+    boxes = np.array([[[0, 0, 14, 14], [-3, 2, 11, 16]]], np.float32)
+    assert_filled_as_coco(boxes, np.zeros((1, 2), np.int64), [[part]], 14, pack([[part]]))
+
+
+def test_real_outlines_are_filled_as_pycocotools_fills_them(coco_tiny):
+    annotations = json.loads((coco_tiny / "annotations/instances_val2017.json").read_text())["annotations"]
+    annotations = [annotation for annotation in annotations if not annotation["iscrowd"]][:100]
+    instances = [
+        [np.reshape(part, (-1, 2)).astype(np.float32) for part in annotation["segmentation"]]
+        for annotation in annotations
+    ]
+    boxes = np.array([annotation["bbox"] for annotation in annotations], np.float32)
+    boxes[:, 2:] += boxes[:, :2]
+    boxes[1::2] += np.random.default_rng(0).normal(0, 10, boxes[1::2].shape)
+    boxes = np.sort(boxes.reshape(-1, 2, 2), axis=1).astype(np.float32).reshape(1, -1, 4)
+    assert_filled_as_coco(boxes, np.arange(len(instances))[None], instances, 28, pack(instances))
+
+
+def test_chunks_change_nothing(monkeypatch):
+    rng = np.random.default_rng(0)
+    instances = [[rng.uniform(0, 50, (9, 2))], [rng.uniform(0, 50, (5, 2)), rng.uniform(0, 50, (4, 2))]]
+    boxes, idxs = torch.tensor([[0.0, 0.0, 50.0, 40.0]]).repeat(1, 6, 1), torch.tensor([[0, 1, 0, 1, 0, 1]])
+    whole = rasterize_polygons(boxes, idxs, pack(instances), 28)
+    monkeypatch.setattr(implementation, "CHUNK_CROSSINGS", 1000)
+    assert torch.equal(rasterize_polygons(boxes, idxs, pack(instances), 28), whole)
+
+
+def test_strides_do_not_matter():
+    instances = [[np.array([[0, 0], [9, 0], [4, 9]])]] * 4
+    boxes = torch.tensor([[[0.0, 0.0, 9.0, 9.0], [2.0, 1.0, 7.0, 5.0]]] * 2)
+    idxs = torch.tensor([[0, 1], [1, 0]])
+    strided = boxes.permute(2, 1, 0).contiguous().permute(2, 1, 0), idxs.t().contiguous().t()
+    expected = rasterize_polygons(boxes, idxs, pack(instances), 7)
+    assert torch.equal(rasterize_polygons(*strided, pack(instances), 7), expected)
+
+
+def test_images_without_any_polygon_give_zeros():
+    packed = Packed(torch.zeros(0, 2), torch.zeros(1, dtype=torch.int32), torch.zeros(5, dtype=torch.int32), 1, 1)
+    masks = rasterize_polygons(torch.rand(2, 3, 4), torch.zeros(2, 3, dtype=torch.int64), packed, 4)
+    assert masks.shape == (2, 3, 4, 4)
+    assert not masks.any()
+
+
+def test_no_boxes_give_no_masks():
+    idxs = torch.zeros(1, 0, dtype=torch.int64)
+    assert rasterize_polygons(torch.zeros(1, 0, 4), idxs, pack([[np.ones((3, 2))]]), 4).shape == (1, 0, 4, 4)
+
+
+def test_a_box_that_is_no_number_does_no_harm():
+    packed = pack([[np.array([[0, 0], [4, 0], [4, 4]])]])
+    masks = rasterize_polygons(torch.full((1, 1, 4), torch.nan), torch.tensor([[0]]), packed, 4)
+    assert masks.isfinite().all()
