@@ -20,7 +20,7 @@ from components.tracking import Tracker, open_tracker
 from components.training_log import TrainingLog, peak_memory_mib
 from model.checkpoint import last_checkpoint, mark_best, read_checkpoint, save_checkpoint
 from model.data.index import CocoIndex
-from model.data.loader import epoch_length, train_loader
+from model.data.loader import batches_per_epoch, train_loader
 from model.engine import Step, pick_device, train_steps
 from model.errors import UserError
 from model.mask_rcnn import MaskRCNN
@@ -74,7 +74,7 @@ class Training:
         if self.reached_target:
             return
         config, train = self.config, self.config.train
-        epoch = max(1, round(epoch_length(self.index, train.batch_size)))
+        epoch = batches_per_epoch(self.index, train.batch_size)
         batches = iter(
             train_loader(
                 self.index,

@@ -119,9 +119,11 @@ def test_an_interrupted_data_set_is_made_anew(tmp_path: Path, monkeypatch: pytes
     assert len(list((tmp_path / "val").iterdir())) == 3
 
 
-def test_a_folder_of_someone_else_is_not_overwritten(tmp_path: Path):
-    (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "mine.jpg").touch()
-    with pytest.raises(UserError, match=r"train: already exists and was not made by"):
+@pytest.mark.parametrize("name", ["train/mine.jpg", "annotations/instances_val.json"])
+def test_files_of_someone_else_are_not_overwritten(tmp_path: Path, name: str):
+    mine = tmp_path / name
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(UserError, match="already exists and was not made by"):
         write_shapes(SMALL, tmp_path)
-    assert (tmp_path / "train" / "mine.jpg").exists()
+    assert mine.read_text() == "mine"

@@ -1,0 +1,184 @@
+"""The train stage: exact resume after SIGKILL, what a run leaves, early stops, errors."""
+
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from components import download, prepare, train
+from components.config import Config, ConfigError, load_config, save_config
+from model.checkpoint import find_checkpoint, last_checkpoint, read_checkpoint
+
+RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "shapes_demo.yaml"
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared data set of 12 + 4 generated images, and room for runs."""
+    root = tmp_path_factory.mktemp("train")
+    config = small_config(root, "unused")
+    download.run(config)
+    prepare.run(config)
+    return root
+
+
+def small_config(root: Path, name: str, *overrides: str) -> Config:
+    """The demo's recipe, made tiny. With group norm a network of a few steps detects as well as it has learned."""
+    return load_config(
+        RECIPE,
+        [
+            f"data.raw_dir={root}/raw", f"data.prepared_dir={root}/prepared", "data.workers=0",
+            "data.shapes.train_images=12", "data.shapes.val_images=4",
+            "data.shapes.height_px=64", "data.shapes.width_px=64", "data.buckets=[[64, 64]]",
+            "data.min_sizes_px=[64]", "data.max_size_px=64", "data.eval_min_size_px=64", "data.eval_max_size_px=64",
+            "model.norm=group_norm", "model.fpn_channels=32", "model.mask_head_channels=32", "model.box_head_channels=32",
+            f"train.output_dir={root}/{name}", "train.batch_size=2", f"train.max_iters={STEPS}", "train.lr_steps=[6]",
+            "train.log_period=1", "train.checkpoint_period=3", "train.keep_last=0", "tracking.enabled=false",
+            *overrides,
+        ],
+    )  # fmt: skip
+
+
+def losses(run_dir: Path) -> list[dict[str, float]]:
+    """The journal's losses, step by step."""
+    lines = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
+    return [{name: v for name, v in line["metrics"].items() if name.startswith("loss/")} for line in lines]
+
+
+def journal_length(run_dir: Path) -> int:
+    path = run_dir / "log.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+@pytest.fixture(scope="module")
+def unbroken(shapes: Path) -> Path:
+    config = small_config(shapes, "unbroken")
+    train.run(config, skip_test=True)
+    return config.train.output_dir
+
+
+def kill_once(params: Path, run_dir: Path, after_lines: int) -> None:
+    """Train in a process of its own and kill it as soon as its journal is that long."""
+    command = [sys.executable, "-m", "components.train", "--skip-test", "--params", str(params)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while journal_length(run_dir) < after_lines and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    _, stderr = process.communicate()
+    assert process.returncode in (0, -signal.SIGKILL), stderr.decode()
+
+
+def assert_kills_change_nothing(shapes: Path, unbroken: Path, name: str, kills: int) -> None:
+    config = small_config(shapes, name)
+    run_dir = config.train.output_dir
+    params = shapes / f"{name}.yaml"
+    save_config(config, params)
+    dice = random.Random(0)
+    for _ in range(kills):
+        saved = last_checkpoint(run_dir) if run_dir.exists() else None
+        kill_once(params, run_dir, dice.randint(1, STEPS))
+        now = last_checkpoint(run_dir)
+        assert (saved is None or now is not None) and (saved or Path()) <= (now or Path()), "a checkpoint was lost"
+    train.run(config, skip_test=True)
+    assert losses(run_dir) == losses(unbroken)
+    ours, theirs = (read_checkpoint(d / "checkpoints" / f"step_{STEPS:07d}.pt") for d in (run_dir, unbroken))
+    assert all(torch.equal(ours["model"][name], value) for name, value in theirs["model"].items())
+
+
+def test_two_kills_change_no_bit_of_the_losses(shapes: Path, unbroken: Path) -> None:
+    assert len(losses(unbroken)) == STEPS
+    assert_kills_change_nothing(shapes, unbroken, "killed_twice", kills=2)
+
+
+@pytest.mark.slow
+def test_ten_kills_in_a_row_change_no_bit_of_the_losses(shapes: Path, unbroken: Path) -> None:
+    assert_kills_change_nothing(shapes, unbroken, "killed_ten_times", kills=10)
+
+
+def test_a_run_leaves_what_it_promises(unbroken: Path) -> None:
+    left = {path.relative_to(unbroken).as_posix() for path in unbroken.rglob("*") if path.is_file()}
+    assert {"config.yaml", "log.jsonl", "metrics.csv", "last_checkpoint"} <= left
+    assert {f"checkpoints/step_{step:07d}.pt" for step in (3, 6, 8)} <= left
+    names = losses(unbroken)[0]
+    assert set(names) == {f"loss/{n}" for n in ("objectness", "rpn_box_reg", "classifier", "box_reg", "mask", "total")}
+
+
+def test_the_log_line_tells_median_and_mean(shapes: Path, unbroken: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = small_config(shapes, "logged", "train.max_iters=2", "train.log_period=2", "train.lr_steps=[1]")
+    train.run(config, skip_test=True)
+    number = r"\d+\.\d{4} \(\d+\.\d{4}\)"
+    assert re.search(
+        rf"eta: 0:00:00  iter: 2  loss: {number}  loss_objectness: {number}.*time: {number}  data: {number}  lr: 0\.\d{{6}}  max mem: \d+",
+        capsys.readouterr().out,
+    )
+
+
+def test_a_finished_run_is_not_trained_again(shapes: Path, unbroken: Path) -> None:
+    before = last_checkpoint(unbroken)
+    assert before is not None
+    stamp = before.stat().st_mtime_ns
+    result = train.run(small_config(shapes, "unbroken"), skip_test=True)
+    assert result.step == STEPS
+    assert before.stat().st_mtime_ns == stamp
+    assert len(losses(unbroken)) == STEPS
+
+
+def test_another_configuration_moves_the_old_run_aside(shapes: Path) -> None:
+    first = train.run(small_config(shapes, "moved", "train.max_iters=1", "train.lr_steps=[1]"), skip_test=True)
+    old = first.checkpoint.read_bytes()
+    changed = small_config(shapes, "moved", "train.max_iters=2", "train.lr_steps=[1]", "train.base_lr=0.001")
+    train.run(changed, skip_test=True)
+    assert (shapes / "moved.old-1" / "checkpoints" / first.checkpoint.name).read_bytes() == old
+    assert len(losses(shapes / "moved")) == 2
+
+
+def test_a_longer_run_continues_a_shorter_one(shapes: Path) -> None:
+    train.run(small_config(shapes, "longer", "train.max_iters=2"), skip_test=True)
+    train.run(small_config(shapes, "longer", "train.max_iters=4"), skip_test=True)
+    assert len(losses(shapes / "longer")) == 4
+    assert not (shapes / "longer.old-1").exists()
+
+
+def test_training_stops_at_the_target_and_keeps_the_best(shapes: Path) -> None:
+    """An epoch is 6 steps. The target is so low that whatever the first evaluation scores above nothing reaches it."""
+    config = small_config(
+        shapes, "target", "evaluate.every_epoch=true", "evaluate.min_bbox_ap=1e-9", "train.max_iters=60",
+        "model.score_threshold=0.001", "train.checkpoint_period=100",
+    )  # fmt: skip
+    result = train.run(config, skip_test=True)
+    assert result.reached_target
+    assert result.step % 6 == 0 and result.step < 60
+    assert find_checkpoint(result.run_dir, "best_checkpoint") is not None
+    again = train.run(config, skip_test=True)
+    assert again.step == result.step
+
+
+def test_divergence_is_named_with_step_and_images(shapes: Path) -> None:
+    config = small_config(shapes, "diverged", "train.base_lr=1e30", "train.warmup_iters=0", "train.clip_grad_norm=0")
+    config = config.model_copy(update={"train": config.train.model_copy(update={"max_nonfinite_steps": 2})})
+    with pytest.raises(train.DivergedError, match=r"(?s)2 steps in a row.*step \d.*images \[.*base_lr"):
+        train.run(config, skip_test=True)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [("model.norm=frozen_batch_norm", "pre-trained weights"), ("model.freeze_stages=2", "must be 0")],
+)
+def test_what_cannot_learn_is_refused(shapes: Path, override: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        train.run(small_config(shapes, "refused", override), skip_test=True)
+    assert not (shapes / "refused").exists()
+
+
+def test_seeds_give_different_runs(shapes: Path, unbroken: Path) -> None:
+    config = small_config(shapes, "seed1", "train.seed=1", "train.max_iters=1")
+    train.run(config, skip_test=True)
+    assert losses(config.train.output_dir)[0] != losses(unbroken)[0]
