@@ -15,13 +15,13 @@ AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
 def summary_table(evaluation: dict[str, Any]) -> Table:
-    """Box and mask AP of an `evaluation.json` as fractions; a dash where no such object exists."""
+    """Box and mask AP of an `evaluation.json` as fractions; a dash where there is no score."""
     table = Table(title=f"{evaluation['images']} images, {evaluation['checkpoint']}")
     table.add_column("")
     for name in AP_NAMES:
         table.add_column(name, justify="right")
     for kind, label in (("bbox", "box"), ("segm", "mask")):
-        scores = [evaluation[kind][name] for name in AP_NAMES]
+        scores = [(evaluation[kind] or {}).get(name) for name in AP_NAMES]  # no scores at all with evaluate.skip_eval
         table.add_row(label, *("–" if score is None else f"{score:.3f}" for score in scores))
     return table
 
