@@ -41,13 +41,13 @@ def write_shapes(config: ShapesConfig, root: Path, workers: int = 0) -> bool:
         Whether anything was written: False if root holds a complete data set made from the same configuration.
 
     Raises:
-        UserError: if root holds a folder of these names that was not made here.
+        UserError: if root holds one of these that was not made here.
     """
     marker, recipe = root / MARKER, config.model_dump(mode="json")
     if marker.is_file():
         if json.loads(marker.read_text()) == {"config": recipe, "complete": True}:
             return False
-    elif theirs := [root / split for split in SPLITS if (root / split).exists()]:
+    elif theirs := [path for split in SPLITS for path in (root / split, _annotations(root, split)) if path.exists()]:
         raise UserError(
             f"{theirs[0]}: already exists and was not made by `data.source: shapes`; it will not be overwritten. "
             "Set data.raw_dir to another folder, or data.source to the one that this data is of."
@@ -58,9 +58,13 @@ def write_shapes(config: ShapesConfig, root: Path, workers: int = 0) -> bool:
         shutil.rmtree(root / split, ignore_errors=True)
         (root / split).mkdir()
         records = _draw_all(partial(_write_image, config, root, split), images, workers)
-        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(_coco_json(records)))
+        _annotations(root, split).write_text(json.dumps(_coco_json(records)))
     marker.write_text(json.dumps({"config": recipe, "complete": True}))
     return True
+
+
+def _annotations(root: Path, split: Split) -> Path:
+    return root / "annotations" / f"instances_{split}.json"
 
 
 def _draw_all(write: Callable[[int], dict[str, Any]], images: int, workers: int) -> list[dict[str, Any]]:

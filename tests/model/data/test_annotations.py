@@ -1,0 +1,217 @@
+"""Reading COCO JSON: what is accepted, and what each fault is called."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+from model.data.annotations import AnnotationError, CocoFile, read_coco
+
+TRIANGLE = [[1, 1, 7, 1, 7, 7]]
+
+
+def image(**changes: Any) -> dict[str, Any]:
+    return {"id": 1, "file_name": "a.jpg", "height": 8, "width": 10, **changes}
+
+
+def annotation(**changes: Any) -> dict[str, Any]:
+    return {
+        "id": 5,
+        "image_id": 1,
+        "category_id": 3,
+        "bbox": [1, 1, 6, 6],
+        "segmentation": TRIANGLE,
+        "iscrowd": 0,
+        **changes,
+    }
+
+
+def tree(images: list | None = None, annotations: list | None = None, categories: list | None = None) -> dict[str, Any]:
+    return {
+        "images": [image()] if images is None else images,
+        "annotations": [annotation()] if annotations is None else annotations,
+        "categories": [{"id": 3, "name": "cat"}, {"id": 90, "name": "chien"}] if categories is None else categories,
+    }
+
+
+def read(tmp_path: Path, content: Any, limit: int = 0) -> CocoFile:
+    path = tmp_path / "instances.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return read_coco(path, limit)
+
+
+def test_a_good_file_has_no_problem(tmp_path: Path):
+    coco = read(tmp_path, tree())
+    (instance,) = coco.instances[1]
+    assert coco.problems == []
+    assert coco.categories == {3: "cat", 90: "chien"}
+    assert (instance.category_id, instance.box, instance.is_crowd) == (3, (1, 1, 7, 7), False)
+    assert np.array_equal(instance.polygons[0], [(1, 1), (7, 1), (7, 7)])
+
+
+def test_every_annotation_of_real_coco_is_accepted(coco_tiny: Path):
+    path = coco_tiny / "annotations" / "instances_val2017.json"
+    coco, oracle = read_coco(path), COCO(str(path))
+    assert coco.problems == []
+    assert sorted(coco.images) == sorted(oracle.imgs)
+    assert {i: len(coco.instances[i]) for i in coco.images} == {i: len(oracle.getAnnIds([i])) for i in oracle.imgs}
+
+
+def test_categories_come_in_the_order_of_their_ids(tmp_path: Path):
+    categories = [{"id": 90, "name": "b"}, {"id": 3, "name": "ü 猫"}]
+    assert list(read(tmp_path, tree(categories=categories)).categories.items()) == [(3, "ü 猫"), (90, "b")]
+
+
+def test_an_image_without_annotation_is_kept(tmp_path: Path):
+    coco = read(tmp_path, tree(images=[image(), image(id=2)]))
+    assert coco.instances[2] == []
+    assert coco.problems == []
+
+
+def test_the_limit_takes_the_first_images_by_id(tmp_path: Path):
+    images = [image(id=i) for i in (9, 4, 7)]
+    annotations = [annotation(id=i, image_id=i) for i in (9, 4, 7)]
+    coco = read(tmp_path, tree(images, annotations), limit=2)
+    assert list(coco.images) == [4, 7]
+    assert [len(coco.instances[i]) for i in (4, 7)] == [1, 1]
+    assert coco.problems == []
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("crowd", [0, 1])
+def test_an_rle_is_accepted_packed_or_not(tmp_path: Path, packed: bool, crowd: int):
+    mask = np.zeros((8, 10), dtype=np.uint8)
+    mask[2:5, 3:9] = 1
+    mask[3, 4] = 0
+    rle = coco_mask.encode(np.asfortranarray(mask))
+    columns = mask.T.ravel()
+    runs = np.diff([0, *(np.flatnonzero(np.diff(columns)) + 1), columns.size]).tolist()
+    segmentation = {"size": [8, 10], "counts": rle["counts"].decode() if packed else runs}
+    coco = read(tmp_path, tree(annotations=[annotation(segmentation=segmentation, iscrowd=crowd)]))
+    (instance,) = coco.instances[1]
+    assert instance.is_crowd == bool(crowd)
+    if crowd:
+        assert instance.polygons == []
+    else:
+        parts = coco_mask.frPyObjects([polygon.ravel().tolist() for polygon in instance.polygons], 8, 10)
+        assert np.array_equal(coco_mask.decode(coco_mask.merge(parts)), mask)
+
+
+@pytest.mark.parametrize(
+    ("bbox", "box", "was_clipped"),
+    [
+        ([2, 2, 8, 6], (2, 2, 10, 8), False),
+        ([-1, 2, 5, 5], (0, 2, 4, 7), True),
+        ([5, 5, 100, 100], (5, 5, 10, 8), True),
+        ([2, 2, 8.0000001, 6], (2, 2, 10, 8), False),
+    ],
+)
+def test_a_box_is_clipped_to_the_frame(tmp_path: Path, bbox, box, was_clipped):
+    (instance,) = read(tmp_path, tree(annotations=[annotation(bbox=bbox)])).instances[1]
+    assert (instance.box, instance.was_clipped) == (box, was_clipped)
+
+
+def test_a_polygon_out_of_the_frame_is_kept_as_it_is(tmp_path: Path):
+    (instance,) = read(tmp_path, tree(annotations=[annotation(segmentation=[[-5, -5, 20, 0, 5, 20]])])).instances[1]
+    assert np.array_equal(instance.polygons[0], [(-5, -5), (20, 0), (5, 20)])
+
+
+NAN = float("nan")
+FAULTS = {
+    "no area": ({"bbox": [1, 1, 0, 5]}, "box without area", r"bbox \[1, 1, 0, 5\] has no area"),
+    "negative": ({"bbox": [1, 1, 5, -2]}, "box without area", "width and height must be > 0"),
+    "outside": ({"bbox": [10, 1, 5, 5]}, "box outside the image", "lies outside the image of 10 × 8"),
+    "three numbers": ({"bbox": [1, 1, 5]}, "bad box", "four finite numbers"),
+    "box nan": ({"bbox": [1, 1, NAN, 5]}, "bad box", "four finite numbers"),
+    "no box": ({"bbox": None}, "bad box", "got None"),
+    "category": ({"category_id": 4}, "unknown category", "category_id 4 is not among the categories"),
+    "image": ({"image_id": 77}, "unknown image id", "image_id 77 is not among"),
+    "image list": ({"image_id": [1]}, "unknown image id", "is not among"),
+    "iscrowd": ({"iscrowd": 2}, "bad iscrowd", "must be 0 or 1, got 2"),
+    "no segmentation": ({"segmentation": []}, "no segmentation", r"must be polygons or an RLE, got \[\]"),
+    "two points": ({"segmentation": [[1, 1, 2, 2]]}, "bad polygon", "at least 6, got 4"),
+    "odd": ({"segmentation": [[1, 1, 2, 2, 3, 3, 4]]}, "bad polygon", "even number of coordinates"),
+    "nan": ({"segmentation": [[1, 1, 2, 2, 3, NAN]]}, "bad polygon", "finite numbers"),
+    "text": ({"segmentation": [[1, 1, 2, 2, 3, "4"]]}, "bad polygon", "finite numbers"),
+    "rle size": (
+        {"segmentation": {"size": [10, 8], "counts": [80]}},
+        "bad RLE",
+        r"must be the image's \[8, 10\], got \[10, 8\]",
+    ),
+    "rle sum": ({"segmentation": {"size": [8, 10], "counts": [40, 20]}}, "bad RLE", "add up to 8 × 10 pixels, got 60"),
+    "rle text": ({"segmentation": {"size": [8, 10], "counts": "`"}}, "bad RLE", "end within a number"),
+    "rle counts": ({"segmentation": {"size": [8, 10]}}, "bad RLE", "text or a list, got a NoneType"),
+    "rle crowd": ({"segmentation": {"size": [8, 10], "counts": [1]}, "iscrowd": 1}, "bad RLE", "add up to"),
+    "rle empty": ({"segmentation": {"size": [8, 10], "counts": [80]}}, "empty mask", "no pixel"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_faulty_annotation_is_told_with_file_id_and_reason(tmp_path: Path, name: str):
+    changes, kind, reason = FAULTS[name]
+    coco = read(tmp_path, tree(annotations=[annotation(**changes), annotation(id=6)]))
+    (problem,) = coco.problems
+    assert problem.kind == kind
+    assert str(problem).startswith(
+        f"{tmp_path / 'instances.json'}: annotation 5 of image {changes.get('image_id', 1)}: "
+    )
+    assert re.search(reason, problem.reason)
+    assert len(coco.instances[1]) == len(coco.raw[1]) == 1
+
+
+def test_the_second_of_two_annotations_with_one_id_is_a_problem(tmp_path: Path):
+    coco = read(tmp_path, tree(annotations=[annotation(), annotation()]))
+    assert [problem.kind for problem in coco.problems] == ["duplicate annotation id"]
+    assert len(coco.instances[1]) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({"id": 1}, "duplicate image id"),
+        ({"id": "x"}, "no id"),
+        ({"id": 2, "file_name": ""}, "no file name"),
+        ({"id": 2, "width": 0}, "no size"),
+        ({"id": 2, "height": 8.5}, "no size"),
+    ],
+)
+def test_a_faulty_image_is_a_problem(tmp_path: Path, changes: dict[str, Any], kind: str):
+    coco = read(tmp_path, tree(images=[image(), image(**changes)]))
+    assert [problem.kind for problem in coco.problems] == [kind]
+    assert list(coco.images) == [1]
+
+
+def test_broken_json_tells_the_position(tmp_path: Path):
+    with pytest.raises(AnnotationError, match=r"instances.json: line 2, column 13 \(byte 14\): not JSON"):
+        read(tmp_path, '{\n "images": [}')
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ([], "COCO's instances form"),
+        ({"images": [], "categories": []}, "a list under 'annotations'"),
+        (tree(categories=[]), "names no category"),
+        (tree(categories=[{"id": 1}]), "must have a whole-number id and a name"),
+        (tree(categories=[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]), "category id 1 stands twice"),
+    ],
+)
+def test_a_file_that_is_not_cocos_form_is_an_error(tmp_path: Path, content: Any, reason: str):
+    with pytest.raises(AnnotationError, match=reason):
+        read(tmp_path, content)
+
+
+def test_a_missing_file_is_an_error(tmp_path: Path):
+    with pytest.raises(AnnotationError, match=r"gone.json: no such annotation file. `maskrcnn download`"):
+        read_coco(tmp_path / "gone.json")
+
+
+def test_a_file_that_is_no_text_is_an_error(tmp_path: Path):
+    (tmp_path / "a.json").write_bytes(b'{"images": "\xff"}')
+    with pytest.raises(AnnotationError, match="byte 12: not UTF-8"):
+        read_coco(tmp_path / "a.json")
