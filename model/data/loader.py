@@ -78,7 +78,7 @@ class GroupedBatchSampler(Sampler[list[tuple[int, int]]]):
 
 def sample_seeds(seed: int, epoch: int, images: NDArray[np.int64]) -> NDArray[np.int64]:
     """A seed for each image of an epoch: [n] int64 ≥ 0, the same on every machine."""
-    state = np.full(len(images), seed, dtype=np.uint64)
+    state = _splitmix(np.full(len(images), seed, dtype=np.uint64))
     for value in (np.uint64(epoch), images.astype(np.uint64)):
         state = _splitmix(state ^ value)
     return (state >> np.uint64(1)).astype(np.int64)

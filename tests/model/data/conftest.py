@@ -12,12 +12,11 @@ from model.data.index import CocoIndex
 
 @pytest.fixture(scope="session")
 def coco_data(coco_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    """24 + 8 real images, prepared; loaded at a small size in this process."""
+    """80 + 8 real images, prepared; loaded at a small size in this process."""
     data = DataConfig(
         source="coco2017",
         raw_dir=coco_tiny,
         prepared_dir=tmp_path_factory.mktemp("data") / "prepared",
-        train_limit=24,
         val_limit=8,
         min_sizes_px=(96, 128),
         max_size_px=192,

@@ -1,0 +1,150 @@
+"""The order of batches: grouped, complete, reproducible, resumable."""
+
+from collections import Counter
+from dataclasses import fields
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from model.config import DataConfig
+from model.data.annotations import ImageRecord, Instance
+from model.data.index import CocoIndex, IndexedImage, images_location, write_index
+from model.data.loader import GroupedBatchSampler, batches_per_epoch, eval_loader, sample_seeds, train_loader
+from model.errors import UserError
+
+WIDE, TALL = (100, 140), (140, 100)
+
+
+def tensors(record: Any) -> list[Any]:
+    """Every value of a batch, in depth."""
+    values = [getattr(record, field.name) for field in fields(record)]
+    return [
+        leaf for value in values for leaf in (tensors(value) if hasattr(value, "__dataclass_fields__") else [value])
+    ]
+
+
+def same(one: Any, other: Any) -> bool:
+    return all(
+        torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+        for a, b in zip(tensors(one), tensors(other), strict=True)
+    )
+
+
+@pytest.fixture(scope="module")
+def sized_index(tmp_path_factory: pytest.TempPathFactory) -> CocoIndex:
+    """13 wide and 6 tall images with an instance each, and one with none; there are no files."""
+    folder = tmp_path_factory.mktemp("index")
+    instance = Instance(1, (0, 0, 9, 9), [np.float32([(0, 0), (9, 0), (9, 9)])], is_crowd=False, was_clipped=False)
+    sizes = [WIDE] * 13 + [TALL] * 6 + [WIDE]
+    images = [
+        IndexedImage(ImageRecord(i, "", *size), False, [instance] if i < 19 else []) for i, size in enumerate(sizes)
+    ]
+    write_index(
+        folder / "train", images, categories={1: "a"}, data_hash="", location=images_location(folder, Path(), folder)
+    )
+    return CocoIndex.open(folder, "train")
+
+
+def keys(index: CocoIndex, data: DataConfig, batches: int, **options: Any) -> list[list[tuple[int, int]]]:
+    sampler = GroupedBatchSampler(index, data, **{"batch_size": 4, "seed": 0} | options)
+    return list(islice(sampler, batches))
+
+
+def test_a_batch_holds_images_of_one_bucket(sized_index: CocoIndex, coco_data: DataConfig):
+    for batch in keys(sized_index, coco_data, 50):
+        assert len(batch) == 4
+        assert len({sized_index.size(i) for i, _ in batch}) == 1
+
+
+def test_over_epochs_no_image_is_dropped_or_doubled(sized_index: CocoIndex, coco_data: DataConfig):
+    epochs = 20
+    drawn = Counter(i for batch in keys(sized_index, coco_data, 19 * epochs // 4) for i, _ in batch)
+    # What still waits in the two queues is at most 3 images each; an image may be one epoch ahead of another.
+    assert sorted(drawn) == list(range(19))
+    assert min(drawn.values()) >= epochs - 1
+    assert max(drawn.values()) <= epochs + 1
+    assert sum(drawn.values()) == 19 * epochs // 4 * 4
+
+
+def test_an_image_without_instances_is_not_drawn(sized_index: CocoIndex, coco_data: DataConfig):
+    assert 19 not in {i for batch in keys(sized_index, coco_data, 50) for i, _ in batch}
+
+
+def test_epochs_and_seeds_differ_in_order_and_sample_seeds(sized_index: CocoIndex, coco_data: DataConfig):
+    assert keys(sized_index, coco_data, 5) == keys(sized_index, coco_data, 5)
+    assert keys(sized_index, coco_data, 5) != keys(sized_index, coco_data, 5, seed=1)
+    seeds = [seed for batch in keys(sized_index, coco_data, 100) for _, seed in batch]
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_starting_late_passes_over_the_first_batches(sized_index: CocoIndex, coco_data: DataConfig):
+    assert keys(sized_index, coco_data, 3, start_batch=17) == keys(sized_index, coco_data, 20)[17:]
+
+
+def splitmix(state: int) -> int:
+    """SplitMix64 in plain integers."""
+    state = (state + 0x9E3779B97F4A7C15) % 2**64
+    state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    state = (state ^ (state >> 27)) * 0x94D049BB133111EB % 2**64
+    return state ^ (state >> 31)
+
+
+def test_sample_seeds_are_the_same_on_every_machine():
+    assert splitmix(0) == 0xE220A8397B1DCDAF  # the published first output of the generator seeded with 0
+    expected = [splitmix(splitmix(splitmix(3) ^ 1) ^ image) >> 1 for image in (0, 1, 2**40)]
+    assert sample_seeds(3, 1, np.array([0, 1, 2**40])).tolist() == expected
+
+
+def test_seed_and_epoch_do_not_stand_for_one_another():
+    assert sample_seeds(0, 1, np.array([5])) != sample_seeds(1, 0, np.array([5]))
+
+
+def test_a_split_with_nothing_to_learn_is_an_error(tmp_path: Path, coco_data: DataConfig):
+    images = [IndexedImage(ImageRecord(1, "a.jpg", 9, 9), False, [])]
+    write_index(
+        tmp_path / "train",
+        images,
+        categories={1: "a"},
+        data_hash="",
+        location=images_location(tmp_path, Path(), tmp_path),
+    )
+    with pytest.raises(UserError, match="no image with an instance to learn"):
+        train_loader(CocoIndex.open(tmp_path, "train"), coco_data, batch_size=2, seed=0)
+
+
+def test_a_resumed_loader_gives_the_same_batches_bit_for_bit(train_index: CocoIndex, coco_data: DataConfig):
+    whole = list(islice(train_loader(train_index, coco_data, batch_size=2, seed=0), 14))
+    late = list(islice(train_loader(train_index, coco_data, batch_size=2, seed=0, start_batch=11), 3))
+    assert all(same(a, b) for a, b in zip(whole[11:], late, strict=True))
+    assert not same(whole[0], whole[1])
+
+
+def test_worker_processes_change_nothing(train_index: CocoIndex, coco_data: DataConfig):
+    alone = list(islice(train_loader(train_index, coco_data, batch_size=2, seed=0), 5))
+    data = coco_data.model_copy(update={"workers": 2})
+    helped = list(islice(train_loader(train_index, data, batch_size=2, seed=0), 5))
+    assert all(same(a, b) for a, b in zip(alone, helped, strict=True))
+
+
+def test_training_batches_have_the_shape_of_a_bucket_and_targets(train_index: CocoIndex, coco_data: DataConfig):
+    for batch in islice(train_loader(train_index, coco_data, batch_size=3, seed=0), 8):
+        assert tuple(batch.images.shape[2:]) in coco_data.buckets
+        assert batch.targets.num_gt.min() >= 1
+        assert (batch.targets.gt_boxes[..., 2] <= batch.image_sizes[:, None, 1] + 1e-3).all()
+
+
+def test_evaluation_sees_every_image_once(train_index: CocoIndex, coco_data: DataConfig):
+    loader = eval_loader(train_index, coco_data, batch_size=5)
+    batches = list(loader)
+    assert len(batches) == len(loader)
+    assert sorted(i for batch in batches for i in batch.image_ids.tolist()) == train_index.image_ids.tolist()
+    assert all(batch.targets is None for batch in batches)
+
+
+def test_an_epoch_is_counted_in_images_that_are_used(sized_index: CocoIndex):
+    assert batches_per_epoch(sized_index, 4) == 5  # 19 images
+    assert batches_per_epoch(sized_index, 100) == 1
