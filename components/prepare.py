@@ -74,9 +74,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         _, config = parse(stage_parser("prepare", __doc__), argv)
         result = run(config)
         for split, report in result.splits.items():
-            print(f"{split}: {report.images} images, {report.instances} instances, {report.crowds} crowds", end="")
-            print(f", dropped {report.dropped}" if report.dropped else "")
-        print(f"{result.prepared_dir / 'report.png'}")
+            dropped = "".join(f", dropped {count} ({kind})" for kind, count in report.dropped.items())
+            print(f"{split}: {report.images} images, {report.instances} instances, {report.crowds} crowds{dropped}")
+        print(result.prepared_dir / "report.png")
 
 
 def _check_split(data: DataConfig, split: Split) -> CheckedSplit:
@@ -101,7 +101,7 @@ def _list_problems(problems: list[Problem]) -> str:
     shown = [str(problem) for problem in problems[:_SHOWN_PROBLEMS]]
     rest = len(problems) - len(shown)
     return "\n".join(
-        [f"{len(problems)} records cannot be used:", *shown]
+        [f"unusable records: {len(problems)}", *shown]
         + ([f"… and {rest} more"] if rest else [])
         + ["Mend them, or drop and count them with data.on_invalid=skip."]
     )

@@ -1,0 +1,319 @@
+"""Prepare: a whole custom data set in, index, ground truth and report out; bad records told or dropped."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from components.config import Config
+from components.prepare import PrepareResult, main, run
+from model.config import DataConfig, ShapesConfig
+from model.data.annotations import AnnotationError
+from model.data.dataset import CocoDataset
+from model.data.index import CocoIndex
+from model.data.synthetic import write_shapes
+
+CATEGORIES = [{"id": 7, "name": "猫"}, {"id": 2, "name": "dog"}]
+
+
+def annotation(image_id: int, annotation_id: int, **changes: Any) -> dict[str, Any]:
+    triangle = [[2, 2, 12, 2, 12, 12]]
+    return {
+        "id": annotation_id,
+        "image_id": image_id,
+        "category_id": 7,
+        "bbox": [2, 2, 10, 10],
+        "segmentation": triangle,
+        "iscrowd": 0,
+        "area": 50,
+    } | changes
+
+
+class Custom:
+    """A folder in the seed's hierarchy: three images of 16 × 24 a split, an annotation each."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.trees: dict[str, dict[str, Any]] = {}
+        rng = np.random.default_rng(0)
+        for split in ("train", "val"):
+            (root / f"images_{split}").mkdir(parents=True)
+            for i in (1, 2, 3):
+                noise = rng.integers(0, 255, (16, 24, 3), dtype=np.uint8)
+                Image.fromarray(noise).save(root / f"images_{split}" / f"{i}.jpg")
+            self.trees[split] = {
+                "images": [{"id": i, "file_name": f"{i}.jpg", "height": 16, "width": 24} for i in (1, 2, 3)],
+                "annotations": [annotation(i, 10 * i) for i in (1, 2, 3)],
+                "categories": CATEGORIES,
+            }
+
+    @property
+    def train(self) -> dict[str, Any]:
+        return self.trees["train"]
+
+    def data(self, **changes: Any) -> DataConfig:
+        values = {
+            "source": "custom",
+            "raw_dir": self.root,
+            "prepared_dir": self.root.parent / "prepared",
+            "workers": 0,
+        } | changes
+        return DataConfig(**values)
+
+    def prepare(self, **changes: Any) -> PrepareResult:
+        for split, tree in self.trees.items():
+            (self.root / f"instances_{split}.json").write_text(json.dumps(tree))
+        return run(Config(data=self.data(**changes)))
+
+
+@pytest.fixture
+def custom(tmp_path: Path) -> Custom:
+    return Custom(tmp_path / "raw")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def test_writes_index_ground_truth_and_report(custom: Custom):
+    result = custom.prepare()
+    index = CocoIndex.open(result.prepared_dir, "train")
+    assert index.image_ids.tolist() == [1, 2, 3]
+    assert (index.category_ids, index.class_names) == ((2, 7), ("dog", "猫"))
+    assert index.instances(0).labels.tolist() == [2]
+    report = json.loads((result.prepared_dir / "report.json").read_text())
+    assert report["train"]["per_class"] == {"dog": 0, "猫": 3}
+    assert report["train"]["data_hash"] == index.data_hash
+    assert Image.open(result.prepared_dir / "report.png").width > 500
+    assert sorted(path.name for path in result.prepared_dir.iterdir()) == [
+        "report.json",
+        "report.png",
+        "train",
+        "train.json",
+        "val",
+        "val.json",
+    ]
+
+
+def test_real_coco_and_its_ground_truth_agree(coco_tiny: Path, tmp_path: Path):
+    data = DataConfig(source="coco2017", raw_dir=coco_tiny, prepared_dir=tmp_path, train_limit=4, workers=2)
+    result = run(Config(data=data))
+    ours = COCO(str(CocoIndex.open(tmp_path, "val").ground_truth_path))
+    original = COCO(str(coco_tiny / "annotations" / "instances_val2017.json"))
+    assert result.splits["val"].instances + result.splits["val"].crowds == len(original.anns)
+    assert result.splits["train"].images == 4
+    keys = ("bbox", "area", "iscrowd", "segmentation", "category_id")
+    assert {i: [a[key] for key in keys] for i, a in ours.anns.items()} == {
+        i: [a[key] for key in keys] for i, a in original.anns.items()
+    }
+
+
+def test_generated_shapes_pass_unchanged(tmp_path: Path):
+    shapes = ShapesConfig(train_images=4, val_images=2, crowd_probability=1.0)
+    write_shapes(shapes, tmp_path / "raw")
+    result = run(
+        Config(data=DataConfig(raw_dir=tmp_path / "raw", prepared_dir=tmp_path / "prepared", shapes=shapes, workers=0))
+    )
+    assert (result.splits["train"].images, result.splits["val"].images) == (4, 2)
+    assert result.splits["train"].crowds == 4
+    assert result.splits["train"].dropped == {}
+
+
+def truncated(custom: Custom) -> None:
+    cut(custom.root / "images_train" / "2.jpg")
+
+
+def missing(custom: Custom) -> None:
+    (custom.root / "images_train" / "2.jpg").unlink()
+
+
+def size(custom: Custom) -> None:
+    custom.train["images"][1]["width"] = 25
+
+
+def box(custom: Custom) -> None:
+    custom.train["annotations"][1]["bbox"] = [2, 2, 0, 10]
+
+
+def category(custom: Custom) -> None:
+    custom.train["annotations"][1]["category_id"] = 3
+
+
+def image_id(custom: Custom) -> None:
+    custom.train["annotations"][1]["image_id"] = 99
+
+
+def annotation_twice(custom: Custom) -> None:
+    custom.train["annotations"].append(annotation(1, 20))
+
+
+def image_twice(custom: Custom) -> None:
+    custom.train["images"].append(custom.train["images"][1])
+
+
+FAULTS = {  # what is done, what the error says, its name in the report, (images, instances) that are left
+    truncated: (r"image 2: .*2.jpg cannot be decoded: .*truncated", "unreadable file", (2, 2)),
+    missing: (r"image 2: .*2.jpg does not exist", "missing file", (2, 2)),
+    size: (r"image 2: .*2.jpg is 16 × 24 .* say 16 × 25", "wrong size", (2, 2)),
+    box: (r"annotation 20 of image 2: bbox \[2, 2, 0, 10\] has no area", "box without area", (3, 2)),
+    category: (r"annotation 20 of image 2: category_id 3 is not", "unknown category", (3, 2)),
+    image_id: (r"annotation 20 of image 99: image_id 99 is not", "unknown image id", (3, 2)),
+    annotation_twice: (r"annotation 20 of image 1: id stands twice", "duplicate annotation id", (3, 3)),
+    image_twice: (r"image 2: id stands twice", "duplicate image id", (3, 3)),
+}
+
+
+@pytest.mark.parametrize("damage", FAULTS, ids=lambda damage: damage.__name__)
+def test_a_bad_record_is_an_error_that_tells_file_id_and_reason(custom: Custom, damage: Any):
+    damage(custom)
+    with pytest.raises(AnnotationError, match=FAULTS[damage][0]) as error:
+        custom.prepare()
+    assert str(error.value).startswith("unusable records: 1\n" + str(custom.root / "instances_train.json"))
+    assert str(error.value).endswith("data.on_invalid=skip.")
+    assert not custom.data().prepared_dir.exists()
+
+
+@pytest.mark.parametrize("damage", FAULTS, ids=lambda damage: damage.__name__)
+def test_a_bad_record_is_dropped_and_counted_where_asked(custom: Custom, damage: Any):
+    damage(custom)
+    _, kind, (images, instances) = FAULTS[damage]
+    result = custom.prepare(on_invalid="skip")
+    report = result.splits["train"]
+    assert (report.images, report.instances, report.dropped) == (images, instances, {kind: 1})
+    truth = COCO(str(result.prepared_dir / "train.json"))
+    assert (len(truth.imgs), len(truth.anns)) == (images, instances)
+
+
+def test_the_first_ten_offenders_are_listed_and_the_rest_counted(custom: Custom):
+    custom.train["annotations"] = [annotation(1, i, bbox=[0, 0, 0, 0]) for i in range(13)]
+    with pytest.raises(AnnotationError) as error:
+        custom.prepare()
+    lines = str(error.value).splitlines()
+    assert lines[0] == "unusable records: 13"
+    assert ["annotation 9 of" in line for line in lines].index(True) == 10
+    assert lines[11] == "… and 3 more"
+
+
+def test_broken_json_tells_the_position(custom: Custom):
+    custom.prepare()
+    (custom.root / "instances_val.json").write_text('{"images": [')
+    with pytest.raises(AnnotationError, match=r"instances_val.json: line 1, column 13"):
+        run(Config(data=custom.data()))
+
+
+def test_splits_with_different_categories_are_an_error(custom: Custom):
+    custom.trees["val"]["categories"] = [*CATEGORIES, {"id": 9, "name": "bird"}]
+    with pytest.raises(
+        AnnotationError, match=r"must be those of .*instances_train.json; they differ in .*\(9, 'bird'\)"
+    ):
+        custom.prepare()
+
+
+def test_a_missing_image_folder_is_an_error(custom: Custom):
+    with pytest.raises(AnnotationError, match=r"nowhere: no such image folder.*data.val_images names it"):
+        custom.prepare(val_images="nowhere")
+
+
+def test_paths_of_ones_own_are_taken(custom: Custom):
+    (custom.root / "images_val").rename(custom.root / "my images")
+    custom.prepare(val_images="my images", val_annotations="instances_train.json")
+    assert CocoIndex.open(custom.data().prepared_dir, "val").image_path(0) == custom.root / "my images" / "1.jpg"
+
+
+def test_limits_take_the_first_images_and_leave_bad_ones_past_them_alone(custom: Custom):
+    missing(custom)
+    result = custom.prepare(train_limit=1)
+    assert (result.splits["train"].images, result.splits["train"].instances, result.splits["val"].images) == (1, 1, 3)
+
+
+def test_the_hash_follows_annotations_and_pixels_but_not_the_place(custom: Custom, tmp_path: Path):
+    first = custom.prepare().splits["train"].data_hash
+    assert custom.prepare(prepared_dir=tmp_path / "again").splits["train"].data_hash == first
+    shutil.copy(custom.root / "images_val" / "1.jpg", custom.root / "images_train" / "1.jpg")
+    second = custom.prepare().splits["train"].data_hash
+    custom.train["annotations"][0]["bbox"] = [2, 2, 10, 9]
+    third = custom.prepare().splits["train"].data_hash
+    assert len({first, second, third}) == 3
+
+
+def test_area_and_iscrowd_are_filled_in_where_a_file_leaves_them_out(custom: Custom):
+    del custom.train["annotations"][0]["area"], custom.train["annotations"][0]["iscrowd"]
+    custom.train["annotations"][1] |= {"area": None, "segmentation": {"size": [16, 24], "counts": [16, 32, 336]}}
+    truth = COCO(str(custom.prepare().prepared_dir / "train.json"))
+    assert truth.anns[10]["iscrowd"] == 0
+    assert truth.anns[10]["area"] == truth.annToMask(truth.anns[10]).sum() == 45
+    assert truth.anns[20]["area"] == 32
+
+
+def test_images_of_every_kind_come_out_as_annotated(custom: Custom):
+    folder = custom.root / "images_train"
+    gray = np.full((16, 24), 100, dtype=np.uint8)
+    kinds = {
+        "gray.png": Image.fromarray(gray),
+        "深い.png": Image.fromarray(gray.astype(np.uint16) * 256),
+        "ünïcode alpha.png": Image.fromarray(gray).convert("RGBA"),
+        "palette.png": Image.fromarray(gray).convert("P"),
+        "cmyk.jpg": Image.fromarray(gray).convert("RGB").convert("CMYK"),
+    }
+    for name, image in kinds.items():
+        image.save(folder / name)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(gray.T).save(folder / "turned.jpg", exif=exif)
+    names = [*kinds, "turned.jpg"]
+    custom.train["images"] = [
+        {"id": i, "file_name": name, "height": 16, "width": 24} for i, name in enumerate(names, 1)
+    ]
+    custom.prepare()
+    index = CocoIndex.open(custom.data().prepared_dir, "train")
+    dataset = CocoDataset(index, custom.data(), training=False)
+    for i, name in enumerate(names):
+        image = dataset[i].image
+        assert index.image_path(i).name == name
+        assert image.shape[0] / image.shape[1] == pytest.approx(16 / 24, abs=0.01)
+        assert np.abs(image.astype(int) - 100).max() <= 3
+
+
+def test_boxes_that_the_frame_cuts_are_counted(custom: Custom):
+    custom.train["annotations"][0]["bbox"] = [20, 2, 10, 10]
+    result = custom.prepare()
+    assert result.splits["train"].clipped_boxes == 1
+    assert CocoIndex.open(result.prepared_dir, "train").instances(0).boxes.tolist() == [[20, 2, 24, 12]]
+
+
+def test_a_failed_run_leaves_the_last_good_one(custom: Custom):
+    good = custom.prepare()
+    before = (good.prepared_dir / "report.json").read_bytes()
+    box(custom)
+    with pytest.raises(AnnotationError):
+        custom.prepare()
+    assert (good.prepared_dir / "report.json").read_bytes() == before
+    assert custom.prepare(on_invalid="skip").splits["train"].instances == 2
+    assert [path.name for path in custom.root.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_folder_of_someone_else_is_not_replaced(custom: Custom, tmp_path: Path):
+    (tmp_path / "prepared").mkdir()
+    (tmp_path / "prepared" / "thesis.txt").touch()
+    with pytest.raises(AnnotationError, match=r"did not write; set data\.prepared_dir"):
+        custom.prepare()
+    assert (tmp_path / "prepared" / "thesis.txt").exists()
+
+
+def test_the_command_prints_counts_and_the_report(custom: Custom, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    box(custom)
+    custom.prepare(on_invalid="skip")
+    (tmp_path / "params.yaml").write_text(json.dumps({"data": custom.data().model_dump(mode="json")}))
+    with pytest.raises(SystemExit) as exit_status:
+        main(["--params", str(tmp_path / "params.yaml")])
+    assert exit_status.value.code == 2
+    assert "error: unusable records: 1" in capsys.readouterr().err
+    main(["--params", str(tmp_path / "params.yaml"), "data.on_invalid=skip"])
+    output = capsys.readouterr().out
+    assert "train: 3 images, 2 instances, 0 crowds, dropped 1 (box without area)" in output
+    assert str(tmp_path / "prepared" / "report.png") in output
