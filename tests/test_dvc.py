@@ -140,3 +140,66 @@ def test_dvc_reads_the_pipeline(tree: Path, git: bool):
     if git:
         subprocess.run(["git", "init", "--quiet"], cwd=tree, check=True)
     assert [line.split()[0] for line in dvc("stage", "list", where=tree).splitlines()] == list(STAGES)
+
+
+TINY = {
+    "data__shapes__train_images": 6,
+    "data__shapes__val_images": 2,
+    "data__workers": 0,
+    "train__max_iters": 4,
+    "train__batch_size": 2,
+    "train__lr_steps": [3],
+    "train__checkpoint_period": 2,
+    "evaluate__batch_size": 2,
+    "evaluate__drawn_images": 1,
+    "predict__images": 1,
+    "benchmark__batch_sizes": [1],
+    "benchmark__warmup": 0,
+    "benchmark__steps": 1,
+    "benchmark__torchvision": False,
+}
+
+
+def stages_run(tree: Path) -> list[str]:
+    """The stages that `dvc repro` found reason to run."""
+    return [line.split("'")[1] for line in dvc("repro", where=tree).splitlines() if line.startswith("Running stage")]
+
+
+@pytest.mark.slow
+def test_a_change_reruns_just_what_depends_on_it(tree: Path):
+    set_values(tree, **TINY)
+    assert sorted(stages_run(tree)) == sorted(STAGES)
+    assert stages_run(tree) == []
+    for changes, reruns in (
+        ({"data__workers": 1, "train__log_period": 1}, []),
+        ({"predict__score_threshold": 0.9}, ["predict"]),
+        ({"evaluate__drawn_images": 2}, ["evaluate"]),
+        ({"benchmark__steps": 2}, ["benchmark"]),
+        ({"train__base_lr": 0.001}, ["train", "evaluate", "predict", "benchmark"]),
+    ):
+        set_values(tree, **changes)
+        assert sorted(stages_run(tree)) == sorted(reruns), changes
+
+
+@pytest.mark.slow
+def test_an_interrupted_repro_continues_from_the_last_checkpoint(tree: Path):
+    set_values(tree, **TINY | {"train__max_iters": 2})
+    dvc("repro", "train", where=tree)
+    # As an interruption leaves it: checkpoints, but no entry in dvc.lock that says the stage is done.
+    (tree / "dvc.lock").unlink()
+    set_values(tree, train__max_iters=4)
+    assert "step 2" in next(
+        line for line in dvc("repro", "train", where=tree).splitlines() if "continuing from" in line
+    )
+
+
+@pytest.mark.slow
+def test_raw_data_outside_the_repository_stays_as_it_is(tree: Path):
+    set_values(tree, **TINY, data__raw_dir="../raw")
+    dvc("repro", "prepare", where=tree)
+    before = {path: path.stat().st_mtime_ns for path in sorted((tree.parent / "raw").rglob("*"))}
+    set_values(tree, data__source="custom", data__train_images="train", data__val_images="val")
+    set_values(tree, data__train_annotations="annotations/instances_train.json")
+    set_values(tree, data__val_annotations="annotations/instances_val.json")
+    assert "Running stage 'prepare'" in dvc("repro", "prepare", where=tree)
+    assert {path: path.stat().st_mtime_ns for path in sorted((tree.parent / "raw").rglob("*"))} == before
