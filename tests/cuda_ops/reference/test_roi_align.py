@@ -60,7 +60,7 @@ def test_output_and_gradient_equal_those_of_torchvision(seed):
         torch.testing.assert_close(our_gradient, their_gradient, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("side", [111.0, 112.0, 113.0, 223.9, 224.0, 447.0, 448.0, 2000.0])
+@pytest.mark.parametrize("side", [111.0, 112.0, 113.0, 223.9, 223.9999, 224.0, 447.0, 448.0, 2000.0])
 def test_a_box_is_pooled_from_the_level_that_torchvision_chooses(side):
     features, boxes = make_features(0), torch.tensor([[[-20.0, -20.0, side - 20, side - 20]]] * 2)
     torch.testing.assert_close(pool(features, boxes), torchvision_pooled(features, boxes, 3, 2))
