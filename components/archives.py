@@ -35,22 +35,21 @@ class Archive:
         return PurePosixPath(self.path).name
 
 
-def fetch_archives(archives: Sequence[Archive], base_url: str, folder: Path) -> bool:
-    """Fetch and unpack those archives that are not there yet.
+def missing_archives(archives: Sequence[Archive], folder: Path) -> list[Archive]:
+    """Those of which not every file is in the folder, or that were not unpacked here."""
+    return [archive for archive in archives if not _is_done(archive, folder)]
 
-    Returns:
-        Whether there were any.
+
+def fetch_archives(archives: Sequence[Archive], base_url: str, folder: Path) -> None:
+    """Fetch and unpack archives.
 
     Raises:
         DownloadError: if one cannot be fetched whole or unpacked, or the disk is too small for all.
     """
-    missing = [archive for archive in archives if not _is_done(archive, folder)]
-    if not missing:
-        return False
     folder.mkdir(parents=True, exist_ok=True)
     base_url = base_url.rstrip("/")
-    remotes = [look_up(f"{base_url}/{archive.path}") for archive in missing]
-    _require_space(missing, remotes, folder)
+    remotes = [look_up(f"{base_url}/{archive.path}") for archive in archives]
+    _require_space(archives, remotes, folder)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -59,10 +58,9 @@ def fetch_archives(archives: Sequence[Archive], base_url: str, folder: Path) -> 
         TimeRemainingColumn(),
     )
     with Progress(*columns) as progress:
-        for archive, remote in zip(missing, remotes, strict=True):
+        for archive, remote in zip(archives, remotes, strict=True):
             md5 = archive.md5 if urlsplit(base_url).hostname == OFFICIAL_HOST else published_md5(remote.url)
             _bring(archive, remote, md5, folder, progress)
-    return True
 
 
 def unpack(archive: Path, folder: Path) -> dict[str, int]:

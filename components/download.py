@@ -4,11 +4,12 @@
 for `custom` nothing is written. What is there already is not done again.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from components.archives import Archive, fetch_archives
+from components.archives import Archive, fetch_archives, missing_archives
 from components.cli import parse, stage_parser, user_errors
 from components.config import Config
 from components.transfer import DownloadError
@@ -54,7 +55,10 @@ def run(config: Config) -> DownloadResult:
         _require_custom(data)
         changed = False
     else:
-        changed = fetch_archives(_ARCHIVES[data.source], data.base_url, data.raw_dir)
+        missing = missing_archives(_ARCHIVES[data.source], data.raw_dir)
+        changed = bool(missing) and not _is_unpacked(data)
+        if changed:
+            fetch_archives(missing, data.base_url, data.raw_dir)
     return DownloadResult(data.raw_dir, changed)
 
 
@@ -64,6 +68,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         _, config = parse(stage_parser("download", __doc__), argv)
         result = run(config)
         print(f"{result.raw_dir}: {'complete' if result.changed else 'complete already'}")
+
+
+def _is_unpacked(data: DataConfig) -> bool:
+    """Whether someone else put COCO here: both annotation files, and every image that they name."""
+    for split in SPLITS:
+        paths = split_paths(data, split)
+        annotations, images = data.raw_dir / paths.annotations, data.raw_dir / paths.images
+        if not annotations.is_file() or not images.is_dir():
+            return False
+        try:
+            named = {record["file_name"] for record in json.loads(annotations.read_text(encoding="utf-8"))["images"]}
+        except (ValueError, KeyError, TypeError):  # cut short, say: fetching mends it
+            return False
+        if not named <= {path.name for path in images.iterdir()}:
+            return False
+    return True
 
 
 def _require_custom(data: DataConfig) -> None:

@@ -168,10 +168,13 @@ def _replacing(target: Path) -> Iterator[Path]:
     for leftover in (fresh, stale):
         shutil.rmtree(leftover, ignore_errors=True)
     fresh.mkdir(parents=True)
-    yield fresh
-    if target.exists():
-        target.rename(stale)
-    fresh.rename(target)
+    try:
+        yield fresh
+        if target.exists():
+            target.rename(stale)
+        fresh.rename(target)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
     shutil.rmtree(stale, ignore_errors=True)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import shutil
 import stat
 import threading
 import zipfile
@@ -151,6 +152,16 @@ def test_a_second_run_asks_the_server_nothing(server: FileServer, tmp_path: Path
     server.requests.clear()
     assert not run(config(tmp_path, server)).changed
     assert server.requests == []
+
+
+def test_coco_unpacked_by_someone_else_is_taken_as_it_is(server: FileServer, coco_tiny: Path, tmp_path: Path):
+    assert not run(config(coco_tiny, server)).changed
+    assert server.requests == []
+    shutil.copytree(coco_tiny, tmp_path, dirs_exist_ok=True, copy_function=shutil.copyfile)
+    for folder in [tmp_path, *(path for path in tmp_path.iterdir() if path.is_dir())]:
+        folder.chmod(0o755)  # the real data is read-only, and its copy with it
+    next((tmp_path / "val2017").iterdir()).unlink()
+    assert run(config(tmp_path, server)).changed
 
 
 def test_only_the_archive_whose_file_was_lost_is_fetched_again(server: FileServer, tmp_path: Path):
