@@ -1,0 +1,266 @@
+"""Score a trained model on a prepared split: COCO's box and mask AP, result files, curves and drawings.
+
+Takes the last checkpoint of train.output_dir unless told otherwise, with the network and image sizes it was trained with, and
+writes into train.output_dir: evaluation.json, inference/ and plots/. Scores are fractions; null where there was nothing to find.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools.coco import COCO
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from components.cli import parse, stage_parser, user_errors
+from components.config import Config
+from components.environment import git_commit
+from components.journal import write_atomically
+from components.plots import draw_comparison, plot_precision_recall, write_precision_recall
+from components.tracking import open_tracker
+from components.trained import Trained, load_trained, open_split
+from model.coco_eval import SCORE_NAMES, CocoEvaluation, Scores, evaluate_results, load_ground_truth
+from model.config import DataConfig
+from model.data.index import CocoIndex
+from model.data.loader import eval_loader
+from model.engine import predict
+from model.mask_rcnn import MaskRCNN
+from model.postprocess import original_boxes, to_coco_results
+from model.structures import Batch, Detections
+
+_MAX_CLASSES_IN_TABLE = 20
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a model found in a split: COCO results of boxes and masks in the same order, and tensors an image."""
+
+    bbox: list[dict[str, Any]]
+    segm: list[dict[str, Any]]
+    tensors: list[dict[str, Any]]  # empty unless they were asked for
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """What was evaluated, and how well it did."""
+
+    run_dir: Path
+    checkpoint: str
+    evaluation: CocoEvaluation | None  # None with evaluate.skip_eval
+
+
+def run(config: Config, *, checkpoint: str = "last") -> EvaluateResult:
+    """Evaluate a checkpoint (`last`, `best` or a path) and leave everything in `train.output_dir`.
+
+    Raises:
+        UserError: if there is no such checkpoint, or no prepared data of its classes.
+    """
+    run_dir, trained = config.train.output_dir, load_trained(config, checkpoint)
+    index = open_split(trained, config.evaluate.split)
+    device = next(trained.loaded.model.parameters()).device
+    data, batch_size = trained.config.data, config.evaluate.batch_size
+    results = detect(trained.loaded.model, index, data, device, batch_size=batch_size, keep_tensors=True)
+    ground_truth = load_ground_truth(index.ground_truth_path)
+    evaluation = None if config.evaluate.skip_eval else evaluate_results(ground_truth, results.bbox, results.segm)
+    write_inference(run_dir / "inference", results, evaluation)
+    write_plots(run_dir / "plots", results, evaluation, index, ground_truth, config.evaluate.drawn_images)
+    report = evaluation_report(evaluation, results, index, trained.name)
+    write_atomically(run_dir / "evaluation.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    _track(trained, run_dir, evaluation)
+    _print(evaluation, run_dir, trained)
+    return EvaluateResult(run_dir, trained.name, evaluation)
+
+
+def evaluate_model(model: MaskRCNN, config: Config, device: torch.device) -> CocoEvaluation:
+    """Score a model that is still in training on `evaluate.split`; nothing is written."""
+    index = CocoIndex.open(config.data.prepared_dir, config.evaluate.split)
+    results = detect(model, index, config.data, device, batch_size=config.evaluate.batch_size)
+    return evaluate_results(index.ground_truth_path, results.bbox, results.segm)
+
+
+def detect(
+    model: MaskRCNN,
+    index: CocoIndex,
+    data: DataConfig,
+    device: torch.device,
+    *,
+    batch_size: int,
+    keep_tensors: bool = False,
+) -> Results:
+    """Run a model over every image of a split.
+
+    Args:
+        keep_tensors: also keep what the network computed; for COCO's 5,000 val images that is about a GiB of memory.
+    """
+    loader = eval_loader(index, data, batch_size=batch_size)
+    results = Results([], [], [])
+    batches = track(predict(model, loader, device), "detecting", total=len(loader), transient=True)
+    for batch, detections in batches:
+        bbox, segm = to_coco_results(batch, detections, index.category_ids)
+        results.bbox.extend(bbox)
+        results.segm.extend(segm)
+        if keep_tensors:
+            results.tensors.extend(_tensors(batch, detections))
+    return results
+
+
+def evaluation_report(
+    evaluation: CocoEvaluation | None, results: Results, index: CocoIndex, checkpoint: str
+) -> dict[str, Any]:
+    """The content of evaluation.json; scores are null where they were not computed."""
+    return {
+        "bbox": evaluation and evaluation.bbox,
+        "segm": evaluation and evaluation.segm,
+        "per_class": evaluation and evaluation.per_class,
+        "images": len(index),
+        "detections": len(results.bbox),
+        "checkpoint": checkpoint,
+        "data_hash": index.data_hash,
+        "commit": git_commit(),
+    }
+
+
+def score_metrics(evaluation: CocoEvaluation) -> dict[str, float | None]:
+    """Scores under their MLflow names: `ap/bbox`, `ap50/segm`, `ar100/bbox`, …"""
+    tasks: dict[str, Scores] = {"bbox": evaluation.bbox, "segm": evaluation.segm}
+    return {f"{name.lower()}/{task}": scores[name] for task, scores in tasks.items() for name in SCORE_NAMES}
+
+
+def write_inference(folder: Path, results: Results, evaluation: CocoEvaluation | None) -> None:
+    """bbox.json and segm.json (COCO results), predictions.pth (a dictionary of tensors an image), coco_results.pth (scores).
+
+    coco_results.pth is not written, and an older one goes, when there was no evaluation. Both load with `weights_only=True`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "bbox.json", json.dumps(results.bbox))
+    write_atomically(folder / "segm.json", json.dumps(results.segm))
+    _save(results.tensors, folder / "predictions.pth")
+    scores_path = folder / "coco_results.pth"
+    if evaluation is None:
+        scores_path.unlink(missing_ok=True)
+        return
+    precision = {task: torch.from_numpy(values) for task, values in evaluation.precision.items()}  # [T, R] of coco_eval
+    scores = {
+        "bbox": evaluation.bbox,
+        "segm": evaluation.segm,
+        "per_class": evaluation.per_class,
+        "precision": precision,
+    }
+    _save(scores, scores_path)
+
+
+def write_plots(
+    folder: Path,
+    results: Results,
+    evaluation: CocoEvaluation | None,
+    index: CocoIndex,
+    ground_truth: COCO,
+    drawn_images: int,
+) -> None:
+    """precision_recall.png and .csv, and predictions/<image id>.jpg for some images from all over the split."""
+    shutil.rmtree(folder, ignore_errors=True)  # drawings of an earlier checkpoint
+    (folder / "predictions").mkdir(parents=True)
+    if evaluation is not None:
+        plot_precision_recall(evaluation, folder / "precision_recall.png")
+        write_precision_recall(evaluation, folder / "precision_recall.csv")
+    for i in spread(len(index), drawn_images):
+        image_id = int(index.image_ids[i])
+        places = [k for k, result in enumerate(results.bbox) if result["image_id"] == image_id]
+        drawing = draw_comparison(
+            index,
+            i,
+            ground_truth,
+            bbox_results=[results.bbox[k] for k in places],
+            segm_results=[results.segm[k] for k in places],
+        )
+        drawing.save(folder / "predictions" / f"{image_id}.jpg", quality=90)
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """At most `wanted` of `count` places, evenly apart."""
+    return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(int)).tolist()
+
+
+def _tensors(batch: Batch, detections: Detections) -> list[dict[str, Any]]:
+    """Each image's detections without padding; boxes in original pixels."""
+    boxes = original_boxes(batch, detections)
+    tensors = []
+    for n, count in enumerate(detections.num_detections.tolist()):
+        found = {
+            "boxes": boxes[n, :count],  # [k, 4] xyxy
+            "scores": detections.scores[n, :count],
+            "labels": detections.labels[n, :count],
+            "mask_probs": detections.mask_probs[n, :count],  # [k, M, M], in the frame of the box
+        }
+        image = {"image_id": int(batch.image_ids[n]), "size": batch.original_sizes[n].tolist()}
+        tensors.append(image | {name: value.cpu().clone() for name, value in found.items()})
+    return tensors
+
+
+def _save(content: Any, path: Path) -> None:
+    partial = path.with_name(path.name + ".tmp")
+    torch.save(content, partial)
+    partial.replace(path)
+
+
+def _track(trained: Trained, run_dir: Path, evaluation: CocoEvaluation | None) -> None:
+    with open_tracker(trained.config, run_dir=run_dir, metrics_csv=False) as tracker:
+        if evaluation is not None:
+            tracker.log_metrics(score_metrics(evaluation), trained.loaded.step)
+        tracker.log_artifact(run_dir / "evaluation.json")
+        tracker.log_artifact(run_dir / "plots", "plots")
+
+
+def _print(evaluation: CocoEvaluation | None, run_dir: Path, trained: Trained) -> None:
+    console = Console()
+    if evaluation is not None:
+        console.print(score_table(evaluation, trained.name))
+        if len(evaluation.per_class) <= _MAX_CLASSES_IN_TABLE:
+            console.print(class_table(evaluation))
+    console.print(f"drawn predictions: {run_dir / 'plots' / 'predictions'}", highlight=False, soft_wrap=True)
+
+
+def score_table(evaluation: CocoEvaluation, checkpoint: str) -> Table:
+    """The twelve scores of boxes and masks."""
+    table = Table(title=f"{checkpoint} on {evaluation.num_images} images", title_justify="left")
+    for column in ("", "box", "mask"):
+        table.add_column(column, justify="right" if column else "left")
+    for name in SCORE_NAMES:
+        table.add_row(name, _score(evaluation.bbox[name]), _score(evaluation.segm[name]))
+    return table
+
+
+def class_table(evaluation: CocoEvaluation) -> Table:
+    """AP of each class."""
+    table = Table()
+    for column in ("class", "box AP", "mask AP"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for name, scores in evaluation.per_class.items():
+        table.add_row(name, _score(scores["bbox"]), _score(scores["segm"]))
+    return table
+
+
+def _score(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line of `maskrcnn evaluate`."""
+    parser = stage_parser("evaluate", __doc__)
+    parser.add_argument("--checkpoint", default="last", help="last, best, or a path (%(default)s)")
+    parser.add_argument("--skip-eval", action="store_true", help="write predictions, compute no AP")
+    with user_errors():
+        args, config = parse(parser, argv)
+        if args.skip_eval:
+            config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"skip_eval": True})})
+        run(config, checkpoint=args.checkpoint)
+
+
+if __name__ == "__main__":
+    main()

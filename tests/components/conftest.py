@@ -1,0 +1,69 @@
+"""A prepared data set of four real images a split and an untrained checkpoint, for the stages that come after training."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from components import prepare
+from components.config import Config
+from model.checkpoint import save_checkpoint
+from model.config import DataConfig, EvaluateConfig, ModelConfig, TrainConfig
+from model.data.index import CocoIndex
+from model.mask_rcnn import MaskRCNN
+
+
+def small_config(coco_tiny: Path, folder: Path) -> Config:
+    return Config(
+        data=DataConfig(
+            source="custom",
+            raw_dir=coco_tiny,
+            prepared_dir=folder / "prepared",
+            train_images="train2017",
+            train_annotations="annotations/instances_train2017.json",
+            val_images="val2017",
+            val_annotations="annotations/instances_val2017.json",
+            train_limit=4,
+            val_limit=4,
+            min_sizes_px=(96,),
+            max_size_px=160,
+            eval_min_size_px=96,
+            eval_max_size_px=160,
+            buckets=((96, 160), (160, 96)),
+            workers=0,
+        ),
+        # Untrained heads are unsure: the threshold lies below the 1/81 that each class then gets.
+        model=ModelConfig(
+            backbone="resnet18",
+            weights="none",
+            norm="batch_norm",
+            fpn_channels=32,
+            box_head_channels=64,
+            mask_head_channels=32,
+            score_threshold=0.01,
+            rpn_post_nms_top_n_test=20,
+            detections_per_image=20,
+        ),
+        train=TrainConfig(output_dir=folder / "runs" / "small", device="cpu"),
+        evaluate=EvaluateConfig(batch_size=2, drawn_images=2),
+    )
+
+
+@pytest.fixture(scope="session")
+def trained_run(coco_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """The configuration of a run whose folder holds a checkpoint of step 7. MLflow is off."""
+    config = small_config(coco_tiny, tmp_path_factory.mktemp("trained"))
+    config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"enabled": False})})
+    prepare.run(config)
+    index = CocoIndex.open(config.data.prepared_dir, "train")
+    torch.manual_seed(0)
+    model = MaskRCNN(config.model, len(index.class_names))
+    state = {
+        "model": model.state_dict(),
+        "config": config.model_dump(mode="json"),
+        "class_names": list(index.class_names),
+        "category_ids": list(index.category_ids),
+        "data_hash": index.data_hash,
+    }
+    save_checkpoint(config.train.output_dir, 7, state)
+    return config
