@@ -247,4 +247,4 @@ def _is_id(value: Any) -> TypeGuard[int]:
 
 
 def _are_numbers(values: Any) -> bool:
-    return isinstance(values, list) and all(type(value) in (int, float) and math.isfinite(value) for value in values)
+    return isinstance(values, list) and set(map(type, values)) <= {int, float} and all(map(math.isfinite, values))
