@@ -1,0 +1,242 @@
+"""Detect and outline objects in any images: `maskrcnn predict IMAGE_OR_FOLDER …`.
+
+Folders are searched through and through. Writes a drawing for each image, and predictions.json, into --output, by default
+<train.output_dir>/predictions. Without an image it takes some of the prepared val split. Boxes are (x1, y1, x2, y2) and masks
+COCO run-length encodings, in pixels of the image as it is looked at, so after its EXIF orientation.
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+
+from components.cli import parse, stage_parser, user_errors
+from components.config import Config
+from components.evaluate import spread
+from components.journal import write_atomically
+from components.plots import draw_results, labels_of
+from components.tracking import open_tracker
+from components.trained import Trained, load_trained, open_split
+from model.config import DataConfig
+from model.data.collate import collate, smallest_bucket
+from model.data.dataset import Sample
+from model.data.transforms import read_image, resize_image, resized_size
+from model.engine import predict
+from model.errors import UserError
+from model.postprocess import to_coco_results
+from model.structures import Batch, Detections
+
+SUFFIXES = {
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".webp",
+    ".ppm",
+    ".pgm",
+    ".jp2",
+}  # taken from folders
+_UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises on damaged files
+
+
+@dataclass(frozen=True)
+class Source:
+    """One image to look at."""
+
+    path: Path
+    drawing: Path  # where it is drawn, relative to the output folder
+    apply_exif: bool = True
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    """What was found, and what could not be read."""
+
+    output: Path
+    images: list[dict[str, Any]]  # the content of predictions.json
+    unreadable: list[dict[str, str]] = field(default_factory=list)
+
+
+def run(
+    config: Config, inputs: Sequence[Path] = (), *, checkpoint: str = "last", output: Path | None = None
+) -> PredictResult:
+    """Predict on images and folders, or on `predict.images` of the val split where none is named.
+
+    Files that are no image are passed over and named in the result; the others are still predicted.
+
+    Raises:
+        UserError: if a path does not exist, a folder holds no image, or a drawing would replace an input.
+    """
+    trained = load_trained(config, checkpoint)
+    folder = output or config.train.output_dir / "predictions"
+    sources = find_images(inputs, folder) if inputs else _val_images(trained, config.predict.images)
+    if not inputs and output is None:  # a folder that somebody named may hold other things
+        shutil.rmtree(folder, ignore_errors=True)  # drawings of an earlier checkpoint
+    result = _predict(trained, config, sources, folder)
+    document = {"checkpoint": trained.name, "images": result.images, "unreadable": result.unreadable}
+    write_atomically(folder / "predictions.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    if not inputs and output is None:
+        with open_tracker(trained.config, run_dir=config.train.output_dir, metrics_csv=False) as tracker:
+            tracker.log_artifact(folder, "predictions")
+    _print(result)
+    return result
+
+
+def find_images(inputs: Sequence[Path], output: Path) -> list[Source]:
+    """Files as they are named, and all images below folders, in order; a drawing has the name of its image.
+
+    Raises:
+        UserError: as `run`.
+    """
+    found: list[tuple[Path, Path]] = []  # file, and its path below what was named
+    for path in inputs:
+        if not path.exists():
+            raise UserError(f"{path}: must be an image or a folder of images, but does not exist")
+        if path.is_file():
+            found.append((path, Path(path.name)))
+            continue
+        inside = [
+            file
+            for file in sorted(path.rglob("*"))
+            if file.suffix.lower() in SUFFIXES and not file.resolve().is_relative_to(output.resolve())
+        ]
+        if not inside:
+            raise UserError(f"{path}: must hold images ({' '.join(sorted(SUFFIXES))}), but has none")
+        found += [(file, file.relative_to(path)) for file in inside]
+    sources = [Source(path, drawing) for (path, _), drawing in zip(found, _drawings(found), strict=True)]
+    replaced = {path.resolve() for path, _ in found} & {(output / source.drawing).resolve() for source in sources}
+    if replaced:
+        raise UserError(f"--output {output}: drawings would replace the images themselves; name another folder")
+    return sources
+
+
+def _drawings(found: Sequence[tuple[Path, Path]]) -> Iterator[Path]:
+    """A name for each drawing, never the same twice."""
+    taken: set[Path] = set()
+    for _, relative in found:
+        suffix = relative.suffix.lower() if relative.suffix.lower() in (".jpg", ".jpeg", ".png") else ".png"
+        name, number = relative.with_suffix(suffix), 1
+        while name in taken:
+            number += 1
+            name = relative.with_name(f"{relative.stem}_{number}{suffix}")
+        taken.add(name)
+        yield name
+
+
+def _val_images(trained: Trained, count: int) -> list[Source]:
+    index = open_split(trained, "val")
+    return [
+        Source(index.image_path(i), Path(f"{index.image_ids[i]}.jpg"), bool(index.apply_exif[i]))
+        for i in spread(len(index), count)
+    ]
+
+
+def _predict(trained: Trained, config: Config, sources: Sequence[Source], folder: Path) -> PredictResult:
+    model = trained.loaded.model
+    result = PredictResult(folder, [])
+    samples = _read(sources, trained.config.data, result.unreadable)
+    batches = batched_by_bucket(samples, trained.config.data, config.predict.batch_size)
+    folder.mkdir(parents=True, exist_ok=True)
+    found: dict[int, dict[str, Any]] = {}
+    for batch, detections in predict(model, batches, next(model.parameters()).device):
+        found |= _describe(batch, detections, trained, sources, folder, config.predict.score_threshold)
+    result.images.extend(found[i] for i in sorted(found))
+    return result
+
+
+def _read(sources: Sequence[Source], data: DataConfig, unreadable: list[dict[str, str]]) -> Iterator[Sample]:
+    """Decoded and resized images; `image_id` is their place among the sources."""
+    for i, source in enumerate(track(sources, "predicting", transient=True)):
+        try:
+            pixels = read_image(source.path, apply_exif=source.apply_exif)
+        except _UNREADABLE as error:
+            unreadable.append({"file": str(source.path), "reason": str(error)})
+            continue
+        size = (pixels.shape[0], pixels.shape[1])
+        resized = resize_image(pixels, resized_size(size, data.eval_min_size_px, data.eval_max_size_px))
+        yield Sample(image=resized, image_id=i, original_size=size, seed=0, instances=None)
+
+
+def batched_by_bucket(samples: Iterable[Sample], data: DataConfig, batch_size: int) -> Iterator[Batch]:
+    """Batches of images that share a bucket; what is left over at the end comes in smaller ones."""
+    queues: dict[tuple[int, int], list[Sample]] = {}
+    for sample in samples:
+        height, width = sample.image.shape[:2]
+        bucket = smallest_bucket([(height, width)], data.buckets)
+        queue = queues.setdefault(bucket, [])
+        queue.append(sample)
+        if len(queue) == batch_size:
+            yield collate(queues.pop(bucket), data.buckets)
+    for queue in queues.values():
+        yield collate(queue, data.buckets)
+
+
+def _describe(
+    batch: Batch,
+    detections: Detections,
+    trained: Trained,
+    sources: Sequence[Source],
+    folder: Path,
+    score_threshold: float,
+) -> dict[int, dict[str, Any]]:
+    """Draw each image of a batch and return its entry of predictions.json, by place among the sources."""
+    category_ids, class_names = trained.loaded.category_ids, trained.loaded.class_names
+    all_bbox, all_segm = to_coco_results(batch, detections, category_ids)
+    entries = {}
+    for i, size in zip(batch.image_ids.tolist(), batch.original_sizes.tolist(), strict=True):
+        own = [k for k, r in enumerate(all_bbox) if r["image_id"] == i and r["score"] >= score_threshold]
+        bbox, segm = [all_bbox[k] for k in own], [all_segm[k] for k in own]
+        target = folder / sources[i].drawing
+        target.parent.mkdir(parents=True, exist_ok=True)
+        pixels = read_image(sources[i].path, apply_exif=sources[i].apply_exif)
+        draw_results(pixels, bbox, segm, category_ids, class_names).save(target, quality=92)
+        entries[i] = {
+            "file": str(sources[i].path),
+            "drawing": sources[i].drawing.as_posix(),
+            "size": size,
+            "detections": [
+                {
+                    "label": label,
+                    "class": class_names[label - 1],
+                    "score": box["score"],
+                    "bbox": [*box["bbox"][:2], box["bbox"][0] + box["bbox"][2], box["bbox"][1] + box["bbox"][3]],
+                    "segmentation": mask["segmentation"],
+                }
+                for label, box, mask in zip(labels_of(bbox, category_ids), bbox, segm, strict=True)
+            ],
+        }
+    return entries
+
+
+def _print(result: PredictResult) -> None:
+    objects = sum(len(image["detections"]) for image in result.images)
+    console = Console()
+    console.print(f"{objects} objects in {len(result.images)} images: {result.output}", highlight=False, soft_wrap=True)
+    for image in result.unreadable:
+        console.print(f"cannot read {image['file']}: {image['reason']}", highlight=False, soft_wrap=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line of `maskrcnn predict`; ends with status 1 where an image could not be read."""
+    parser = stage_parser("predict", __doc__, operands="IMAGE_OR_FOLDER")
+    parser.add_argument("--checkpoint", default="last", help="last, best, or a path (%(default)s)")
+    parser.add_argument("--output", type=Path, help="folder of drawings and predictions.json")
+    with user_errors():
+        args, config = parse(parser, argv)
+        result = run(config, [Path(word) for word in args.operands], checkpoint=args.checkpoint, output=args.output)
+    if result.unreadable:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

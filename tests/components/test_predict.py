@@ -1,0 +1,150 @@
+"""The predict stage on files of many kinds, with an untrained network."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from components import predict
+from components.config import Config, save_config
+from model.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def config(trained_run: Config) -> Config:
+    """Untrained heads are unsure, so everything is written."""
+    return trained_run.model_copy(update={"predict": trained_run.predict.model_copy(update={"score_threshold": 0.0})})
+
+
+@pytest.fixture
+def photo(coco_tiny: Path) -> Path:
+    return sorted((coco_tiny / "val2017").glob("*.jpg"))[0]
+
+
+@pytest.fixture
+def folder(photo: Path, tmp_path: Path) -> Path:
+    """Landscape, portrait, gray, palette and transparent images, one of them deeper, beside a text."""
+    root = tmp_path / "photos"
+    (root / "deep").mkdir(parents=True)
+    image = Image.open(photo).convert("RGB").resize((200, 120))
+    image.save(root / "wide.jpg")
+    image.rotate(90, expand=True).save(root / "tall.png")
+    image.convert("L").save(root / "gray.webp")
+    image.convert("P").save(root / "palette.gif")
+    image.convert("RGBA").save(root / "deep" / "wide.jpg", format="PNG")
+    (root / "notes.txt").write_text("no image")
+    return root
+
+
+def document(output: Path) -> dict[str, Any]:
+    return json.loads((output / "predictions.json").read_text())
+
+
+def test_folder_is_searched_and_every_image_drawn(config: Config, folder: Path, tmp_path: Path) -> None:
+    result = predict.run(config, [folder], output=tmp_path / "out")
+    drawn = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*")}
+    assert drawn == {"predictions.json", "wide.jpg", "tall.png", "gray.png", "palette.png", "deep/wide.jpg"}
+    files = [image["file"] for image in document(tmp_path / "out")["images"]]
+    assert files == sorted(str(path) for path in folder.rglob("*.*") if path.suffix != ".txt")
+    assert result.unreadable == []
+
+
+def test_entry_describes_objects_in_pixels_of_the_file(config: Config, folder: Path, tmp_path: Path) -> None:
+    predict.run(config, [folder / "tall.png"], output=tmp_path / "out")
+    (image,) = document(tmp_path / "out")["images"]
+    assert image["size"] == [200, 120]
+    assert len(image["detections"]) > 0
+    for found in image["detections"]:
+        x1, y1, x2, y2 = found["bbox"]
+        assert 0 <= x1 < x2 <= 120.01
+        assert 0 <= y1 < y2 <= 200.01
+        assert coco_mask.decode(found["segmentation"]).shape == (200, 120)
+        assert found["class"]
+    scores = [found["score"] for found in image["detections"]]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_only_sure_detections_are_written(config: Config, photo: Path, tmp_path: Path) -> None:
+    predict.run(config, [photo], output=tmp_path / "all")
+    scores = [found["score"] for found in document(tmp_path / "all")["images"][0]["detections"]]
+    threshold = float(np.median(scores))
+    strict = config.model_copy(update={"predict": config.predict.model_copy(update={"score_threshold": threshold})})
+    predict.run(strict, [photo], output=tmp_path / "sure")
+    kept = [found["score"] for found in document(tmp_path / "sure")["images"][0]["detections"]]
+    assert kept == [score for score in scores if score >= threshold]
+    assert 0 < len(kept) < len(scores)
+
+
+def test_exif_orientation_is_obeyed(config: Config, photo: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.open(photo).convert("RGB").resize((200, 120)).save(tmp_path / "turned.jpg", exif=exif)
+    predict.run(config, [tmp_path / "turned.jpg"], output=tmp_path / "out")
+    assert document(tmp_path / "out")["images"][0]["size"] == [200, 120]
+
+
+def test_unreadable_file_is_named_and_the_rest_predicted(
+    config: Config, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "broken.jpg").write_bytes((folder / "wide.jpg").read_bytes()[:300])
+    (folder / "fake.png").write_text("no image")
+    save_config(config, tmp_path / "params.yaml")
+    with pytest.raises(SystemExit) as end:
+        predict.main(["--params", str(tmp_path / "params.yaml"), "--output", str(tmp_path / "out"), str(folder)])
+    assert end.value.code == 1
+    assert [Path(image["file"]).name for image in document(tmp_path / "out")["unreadable"]] == [
+        "broken.jpg",
+        "fake.png",
+    ]
+    assert len(document(tmp_path / "out")["images"]) == 5
+    assert "broken.jpg" in capsys.readouterr().out
+
+
+def test_images_of_one_name_get_drawings_of_their_own(config: Config, folder: Path, tmp_path: Path) -> None:
+    predict.run(config, [folder / "wide.jpg", folder / "deep" / "wide.jpg"], output=tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.jpg")) == ["wide.jpg", "wide_2.jpg"]
+
+
+def test_without_an_image_some_of_the_val_split_are_taken(config: Config) -> None:
+    two = config.model_copy(update={"predict": config.predict.model_copy(update={"images": 2})})
+    result = predict.run(two)
+    assert result.output == config.train.output_dir / "predictions"
+    assert len(list(result.output.glob("*.jpg"))) == len(result.images) == 2
+
+
+def test_folder_that_was_named_keeps_what_else_it_holds(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("precious")
+    predict.run(config, output=tmp_path)
+    assert (tmp_path / "mine.txt").read_text() == "precious"
+    assert len(document(tmp_path)["images"]) == 4
+
+
+def test_overrides_and_images_stand_in_any_order(config: Config, folder: Path, tmp_path: Path) -> None:
+    save_config(config, tmp_path / "params.yaml")
+    arguments = ["predict.batch_size=1", str(folder / "wide.jpg"), "--output", str(tmp_path / "out")]
+    predict.main(["--params", str(tmp_path / "params.yaml"), *arguments, "predict.score_threshold=1.0"])
+    assert document(tmp_path / "out")["images"][0]["detections"] == []
+
+
+def test_drawings_never_replace_the_images(config: Config, folder: Path) -> None:
+    before = (folder / "wide.jpg").read_bytes()
+    with pytest.raises(UserError, match="replace the images"):
+        predict.run(config, [folder / "wide.jpg"], output=folder)
+    assert (folder / "wide.jpg").read_bytes() == before
+
+
+def test_drawings_of_an_earlier_call_are_not_searched(config: Config, folder: Path) -> None:
+    predict.run(config, [folder], output=folder / "out")
+    again = predict.run(config, [folder], output=folder / "out")
+    assert len(again.images) == 5
+
+
+@pytest.mark.parametrize(("name", "message"), [("absent.jpg", "does not exist"), ("empty", "has none")])
+def test_path_without_images_is_an_error(config: Config, tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=message):
+        predict.run(config, [tmp_path / name])
