@@ -148,3 +148,12 @@ def test_evaluation_sees_every_image_once(train_index: CocoIndex, coco_data: Dat
 def test_an_epoch_is_counted_in_images_that_are_used(sized_index: CocoIndex):
     assert batches_per_epoch(sized_index, 4) == 5  # 19 images
     assert batches_per_epoch(sized_index, 100) == 1
+
+
+def test_polygons_span_the_box_of_their_own_row(train_index: CocoIndex, coco_data: DataConfig):
+    for batch in islice(train_loader(train_index, coco_data, batch_size=3, seed=0), 10):
+        polygons, boxes = batch.targets.polygons, batch.targets.gt_boxes.flatten(0, 1)
+        for row in batch.targets.gt_labels.flatten().nonzero().flatten().tolist():
+            first, last = polygons.part_offsets[polygons.instance_offsets[row : row + 2].long()].tolist()
+            xy = polygons.xy[first:last]
+            torch.testing.assert_close(torch.cat([xy.amin(0), xy.amax(0)]), boxes[row], atol=1.0, rtol=0)
