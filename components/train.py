@@ -204,7 +204,9 @@ def check_learnable(config: Config, index: CocoIndex) -> None:
             f"model.freeze_stages: must be 0 with model.weights=none, got {model.frozen_stages}; random filters would never learn"
         )
     if not index.has_instances.any():
-        raise UserError(f"{config.data.prepared_dir}: no training image has an instance that is not a crowd; add annotations")
+        raise UserError(
+            f"{config.data.prepared_dir}: no training image has an instance that is not a crowd; add annotations"
+        )
 
 
 def differences(state: dict[str, Any], config: Config, data_hash: str) -> list[str]:

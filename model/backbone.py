@@ -33,13 +33,15 @@ class FrozenBatchNorm2d(nn.Module):
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
         """The [C] factor and [C] summand that this layer is."""
-        weight, bias, mean, var = (cast(Tensor, b) for b in (self.weight, self.bias, self.running_mean, self.running_var))
+        weight, bias, mean, var = (
+            cast(Tensor, b) for b in (self.weight, self.bias, self.running_mean, self.running_var)
+        )
         scale = weight * (var + self.eps).rsqrt()
         return scale, bias - mean * scale
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
         state_dict.pop(f"{prefix}num_batches_tracked", None)  # a trained batch norm counts batches; nothing here does
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[arg-type]
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def norm_layer(name: str) -> Norm:
@@ -180,7 +182,9 @@ class FPN(nn.Module):
         return [*pyramid, F.max_pool2d(pyramid[-1], 1, 2)]
 
 
-def conv_layer(in_channels: int, out_channels: int, kernel: int, norm: Norm | None, relu: bool = False) -> nn.Sequential:
+def conv_layer(
+    in_channels: int, out_channels: int, kernel: int, norm: Norm | None, relu: bool = False
+) -> nn.Sequential:
     """Convolution, then the norm where there is one, then ReLU where wanted."""
     layers: list[nn.Module] = [nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=norm is None)]
     layers += [norm(out_channels)] if norm else []

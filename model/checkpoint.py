@@ -96,13 +96,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: if the file is absent, damaged, or not a checkpoint of ours.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint; `maskrcnn train` writes them to <train.output_dir>/checkpoints")
+        raise CheckpointError(
+            f"{path}: no such checkpoint; `maskrcnn train` writes them to <train.output_dir>/checkpoints"
+        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
         raise CheckpointError(f"{path}: not a readable checkpoint ({error}); use an earlier one beside it") from error
     if not isinstance(state, dict) or not {"model", "config", "step"} <= state.keys():
-        raise CheckpointError(f"{path}: must be a checkpoint of `maskrcnn train` (model, config, step), got something else")
+        raise CheckpointError(
+            f"{path}: must be a checkpoint of `maskrcnn train` (model, config, step), got something else"
+        )
     return state
 
 

@@ -4,6 +4,8 @@ In training, a batch with targets becomes five losses; in evaluation, a batch be
 Source: Mask R-CNN (arXiv:1703.06870).
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -46,7 +48,7 @@ class MaskRCNN(nn.Module):
     def normalize(self, batch: Batch) -> Tensor:
         """[N, 3, H, W] uint8 → float32 of zero mean and unit variance; padding becomes 0."""
         images = batch.images.to(torch.float32, memory_format=torch.channels_last)
-        images = images.sub_(self.pixel_mean).div_(self.pixel_std)
+        images = images.sub_(cast(Tensor, self.pixel_mean)).div_(cast(Tensor, self.pixel_std))
         rows = torch.arange(images.shape[2], device=images.device) < batch.image_sizes[:, :1]  # [N, H]
         columns = torch.arange(images.shape[3], device=images.device) < batch.image_sizes[:, 1:]  # [N, W]
-        return images.mul_((rows[:, None, :, None] & columns[:, None, None, :]))
+        return images.mul_(rows[:, None, :, None] & columns[:, None, None, :])

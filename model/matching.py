@@ -46,7 +46,9 @@ def _mix32(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-def sample_matches(matched_idxs: Tensor, seeds: Tensor, *, batch_size: int, positive_fraction: float, stream: int) -> Samples:
+def sample_matches(
+    matched_idxs: Tensor, seeds: Tensor, *, batch_size: int, positive_fraction: float, stream: int
+) -> Samples:
     """Choose up to batch_size candidates an image, at most positive_fraction of them positive, the rest negative.
 
     Args:

@@ -5,6 +5,7 @@ without background, D detections, M the mask's side (28). Boxes are (x1, y1, x2,
 Source: Mask R-CNN (arXiv:1703.06870); heads of the FPN variant.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -92,7 +93,7 @@ class RoIHeads(nn.Module):
         self.box_predictor = BoxPredictor(config.box_head_channels, num_classes)
         widths = [config.fpn_channels] + [config.mask_head_channels] * config.mask_head_convs
         self.mask_head = nn.Sequential(
-            *(conv_layer(i, o, 3, grouped, relu=True) for i, o in zip(widths, widths[1:], strict=False))
+            *(conv_layer(i, o, 3, grouped, relu=True) for i, o in itertools.pairwise(widths))
         )
         for module in self.mask_head.modules():
             if isinstance(module, nn.Conv2d):

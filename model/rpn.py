@@ -78,7 +78,11 @@ class RPN(nn.Module):
         if key not in self._anchors:
             sizes = [(feature.shape[-2], feature.shape[-1]) for feature in features]
             self._anchors[key] = cuda_ops.generate_anchors(
-                sizes, (height, width), self.config.anchor_sizes_px, self.config.aspect_ratios, device=features[0].device
+                sizes,
+                (height, width),
+                self.config.anchor_sizes_px,
+                self.config.aspect_ratios,
+                device=features[0].device,
             )
         return self._anchors[key]
 
@@ -105,7 +109,9 @@ class RPN(nn.Module):
         boxes = boxes.gather(1, best[..., None].expand(-1, -1, 4))
         return Proposals(boxes * (scores > -torch.inf)[..., None], num_proposals)
 
-    def losses(self, logits: Tensor, deltas: Tensor, anchors: Tensor, targets: Targets, seeds: Tensor) -> dict[str, Tensor]:
+    def losses(
+        self, logits: Tensor, deltas: Tensor, anchors: Tensor, targets: Targets, seeds: Tensor
+    ) -> dict[str, Tensor]:
         """Binary cross entropy of objectness over the sampled anchors, smooth L1 of the boxes over the positive ones."""
         config = self.config
         matched = cuda_ops.match_boxes(

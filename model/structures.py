@@ -4,11 +4,14 @@ Shapes: N images, H × W the bucket, G ground-truth rows (padded), I = N·G inst
 D detections. Boxes are (x1, y1, x2, y2) in pixels; sizes are (height, width).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+Change = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,9 @@ class Polygons:
     max_vertices: int  # at least the vertices of any one instance: a bound known to the host
     max_parts: int  # at least the parts of any one instance
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> "Polygons":
-        return replace(self, **_moved(self, device, non_blocking))
+    def map(self, change: Change) -> "Polygons":
+        """Every tensor changed alike."""
+        return replace(self, **_changed(self, change))
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,9 @@ class Targets:
     num_gt: Tensor  # [N] int32
     polygons: Polygons  # I = N·G instances, input pixels
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> "Targets":
-        return replace(self, polygons=self.polygons.to(device, non_blocking), **_moved(self, device, non_blocking))
+    def map(self, change: Change) -> "Targets":
+        """Every tensor changed alike."""
+        return replace(self, polygons=self.polygons.map(change), **_changed(self, change))
 
 
 @dataclass(frozen=True)
@@ -50,17 +55,26 @@ class Batch:
     image_sizes: Tensor  # [N, 2] int32: valid (height, width) inside the padding
     original_sizes: Tensor  # [N, 2] int32: (height, width) of the files
     image_ids: Tensor  # [N] int64, COCO's; stays on the host
-    seeds: Tensor  # [N] int64: all that is random about image n (its sampling of anchors and RoIs) follows from seeds[n]
+    seeds: (
+        Tensor  # [N] int64: all that is random about image n (its sampling of anchors and RoIs) follows from seeds[n]
+    )
     targets: Targets | None = None  # None when nothing is to be learned
 
     def __len__(self) -> int:
         return self.images.shape[0]
 
+    def map(self, change: Change) -> "Batch":
+        """Every tensor changed alike."""
+        return replace(self, targets=self.targets and self.targets.map(change), **_changed(self, change))
+
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
-        moved = _moved(self, device, non_blocking)
-        del moved["image_ids"]
-        targets = self.targets and self.targets.to(device, non_blocking)
-        return replace(self, targets=targets, **moved)
+        """On a device, but for the image ids."""
+        moved = self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return replace(moved, image_ids=self.image_ids)
+
+    def pin_memory(self) -> "Batch":
+        """In page-locked memory, from which copies to a GPU need not wait; the data loader calls this."""
+        return self.map(lambda tensor: tensor.pin_memory())
 
 
 @dataclass(frozen=True)
@@ -74,6 +88,5 @@ class Detections:
     mask_probs: Tensor  # [N, D, M, M] float32, 0 to 1, in the frame of the box
 
 
-def _moved(record: Any, device: torch.device, non_blocking: bool) -> dict[str, Tensor]:
-    tensors = {name: value for name, value in vars(record).items() if isinstance(value, Tensor)}
-    return {name: value.to(device, non_blocking=non_blocking) for name, value in tensors.items()}
+def _changed(record: Any, change: Change) -> dict[str, Any]:
+    return {name: change(value) for name, value in vars(record).items() if isinstance(value, Tensor)}

@@ -59,7 +59,9 @@ def load_weights(
         return _load_body(model, config)
     if config.weights == "coco":
         if config.backbone != "resnet50":
-            raise WeightsError(f"model.weights=coco are a ResNet-50's, got model.backbone={config.backbone}; use imagenet")
+            raise WeightsError(
+                f"model.weights=coco are a ResNet-50's, got model.backbone={config.backbone}; use imagenet"
+            )
         weights = MaskRCNN_ResNet50_FPN_Weights.COCO_V1
         state = _fetch(weights)
         _absorb_eps(state)
@@ -117,11 +119,15 @@ def _fetch(weights: object) -> dict[str, Tensor]:
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise WeightsError(f"model.weights: must be none, imagenet, coco or the path of a file, got {path}, which does not exist")
+        raise WeightsError(
+            f"model.weights: must be none, imagenet, coco or the path of a file, got {path}, which does not exist"
+        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise WeightsError(f"{path}: not a state dict that loads safely ({error}); save one with torch.save(model.state_dict(), …)") from error
+        raise WeightsError(
+            f"{path}: not a state dict that loads safely ({error}); save one with torch.save(model.state_dict(), …)"
+        ) from error
     state = state.get("model", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{path}: must hold a state dict or a checkpoint with one under `model`, got something else")
@@ -140,7 +146,9 @@ def _rows_of_classes(
 ) -> list[int] | None:
     """Rows of torchvision's 91-way predictors for our classes: its labels are COCO's ids. None where the classes are others."""
     rows = [0, *category_ids]
-    same = all(id < len(categories) and categories[id] == name for id, name in zip(category_ids, class_names, strict=True))
+    same = all(
+        id < len(categories) and categories[id] == name for id, name in zip(category_ids, class_names, strict=True)
+    )
     return rows if same else None
 
 

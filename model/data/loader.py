@@ -9,6 +9,7 @@ from functools import partial
 from itertools import count, islice
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Sampler
 
@@ -112,4 +113,5 @@ def _loader(
         collate_fn=partial(collate, buckets=data.buckets),
         num_workers=data.workers,
         persistent_workers=data.workers > 0,
+        pin_memory=torch.cuda.is_available(),
     )

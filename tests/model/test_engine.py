@@ -25,15 +25,14 @@ def train(config: ModelConfig, batches: list[Batch], **options: Any) -> tuple[Ma
     return model, [{name: loss.item() for name, loss in step.losses.items()} for step in steps]
 
 
-
 def test_accumulated_micro_batches_equal_the_large_batch(
     tiny_config: Callable[..., ModelConfig], shapes_batch: Callable[..., Batch]
 ) -> None:
     large = [shapes_batch(images=4, seed=seed, first_seed=10 * seed) for seed in range(3)]
     small = [part for batch in large for part in split(batch)]
-    whole_model, whole = train(tiny_config(), large, max_iters=3)
-    parts_model, parts = train(tiny_config(), small, max_iters=3, accumulation_steps=2)
-    print(whole,parts)
+    _whole_model, whole = train(tiny_config(), large, max_iters=3)
+    _parts_model, parts = train(tiny_config(), small, max_iters=3, accumulation_steps=2)
+    print(whole, parts)
     for expected, got in zip(whole, parts, strict=True):
         assert got == pytest.approx(expected, rel=1e-5)
 
@@ -68,9 +67,7 @@ def test_the_same_seed_gives_the_same_losses_bit_for_bit(
     assert set(first[0]) == set(LOSSES)
 
 
-def test_losses_fall_on_one_batch(
-    tiny_config: Callable[..., ModelConfig], shapes_batch: Callable[..., Batch]
-) -> None:
+def test_losses_fall_on_one_batch(tiny_config: Callable[..., ModelConfig], shapes_batch: Callable[..., Batch]) -> None:
     batch = shapes_batch(images=2)
     _, losses = train(tiny_config(), [batch] * 30, max_iters=30, batch_size=2, base_lr=0.05)
     assert sum(losses[-1].values()) < 0.8 * sum(losses[0].values())
@@ -120,7 +117,9 @@ def test_no_ground_truth_gives_finite_losses_and_gradients(
     model = MaskRCNN(tiny_config(), 3).train()
     losses = model(empty)
     sum(losses.values()).backward()
-    assert losses["mask"] == 0 and losses["box_reg"] == 0 and losses["rpn_box_reg"] == 0
+    assert losses["mask"] == 0
+    assert losses["box_reg"] == 0
+    assert losses["rpn_box_reg"] == 0
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 

@@ -31,13 +31,12 @@ def test_a_torchvision_mask_rcnn_loads_whole(tmp_path: Path) -> None:
     config = ModelConfig(weights=str(tmp_path / "coco.pth"))
     model = MaskRCNN(config, 90)
     report = load_weights(model, config, COCO_NAMES[1:], range(1, 91))
-    assert not report.initialised and not report.unused
+    assert not report.initialised
+    assert not report.unused
     assert torch.equal(model.roi_heads.box_head.fc6.weight, theirs.roi_heads.box_head.fc6.weight)
 
 
-def test_other_classes_start_at_random_and_it_says_so(
-    tmp_path: Path, tiny_config: Callable[..., ModelConfig]
-) -> None:
+def test_other_classes_start_at_random_and_it_says_so(tmp_path: Path, tiny_config: Callable[..., ModelConfig]) -> None:
     torch.save(MaskRCNN(tiny_config(), 5).state_dict(), tmp_path / "five.pth")
     config = tiny_config(weights=str(tmp_path / "five.pth"))
     report = load_weights(MaskRCNN(config, 2), config, ["cat", "dog"], [1, 2])
