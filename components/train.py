@@ -6,13 +6,14 @@ configuration in that place is moved aside, never overwritten. After training, t
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
 
 from components.cli import parse, stage_parser, user_errors
 from components.config import Config, ConfigError, save_config
@@ -67,6 +68,7 @@ class Training:
             self._restore(state)
         self.run_dir.mkdir(parents=True, exist_ok=True)
         save_config(config, self.run_dir / "config.yaml")
+        self._unread: Step | None = None
         self.log = TrainingLog(config.train.log_period, config.train.max_iters)
 
     def run(self, tracker: Tracker) -> None:
@@ -85,17 +87,18 @@ class Training:
             )
         )
         window: list[Step] = []
-        for step in train_steps(self.model, batches, self.optimizer, train, self.device, self.step):
+        steps = train_steps(self.model, batches, self.optimizer, train, self.device, self.step)
+        for step in self._with_progress(steps):
             self.step = step.number
             window.append(step)
             self._watch(step)
-            is_last = step.number == train.max_iters
-            if step.number % train.log_period == 0 or is_last:
-                self._report(window, tracker)
-                window = []
             ends_epoch = config.evaluate.every_epoch and step.number % epoch == 0
+            saves = ends_epoch or step.number % train.checkpoint_period == 0 or step.number == train.max_iters
+            if saves or step.number % train.log_period == 0:
+                self._report(window, tracker)  # also before a checkpoint: the journal must reach as far as it does
+                window = []
             is_best = ends_epoch and self._evaluate(tracker)
-            if step.number % train.checkpoint_period == 0 or is_last or ends_epoch:
+            if saves:
                 checkpoint = self.save()
                 if is_best:
                     mark_best(self.run_dir, checkpoint)
@@ -104,6 +107,7 @@ class Training:
 
     def save(self) -> Path:
         """Write a checkpoint of the present step."""
+        self._watch(None)
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -139,8 +143,22 @@ class Training:
         self.step, self.best_ap = state["step"], state["best_ap"]
         self.reached_target, self.nonfinite_in_row = state["reached_target"], state["nonfinite_in_row"]
 
-    def _watch(self, step: Step) -> None:
-        """Count skipped steps in a row; too many end the run."""
+    def _with_progress(self, steps: Iterator[Step]) -> Iterator[Step]:
+        """The steps, behind a bar with the time left where someone may be watching."""
+        columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
+            task = bar.add_task("training", total=self.config.train.max_iters, completed=self.step)
+            for step in steps:
+                yield step
+                bar.update(task, completed=step.number)
+
+    def _watch(self, step: Step | None) -> None:
+        """Count skipped steps in a row; too many end the run. Each step is read when the next one is under way, so that the device never idles."""
+        done, self._unread = self._unread, step
+        if done is not None:
+            self._count_skips(done)
+
+    def _count_skips(self, step: Step) -> None:
         if not step.skipped.item():
             self.nonfinite_in_row = 0
             return
@@ -231,8 +249,11 @@ def run(config: Config, *, skip_test: bool = False) -> TrainResult:
     with open_tracker(config, run_dir=training.run_dir, data_hash=training.index.data_hash) as tracker:
         tracker.rewind(training.step)
         training.run(tracker)
-    checkpoint = last_checkpoint(training.run_dir)
-    assert checkpoint is not None
+        tracker.log_artifact(training.run_dir / "config.yaml")
+        checkpoint = last_checkpoint(training.run_dir)
+        assert checkpoint is not None
+        if config.tracking.log_checkpoints:
+            tracker.log_artifact(checkpoint, "checkpoints")
     minutes = (time.perf_counter() - began) / 60
     console.print(f"trained to step {training.step} in {minutes:.1f} min: {checkpoint}", highlight=False)
     if not skip_test:
