@@ -64,6 +64,7 @@ class Training:
         self.model.to(self.device)
         self.optimizer = make_optimizer(self.model, config.train)
         self.step, self.best_ap, self.reached_target, self.nonfinite_in_row = 0, -1.0, False, 0
+        self.is_reconfigured = False
         if state is not None:
             self._restore(state)
         self.run_dir.mkdir(parents=True, exist_ok=True)
@@ -73,6 +74,8 @@ class Training:
 
     def run(self, tracker: Tracker) -> None:
         """Train to max_iters or to the target AP, whichever comes first."""
+        if self.is_reconfigured:
+            self.save()  # evaluation reads its configuration from the checkpoint, so the new one must be there
         if self.reached_target:
             return
         config, train = self.config, self.config.train
@@ -142,6 +145,7 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.best_ap = state["step"], state["best_ap"]
         self.reached_target, self.nonfinite_in_row = state["reached_target"], state["nonfinite_in_row"]
+        self.is_reconfigured = state["config"] != self.config.model_dump(mode="json")
 
     def _with_progress(self, steps: Iterator[Step]) -> Iterator[Step]:
         """The steps, behind a bar with the time left where someone may be watching."""

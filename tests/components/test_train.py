@@ -147,6 +147,14 @@ def test_a_longer_run_continues_a_shorter_one(shapes: Path) -> None:
     assert not (shapes / "longer.old-1").exists()
 
 
+def test_a_finished_run_takes_over_what_evaluation_is_told(shapes: Path) -> None:
+    short = ("train.max_iters=1", "train.lr_steps=[1]")
+    train.run(small_config(shapes, "retold", *short), skip_test=True)
+    result = train.run(small_config(shapes, "retold", *short, "data.eval_min_size_px=32"), skip_test=True)
+    assert read_checkpoint(result.checkpoint)["config"]["data"]["eval_min_size_px"] == 32
+    assert len(losses(result.run_dir)) == 1
+
+
 def test_training_stops_at_the_target_and_keeps_the_best(shapes: Path) -> None:
     """An epoch is 6 steps. The target is so low that whatever the first evaluation scores above nothing reaches it."""
     config = small_config(
