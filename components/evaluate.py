@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pycocotools.coco import COCO
 from rich.console import Console
@@ -22,7 +21,7 @@ from components.cli import parse, stage_parser, user_errors
 from components.config import Config
 from components.environment import git_commit
 from components.journal import write_atomically
-from components.plots import draw_comparison, plot_precision_recall, write_precision_recall
+from components.plots import draw_comparison, plot_precision_recall, spread, write_precision_recall
 from components.tracking import open_tracker
 from components.trained import Trained, load_trained, open_split
 from model.coco_eval import SCORE_NAMES, CocoEvaluation, Scores, evaluate_results, load_ground_truth
@@ -180,11 +179,6 @@ def write_plots(
             segm_results=[results.segm[k] for k in places],
         )
         drawing.save(folder / "predictions" / f"{image_id}.jpg", quality=90)
-
-
-def spread(count: int, wanted: int) -> list[int]:
-    """At most `wanted` of `count` places, evenly apart."""
-    return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(int)).tolist()
 
 
 def _tensors(batch: Batch, detections: Detections) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 from pycocotools.coco import COCO
@@ -94,6 +95,11 @@ def draw_results(
         scores=[result["score"] for result in bbox_results],
         masks=[result["segmentation"] for result in segm_results],
     )
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """At most `wanted` of `count` places, evenly apart."""
+    return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(int)).tolist()
 
 
 def labels_of(records: list[dict[str, Any]], category_ids: Sequence[int]) -> list[int]:

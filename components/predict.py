@@ -19,9 +19,8 @@ from rich.progress import track
 
 from components.cli import parse, stage_parser, user_errors
 from components.config import Config
-from components.evaluate import spread
 from components.journal import write_atomically
-from components.plots import draw_results, labels_of
+from components.plots import draw_results, labels_of, spread
 from components.tracking import open_tracker
 from components.trained import Trained, load_trained, open_split
 from model.config import DataConfig

@@ -1,0 +1,121 @@
+"""torchvision's Mask R-CNN of our configuration, to be measured beside ours: the same layers, names and weights, the same numbers
+of proposals, samples and detections. Its resizing is off, and so is the pasting of masks: both networks end with 28 × 28 masks."""
+
+from functools import partial
+from typing import Any
+
+import pycocotools.mask as coco_mask
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
+
+from model.config import ModelConfig
+from model.structures import Batch
+
+_LEVELS = ["0", "1", "2", "3"]  # of the pyramid, P2 to P5, as torchvision calls them
+_STAGES = ("conv1", "layer1", "layer2", "layer3", "layer4")
+_NORMS: dict[str, Any] = {
+    "frozen_batch_norm": FrozenBatchNorm2d,
+    "batch_norm": nn.BatchNorm2d,
+    "group_norm": partial(nn.GroupNorm, 32),
+}
+
+
+class _NormalizeOnly(GeneralizedRCNNTransform):
+    """Normalises and pads, leaves sizes and results as they are."""
+
+    def resize(self, image: Tensor, target: Any = None) -> tuple[Tensor, Any]:
+        return image, target
+
+    def postprocess(self, result: Any, image_shapes: Any, original_image_sizes: Any) -> Any:
+        return result
+
+
+def torchvision_twin(model: ModelConfig, num_classes: int) -> MaskRCNN:
+    """torchvision's network, to be filled by `load_state_dict(ours.state_dict())`. Background is not among `num_classes`."""
+    channels, mask_channels, classes = model.fpn_channels, model.mask_head_channels, num_classes + 1
+    grouped = _NORMS["group_norm"] if model.norm == "group_norm" else None
+    ratios = (tuple(model.aspect_ratios),) * len(model.anchor_sizes_px)
+    network = MaskRCNN(
+        _backbone(model),
+        rpn_anchor_generator=AnchorGenerator(tuple((size,) for size in model.anchor_sizes_px), ratios),
+        box_roi_pool=MultiScaleRoIAlign(_LEVELS, model.box_pool_size, model.pool_sampling_ratio),
+        box_head=TwoMLPHead(channels * model.box_pool_size**2, model.box_head_channels),
+        box_predictor=FastRCNNPredictor(model.box_head_channels, classes),
+        mask_roi_pool=MultiScaleRoIAlign(_LEVELS, model.mask_pool_size, model.pool_sampling_ratio),
+        mask_head=MaskRCNNHeads(channels, [mask_channels] * model.mask_head_convs, 1, norm_layer=grouped),
+        mask_predictor=MaskRCNNPredictor(mask_channels, mask_channels, classes),
+        **_numbers(model),
+    )
+    network.transform = _NormalizeOnly(1, 1, network.transform.image_mean, network.transform.image_std)
+    return network
+
+
+def torchvision_images(batch: Batch) -> list[Tensor]:
+    """The batch's images as torchvision wants them: [3, h, w] float32, 0 to 1, without padding."""
+    sizes = batch.image_sizes.tolist()
+    return [image[:, :h, :w] / 255 for image, (h, w) in zip(batch.images, sizes, strict=True)]
+
+
+def torchvision_targets(batch: Batch) -> list[dict[str, Tensor]]:
+    """The batch's ground truth as torchvision wants it: a dense mask for each instance, whose outline has one part."""
+    targets = batch.targets
+    assert targets is not None
+    rows, polygons = targets.gt_boxes.shape[1], targets.polygons
+    first_part, first_vertex = polygons.instance_offsets.tolist(), polygons.part_offsets.tolist()
+    result = []
+    for n, (count, (height, width)) in enumerate(zip(targets.num_gt.tolist(), batch.image_sizes.tolist(), strict=True)):
+        masks = torch.zeros(count, height, width, dtype=torch.uint8)
+        for g in range(count):
+            part = first_part[n * rows + g]
+            outline = polygons.xy[first_vertex[part] : first_vertex[part + 1]].flatten().tolist()
+            masks[g] = torch.from_numpy(coco_mask.decode(coco_mask.frPyObjects([outline], height, width))[..., 0])
+        boxes, labels = targets.gt_boxes[n, :count], targets.gt_labels[n, :count]
+        result.append({"boxes": boxes, "labels": labels, "masks": masks})
+    return result
+
+
+def _backbone(model: ModelConfig) -> BackboneWithFPN:
+    """torchvision's `resnet_fpn_backbone`, but of any width."""
+    body = getattr(torchvision.models, model.backbone)(weights=None, norm_layer=_NORMS[model.norm])
+    frozen = _STAGES[: model.frozen_stages] + (("bn1",) if model.frozen_stages else ())
+    for name, parameter in body.named_parameters():
+        if name.startswith(frozen):
+            parameter.requires_grad_(False)
+    widths = [body.inplanes // 2**k for k in (3, 2, 1, 0)]
+    return BackboneWithFPN(
+        body,
+        return_layers={f"layer{k + 1}": level for k, level in enumerate(_LEVELS)},
+        in_channels_list=widths,
+        out_channels=model.fpn_channels,
+        norm_layer=_NORMS["group_norm"] if model.norm == "group_norm" else None,
+    )
+
+
+def _numbers(model: ModelConfig) -> dict[str, float]:
+    """Counts and thresholds, under torchvision's names."""
+    return {
+        "rpn_pre_nms_top_n_train": model.rpn_pre_nms_top_n_train,
+        "rpn_pre_nms_top_n_test": model.rpn_pre_nms_top_n_test,
+        "rpn_post_nms_top_n_train": model.rpn_post_nms_top_n_train,
+        "rpn_post_nms_top_n_test": model.rpn_post_nms_top_n_test,
+        "rpn_nms_thresh": model.rpn_nms_iou,
+        "rpn_fg_iou_thresh": model.rpn_fg_iou,
+        "rpn_bg_iou_thresh": model.rpn_bg_iou,
+        "rpn_batch_size_per_image": model.rpn_batch_size,
+        "rpn_positive_fraction": model.rpn_positive_fraction,
+        "box_score_thresh": model.score_threshold,
+        "box_nms_thresh": model.nms_iou,
+        "box_detections_per_img": model.detections_per_image,
+        "box_fg_iou_thresh": model.roi_fg_iou,
+        "box_bg_iou_thresh": model.roi_bg_iou,
+        "box_batch_size_per_image": model.roi_batch_size,
+        "box_positive_fraction": model.roi_positive_fraction,
+    }

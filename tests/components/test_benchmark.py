@@ -1,0 +1,201 @@
+"""The benchmark on networks so small that a step takes a blink; what it compares must be the same work."""
+
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from components import benchmark
+from components.benchmark_case import NUM_CLASSES, Case, PeakMemory, calibrate, measure
+from components.config import BenchmarkConfig, Config, save_config
+from components.torchvision_twin import torchvision_images, torchvision_targets, torchvision_twin
+from model.config import DataConfig, ModelConfig, TrainConfig
+from model.mask_rcnn import MaskRCNN
+
+CPU = torch.device("cpu")
+
+
+def small_model(**changes: object) -> ModelConfig:
+    values = {
+        "backbone": "resnet18",
+        "weights": "none",
+        "norm": "batch_norm",
+        "fpn_channels": 32,
+        "box_head_channels": 64,
+        "mask_head_channels": 32,
+        "rpn_post_nms_top_n_train": 300,
+        "rpn_post_nms_top_n_test": 100,
+        "roi_batch_size": 64,
+    }
+    return ModelConfig.model_validate(values | changes)
+
+
+def small_case(**changes: object) -> Case:
+    values = {
+        "mode": "train",
+        "networks": ("ours",),
+        "dtype": "float32",
+        "batch": 2,
+        "height": 96,
+        "width": 150,
+        "warmup": 0,
+        "steps": 2,
+        "device": "cpu",
+        "model": small_model(),
+    }
+    return Case.model_validate(values | changes)
+
+
+def small_config(folder: Path) -> Config:
+    return Config(
+        data=DataConfig(
+            min_sizes_px=(64,), max_size_px=96, eval_min_size_px=64, eval_max_size_px=96, buckets=((64, 96), (96, 64))
+        ),
+        model=small_model(),
+        train=TrainConfig(output_dir=folder / "run", device="cpu"),
+        benchmark=BenchmarkConfig(steps=3, warmup=1),
+    ).model_copy(update={"tracking": Config().tracking.model_copy(update={"uri": f"sqlite:///{folder}/mlflow.db"})})
+
+
+@pytest.mark.parametrize("norm", ["batch_norm", "frozen_batch_norm", "group_norm"])
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+def test_twin_takes_our_weights_and_learns_the_same_layers(backbone: str, norm: str) -> None:
+    config = small_model(backbone=backbone, norm=norm, freeze_stages=2)
+    ours = MaskRCNN(config, NUM_CLASSES)
+    twin = torchvision_twin(config, NUM_CLASSES)
+    twin.load_state_dict(ours.state_dict())
+    assert learnt(twin) == learnt(ours)
+
+
+def learnt(model: torch.nn.Module) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def test_twin_detects_the_same_in_about_as_many_candidates_as_a_trained_network_has() -> None:
+    case = small_case(mode="inference", width=160)  # no padding, so that both see the same frame
+    ours = MaskRCNN(case.model, NUM_CLASSES)
+    batch = calibrate(ours, case, CPU)
+    twin = torchvision_twin(case.model, NUM_CLASSES)
+    twin.load_state_dict(ours.state_dict())
+    with torch.inference_mode():
+        detections = ours.eval()(batch)
+        theirs = twin.eval()(torchvision_images(batch))
+    for n, found in enumerate(theirs):
+        count = int(detections.num_detections[n])
+        assert count == len(found["scores"]) > 20
+        torch.testing.assert_close(detections.scores[n, :count], found["scores"], atol=1e-4, rtol=0)
+
+
+def test_training_has_positives_to_learn_from() -> None:
+    case = small_case()
+    model = MaskRCNN(case.model, NUM_CLASSES)
+    batch = calibrate(model, case, CPU)
+    assert batch.targets is not None
+    assert batch.targets.num_gt.tolist() == [7, 7]
+    with torch.no_grad():
+        features = model.backbone(model.normalize(batch))
+        proposals, _ = model.rpn(features, batch)
+        rois = model.roi_heads.sample(proposals, batch.targets, batch.seeds)
+    positives = (rois.labels > 0).sum(1)
+    assert (positives >= 14).all(), "seven are the ground truth itself; proposals must be among them too"
+
+
+def test_masks_for_torchvision_fill_the_boxes_of_the_outlines() -> None:
+    case = small_case()
+    batch = calibrate(MaskRCNN(case.model, NUM_CLASSES), case, CPU)
+    images, targets = torchvision_images(batch), torchvision_targets(batch)
+    assert [tuple(image.shape) for image in images] == [(3, 96, 150)] * 2
+    for target in targets:
+        assert target["masks"].shape == (7, 96, 150)
+        for mask, box in zip(target["masks"], target["boxes"], strict=True):
+            rows, columns = mask.nonzero().T
+            extent = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+            assert (extent - box).abs().max() <= 3
+
+
+@pytest.mark.parametrize("mode", ["train", "inference"])
+def test_both_networks_are_stepped_and_timed(mode: str) -> None:
+    measured = measure(small_case(mode=mode, networks=("ours", "torchvision"), warmup=1, steps=3))
+    assert {name: len(times) for name, times in measured.step_s.items()} == {"ours": 3, "torchvision": 3}
+    assert all(time_s > 0 for times in measured.step_s.values() for time_s in times)
+
+
+def test_bfloat16_runs_in_bfloat16() -> None:
+    kinds: set[torch.dtype] = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            result = func(*args, **(kwargs or {}))
+            if "conv" in str(func):
+                kinds.add(result.dtype)
+            return result
+
+    with Watch():
+        measure(small_case(mode="inference", dtype="bfloat16", steps=1))
+    assert torch.bfloat16 in kinds
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="resident memory is read from Linux's /proc")
+def test_peak_memory_sees_what_was_freed_again_but_not_what_came_before() -> None:
+    memory = PeakMemory(CPU)
+    torch.ones(64, 2**20).sum()  # 256 MiB, freed at once
+    assert memory.peak_mib() > 200
+    memory.forget_peak()
+    assert memory.peak_mib() < 100
+    torch.ones(32, 2**20).sum()
+    assert 100 < memory.peak_mib() < 200
+
+
+def test_figures_reach_the_report_mlflow_and_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_config(small_config(tmp_path), tmp_path / "params.yaml")
+    benchmark.main(["train", "benchmark.batch_sizes=[1]", "benchmark.torchvision=false"])
+    report = json.loads((tmp_path / "run" / "benchmark.json").read_text())
+    (ours,) = report["cases"]
+    assert (ours["model"], ours["mode"], ours["batch"], ours["height"], ours["width"]) == ("ours", "train", 1, 64, 96)
+    assert 0 < ours["step_s"]["median"] <= ours["step_s"]["p90"] <= ours["step_s"]["p99"]
+    assert ours["images_per_s"] == pytest.approx(1 / ours["step_s"]["median"])
+    assert ours["ratio_to_torchvision"] is None
+    assert ours["peak_memory_mib"] > 5
+    assert report["hardware"]["cores"] >= 1
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        metrics = dict(database.execute("select key, value from latest_metrics").fetchall())
+    assert metrics["throughput/train_float32_batch1_images_per_s"] == ours["images_per_s"]
+    assert "train float32 ×1" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_ratios_are_ours_over_torchvisions() -> None:
+    ours, theirs = benchmark.measure_case(small_case(networks=("ours", "torchvision"), batch=1))
+    assert (ours["model"], theirs["model"]) == ("ours", "torchvision")
+    assert ours["ratio_to_torchvision"] == pytest.approx(ours["step_s"]["median"] / theirs["step_s"]["median"])
+    assert ours["memory_ratio_to_torchvision"] == pytest.approx(ours["peak_memory_mib"] / theirs["peak_memory_mib"])
+
+
+def test_plan_is_every_combination() -> None:
+    config = small_config(Path())
+    many = BenchmarkConfig(batch_sizes=(1, 2), dtypes=("float32", "bfloat16"), height_px=64, torchvision=False)
+    cases = benchmark.plan(config.model_copy(update={"benchmark": many}))
+    assert len(cases) == 2 * 2 * 2
+    assert {(case.height, case.width, case.networks) for case in cases} == {(64, 96, ("ours",))}
+
+
+def test_word_that_is_no_mode_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_config(small_config(tmp_path), tmp_path / "params.yaml")
+    with pytest.raises(SystemExit) as end:
+        benchmark.main(["training"])
+    assert end.value.code == 2
+    assert "train, inference or both" in capsys.readouterr().err
+
+
+def test_case_that_fails_tells_why() -> None:
+    with pytest.raises(benchmark.BenchmarkError, match="no_such_device"):
+        benchmark.in_fresh_process(small_case(device="no_such_device"))
