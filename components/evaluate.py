@@ -214,15 +214,16 @@ def _track(trained: Trained, run_dir: Path, evaluation: CocoEvaluation | None) -
 def _print(evaluation: CocoEvaluation | None, run_dir: Path, trained: Trained) -> None:
     console = Console()
     if evaluation is not None:
-        console.print(score_table(evaluation, trained.name))
+        console.print(f"{trained.name} on {evaluation.num_images} images", highlight=False, soft_wrap=True)
+        console.print(score_table(evaluation))
         if len(evaluation.per_class) <= _MAX_CLASSES_IN_TABLE:
             console.print(class_table(evaluation))
     console.print(f"drawn predictions: {run_dir / 'plots' / 'predictions'}", highlight=False, soft_wrap=True)
 
 
-def score_table(evaluation: CocoEvaluation, checkpoint: str) -> Table:
+def score_table(evaluation: CocoEvaluation) -> Table:
     """The twelve scores of boxes and masks."""
-    table = Table(title=f"{checkpoint} on {evaluation.num_images} images", title_justify="left")
+    table = Table()
     for column in ("", "box", "mask"):
         table.add_column(column, justify="right" if column else "left")
     for name in SCORE_NAMES:
