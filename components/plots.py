@@ -76,7 +76,7 @@ def draw_comparison(
     predicted = draw_results(
         pixels, [bbox_results[k] for k in sure], [segm_results[k] for k in sure], index.category_ids, index.class_names
     )
-    return side_by_side([annotated, predicted], ["ground truth", f"predictions (score ≥ {DRAWN_SCORE})"])
+    return side_by_side([annotated, predicted], ["ground truth", f"predictions (score {DRAWN_SCORE} and above)"])
 
 
 def draw_results(
