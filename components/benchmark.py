@@ -160,7 +160,7 @@ def case_metrics(cases: Sequence[dict[str, Any]]) -> dict[str, float | None]:
 
 def table(cases: Sequence[dict[str, Any]]) -> Table:
     """The cases as people read them, in 80 columns; × compares ours with torchvision's."""
-    result = Table(box=box.SIMPLE, pad_edge=False)
+    result = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 0, 0, 1))
     for column in ("", "images/s", "median s", "p90", "p99", "MiB", "× time", "× MiB"):
         result.add_column(column, justify="right" if column else "left", no_wrap=True)
     for row in cases:
