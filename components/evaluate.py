@@ -64,7 +64,8 @@ def run(config: Config, *, checkpoint: str = "last") -> EvaluateResult:
     index = open_split(trained, config.evaluate.split)
     device = next(trained.loaded.model.parameters()).device
     data, batch_size = trained.config.data, config.evaluate.batch_size
-    results = detect(trained.loaded.model, index, data, device, batch_size=batch_size, keep_tensors=True)
+    dtype = trained.config.train.dtype
+    results = detect(trained.loaded.model, index, data, device, batch_size=batch_size, dtype=dtype, keep_tensors=True)
     ground_truth = load_ground_truth(index.ground_truth_path)
     evaluation = None if config.evaluate.skip_eval else evaluate_results(ground_truth, results.bbox, results.segm)
     write_inference(run_dir / "inference", results, evaluation)
@@ -79,7 +80,8 @@ def run(config: Config, *, checkpoint: str = "last") -> EvaluateResult:
 def evaluate_model(model: MaskRCNN, config: Config, device: torch.device) -> CocoEvaluation:
     """Score a model that is still in training on `evaluate.split`; nothing is written."""
     index = CocoIndex.open(config.data.prepared_dir, config.evaluate.split)
-    results = detect(model, index, config.data, device, batch_size=config.evaluate.batch_size)
+    batch_size, dtype = config.evaluate.batch_size, config.train.dtype
+    results = detect(model, index, config.data, device, batch_size=batch_size, dtype=dtype)
     return evaluate_results(index.ground_truth_path, results.bbox, results.segm)
 
 
@@ -90,6 +92,7 @@ def detect(
     device: torch.device,
     *,
     batch_size: int,
+    dtype: str = "float32",
     keep_tensors: bool = False,
 ) -> Results:
     """Run a model over every image of a split.
@@ -99,7 +102,7 @@ def detect(
     """
     loader = eval_loader(index, data, batch_size=batch_size)
     results = Results([], [], [])
-    batches = track(predict(model, loader, device), "detecting", total=len(loader), transient=True)
+    batches = track(predict(model, loader, device, dtype), "detecting", total=len(loader), transient=True)
     for batch, detections in batches:
         bbox, segm = to_coco_results(batch, detections, index.category_ids)
         results.bbox.extend(bbox)

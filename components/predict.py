@@ -147,7 +147,8 @@ def _predict(trained: Trained, config: Config, sources: Sequence[Source], folder
     batches = batched_by_bucket(samples, trained.config.data, config.predict.batch_size)
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[int, dict[str, Any]] = {}
-    for batch, detections in predict(model, batches, next(model.parameters()).device):
+    device = next(model.parameters()).device
+    for batch, detections in predict(model, batches, device, trained.config.train.dtype):
         found |= _describe(batch, detections, trained, sources, folder, config.predict.score_threshold)
     result.images.extend(found[i] for i in sorted(found))
     return result

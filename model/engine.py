@@ -72,7 +72,7 @@ def train_steps(
 
 
 def _backward(model: MaskRCNN, batch: Batch, train: TrainConfig) -> dict[str, Tensor]:
-    with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=train.dtype == "bfloat16"):
+    with _precision(batch.images.device, train.dtype):
         losses = model(batch)
     assert isinstance(losses, dict)
     losses = {name: loss / train.accumulation_steps for name, loss in losses.items()}
@@ -95,15 +95,21 @@ def _update(
     return grad_norm, skipped
 
 
-def predict(model: MaskRCNN, batches: Iterable[Batch], device: torch.device) -> Iterator[tuple[Batch, Detections]]:
-    """Detections of each batch, the model in evaluation mode meanwhile."""
+def predict(
+    model: MaskRCNN, batches: Iterable[Batch], device: torch.device, dtype: str = "float32"
+) -> Iterator[tuple[Batch, Detections]]:
+    """Detections of each batch, the model in evaluation mode meanwhile; `dtype` is `train.dtype`."""
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
-            for batch in batches:
+        for batch in batches:
+            with torch.inference_mode(), _precision(device, dtype):
                 detections = model(batch.to(device, non_blocking=True))
-                assert isinstance(detections, Detections)
-                yield batch, detections
+            assert isinstance(detections, Detections)
+            yield batch, detections
     finally:
         model.train(was_training)
+
+
+def _precision(device: torch.device, dtype: str) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")

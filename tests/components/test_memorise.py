@@ -19,7 +19,8 @@ def test_eight_real_images_are_learned_by_heart(coco_tiny: Path, tmp_path: Path)
             f"data.raw_dir={coco_tiny}", f"data.prepared_dir={tmp_path}/prepared", f"train.output_dir={tmp_path}/run",
             "data.val_images=train2017", "data.val_annotations=annotations/instances_train2017.json",
             "data.train_limit=8", "data.val_limit=8", "data.horizontal_flip=0.0", "tracking.enabled=false",
-            *MEMORISE,
+            "train.max_iters=600", "train.batch_size=4", "train.lr_batch_size=4", "train.base_lr=0.02", "train.warmup_iters=50",
+            "train.lr_steps=[450, 550]", "train.checkpoint_period=600",
         ],
     )  # fmt: skip
     prepare.run(config)
@@ -28,9 +29,3 @@ def test_eight_real_images_are_learned_by_heart(coco_tiny: Path, tmp_path: Path)
     assert result.evaluation is not None
     assert result.evaluation.bbox["AP"] >= 0.60
     assert result.evaluation.segm["AP"] >= 0.50
-
-
-MEMORISE = [
-    "train.max_iters=400", "train.batch_size=4", "train.lr_batch_size=4", "train.base_lr=0.02", "train.warmup_iters=50",
-    "train.lr_steps=[300, 360]", "train.checkpoint_period=400",
-]  # fmt: skip
