@@ -62,10 +62,9 @@ def run(config: Config, *, checkpoint: str = "last") -> EvaluateResult:
     """
     run_dir, trained = config.train.output_dir, load_trained(config, checkpoint)
     index = open_split(trained, config.evaluate.split)
-    device = next(trained.loaded.model.parameters()).device
     data, batch_size = trained.config.data, config.evaluate.batch_size
     dtype = trained.config.train.dtype
-    results = detect(trained.loaded.model, index, data, device, batch_size=batch_size, dtype=dtype, keep_tensors=True)
+    results = detect(trained.loaded.model, index, data, batch_size=batch_size, dtype=dtype, keep_tensors=True)
     ground_truth = load_ground_truth(index.ground_truth_path)
     evaluation = None if config.evaluate.skip_eval else evaluate_results(ground_truth, results.bbox, results.segm)
     write_inference(run_dir / "inference", results, evaluation)
@@ -77,11 +76,11 @@ def run(config: Config, *, checkpoint: str = "last") -> EvaluateResult:
     return EvaluateResult(run_dir, trained.name, evaluation)
 
 
-def evaluate_model(model: MaskRCNN, config: Config, device: torch.device) -> CocoEvaluation:
+def evaluate_model(model: MaskRCNN, config: Config) -> CocoEvaluation:
     """Score a model that is still in training on `evaluate.split`; nothing is written."""
     index = CocoIndex.open(config.data.prepared_dir, config.evaluate.split)
     batch_size, dtype = config.evaluate.batch_size, config.train.dtype
-    results = detect(model, index, config.data, device, batch_size=batch_size, dtype=dtype)
+    results = detect(model, index, config.data, batch_size=batch_size, dtype=dtype)
     return evaluate_results(index.ground_truth_path, results.bbox, results.segm)
 
 
@@ -89,7 +88,6 @@ def detect(
     model: MaskRCNN,
     index: CocoIndex,
     data: DataConfig,
-    device: torch.device,
     *,
     batch_size: int,
     dtype: str = "float32",
@@ -101,6 +99,7 @@ def detect(
         keep_tensors: also keep what the network computed; for COCO's 5,000 val images that is about a GiB of memory.
     """
     loader = eval_loader(index, data, batch_size=batch_size)
+    device = next(model.parameters()).device
     results = Results([], [], [])
     batches = track(predict(model, loader, device, dtype), "detecting", total=len(loader), transient=True)
     for batch, detections in batches:

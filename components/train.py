@@ -198,7 +198,7 @@ class Training:
         from components.evaluate import evaluate_model
 
         evaluate = self.config.evaluate
-        evaluation = evaluate_model(self.model, self.config, self.device)
+        evaluation = evaluate_model(self.model, self.config)
         bbox, segm = evaluation.bbox["AP"] or 0.0, evaluation.segm["AP"] or 0.0
         tracker.log_metrics({"epoch/ap_bbox": bbox, "epoch/ap_segm": segm}, self.step)
         self.console.print(f"step {self.step}: box AP {bbox:.4f}, mask AP {segm:.4f}", highlight=False)

@@ -97,7 +97,7 @@ def test_model_in_training_scores_the_same_and_stays_in_training(
     trained_run: Config, evaluated: tuple[evaluate.EvaluateResult, dict[str, Any]]
 ) -> None:
     model = load_trained(trained_run, "last").loaded.model.train()
-    evaluation = evaluate.evaluate_model(model, trained_run, torch.device("cpu"))
+    evaluation = evaluate.evaluate_model(model, trained_run)
     assert evaluation.segm == evaluated[1]["segm"]
     assert model.training
 
@@ -105,9 +105,7 @@ def test_model_in_training_scores_the_same_and_stays_in_training(
 def test_batch_size_changes_no_result(trained_run: Config) -> None:
     model = load_trained(trained_run, "last").loaded.model
     index = CocoIndex.open(trained_run.data.prepared_dir, "val")
-    one, four = (
-        evaluate.detect(model, index, trained_run.data, torch.device("cpu"), batch_size=size) for size in (1, 4)
-    )
+    one, four = (evaluate.detect(model, index, trained_run.data, batch_size=size) for size in (1, 4))
     assert len(one.bbox) == len(four.bbox) > 0
     for a, b in zip(one.segm, four.segm, strict=True):
         assert a["image_id"] == b["image_id"]
