@@ -51,8 +51,10 @@ def test_what_the_user_changed_is_not_overwritten(output: Path):
 
 
 def test_writing_the_same_twice_is_no_change(output: Path):
-    for _ in range(2):
-        run("shapes_demo", ["train.seed=3"], output=output)
+    run("shapes_demo", ["train.seed=3"], output=output)
+    written = output.read_text()
+    run("shapes_demo", ["train.seed=3"], output=output)
+    assert output.read_text() == written
 
 
 def test_an_unknown_recipe_names_the_nearest(output: Path):

@@ -131,6 +131,7 @@ def test_the_host_never_waits_between_batch_and_update(
     with no_sync():
         losses = model(batch)
         torch.stack(list(losses.values())).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_the_no_sync_check_notices_an_item(
