@@ -32,9 +32,7 @@ from model.structures import Batch
 NUM_CLASSES = 80  # COCO's
 _OBJECTS = 7  # an image, COCO's average
 _MIN_SIDE_PX = 12
-_POSITIVES = (
-    64  # an image: half of the most that 512 samples may hold. They set torchvision's work on masks; ours is fixed
-)
+_POSITIVES = 64  # an image: half of the most that 512 samples may hold. They set the work on masks
 _CANDIDATES = 300  # an image, above the score threshold
 
 Name = Literal["ours", "torchvision"]

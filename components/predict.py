@@ -1,7 +1,7 @@
 """Detect and outline objects in any images: `maskrcnn predict IMAGE_OR_FOLDER …`.
 
 Folders are searched through and through. Writes a drawing for each image, and predictions.json, into --output, by default
-<train.output_dir>/predictions. Without an image it takes some of the prepared val split. Boxes are (x1, y1, x2, y2) and masks
+./predictions. Without an image it takes some of the prepared val split, and writes into <train.output_dir>/predictions. Boxes are (x1, y1, x2, y2) and masks
 COCO run-length encodings, in pixels of the image as it is looked at, so after its EXIF orientation.
 """
 
@@ -77,7 +77,7 @@ def run(
         UserError: if a path does not exist, a folder holds no image, or a drawing would replace an input.
     """
     trained = load_trained(config, checkpoint)
-    folder = output or config.train.output_dir / "predictions"
+    folder = output or (Path("predictions") if inputs else config.train.output_dir / "predictions")
     sources = find_images(inputs, folder) if inputs else _val_images(trained, config.predict.images)
     if not inputs and output is None:  # a folder that somebody named may hold other things
         shutil.rmtree(folder, ignore_errors=True)  # drawings of an earlier checkpoint
@@ -230,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line of `maskrcnn predict`; ends with status 1 where an image could not be read."""
     parser = stage_parser("predict", __doc__, operands="IMAGE_OR_FOLDER")
     parser.add_argument("--checkpoint", default="last", help="last, best, or a path (%(default)s)")
-    parser.add_argument("--output", type=Path, help="folder of drawings and predictions.json")
+    parser.add_argument("--output", type=Path, help="folder of drawings and predictions.json (./predictions)")
     with user_errors():
         args, config = parse(parser, argv)
         result = run(config, [Path(word) for word in args.operands], checkpoint=args.checkpoint, output=args.output)

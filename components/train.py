@@ -91,22 +91,26 @@ class Training:
         )
         window: list[Step] = []
         steps = train_steps(self.model, batches, self.optimizer, train, self.device, self.step)
-        for step in self._with_progress(steps):
-            self.step = step.number
-            window.append(step)
-            self._watch(step)
-            ends_epoch = config.evaluate.every_epoch and step.number % epoch == 0
-            saves = ends_epoch or step.number % train.checkpoint_period == 0 or step.number == train.max_iters
-            if saves or step.number % train.log_period == 0:
-                self._report(window, tracker)  # also before a checkpoint: the journal must reach as far as it does
-                window = []
-            is_best = ends_epoch and self._evaluate(tracker)
-            if saves:
-                checkpoint = self.save()
-                if is_best:
-                    mark_best(self.run_dir, checkpoint)
-            if self.reached_target:
-                break
+        try:
+            for step in self._with_progress(steps):
+                self.step = step.number
+                window.append(step)
+                self._watch(step)
+                ends_epoch = config.evaluate.every_epoch and step.number % epoch == 0
+                saves = ends_epoch or step.number % train.checkpoint_period == 0 or step.number == train.max_iters
+                if saves or step.number % train.log_period == 0:
+                    self._report(window, tracker)  # also before a checkpoint: the journal must reach as far as it does
+                    window.clear()
+                is_best = ends_epoch and self._evaluate(tracker)
+                if saves:
+                    checkpoint = self.save()
+                    if is_best:
+                        mark_best(self.run_dir, checkpoint)
+                if self.reached_target:
+                    break
+        finally:
+            if window:  # training diverged or was interrupted: the journal tells how it came to that
+                self._report(window, tracker)
 
     def save(self) -> Path:
         """Write a checkpoint of the present step."""

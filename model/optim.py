@@ -4,6 +4,8 @@ Both are functions of the configuration and the step number: there is no schedul
 Source: Accurate, Large Minibatch SGD (arXiv:1706.02677) for linear scaling and warm-up; Detectron's bias factor and decay.
 """
 
+import itertools
+
 import torch
 from torch import nn
 
@@ -29,12 +31,16 @@ def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.SGD:
             else:
                 key = (1.0, train.weight_decay)
             groups.setdefault(key, []).append(parameter)
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         [{"params": params, "lr_factor": factor, "weight_decay": decay} for (factor, decay), params in groups.items()],
         lr=learning_rate(train, 1),
         momentum=train.momentum,
         fused=True,
     )
+    if train.momentum:  # torch leaves the buffers of a skipped first step uninitialised
+        for parameter in itertools.chain(*groups.values()):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def learning_rate(train: TrainConfig, step: int) -> float:

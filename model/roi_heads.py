@@ -1,6 +1,6 @@
 """RoI heads: from proposals to classes, boxes and masks.
 
-Shapes: N images, P proposals, G ground truths, S sampled RoIs (512), K mask RoIs (the first S × positive fraction: 128), C classes
+Shapes: N images, P proposals, G ground truths, S sampled RoIs (512), K mask RoIs (the first of the sampled: 128), C classes
 without background, D detections, M the mask's side (28). Boxes are (x1, y1, x2, y2) in input pixels; labels 1 … C, 0 is background.
 Source: Mask R-CNN (arXiv:1703.06870); heads of the FPN variant.
 """
@@ -138,8 +138,13 @@ class RoIHeads(nn.Module):
         gt_rows = matched.gather(1, samples.idxs).clamp(min=0)
         labels = targets.gt_labels.gather(1, gt_rows) * samples.is_positive
         boxes = boxes.gather(1, samples.idxs[..., None].expand(-1, -1, 4))
-        share = min(int(config.roi_batch_size * config.roi_positive_fraction), samples.idxs.shape[1])
-        return SampledRois(boxes, labels, gt_rows, samples.weights, share)
+        return SampledRois(boxes, labels, gt_rows, samples.weights, self._num_mask_rois(samples.is_positive))
+
+    def _num_mask_rois(self, is_positive: Tensor) -> int:
+        """K: the share of positives on an accelerator, where asking would wait; on the CPU, which knows, the most there are."""
+        if is_positive.device.type == "cpu":
+            return max(1, int(is_positive.sum(1).max()))
+        return min(int(self.config.roi_batch_size * self.config.roi_positive_fraction), is_positive.shape[1])
 
     def box_logits(self, pyramid: cuda_ops.FeaturePyramid, boxes: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Class logits [N, R, 1 + C] and deltas [N, R, 1 + C, 4] of boxes [N, R, 4]."""

@@ -116,6 +116,15 @@ def test_without_an_image_some_of_the_val_split_are_taken(config: Config) -> Non
     assert len(list(result.output.glob("*.jpg"))) == len(result.images) == 2
 
 
+def test_own_images_are_drawn_here_and_leave_the_run_alone(
+    config: Config, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """<run>/predictions is the output of the pipeline's predict stage; a change there would make it run again."""
+    monkeypatch.chdir(tmp_path)
+    assert predict.run(config, [folder / "tall.png"]).output == Path("predictions")
+    assert (tmp_path / "predictions" / "tall.png").is_file()
+
+
 def test_folder_that_was_named_keeps_what_else_it_holds(config: Config, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
     predict.run(config, output=tmp_path)

@@ -175,6 +175,8 @@ def test_divergence_is_named_with_step_and_images(shapes: Path) -> None:
     config = config.model_copy(update={"train": config.train.model_copy(update={"max_nonfinite_steps": 2})})
     with pytest.raises(train.DivergedError, match=r"(?s)2 steps in a row.*step \d.*images \[.*base_lr"):
         train.run(config, skip_test=True)
+    journal = [json.loads(line) for line in (config.train.output_dir / "log.jsonl").read_text().splitlines()]
+    assert [line["metrics"]["skipped"] for line in journal][-2:] == [1, 1], "the journal tells how it came to that"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
 
 from model.config import ModelConfig, TrainConfig
 from model.engine import predict, train_steps
@@ -123,13 +125,37 @@ def test_no_ground_truth_gives_finite_losses_and_gradients(
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
-def test_the_host_never_waits_between_batch_and_update(
+def losses_on_fake_cuda(model: MaskRCNN, batch: Batch) -> dict[str, torch.Tensor]:
+    """The losses as a GPU would compute them, with shapes and devices but no values: no GPU is needed, and none can be asked."""
+    mode = FakeTensorMode()
+
+    def fake(tensor: torch.Tensor) -> torch.Tensor:
+        with mode:
+            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cuda")
+
+    state = {name: fake(p).requires_grad_(p.requires_grad) for name, p in model.named_parameters()}
+    state |= {name: fake(buffer) for name, buffer in model.named_buffers()}
+    with mode:
+        losses: dict[str, torch.Tensor] = functional_call(model, state, (batch.map(fake),))
+    return losses
+
+
+def test_the_host_never_waits_between_batch_and_losses(
     tiny_config: Callable[..., ModelConfig], shapes_batch: Callable[..., Batch], no_sync: Any
 ) -> None:
     model = MaskRCNN(tiny_config(), 3).train()
-    batch = shapes_batch(images=2)
     with no_sync():
-        losses = model(batch)
+        losses = losses_on_fake_cuda(model, shapes_batch(images=2))
+    assert set(losses) == set(LOSSES)
+    assert {loss.device.type for loss in losses.values()} == {"cuda"}
+
+
+def test_the_host_never_waits_in_the_backward_pass(
+    tiny_config: Callable[..., ModelConfig], shapes_batch: Callable[..., Batch], no_sync: Any
+) -> None:
+    model = MaskRCNN(tiny_config(), 3).train()
+    losses = model(shapes_batch(images=2))
+    with no_sync():
         torch.stack(list(losses.values())).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
@@ -141,7 +167,7 @@ def test_the_no_sync_check_notices_an_item(
     normalize = model.normalize
     monkeypatch.setattr(model, "normalize", lambda batch: normalize(batch) * batch.images.max().item())
     with pytest.raises(AssertionError, match="_local_scalar_dense"), no_sync():
-        model(shapes_batch(images=2))
+        losses_on_fake_cuda(model, shapes_batch(images=2))
 
 
 def test_predict_restores_the_mode_it_found(

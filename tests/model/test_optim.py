@@ -1,5 +1,6 @@
 """The optimizer's groups and the schedule of the 1x recipe."""
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -51,15 +52,32 @@ def test_frozen_parameters_are_left_out(tiny_config: Callable[..., ModelConfig])
     assert id(model.backbone.body.layer2[0].conv1.weight) in ids  # type: ignore[index, union-attr]
 
 
-def test_the_fused_kernel_skips_a_step_on_demand() -> None:
-    """What `engine._update` builds on: `found_inf` set leaves weights and momentum untouched."""
+def test_a_skipped_first_step_leaves_no_trace() -> None:
+    """What `engine._update` builds on: with `found_inf` set, the fused kernel touches neither weights nor momentum."""
     layer = nn.Linear(2, 1)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0, momentum=0.9, fused=True)
+    optimizer = make_optimizer(layer, TrainConfig(weight_decay=0.0))
+    set_learning_rate(optimizer, 1.0)
     before = layer.weight.detach().clone()
     layer(torch.ones(1, 2)).sum().backward()
     optimizer.found_inf = torch.tensor(1.0)  # type: ignore[attr-defined]
     optimizer.step()
     assert torch.equal(layer.weight, before)
+    assert torch.equal(optimizer.state[layer.weight]["momentum_buffer"], torch.zeros(1, 2))
     optimizer.found_inf = torch.tensor(0.0)  # type: ignore[attr-defined]
     optimizer.step()
     assert torch.equal(layer.weight, before - 1)
+
+
+def test_steps_are_those_of_torchs_own_sgd() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(2, 1)
+    twin = copy.deepcopy(layer)
+    optimizer = make_optimizer(layer, TrainConfig(weight_decay=0.01, weight_decay_bias=0.01, bias_lr_factor=1.0))
+    set_learning_rate(optimizer, 0.1)
+    plain = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    for x in torch.randn(5, 4, 2):
+        for network, its in ((layer, optimizer), (twin, plain)):
+            network(x).square().sum().backward()
+            its.step()
+            its.zero_grad()
+    torch.testing.assert_close(list(layer.parameters()), list(twin.parameters()))

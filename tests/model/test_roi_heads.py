@@ -1,0 +1,46 @@
+"""The heads' fixed shapes, and what padding may not change."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from model.config import ModelConfig
+from model.mask_rcnn import MaskRCNN
+from model.structures import Batch
+
+
+def losses_and_gradients(model: MaskRCNN, batch: Batch) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    losses = model(batch)
+    torch.stack(list(losses.values())).sum().backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return {name: loss.detach() for name, loss in losses.items()} | gradients
+
+
+def test_padding_of_mask_rois_changes_neither_losses_nor_gradients(
+    tiny_config: Callable[..., ModelConfig], shapes_batch: Callable[..., Batch], monkeypatch: Any
+) -> None:
+    """On the CPU the mask head sees the positives alone, on a GPU a fixed number of rows."""
+    torch.manual_seed(0)
+    model, batch = MaskRCNN(tiny_config(), 3).train(), shapes_batch(images=3)
+    assert batch.targets is not None
+    seen: list[torch.Tensor] = []
+    model.roi_heads.mask_head.register_forward_hook(lambda module, args, output: seen.append(output))
+    alone = losses_and_gradients(model, batch)
+    monkeypatch.setattr(model.roi_heads, "_num_mask_rois", lambda is_positive: 32 // 4)
+    padded = losses_and_gradients(model, batch)
+    assert int(batch.targets.num_gt.max()) * 3 <= len(seen[0]) < len(seen[1]) == 3 * 8
+    assert alone["mask"] > 0
+    torch.testing.assert_close(alone, padded)
+
+
+@pytest.mark.parametrize(("num_positives", "expected"), [([3, 5], 5), ([0, 0], 1)])
+def test_mask_rois_on_the_cpu_are_the_most_positives(
+    tiny_config: Callable[..., ModelConfig], num_positives: list[int], expected: int
+) -> None:
+    heads = MaskRCNN(tiny_config(), 3).roi_heads
+    is_positive = torch.arange(32) < torch.tensor(num_positives)[:, None]
+    assert heads._num_mask_rois(is_positive) == expected
+    assert heads._num_mask_rois(is_positive.to("meta")) == 32 // 4
