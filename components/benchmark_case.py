@@ -66,7 +66,7 @@ def measure(case: Case) -> Measurement:
     device = pick_device(case.device)
     memory = PeakMemory(device)
     torch.manual_seed(0)
-    ours = MaskRCNN(case.model, NUM_CLASSES).to(device)
+    ours = MaskRCNN(case.model, NUM_CLASSES).to_device(device)
     batch = calibrate(ours, case, device)
     steps = _steps(case, ours, batch)
     del ours

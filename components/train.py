@@ -61,7 +61,7 @@ class Training:
         if state is None:
             report = load_weights(self.model, config.model, self.index.class_names, self.index.category_ids)
             console.print(str(report), highlight=False)
-        self.model.to(self.device)
+        self.model.to_device(self.device)
         self.optimizer = make_optimizer(self.model, config.train)
         self.step, self.best_ap, self.reached_target, self.nonfinite_in_row = 0, -1.0, False, 0
         self.is_reconfigured = False

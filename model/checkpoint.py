@@ -117,7 +117,7 @@ def load_model(path: Path, device: torch.device) -> LoadedModel:
     model = MaskRCNN(ModelConfig.model_validate_json(json.dumps(config["model"])), len(class_names))
     model.load_state_dict(state["model"])
     return LoadedModel(
-        model=model.to(device).eval(),
+        model=model.to_device(device).eval(),
         config=config,
         class_names=class_names,
         category_ids=tuple(state["category_ids"]),

@@ -30,7 +30,10 @@ class MaskRCNN(nn.Module):
         self.roi_heads = RoIHeads(config, num_classes)
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)
-        self.to(memory_format=torch.channels_last)
+
+    def to_device(self, device: torch.device) -> "MaskRCNN":
+        """Move there, with weights in the memory format that is fastest there; see `normalize`."""
+        return self.to(device, memory_format=torch.contiguous_format if device.type == "cpu" else torch.channels_last)
 
     def forward(self, batch: Batch) -> dict[str, Tensor] | Detections:
         """Losses by name (`LOSSES`) in training, `Detections` in evaluation.
@@ -46,8 +49,14 @@ class MaskRCNN(nn.Module):
         return detections if detections is not None else rpn_losses | roi_losses
 
     def normalize(self, batch: Batch) -> Tensor:
-        """[N, 3, H, W] uint8 → float32 of zero mean and unit variance; padding becomes 0."""
-        images = batch.images.to(torch.float32, memory_format=torch.channels_last)
+        """[N, 3, H, W] uint8 → float32 of zero mean and unit variance; padding becomes 0.
+
+        Convolutions follow the memory format of the images. Channels-last is fastest, but for training on the CPU, where oneDNN
+        takes 2 to 5 times as long for the gradients of 3 × 3 kernels as it does without.
+        """
+        is_cpu_training = self.training and batch.images.device.type == "cpu"
+        memory_format = torch.contiguous_format if is_cpu_training else torch.channels_last
+        images = batch.images.to(torch.float32, memory_format=memory_format)
         images = images.sub_(cast(Tensor, self.pixel_mean)).div_(cast(Tensor, self.pixel_std))
         rows = torch.arange(images.shape[2], device=images.device) < batch.image_sizes[:, :1]  # [N, H]
         columns = torch.arange(images.shape[3], device=images.device) < batch.image_sizes[:, 1:]  # [N, W]

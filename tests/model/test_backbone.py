@@ -11,6 +11,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from model.backbone import Backbone, FrozenBatchNorm2d
 from model.config import ModelConfig
 from model.mask_rcnn import MaskRCNN
+from model.structures import Batch
 
 
 def shaken(module: nn.Module) -> nn.Module:
@@ -73,8 +74,15 @@ def test_frozen_norm_ignores_the_batch_counter_of_a_trained_one() -> None:
     assert "num_batches_tracked" not in norm.state_dict()
 
 
-def test_activations_stay_channels_last(tiny_config: Callable[..., ModelConfig]) -> None:
-    model = MaskRCNN(tiny_config(norm="batch_norm"), 3)
-    images = torch.randn(2, 3, 64, 64).to(memory_format=torch.channels_last)
-    for level in model.backbone(images)[:4]:
-        assert level.is_contiguous(memory_format=torch.channels_last)
+@pytest.mark.parametrize(
+    ("is_training", "memory_format"), [(True, torch.contiguous_format), (False, torch.channels_last)]
+)
+def test_activations_keep_the_memory_format_that_is_fastest_on_the_cpu(
+    tiny_config: Callable[..., ModelConfig],
+    shapes_batch: Callable[..., Batch],
+    is_training: bool,
+    memory_format: torch.memory_format,
+) -> None:
+    model = MaskRCNN(tiny_config(norm="batch_norm"), 3).to_device(torch.device("cpu")).train(is_training)
+    for level in model.backbone(model.normalize(shapes_batch(size=64)))[:4]:
+        assert level.is_contiguous(memory_format=memory_format)
