@@ -33,7 +33,8 @@ class MaskRCNN(nn.Module):
 
     def to_device(self, device: torch.device) -> "MaskRCNN":
         """Move there, with weights in the memory format that is fastest there; see `normalize`."""
-        return self.to(device, memory_format=torch.contiguous_format if device.type == "cpu" else torch.channels_last)
+        memory_format = torch.contiguous_format if device.type == "cpu" else torch.channels_last
+        return self.to(device).to(memory_format=memory_format)
 
     def forward(self, batch: Batch) -> dict[str, Tensor] | Detections:
         """Losses by name (`LOSSES`) in training, `Detections` in evaluation.

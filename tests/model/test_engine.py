@@ -34,9 +34,11 @@ def test_accumulated_micro_batches_equal_the_large_batch(
     small = [part for batch in large for part in split(batch)]
     _whole_model, whole = train(tiny_config(), large, max_iters=3)
     _parts_model, parts = train(tiny_config(), small, max_iters=3, accumulation_steps=2)
-    print(whole, parts)
+    assert parts[0] == pytest.approx(whole[0], rel=1e-6)
     for expected, got in zip(whole, parts, strict=True):
-        assert got == pytest.approx(expected, rel=1e-5)
+        assert got == pytest.approx(
+            expected, rel=1e-4
+        )  # two updates let float32 drift; a wrong mean would show in per cents
 
 
 def split(batch: Batch) -> list[Batch]:
