@@ -1,21 +1,119 @@
-"""Build of the distribution `maskrcnn-mlops`; tool settings stand in pyproject.toml."""
+"""Build of the distribution `maskrcnn-mlops`; tool settings stand in pyproject.toml.
 
+The compiled operators of cuda_ops are built where a C++ compiler is, their CUDA kernels where a CUDA toolkit is besides; a GPU
+need not be there. The environment decides more: FORCE_CUDA=1 makes a missing toolkit an error, FORCE_CUDA=0 leaves CUDA out,
+TORCH_CUDA_ARCH_LIST names the architectures, CUDA_OPS=0 leaves all of it out.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
+ROOT = Path(__file__).parent
+TORCH_FLOOR = "0x020b000000000000"  # 2.11: the library uses no newer part of the stable ABI, so it serves 2.11 and later
+ARCHITECTURES = ("7.0", "8.0", "8.6", "9.0", "10.0")  # those of them that nvcc knows
+
+
+def say(message: str) -> None:
+    """What was decided; pip shows it with -v, and setup.py always."""
+    print(f"cuda_ops: {message}", file=sys.stderr)
+
+
+def find_toolkit() -> Path | None:
+    """CUDA_HOME, the toolkit that pip installed (nvidia-cuda-nvcc), or that of nvcc on PATH; None without nvcc."""
+    on_path = shutil.which("nvcc")
+    candidates = [
+        os.environ.get("CUDA_HOME"),
+        *sorted(Path(sysconfig.get_path("purelib"), "nvidia").glob("cu*"), reverse=True),
+        Path(on_path).resolve().parents[1] if on_path else None,
+    ]
+    return next((Path(home) for home in candidates if home and (Path(home) / "bin" / "nvcc").is_file()), None)
+
+
+def architectures(toolkit: Path) -> str:
+    """TORCH_CUDA_ARCH_LIST, or all that nvcc knows of ARCHITECTURES; the newest also as PTX, for GPUs to come."""
+    if os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        return os.environ["TORCH_CUDA_ARCH_LIST"]
+    listed = subprocess.run([toolkit / "bin" / "nvcc", "--list-gpu-arch"], capture_output=True, text=True, check=True)
+    known = [arch for arch in ARCHITECTURES if f"compute_{arch.replace('.', '')}" in listed.stdout.split()]
+    return " ".join(known) + "+PTX"
+
+
+def linkable_cudart(toolkit: Path) -> list[str]:
+    """Folders where the linker finds libcudart.so; pip's toolkit has libcudart.so.13 alone, so it gets a link to it."""
+    for folder in (toolkit / "lib64", toolkit / "lib"):
+        if (folder / "libcudart.so").exists():
+            return [str(folder)]
+        versioned = sorted(folder.glob("libcudart.so.*"))
+        if versioned:
+            links = ROOT / "build" / "cudart"
+            links.mkdir(parents=True, exist_ok=True)
+            (links / "libcudart.so").unlink(missing_ok=True)
+            (links / "libcudart.so").symlink_to(versioned[0])
+            return [str(links)]
+    return []
+
+
+def extension() -> tuple[list[Extension], dict[str, type]]:
+    """The library of operators and what builds it; nothing where it cannot be built."""
+    if os.environ.get("CUDA_OPS") == "0":
+        say("left out, as CUDA_OPS=0 asks; plain torch serves")
+        return [], {}
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    try:
+        import torch
+    except ImportError:
+        torch = None
+    if not compiler or torch is None:
+        say(f"not built for want of {'torch' if compiler else 'a C++ compiler'}; plain torch serves, slower")
+        return [], {}
+    toolkit = None if os.environ.get("FORCE_CUDA") == "0" or torch.version.cuda is None else find_toolkit()
+    if toolkit is None and os.environ.get("FORCE_CUDA") == "1":
+        sys.exit("error: FORCE_CUDA=1 needs a CUDA toolkit, and no nvcc was found; set CUDA_HOME, or install nvidia-cuda-nvcc")
+    sources = sorted((ROOT / "cuda_ops" / "csrc").glob("*.cpp"))
+    flags = {"cxx": ["-O3", "-std=c++20", "-ffp-contract=off", "-fvisibility=hidden", "-Wall"]}
+    options: dict = {}
+    if toolkit is not None:
+        os.environ["CUDA_HOME"] = str(toolkit)  # torch's build tools read both at import
+        os.environ["TORCH_CUDA_ARCH_LIST"] = architectures(toolkit)
+        sources += sorted((ROOT / "cuda_ops" / "csrc").glob("*.cu"))
+        flags["nvcc"] = ["-O3", "-std=c++20", "--fmad=false", "-Xcompiler", "-fvisibility=hidden"]
+        options["library_dirs"] = linkable_cudart(toolkit)
+    say(f"C++ by {compiler}; CUDA " + (f"by {toolkit} for {os.environ['TORCH_CUDA_ARCH_LIST']}" if toolkit else "not built, no nvcc"))
+    from torch.utils import cpp_extension
+
+    build = cpp_extension.CUDAExtension if toolkit else cpp_extension.CppExtension
+    library = build(
+        "cuda_ops._C",
+        [str(source.relative_to(ROOT)) for source in sources],
+        define_macros=[("TORCH_TARGET_VERSION", TORCH_FLOOR), ("USE_CUDA", None)][: 2 if toolkit else 1],
+        extra_compile_args=flags,
+        py_limited_api=True,
+        **options,
+    )
+    return [library], {"build_ext": cpp_extension.BuildExtension}
+
+
+ext_modules, cmdclass = extension()
 setup(
+    ext_modules=ext_modules,
+    cmdclass=cmdclass,
     name="maskrcnn-mlops",
     version="0.1.0",
     description="Mask R-CNN on COCO that a team can reproduce, compare and scale: DVC, MLflow, Kubeflow",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
     # recipes/ holds YAML alone; it is installed beside components/, where components/recipe.py looks for it.
     packages=[*find_packages(include=["components*", "cuda_ops*", "model*", "pipelines*"]), "recipes"],
-    package_data={"recipes": ["*.yaml"]},
+    package_data={"recipes": ["*.yaml"], "cuda_ops": ["csrc/*"]},
     entry_points={"console_scripts": ["maskrcnn = pipelines.cli:main"]},
     install_requires=[
         "torch>=2.11,<2.16",

@@ -1,4 +1,4 @@
-"""The operators, as the rest of the code calls them: arguments are checked here, then the reference computes.
+"""The operators, as the rest of the code calls them: arguments are checked here, then a compiled kernel or plain torch computes.
 
 Shapes: N images, A anchors or boxes, G ground-truth rows (padded), L levels, K boxes of a row, R rows or RoIs, M mask side.
 Boxes are (x1, y1, x2, y2) in pixels; sizes are (height, width). Apart from `encode_masks`, output shapes follow from input
@@ -6,13 +6,16 @@ shapes and no operator makes the host wait for the device.
 """
 
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from cuda_ops import reference
+from cuda_ops import library, reference
 from cuda_ops.reference.polygons import PackedPolygons
-from cuda_ops.reference.roi_align import FeaturePyramid
+
+if library.HAS_CPU:
+    from cuda_ops import compiled
 
 
 def generate_anchors(
@@ -46,7 +49,7 @@ def generate_anchors(
     _require(all(h > 0 and w > 0 for h, w in feature_sizes), op, "feature_sizes", "positive", list(feature_sizes))
     _require(min(*image_size, *sizes) > 0, op, "image_size and sizes", "positive", (*image_size, *sizes))
     _require(min(aspect_ratios, default=0) > 0, op, "aspect_ratios", "positive, at least one", list(aspect_ratios))
-    return reference.generate_anchors(feature_sizes, image_size, sizes, aspect_ratios, device, dtype)
+    return _serving(torch.device(device or "cpu")).generate_anchors(feature_sizes, image_size, sizes, aspect_ratios, device, dtype)
 
 
 def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
@@ -65,7 +68,7 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     _require_boxes(boxes1, "box_iou", "boxes1")
     _require_boxes(boxes2, "box_iou", "boxes2")
     _require(boxes1.dtype == boxes2.dtype, "box_iou", "boxes2", f"{boxes1.dtype} as boxes1", boxes2.dtype)
-    return reference.box_iou(boxes1, boxes2)
+    return _serving(boxes1.device).box_iou(boxes1, boxes2)
 
 
 def match_boxes(
@@ -98,7 +101,7 @@ def match_boxes(
     _require(boxes.dim() == 2 or boxes.shape[0] == num_images, op, "boxes", f"of {num_images} images", boxes.shape)
     _require(_is_integer(num_gt) and num_gt.shape == (num_images,), op, "num_gt", f"[{num_images}] int", _kind(num_gt))
     _require(bg_iou <= fg_iou, op, "bg_iou", f"at most fg_iou ({fg_iou})", bg_iou)
-    return reference.match_boxes(boxes, gt_boxes, num_gt, fg_iou, bg_iou, low_quality)
+    return _serving(gt_boxes.device).match_boxes(boxes, gt_boxes, num_gt, fg_iou, bg_iou, low_quality)
 
 
 def select_proposals(
@@ -142,7 +145,7 @@ def select_proposals(
     _require(image_sizes.shape == (num_images, 2), op, "image_sizes", [num_images, 2], image_sizes.shape)
     _require(sum(level_sizes) == num_anchors > 0, op, "level_sizes", f"a split of {num_anchors}", list(level_sizes))
     _require(pre_nms_top_n > 0, op, "pre_nms_top_n", "positive", pre_nms_top_n)
-    return reference.select_proposals(
+    return _serving(box_deltas.device).select_proposals(
         objectness, box_deltas, anchors, image_sizes, level_sizes, pre_nms_top_n, min_size
     )
 
@@ -173,11 +176,11 @@ def batched_nms(
     _require(groups is None or groups.shape == scores.shape, op, "groups", list(scores.shape), _shape(groups))
     _require(0 <= iou_threshold <= 1, op, "iou_threshold", "0 to 1", iou_threshold)
     _require(max_output >= 0, op, "max_output", "0 or more", max_output)
-    return reference.batched_nms(boxes, scores, iou_threshold, max_output, groups)
+    return _serving(boxes.device).batched_nms(boxes, scores, iou_threshold, max_output, groups)
 
 
 def multilevel_roi_align(
-    features: Sequence[Tensor] | FeaturePyramid,
+    features: Sequence[Tensor],
     boxes: Tensor,
     *,
     image_size: tuple[int, int],
@@ -187,7 +190,8 @@ def multilevel_roi_align(
     """Pool each box from the pyramid level that suits its size.
 
     Args:
-        features: one [N, C, H_l, W_l] float a level, finest first, or `flatten_pyramid` of them, which several calls share.
+        features: one [N, C, H_l, W_l] float a level, finest first; N, C, dtype and device are the same everywhere. Channels-last
+            memory is fastest.
         boxes: [N, R, 4] float, input pixels. They get no gradient; padding (without area, even nan) pools finite values.
         image_size: padded (height, width) of the input in pixels; level l has scale 2 ** round(log2(H_l / height)).
         output_size: O, bins on either axis.
@@ -203,29 +207,6 @@ def multilevel_roi_align(
     """
     op = "multilevel_roi_align"
     _require_boxes(boxes, op, "boxes", dims=(3,))
-    pyramid = features if isinstance(features, FeaturePyramid) else flatten_pyramid(features)
-    _require(boxes.shape[0] == pyramid.num_images, op, "boxes", f"of {pyramid.num_images} images", boxes.shape)
-    _require(min(image_size) > 0, op, "image_size", "positive", image_size)
-    _require(output_size > 0, op, "output_size", "positive", output_size)
-    _require(sampling_ratio > 0, op, "sampling_ratio", "positive", sampling_ratio)
-    return reference.multilevel_roi_align(
-        pyramid, boxes, image_size=image_size, output_size=output_size, sampling_ratio=sampling_ratio
-    )
-
-
-def flatten_pyramid(features: Sequence[Tensor]) -> FeaturePyramid:
-    """Lay features out so that several calls of `multilevel_roi_align` share the work.
-
-    Args:
-        features: one [N, C, H_l, W_l] float a level, finest first; N and C are the same everywhere.
-
-    Returns:
-        A pyramid through which gradients flow back to the features.
-
-    Raises:
-        ValueError: if there is no level, or levels differ in N, C or dtype.
-    """
-    op = "flatten_pyramid"
     _require(len(features) > 0, op, "features", "one level at least", 0)
     kinds = {(level.dim(), *level.shape[:2], level.dtype) for level in features}
     _require(
@@ -235,7 +216,13 @@ def flatten_pyramid(features: Sequence[Tensor]) -> FeaturePyramid:
         "[N, C, H_l, W_l] float with the same N, C and dtype",
         [_kind(level) for level in features],
     )
-    return reference.flatten_pyramid(features)
+    _require(len(boxes) == len(features[0]), op, "boxes", f"of {len(features[0])} images", boxes.shape)
+    _require(min(image_size) > 0, op, "image_size", "positive", image_size)
+    _require(output_size > 0, op, "output_size", "positive", output_size)
+    _require(sampling_ratio > 0, op, "sampling_ratio", "positive", sampling_ratio)
+    return _serving(boxes.device).multilevel_roi_align(
+        features, boxes, image_size=image_size, output_size=output_size, sampling_ratio=sampling_ratio
+    )
 
 
 def rasterize_polygons(boxes: Tensor, instance_idxs: Tensor, polygons: PackedPolygons, size: int) -> Tensor:
@@ -269,7 +256,7 @@ def rasterize_polygons(boxes: Tensor, instance_idxs: Tensor, polygons: PackedPol
     is_even = num_instances % shape[0] == 0 if shape[0] else num_instances == 0
     _require(is_even, op, "polygons", f"the same number of instances for {shape[0]} images", num_instances)
     _require(size > 0, op, "size", "positive", size)
-    return reference.rasterize_polygons(boxes, instance_idxs, polygons, size)
+    return _serving(boxes.device).rasterize_polygons(boxes, instance_idxs, polygons, size)
 
 
 def encode_masks(
@@ -297,7 +284,12 @@ def encode_masks(
     _require(is_square and mask_probs.is_floating_point(), op, "mask_probs", "[D, M, M] float", _kind(mask_probs))
     _require(len(mask_probs) == len(boxes), op, "boxes", f"{len(mask_probs)} as mask_probs", len(boxes))
     _require(min(image_size) > 0, op, "image_size", "positive", image_size)
-    return reference.encode_masks(mask_probs, boxes, image_size, threshold)
+    return _serving(mask_probs.device).encode_masks(mask_probs, boxes, image_size, threshold)
+
+
+def _serving(device: torch.device) -> ModuleType:
+    """The module that computes on this device: compiled or reference, with the same functions."""
+    return compiled if library.serves(device) else reference
 
 
 def _require_boxes(boxes: Tensor, op: str, argument: str, dims: tuple[int, ...] = ()) -> None:

@@ -103,8 +103,7 @@ class RoIHeads(nn.Module):
     def forward(
         self, features: list[Tensor], proposals: Proposals, batch: Batch
     ) -> tuple[Detections | None, dict[str, Tensor]]:
-        # P6 serves the RPN alone; one table of P2 … P5 serves both heads.
-        pyramid = cuda_ops.flatten_pyramid(features[:4])
+        pyramid = features[:4]  # P6 serves the RPN alone
         if self.training:
             assert batch.targets is not None
             rois = self.sample(proposals, batch.targets, batch.seeds)
@@ -146,19 +145,19 @@ class RoIHeads(nn.Module):
             return max(1, int(is_positive.sum(1).max()))
         return min(int(self.config.roi_batch_size * self.config.roi_positive_fraction), is_positive.shape[1])
 
-    def box_logits(self, pyramid: cuda_ops.FeaturePyramid, boxes: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    def box_logits(self, pyramid: list[Tensor], boxes: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Class logits [N, R, 1 + C] and deltas [N, R, 1 + C, 4] of boxes [N, R, 4]."""
         pooled = self._pool(pyramid, boxes, batch, self.config.box_pool_size)
         logits, deltas = self.box_predictor(self.box_head(pooled))
         return logits.unflatten(0, boxes.shape[:2]), deltas.unflatten(0, boxes.shape[:2])
 
-    def mask_logits(self, pyramid: cuda_ops.FeaturePyramid, boxes: Tensor, labels: Tensor, batch: Batch) -> Tensor:
+    def mask_logits(self, pyramid: list[Tensor], boxes: Tensor, labels: Tensor, batch: Batch) -> Tensor:
         """[N, R, M, M] logits of the masks of boxes [N, R, 4] for labels [N, R]."""
         pooled = self._pool(pyramid, boxes, batch, self.config.mask_pool_size)
         logits = self.mask_predictor(self.mask_head(pooled), labels.flatten())
         return logits.unflatten(0, boxes.shape[:2])
 
-    def box_losses(self, pyramid: cuda_ops.FeaturePyramid, rois: SampledRois, batch: Batch) -> dict[str, Tensor]:
+    def box_losses(self, pyramid: list[Tensor], rois: SampledRois, batch: Batch) -> dict[str, Tensor]:
         """Cross entropy over the sampled RoIs, smooth L1 over the positive ones, in their class's deltas."""
         assert batch.targets is not None
         logits, deltas = self.box_logits(pyramid, rois.boxes, batch)
@@ -173,7 +172,7 @@ class RoIHeads(nn.Module):
             "box_reg": per_image_mean(box_losses * (rois.labels > 0), rois.weights),
         }
 
-    def mask_loss(self, pyramid: cuda_ops.FeaturePyramid, rois: SampledRois, batch: Batch) -> Tensor:
+    def mask_loss(self, pyramid: list[Tensor], rois: SampledRois, batch: Batch) -> Tensor:
         """Binary cross entropy of the pixels of the positive RoIs' own class."""
         assert batch.targets is not None
         share = rois.num_mask_rois
@@ -184,7 +183,7 @@ class RoIHeads(nn.Module):
         return per_image_mean(losses, (labels > 0).float())
 
     def detect(
-        self, pyramid: cuda_ops.FeaturePyramid, proposals: Proposals, batch: Batch
+        self, pyramid: list[Tensor], proposals: Proposals, batch: Batch
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Boxes [N, D, 4], scores [N, D], labels [N, D] and their number [N].
 
@@ -217,7 +216,7 @@ class RoIHeads(nn.Module):
         scores = scores.gather(1, idxs).masked_fill(~is_kept, 0.0)
         return boxes, scores, labels.gather(1, idxs) * is_kept, counts
 
-    def _pool(self, pyramid: cuda_ops.FeaturePyramid, boxes: Tensor, batch: Batch, size: int) -> Tensor:
+    def _pool(self, pyramid: list[Tensor], boxes: Tensor, batch: Batch, size: int) -> Tensor:
         """[N·R, channels, size, size]."""
         height, width = batch.images.shape[-2:]
         return cuda_ops.multilevel_roi_align(

@@ -11,18 +11,16 @@ from cuda_ops.reference.matching import BACKGROUND, IGNORE, match_boxes
 from cuda_ops.reference.nms import batched_nms
 from cuda_ops.reference.polygons import rasterize_polygons
 from cuda_ops.reference.proposals import select_proposals
-from cuda_ops.reference.roi_align import FeaturePyramid, flatten_pyramid, multilevel_roi_align
+from cuda_ops.reference.roi_align import multilevel_roi_align
 
 __all__ = [
     "BACKGROUND",
     "IGNORE",
-    "FeaturePyramid",
     "batched_nms",
     "box_iou",
     "decode_boxes",
     "encode_boxes",
     "encode_masks",
-    "flatten_pyramid",
     "generate_anchors",
     "match_boxes",
     "multilevel_roi_align",

@@ -21,23 +21,23 @@ MAX_CHUNK_BYTES = 64 * 2**20  # of indices and weights at once
 
 
 @dataclass(frozen=True)
-class FeaturePyramid:
-    """Features of all levels and images as rows of one table: level, image, y, x. Several poolings can share it."""
+class _Pyramid:
+    """Features of all levels and images as rows of one table: level, image, y, x."""
 
     table: Tensor  # [Σ N·H_l·W_l, C]
     level_shapes: tuple[tuple[int, int], ...]  # (H_l, W_l), finest first
     num_images: int
 
 
-def flatten_pyramid(features: Sequence[Tensor]) -> FeaturePyramid:
+def _flatten_pyramid(features: Sequence[Tensor]) -> _Pyramid:
     """Lay features [N, C, H_l, W_l] out as a table; free of charge but one copy if they are channels-last in memory."""
     rows = [level.permute(0, 2, 3, 1).reshape(-1, level.shape[1]) for level in features]
     shapes = tuple((level.shape[2], level.shape[3]) for level in features)
-    return FeaturePyramid(torch.cat(rows), shapes, features[0].shape[0])
+    return _Pyramid(torch.cat(rows), shapes, features[0].shape[0])
 
 
 def multilevel_roi_align(
-    features: Sequence[Tensor] | FeaturePyramid,
+    features: Sequence[Tensor],
     boxes: Tensor,
     *,
     image_size: tuple[int, int],
@@ -45,7 +45,7 @@ def multilevel_roi_align(
     sampling_ratio: int,
 ) -> Tensor:
     """See `cuda_ops.multilevel_roi_align`."""
-    pyramid = features if isinstance(features, FeaturePyramid) else flatten_pyramid(features)
+    pyramid = _flatten_pyramid(features)
     num_images, num_boxes = boxes.shape[:2]
     with torch.no_grad():
         rows, columns = _corners(pyramid, boxes, image_size, output_size, sampling_ratio)
@@ -69,7 +69,7 @@ def _pool(table: Tensor, row_idx: Tensor, row_weight: Tensor, column_idx: Tensor
 
 
 def _corners(
-    pyramid: FeaturePyramid, boxes: Tensor, image_size: tuple[int, int], output_size: int, sampling_ratio: int
+    pyramid: _Pyramid, boxes: Tensor, image_size: tuple[int, int], output_size: int, sampling_ratio: int
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Table offsets and weights of the rows, then of the columns, that each bin's samples touch: four [N·R, O, 2S]."""
     num_images, num_boxes = boxes.shape[:2]

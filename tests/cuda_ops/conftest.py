@@ -1,12 +1,25 @@
-"""Random boxes for the tests of the operators."""
+"""Every test of an operator runs twice: compiled, and in plain torch. And random boxes for them."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
+import cuda_ops
+from cuda_ops import library
+
 RandomBoxes = Callable[..., Tensor]
+
+
+@pytest.fixture(params=library.BACKENDS, autouse=True)
+def backend(request: pytest.FixtureRequest) -> Iterator[library.Backend]:
+    """The implementation under test; in CI both must be there."""
+    if request.param == "compiled" and not library.HAS_CPU and not os.environ.get("CI"):
+        pytest.skip("the compiled operators were not built; `python -m cuda_ops` tells why")
+    with cuda_ops.backend(request.param):
+        yield request.param
 
 
 @pytest.fixture(scope="session")

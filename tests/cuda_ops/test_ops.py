@@ -27,7 +27,6 @@ CALLS = {
     "match_boxes": ((BOXES[0], BOXES, COUNTS, 0.7, 0.3), {"low_quality": True}),
     "select_proposals": ((SCORES, BOXES / 99, BOXES[0], torch.tensor([[64, 64], [32, 64]]), (2, 1), 2), {}),
     "batched_nms": ((BOXES, SCORES, 0.5, 3, COUNTS[:, None].expand(2, 3)), {}),
-    "flatten_pyramid": ((FEATURES,), {}),
     "multilevel_roi_align": ((FEATURES, BOXES), POOL),
     "rasterize_polygons": ((BOXES, torch.tensor([[0, 1, 0], [0, 1, 1]]), POLYGONS, 4), {}),
     "encode_boxes": ((BOXES, BOXES), {}),
@@ -44,8 +43,6 @@ def moved(value, device):
 
 
 def tensors_of(result):
-    if isinstance(result, cuda_ops.FeaturePyramid):
-        return [result.table]
     return list(result) if isinstance(result, tuple) else [result]
 
 
@@ -122,8 +119,8 @@ def test_on_a_gpu_the_results_are_the_same_and_the_host_never_waits(name):
         ("batched_nms", 2, 1.5, r"batched_nms: iou_threshold must be 0 to 1, got 1.5"),
         ("batched_nms", 3, -1, r"batched_nms: max_output must be 0 or more, got -1"),
         ("batched_nms", 4, COUNTS, r"batched_nms: groups must be \[2, 3\], got \[2\]"),
-        ("flatten_pyramid", 0, [], r"flatten_pyramid: features must be one level at least, got 0"),
-        ("flatten_pyramid", 0, [FEATURES[0], FEATURES[1][:1]], r"flatten_pyramid: features must be \[N, C, H_l, W_l\]"),
+        ("multilevel_roi_align", 0, [], r"multilevel_roi_align: features must be one level at least, got 0"),
+        ("multilevel_roi_align", 0, [FEATURES[0], FEATURES[1][:1]], r"multilevel_roi_align: features must be \[N, C, H_l, W_l\]"),
         ("multilevel_roi_align", 1, BOXES[:1], r"multilevel_roi_align: boxes must be of 2 images, got \[1, 3, 4\]"),
         (
             "rasterize_polygons",

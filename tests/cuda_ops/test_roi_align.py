@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.ops import MultiScaleRoIAlign
 
-from cuda_ops import FeaturePyramid, flatten_pyramid, multilevel_roi_align
+from cuda_ops import multilevel_roi_align
 from cuda_ops.reference import roi_align
 
 IMAGE_SIZE = (128, 192)
@@ -76,14 +76,6 @@ def test_boxes_get_no_gradient():
     boxes = make_boxes(0, 4).requires_grad_()
     pool(make_features(0), boxes).sum().backward()
     assert boxes.grad is None
-
-
-def test_two_poolers_share_one_table():
-    features, boxes = make_features(1), make_boxes(1, 5)
-    pyramid = flatten_pyramid(features)
-    assert isinstance(pyramid, FeaturePyramid)
-    for output_size in (2, 4):
-        assert torch.equal(pool(pyramid, boxes, output_size), pool(features, boxes, output_size))
 
 
 def test_layout_of_features_and_strides_of_boxes_do_not_matter():
