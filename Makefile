@@ -1,4 +1,5 @@
-# `make` lists what can be done. Everything runs in .venv, which is made from requirements.lock on first use.
+# `make` lists what can be done. Everything runs in .venv, which is made from requirements.lock on first use. CUDA kernels are
+# compiled for the GPUs of this machine; FORCE_CUDA=1 compiles them without one, for TORCH_CUDA_ARCH_LIST.
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-slow gpu-test lint ui bench lock clean
 VENV := .venv
@@ -8,11 +9,16 @@ PORT ?= 5000
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
+GPUS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2> /dev/null | sort -u)
+export FORCE_CUDA ?= $(if $(GPUS),,0)
+ifneq ($(GPUS),)
+export TORCH_CUDA_ARCH_LIST ?= $(GPUS)
+endif
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-venv: $(VENV)/.installed  ## .venv with the locked packages and this one; PYTHON=… picks the interpreter (3.11 or 3.12)
+venv: $(VENV)/.built  ## .venv with the locked packages and this one; PYTHON=… picks the interpreter (3.11 or 3.12)
 
 $(VENV)/.installed: requirements.lock setup.py
 	@python="$(PYTHON)"; [ "$$python" ] || for name in python3.12 python3.11 python3; do \
@@ -22,9 +28,13 @@ $(VENV)/.installed: requirements.lock setup.py
 	echo "installing into $(VENV) with $$python: about 5 GB, some minutes"; \
 	[ -x $(BIN)/pip ] || "$$python" -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+	CUDA_OPS=0 $(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@# .dvc/config says no_scm, so that `dvc repro` works in a tree without git; with git, DVC may use it.
 	@if [ -e .git ]; then $(BIN)/dvc config --local core.no_scm false; fi
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.installed $(wildcard cuda_ops/csrc/*.* cuda_ops/csrc/cuda/*)
+	$(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@
 
 demo: venv  ## generate data, train, evaluate, predict, benchmark; print the result (15 minutes on 2 cores)
@@ -55,6 +65,6 @@ lock: venv  ## resolve requirements.lock anew from setup.py, keeping what is sti
 	$(BIN)/uv pip compile setup.py --all-extras --universal --python-version 3.11 \
 	  --no-annotate --no-emit-index-url --custom-compile-command "make lock" --output-file requirements.lock
 
-clean:  ## caches and build outputs; data, runs and .venv stay
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+clean:  ## caches and build outputs, compiled operators too; data, runs and .venv stay
+	rm -rf build dist *.egg-info cuda_ops/_C*.so $(VENV)/.built .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -6,17 +6,25 @@ TORCH_CUDA_ARCH_LIST names the architectures, CUDA_OPS=0 leaves all of it out.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 from setuptools import Extension, find_packages, setup
 
 ROOT = Path(__file__).parent
-TORCH_FLOOR = "0x020b000000000000"  # 2.11: the library uses no newer part of the stable ABI, so it serves 2.11 and later
+CSRC = ROOT / "cuda_ops" / "csrc"
+TORCH_FLOOR = (
+    "0x020b000000000000"  # 2.11: the library uses no newer part of the stable ABI, so it serves 2.11 and later
+)
 ARCHITECTURES = ("7.0", "8.0", "8.6", "9.0", "10.0")  # those of them that nvcc knows
+# No contraction to fused multiply-add: kernels must decide ties as the references do; where it helps they call fma themselves.
+CXX_FLAGS = ["-O3", "-g0", "-std=c++20", "-ffp-contract=off", "-fvisibility=hidden", "-Wall"]
+NVCC_FLAGS = ["-O3", "-std=c++20", "--fmad=false", "-Xcompiler", "-fvisibility=hidden"]
 
 
 def say(message: str) -> None:
@@ -24,15 +32,24 @@ def say(message: str) -> None:
     print(f"cuda_ops: {message}", file=sys.stderr)
 
 
-def find_toolkit() -> Path | None:
-    """CUDA_HOME, the toolkit that pip installed (nvidia-cuda-nvcc), or that of nvcc on PATH; None without nvcc."""
+def find_toolkit(version: str) -> Path | None:
+    """CUDA_HOME, the toolkit that pip installed (nvidia-cuda-nvcc), or that of nvcc on PATH; None without nvcc of torch's major version."""
     on_path = shutil.which("nvcc")
     candidates = [
         os.environ.get("CUDA_HOME"),
         *sorted(Path(sysconfig.get_path("purelib"), "nvidia").glob("cu*"), reverse=True),
         Path(on_path).resolve().parents[1] if on_path else None,
     ]
-    return next((Path(home) for home in candidates if home and (Path(home) / "bin" / "nvcc").is_file()), None)
+    for home in (Path(candidate) for candidate in candidates if candidate):
+        if not (home / "bin" / "nvcc").is_file():
+            continue
+        told = subprocess.run([home / "bin" / "nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+        if f"release {version.split('.')[0]}." in told:
+            return home
+        say(
+            f"{home} is passed over: torch was built with CUDA {version}, its nvcc says {told.strip().splitlines()[-1]}"
+        )
+    return None
 
 
 def architectures(toolkit: Path) -> str:
@@ -72,30 +89,31 @@ def extension() -> tuple[list[Extension], dict[str, type]]:
     if not compiler or torch is None:
         say(f"not built for want of {'torch' if compiler else 'a C++ compiler'}; plain torch serves, slower")
         return [], {}
-    toolkit = None if os.environ.get("FORCE_CUDA") == "0" or torch.version.cuda is None else find_toolkit()
+    toolkit = (
+        None if os.environ.get("FORCE_CUDA") == "0" or torch.version.cuda is None else find_toolkit(torch.version.cuda)
+    )
     if toolkit is None and os.environ.get("FORCE_CUDA") == "1":
-        sys.exit("error: FORCE_CUDA=1 needs a CUDA toolkit, and no nvcc was found; set CUDA_HOME, or install nvidia-cuda-nvcc")
-    sources = sorted((ROOT / "cuda_ops" / "csrc").glob("*.cpp"))
-    flags = {"cxx": ["-O3", "-std=c++20", "-ffp-contract=off", "-fvisibility=hidden", "-Wall"]}
-    options: dict = {}
+        sys.exit(
+            f"error: FORCE_CUDA=1 needs the CUDA toolkit of torch, {torch.version.cuda}; set CUDA_HOME, or install nvidia-cuda-nvcc"
+        )
+    sources = sorted(CSRC.glob("*.cpp"))
+    macros: list[tuple[str, str | None]] = [("TORCH_TARGET_VERSION", TORCH_FLOOR)]
+    options: dict[str, Any] = {
+        "extra_compile_args": {"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
+        "include_dirs": [str(CSRC)],
+    }
     if toolkit is not None:
-        os.environ["CUDA_HOME"] = str(toolkit)  # torch's build tools read both at import
+        os.environ["CUDA_HOME"] = str(toolkit)  # torch's build tools read both when they are imported
         os.environ["TORCH_CUDA_ARCH_LIST"] = architectures(toolkit)
-        sources += sorted((ROOT / "cuda_ops" / "csrc").glob("*.cu"))
-        flags["nvcc"] = ["-O3", "-std=c++20", "--fmad=false", "-Xcompiler", "-fvisibility=hidden"]
+        sources += sorted(CSRC.glob("cuda/*.cu"))
+        macros += [("USE_CUDA", None), ("CUDA_OPS_ARCHITECTURES", re.sub(r"[ ;]+", "_", architectures(toolkit)))]
         options["library_dirs"] = linkable_cudart(toolkit)
-    say(f"C++ by {compiler}; CUDA " + (f"by {toolkit} for {os.environ['TORCH_CUDA_ARCH_LIST']}" if toolkit else "not built, no nvcc"))
+    say(f"C++ by {compiler}; CUDA {f'by {toolkit} for {architectures(toolkit)}' if toolkit else 'left out: no nvcc'}")
     from torch.utils import cpp_extension
 
     build = cpp_extension.CUDAExtension if toolkit else cpp_extension.CppExtension
-    library = build(
-        "cuda_ops._C",
-        [str(source.relative_to(ROOT)) for source in sources],
-        define_macros=[("TORCH_TARGET_VERSION", TORCH_FLOOR), ("USE_CUDA", None)][: 2 if toolkit else 1],
-        extra_compile_args=flags,
-        py_limited_api=True,
-        **options,
-    )
+    paths = [str(source.relative_to(ROOT)) for source in sources]
+    library = build("cuda_ops._C", paths, define_macros=macros, py_limited_api=True, **options)
     return [library], {"build_ext": cpp_extension.BuildExtension}
 
 
@@ -113,7 +131,7 @@ setup(
     python_requires=">=3.11",
     # recipes/ holds YAML alone; it is installed beside components/, where components/recipe.py looks for it.
     packages=[*find_packages(include=["components*", "cuda_ops*", "model*", "pipelines*"]), "recipes"],
-    package_data={"recipes": ["*.yaml"], "cuda_ops": ["csrc/*"]},
+    package_data={"recipes": ["*.yaml"], "cuda_ops": ["csrc/*", "csrc/cuda/*"]},
     entry_points={"console_scripts": ["maskrcnn = pipelines.cli:main"]},
     install_requires=[
         "torch>=2.11,<2.16",
@@ -131,6 +149,11 @@ setup(
     ],
     extras_require={
         "pipelines": ["kfp>=2.17,<3", "kfp-kubernetes>=2.17,<3", "kubernetes>=27,<31"],
-        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.8", "mypy>=1.11", "uv>=0.4"],
+        # nvcc without a CUDA installation, of the release of torch's own nvidia-cuda-runtime; not on other systems.
+        "cuda": [
+            f"{name}==13.2.*; sys_platform == 'linux'"
+            for name in ("nvidia-cuda-nvcc", "nvidia-nvvm", "nvidia-cuda-crt")
+        ],
+        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.8", "mypy>=1.11", "uv>=0.4", "ninja>=1.11"],
     },
 )

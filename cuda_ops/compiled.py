@@ -16,7 +16,10 @@ _ops = torch.ops.cuda_ops
 def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """See `cuda_ops.box_iou`."""
     leading = torch.broadcast_shapes(boxes1.shape[:-2], boxes2.shape[:-2])
-    pairs = [boxes.expand(*leading, *boxes.shape[-2:]).flatten(0, -3) if leading else boxes[None] for boxes in (boxes1, boxes2)]
+    pairs = [
+        boxes.expand(*leading, *boxes.shape[-2:]).flatten(0, -3) if leading else boxes[None]
+        for boxes in (boxes1, boxes2)
+    ]
     return _ops.box_iou(*pairs).view(*leading, boxes1.shape[-2], boxes2.shape[-2])
 
 

@@ -49,7 +49,9 @@ def generate_anchors(
     _require(all(h > 0 and w > 0 for h, w in feature_sizes), op, "feature_sizes", "positive", list(feature_sizes))
     _require(min(*image_size, *sizes) > 0, op, "image_size and sizes", "positive", (*image_size, *sizes))
     _require(min(aspect_ratios, default=0) > 0, op, "aspect_ratios", "positive, at least one", list(aspect_ratios))
-    return _serving(torch.device(device or "cpu")).generate_anchors(feature_sizes, image_size, sizes, aspect_ratios, device, dtype)
+    return _serving(torch.device(device or "cpu")).generate_anchors(
+        feature_sizes, image_size, sizes, aspect_ratios, device, dtype
+    )
 
 
 def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:

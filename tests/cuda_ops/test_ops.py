@@ -120,7 +120,12 @@ def test_on_a_gpu_the_results_are_the_same_and_the_host_never_waits(name):
         ("batched_nms", 3, -1, r"batched_nms: max_output must be 0 or more, got -1"),
         ("batched_nms", 4, COUNTS, r"batched_nms: groups must be \[2, 3\], got \[2\]"),
         ("multilevel_roi_align", 0, [], r"multilevel_roi_align: features must be one level at least, got 0"),
-        ("multilevel_roi_align", 0, [FEATURES[0], FEATURES[1][:1]], r"multilevel_roi_align: features must be \[N, C, H_l, W_l\]"),
+        (
+            "multilevel_roi_align",
+            0,
+            [FEATURES[0], FEATURES[1][:1]],
+            r"multilevel_roi_align: features must be \[N, C, H_l, W_l\]",
+        ),
         ("multilevel_roi_align", 1, BOXES[:1], r"multilevel_roi_align: boxes must be of 2 images, got \[1, 3, 4\]"),
         (
             "rasterize_polygons",
