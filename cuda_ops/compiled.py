@@ -4,6 +4,8 @@ Each kernel lives in csrc/<operator>.cpp and .cu; what torch must know besides (
 registration.py.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -11,10 +13,14 @@ import cuda_ops.registration  # noqa: F401  # tells torch of shapes and gradient
 from cuda_ops import reference
 
 _ops = torch.ops.cuda_ops
+_COMPILED = (torch.float32, torch.float64)  # dtypes of boxes that have a kernel; the reference serves the others
 
 
 def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """See `cuda_ops.box_iou`."""
+    """See `cuda_ops.box_iou`. Where boxes learn, the reference serves: the kernel has no gradient."""
+    is_learned = torch.is_grad_enabled() and (boxes1.requires_grad or boxes2.requires_grad)
+    if is_learned or boxes1.dtype not in _COMPILED:
+        return reference.box_iou(boxes1, boxes2)
     leading = torch.broadcast_shapes(boxes1.shape[:-2], boxes2.shape[:-2])
     pairs = [
         boxes.expand(*leading, *boxes.shape[-2:]).flatten(0, -3) if leading else boxes[None]
@@ -23,11 +29,36 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     return _ops.box_iou(*pairs).view(*leading, boxes1.shape[-2], boxes2.shape[-2])
 
 
+def generate_anchors(
+    feature_sizes: Sequence[tuple[int, int]],
+    image_size: tuple[int, int],
+    sizes: Sequence[float],
+    aspect_ratios: Sequence[float],
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """See `cuda_ops.generate_anchors`."""
+    if dtype not in _COMPILED:
+        return reference.generate_anchors(feature_sizes, image_size, sizes, aspect_ratios, device, dtype)
+    like = torch.empty(0, device=device, dtype=dtype)
+    flat_sizes = [side for size in feature_sizes for side in size]
+    return _ops.generate_anchors(like, flat_sizes, image_size, sizes, aspect_ratios)
+
+
+def match_boxes(
+    boxes: Tensor, gt_boxes: Tensor, num_gt: Tensor, fg_iou: float, bg_iou: float, low_quality: bool = False
+) -> Tensor:
+    """See `cuda_ops.match_boxes`."""
+    if boxes.dtype not in _COMPILED:
+        return reference.match_boxes(boxes, gt_boxes, num_gt, fg_iou, bg_iou, low_quality)
+    boxes = boxes if boxes.dim() == 3 else boxes[None]
+    num_gt = num_gt if num_gt.dtype in (torch.int32, torch.int64) else num_gt.long()
+    return _ops.match_boxes(boxes, gt_boxes, num_gt, fg_iou, bg_iou, low_quality)
+
+
 # Not compiled yet.
 batched_nms = reference.batched_nms
 encode_masks = reference.encode_masks
-generate_anchors = reference.generate_anchors
-match_boxes = reference.match_boxes
 multilevel_roi_align = reference.multilevel_roi_align
 rasterize_polygons = reference.rasterize_polygons
 select_proposals = reference.select_proposals

@@ -3,6 +3,8 @@
 With it they work under torch.compile, torch.export and FakeTensorMode. Imported by compiled.py once the library is loaded.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -10,3 +12,22 @@ from torch import Tensor
 @torch.library.register_fake("cuda_ops::box_iou")
 def _box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     return boxes1.new_empty(boxes1.shape[0], boxes1.shape[1], boxes2.shape[1])
+
+
+@torch.library.register_fake("cuda_ops::generate_anchors")
+def _generate_anchors(
+    like: Tensor,
+    feature_sizes: Sequence[int],
+    image_size: Sequence[int],
+    sizes: Sequence[float],
+    aspect_ratios: Sequence[float],
+) -> Tensor:
+    cells = sum(height * width for height, width in zip(feature_sizes[::2], feature_sizes[1::2], strict=True))
+    return like.new_empty(cells * len(aspect_ratios), 4)
+
+
+@torch.library.register_fake("cuda_ops::match_boxes")
+def _match_boxes(
+    boxes: Tensor, gt_boxes: Tensor, num_gt: Tensor, fg_iou: float, bg_iou: float, low_quality: bool
+) -> Tensor:
+    return gt_boxes.new_empty(gt_boxes.shape[0], boxes.shape[1], dtype=torch.int64)

@@ -7,7 +7,7 @@ namespace {
 constexpr int64_t kGrainPairs = 1 << 15;  // below this much work another thread costs more than it saves
 
 template <class T>
-void iou_row(const Box<T>& one, const Box<T>* others, const T* other_areas, int64_t num_others, T* out) {
+ALWAYS_INLINE void iou_row(const Box<T>& one, const Box<T>* others, const T* other_areas, int64_t num_others, T* out) {
   const T area = box_area(one);
   for (int64_t b = 0; b < num_others; ++b) {
     out[b] = box_iou(one, area, others[b], other_areas[b]);

@@ -10,11 +10,18 @@
 #include <tuple>
 #include <vector>
 
+// What a VECTORIZED function calls in its loops: left to choose, the compiler may let both copies call one that is not vectorised.
+#ifdef __GNUC__
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+#else
+#define ALWAYS_INLINE inline
+#endif
+
 // Arithmetic that the CPU and the CUDA kernels share.
 #ifdef __CUDACC__
 #define HOST_DEVICE __host__ __device__ __forceinline__
 #else
-#define HOST_DEVICE inline
+#define HOST_DEVICE ALWAYS_INLINE
 #endif
 
 // A function compiled twice, for AVX2 and for any x86-64; the processor decides at run time. Loops in it are vectorised by the
