@@ -115,11 +115,12 @@ ALWAYS_INLINE void match_tile(const Task<T>& task, int64_t item, Pass pass, Tile
 }
 
 template <class T>
-ALWAYS_INLINE void write_matches(const Task<T>& task, const Tile<T>& tile, int64_t count, int64_t* matched) {
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t idx = tile.idx[i];
-    matched[i] = tile.is_marked[i] ? idx : verdict(tile.best[i], idx, task.fg_iou, task.bg_iou);
+ALWAYS_INLINE void write_matches(T fg_iou, T bg_iou, int64_t count, Tile<T>& tile, int64_t* matched) {
+  for (int i = 0; i < kTile; ++i) {
+    const auto learned = verdict(tile.best[i], tile.idx[i], fg_iou, bg_iou);
+    tile.idx[i] = tile.is_marked[i] ? tile.idx[i] : learned;
   }
+  std::copy_n(tile.idx, count, matched);
 }
 
 template <class T>
@@ -151,7 +152,7 @@ ALWAYS_INLINE void match_items(Task<T>& task, int64_t begin, int64_t end, Pass p
     if (source != loaded) load_tile(task.boxes + source, count, tile);
     loaded = source;
     match_tile(task, item, pass, tile, task.best_of_tile.data() + (task.low_quality ? item * task.num_rows : 0));
-    write_matches(task, tile, count, matched);
+    write_matches(task.fg_iou, task.bg_iou, count, tile, matched);
   }
 }
 

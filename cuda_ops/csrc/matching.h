@@ -15,9 +15,9 @@ HOST_DEVICE T larger_or_nan(T a, T b) {
 }
 
 // What a box learns if it is not marked as the best of some ground truth. A comparison with nan is false, as in torch.
-template <class T>
-HOST_DEVICE int64_t verdict(T best, int64_t idx, T fg_iou, T bg_iou) {
-  return best < bg_iou ? kBackground : best < fg_iou ? kIgnore : idx;
+template <class T, class Index>
+HOST_DEVICE Index verdict(T best, Index idx, T fg_iou, T bg_iou) {
+  return best < bg_iou ? Index(kBackground) : best < fg_iou ? Index(kIgnore) : idx;
 }
 
 // Whether boxes of this IoU with a ground truth learn however low it is. Of a row without overlap, or with nan, none does.
