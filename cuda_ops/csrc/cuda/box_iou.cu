@@ -5,11 +5,12 @@
 namespace cuda_ops {
 namespace {
 
-template <class T>
-__global__ void box_iou_kernel(const Box<T>* ones, const Box<T>* twos, int64_t num_one, int64_t num_two, int64_t total, T* out) {
+// Index is as narrow as the pairs allow: a division of 64 bits costs more than all the rest.
+template <class T, class Index>
+__global__ void box_iou_kernel(const Box<T>* ones, const Box<T>* twos, Index num_one, Index num_two, int64_t total, T* out) {
   FOR_EACH_ITEM(i, total) {
-    const int64_t row = i / num_two;
-    const Box<T> one = ones[row], two = twos[row / num_one * num_two + i % num_two];
+    const Index pair = i, row = pair / num_two;
+    const Box<T> one = ones[row], two = twos[row / num_one * num_two + pair % num_two];
     out[i] = box_iou(one, box_area(one), two, box_area(two));
   }
 }
@@ -23,9 +24,18 @@ Tensor box_iou_cuda(const Tensor& boxes1, const Tensor& boxes2) {
   if (total == 0) return out;
   dispatch_float(one.scalar_type(), "box_iou", [&](auto zero) {
     using T = decltype(zero);
-    box_iou_kernel<T><<<blocks_for(total), kThreads, 0, device.stream()>>>(
-        reinterpret_cast<const Box<T>*>(one.const_data_ptr()), reinterpret_cast<const Box<T>*>(two.const_data_ptr()),
-        num_one, num_two, total, mutable_data_of<T>(out));
+    const auto* ones = reinterpret_cast<const Box<T>*>(one.const_data_ptr());
+    const auto* twos = reinterpret_cast<const Box<T>*>(two.const_data_ptr());
+    const auto launch = [&](auto index) {
+      using Index = decltype(index);
+      box_iou_kernel<T, Index><<<blocks_for(total), kThreads, 0, device.stream()>>>(
+          ones, twos, Index(num_one), Index(num_two), total, mutable_data_of<T>(out));
+    };
+    if (total <= std::numeric_limits<int32_t>::max()) {
+      launch(uint32_t{});
+    } else {
+      launch(int64_t{});
+    }
   });
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return out;
