@@ -62,7 +62,7 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
         boxes2: [..., B, 4] float, same dtype; leading dimensions broadcast.
 
     Returns:
-        [..., A, B], 0 to 1. Two boxes without area have IoU 0.
+        [..., A, B], 0 to 1. Two boxes without area have IoU 0. Gradient flows to both; plain torch computes it.
 
     Raises:
         ValueError: if a shape or dtype is not as above.

@@ -1,11 +1,18 @@
-"""Anchors: torchvision's, bit for bit."""
+"""Anchors: torchvision's, bit for bit; and the compiled operator against the reference."""
+
+import random
 
 import pytest
 import torch
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
+import cuda_ops.reference
 from cuda_ops import generate_anchors
+
+compiled_only = pytest.mark.parametrize("backend", ["compiled"], indirect=True)
+BITS = {torch.float16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
+CASE = ([(2, 3), (1, 2)], (32, 48), (8.0, 15.0), (0.5, 1.0, 2.0))
 
 
 def torchvision_anchors(feature_sizes, image_size, sizes, ratios):
@@ -26,7 +33,7 @@ def test_pyramid_anchors_equal_those_of_torchvision(image_size):
     assert torch.equal(generate_anchors(*arguments), torchvision_anchors(*arguments))
 
 
-@pytest.mark.parametrize("seed", range(100))
+@pytest.mark.parametrize("seed", range(200))
 def test_anchors_of_odd_sizes_and_ratios_equal_those_of_torchvision(seed):
     generator = torch.Generator().manual_seed(seed)
     sizes = (torch.rand(2, generator=generator) * 300 + 1).tolist()
@@ -35,3 +42,52 @@ def test_anchors_of_odd_sizes_and_ratios_equal_those_of_torchvision(seed):
     image_size = tuple(torch.randint(16, 99, (2,), generator=generator).tolist())
     arguments = (feature_sizes, image_size, sizes, ratios)
     assert torch.equal(generate_anchors(*arguments), torchvision_anchors(*arguments))
+
+
+def test_corners_that_are_halves_are_rounded_to_even():
+    anchors = generate_anchors([(1, 1)] * 4, (1, 1), sizes=[1, 3, 5, 7], aspect_ratios=[1.0])
+    assert anchors.tolist() == [[-side, -side, side, side] for side in (0, 2, 2, 4)]
+
+
+def random_case(seed):
+    draw = random.Random(seed)
+    num_levels = draw.randint(1, 5)
+    sizes = [draw.choice([draw.randint(1, 64), draw.uniform(0.01, 1000)]) for _ in range(num_levels)]
+    ratios = [draw.choice([1.0, 0.5, draw.uniform(0.01, 10)]) for _ in range(draw.randint(1, 4))]
+    feature_sizes = [(draw.randint(1, 30), draw.randint(1, 30)) for _ in range(num_levels)]
+    image_size = (draw.randint(1, 2000), draw.randint(1, 2000))  # where it is less than a level, that has stride 0
+    return feature_sizes, image_size, sizes, ratios
+
+
+@compiled_only
+@pytest.mark.parametrize("dtype", BITS)
+@pytest.mark.parametrize("seed", range(100))
+def test_compiled_anchors_equal_those_of_the_reference_in_every_bit(seed, dtype):
+    case = random_case(seed)
+    anchors, expected = (
+        generate(*case, dtype=dtype) for generate in (generate_anchors, cuda_ops.reference.generate_anchors)
+    )
+    assert torch.equal(anchors.view(BITS[dtype]), expected.view(BITS[dtype]))
+
+
+@pytest.mark.gpu
+@compiled_only
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("seed", range(100))
+def test_anchors_on_a_gpu_equal_those_of_the_reference_in_every_bit(seed, dtype):
+    case = random_case(seed)
+    anchors = generate_anchors(*case, device="cuda", dtype=dtype)
+    expected = cuda_ops.reference.generate_anchors(*case, dtype=dtype)
+    assert torch.equal(anchors.cpu().view(BITS[dtype]), expected.view(BITS[dtype]))
+
+
+def test_anchors_are_made_on_the_device_and_in_the_dtype_asked_for():
+    anchors = generate_anchors(*CASE, device="meta", dtype=torch.float64)
+    assert (anchors.device.type, anchors.dtype, anchors.shape) == ("meta", torch.float64, (24, 4))
+
+
+@compiled_only
+def test_torch_knows_the_compiled_operator():
+    feature_sizes, *rest = CASE
+    arguments = (torch.empty(0), [side for size in feature_sizes for side in size], *rest)
+    assert set(torch.library.opcheck(torch.ops.cuda_ops.generate_anchors.default, arguments).values()) == {"SUCCESS"}

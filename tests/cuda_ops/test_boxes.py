@@ -1,11 +1,16 @@
-"""Overlap and the code of boxes, against torchvision."""
+"""Overlap and the code of boxes, against torchvision; and the compiled overlap against the reference."""
+
+import random
 
 import pytest
 import torch
 import torchvision
 from torchvision.models.detection._utils import BoxCoder
 
+import cuda_ops.reference
 from cuda_ops import box_iou, decode_boxes, encode_boxes
+
+compiled_only = pytest.mark.parametrize("backend", ["compiled"], indirect=True)
 
 
 def test_boxes_that_share_a_quarter_of_their_union():
@@ -14,7 +19,7 @@ def test_boxes_that_share_a_quarter_of_their_union():
     assert box_iou(one, two).tolist() == [[0.25, 0.0, 1.0]]
 
 
-@pytest.mark.parametrize("seed", range(100))
+@pytest.mark.parametrize("seed", range(200))
 def test_iou_equals_that_of_torchvision(seed, random_boxes):
     one = random_boxes(2, 1 + seed % 7, seed=seed, whole=bool(seed % 2))
     two = random_boxes(2, 1 + seed % 5, seed=seed + 1, whole=bool(seed % 2))
@@ -38,6 +43,52 @@ def test_leading_dimensions_broadcast_and_strides_do_not_matter(random_boxes):
     assert not strided.is_contiguous()
     expected = torch.stack([torchvision.ops.box_iou(one, image) for image in two])
     assert torch.equal(box_iou(one, strided), expected)
+
+
+def random_case(seed, random_boxes):
+    """Two sets of boxes of awkward shapes: none, one, broadcast, strided, half, without area, not finite."""
+    draw = random.Random(seed)
+    leading = draw.choice([((), ()), ((3,), ()), ((), (2,)), ((2, 1), (1, 3)), ((0,), (0,)), ((2, 3), (2, 3))])
+    whole = draw.random() < 0.5
+    dtype = draw.choice([torch.float32, torch.float32, torch.float64, torch.float16, torch.bfloat16])
+    boxes = []
+    for n, shape in enumerate(leading):
+        own = random_boxes(*shape, draw.choice([0, 1, 2, 7, 33, 200]), seed=seed + n, whole=whole).to(dtype)
+        for _ in range(draw.choice([0, 0, 4]) if own.numel() else 0):
+            own.view(-1)[draw.randrange(own.numel())] = draw.choice([torch.nan, torch.inf, -torch.inf, 1e30])
+        is_strided = draw.random() < 0.3
+        boxes.append(own.transpose(-1, -2).contiguous().transpose(-1, -2) if is_strided else own)
+    return boxes
+
+
+@compiled_only
+@pytest.mark.parametrize("seed", range(250))
+def test_compiled_iou_equals_that_of_the_reference(seed, random_boxes):
+    boxes1, boxes2 = random_case(seed, random_boxes)
+    iou, expected = box_iou(boxes1, boxes2), cuda_ops.reference.box_iou(boxes1, boxes2)
+    assert iou.dtype == boxes1.dtype
+    torch.testing.assert_close(iou, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.gpu
+@compiled_only
+@pytest.mark.parametrize("seed", range(250))
+def test_iou_on_a_gpu_equals_that_of_the_reference(seed, random_boxes):
+    boxes1, boxes2 = random_case(seed, random_boxes)
+    iou, expected = box_iou(boxes1.cuda(), boxes2.cuda()).cpu(), cuda_ops.reference.box_iou(boxes1, boxes2)
+    torch.testing.assert_close(iou, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@compiled_only
+def test_torch_knows_the_compiled_iou(random_boxes):
+    arguments = (random_boxes(2, 5, seed=0), random_boxes(2, 3, seed=1))
+    assert set(torch.library.opcheck(torch.ops.cuda_ops.box_iou.default, arguments).values()) == {"SUCCESS"}
+
+
+def test_gradient_of_the_iou_reaches_both_boxes(random_boxes):
+    pairs = [random_boxes(3, seed=seed).double().requires_grad_() for seed in (0, 1)]
+    assert (box_iou(*pairs) > 0).any()
+    assert torch.autograd.gradcheck(box_iou, pairs)
 
 
 @pytest.mark.parametrize("seed", range(100))

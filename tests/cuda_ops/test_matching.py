@@ -1,12 +1,16 @@
-"""Matching: torchvision's Matcher on the real rows, image by image."""
+"""Matching: torchvision's Matcher on the real rows, image by image; and the compiled operator against the reference."""
+
+import random
 
 import pytest
 import torch
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
-from cuda_ops import BACKGROUND, IGNORE, match_boxes
+import cuda_ops.reference
+from cuda_ops import BACKGROUND, IGNORE, generate_anchors, match_boxes
 
+compiled_only = pytest.mark.parametrize("backend", ["compiled"], indirect=True)
 GT = torch.tensor([[[0.0, 0.0, 10.0, 10.0]]])
 ONE = torch.tensor([1])
 
@@ -57,7 +61,8 @@ def test_of_equal_ground_truths_the_lowest_row_wins():
 def test_matches_equal_those_of_torchvision(seed, random_boxes):
     num_rows = 1 + seed % 6
     gt_boxes = random_boxes(2, num_rows, seed=seed, whole=bool(seed % 2))
-    shape = (40,) if seed % 3 else (2, 40)
+    num_boxes = 600 if seed % 8 == 0 else 40
+    shape = (num_boxes,) if seed % 3 else (2, num_boxes)
     boxes = random_boxes(*shape, seed=seed + 1, whole=bool(seed % 2))
     boxes[..., :3, :] = gt_boxes[0, 0]  # an exact hit, three times
     num_gt = torch.tensor([num_rows, seed % (num_rows + 1)], dtype=torch.int32)
@@ -95,3 +100,119 @@ def test_strides_do_not_matter(random_boxes):
     strided = [tensor.permute(2, 1, 0).contiguous().permute(2, 1, 0) for tensor in (boxes, gt_boxes)]
     expected = match_boxes(boxes, gt_boxes, num_gt, 0.5, 0.3)
     assert torch.equal(match_boxes(*strided, num_gt, 0.5, 0.3), expected)
+
+
+def random_case(seed, random_boxes):
+    """Arguments of awkward shapes: none or one of anything, several tiles, ties, strides, thresholds that IoUs just reach."""
+    draw = random.Random(seed)
+    num_images, num_rows = draw.choice([0, 1, 2, 3]), draw.choice([0, 1, 2, 5, 33, 70])
+    num_boxes = draw.choice([0, 1, 2, 31, 33, 255, 256, 257, 700])
+    extent, whole, is_shared = draw.choice([40.0, 400.0, 4000.0]), draw.random() < 0.5, draw.random() < 0.5
+    dtype = draw.choice([torch.float32, torch.float64])
+    shape = (num_boxes,) if is_shared else (num_images, num_boxes)
+    boxes = random_boxes(*shape, seed=seed, extent=extent, whole=whole).to(dtype)
+    gt_boxes = random_boxes(num_images, num_rows, seed=seed + 1, extent=extent, whole=whole).to(dtype)
+    if gt_boxes.numel() and boxes.numel():
+        boxes[..., : num_boxes // 3, :] = gt_boxes[0, draw.randrange(num_rows)]  # ties
+    if draw.random() < 0.3:
+        boxes = boxes.transpose(0, -1).contiguous().transpose(0, -1)
+        gt_boxes = gt_boxes.flip(-1) if draw.random() < 0.3 else gt_boxes.repeat_interleave(2, dim=-1)[..., ::2]
+    num_gt = torch.tensor([draw.randint(0, num_rows) for _ in range(num_images)])
+    thresholds = sorted(draw.choice([0.0, 0.3, 0.5, 0.7, draw.random()]) for _ in range(2))
+    own = boxes if boxes.dim() == 2 else boxes[:1].flatten(0, 1)
+    overlaps = [iou for iou in box_iou(own, gt_boxes[:1].flatten(0, 1)).unique().tolist() if 0 <= iou <= 1]
+    if overlaps and draw.random() < 0.5:
+        thresholds = sorted(draw.choice(overlaps) for _ in range(2))
+    num_gt = num_gt.to(draw.choice([torch.int32, torch.int64]))
+    return boxes, gt_boxes, num_gt, thresholds[1], thresholds[0], draw.random() < 0.7
+
+
+@compiled_only
+@pytest.mark.parametrize("seed", range(300))
+def test_compiled_matches_equal_those_of_the_reference(seed, random_boxes):
+    arguments = random_case(seed, random_boxes)
+    assert torch.equal(match_boxes(*arguments), cuda_ops.reference.match_boxes(*arguments))
+
+
+@pytest.mark.gpu
+@compiled_only
+@pytest.mark.parametrize("seed", range(300))
+def test_matches_on_a_gpu_equal_those_of_the_reference(seed, random_boxes):
+    boxes, gt_boxes, num_gt, *settings = random_case(seed, random_boxes)
+    matches = match_boxes(boxes.cuda(), gt_boxes.cuda(), num_gt.cuda(), *settings)
+    assert torch.equal(matches.cpu(), cuda_ops.reference.match_boxes(boxes, gt_boxes, num_gt, *settings))
+
+
+def unruly_case(seed, random_boxes):
+    """Arguments with numbers that no box should have, in boxes and in rows that count."""
+    draw = random.Random(seed)
+    boxes, gt_boxes = random_boxes(300, seed=seed), random_boxes(2, 5, seed=seed + 1)
+    for values, count in ((boxes.view(-1), draw.choice([0, 1, 40])), (gt_boxes.view(-1), draw.choice([0, 1, 3]))):
+        for _ in range(count):
+            values[draw.randrange(len(values))] = draw.choice(
+                [torch.nan, torch.inf, -torch.inf, 1e18, 3e38, -3e38, 1e-40]
+            )
+    return boxes, gt_boxes, torch.tensor([5, 5]), 0.5, 0.3, seed % 2 == 0
+
+
+@compiled_only
+@pytest.mark.parametrize("seed", range(200))
+def test_compiled_matches_of_boxes_that_are_not_finite_equal_those_of_the_reference(seed, random_boxes):
+    arguments = unruly_case(seed, random_boxes)
+    assert torch.equal(match_boxes(*arguments), cuda_ops.reference.match_boxes(*arguments))
+
+
+@pytest.mark.gpu
+@compiled_only
+@pytest.mark.parametrize("seed", range(200))
+def test_matches_on_a_gpu_of_boxes_that_are_not_finite_equal_those_of_the_reference(seed, random_boxes):
+    boxes, gt_boxes, num_gt, *settings = unruly_case(seed, random_boxes)
+    matches = match_boxes(boxes.cuda(), gt_boxes.cuda(), num_gt.cuda(), *settings)
+    assert torch.equal(matches.cpu(), cuda_ops.reference.match_boxes(boxes, gt_boxes, num_gt, *settings))
+
+
+@compiled_only
+def test_anchors_of_a_pyramid_match_as_in_torchvision_with_any_number_of_threads(random_boxes):
+    sizes = [(104, 168), (52, 84), (26, 42), (13, 21), (7, 11)]
+    anchors = generate_anchors(sizes, (416, 672), (32, 64, 128, 256, 512), (0.5, 1.0, 2.0))
+    gt_boxes = random_boxes(2, 20, seed=0, extent=400.0)
+    num_gt = torch.tensor([20, 3])
+    expected = torchvision_matches(anchors, gt_boxes, num_gt, 0.7, 0.3, True)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            assert torch.equal(match_boxes(anchors, gt_boxes, num_gt, 0.7, 0.3, low_quality=True), expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("count_dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_any_float_and_any_int_will_do(dtype, count_dtype):
+    boxes = torch.tensor([[0.0, 0.0, 8.0, 10.0], [0.0, 0.0, 5.0, 10.0], [0.0, 0.0, 2.0, 10.0]], dtype=dtype)
+    matches = match_boxes(boxes, GT.to(dtype), ONE.to(count_dtype), 0.7, 0.3)
+    assert matches.dtype == torch.int64
+    assert matches.tolist() == [[0, IGNORE, BACKGROUND]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_iou_equal_to_a_threshold_in_its_own_dtype_reaches_it(dtype):
+    boxes = torch.tensor([[0.0, 0.0, 7.0, 10.0], [0.0, 0.0, 3.0, 10.0]], dtype=dtype)  # float32 of 0.7 is less than 0.7
+    gt_boxes = GT.to(dtype)
+    assert match_boxes(boxes, gt_boxes, ONE, 0.7, 0.3).tolist() == [[0, IGNORE]]
+    above = torch.nextafter(torch.tensor([0.7, 0.3], dtype=dtype), torch.tensor(1.0, dtype=dtype)).tolist()
+    assert match_boxes(boxes, gt_boxes, ONE, *above).tolist() == [[IGNORE, BACKGROUND]]
+
+
+def test_boxes_that_learn_elsewhere_get_no_gradient_here(random_boxes):
+    boxes = random_boxes(5, seed=0).requires_grad_()
+    assert not match_boxes(boxes, boxes[None], torch.tensor([5]), 0.7, 0.3).requires_grad
+
+
+@compiled_only
+@pytest.mark.parametrize("low_quality", [True, False])
+def test_torch_knows_the_compiled_operator(low_quality, random_boxes):
+    boxes, gt_boxes = random_boxes(1, 20, seed=0), random_boxes(2, 4, seed=1)
+    arguments = (boxes, gt_boxes, torch.tensor([4, 2]), 0.7, 0.3, low_quality)
+    assert set(torch.library.opcheck(torch.ops.cuda_ops.match_boxes.default, arguments).values()) == {"SUCCESS"}
