@@ -146,7 +146,7 @@ def test_matches_on_a_gpu_equal_those_of_the_reference(seed, random_boxes):
 def unruly_case(seed, random_boxes):
     """Arguments with numbers that no box should have, in boxes and in rows that count."""
     draw = random.Random(seed)
-    boxes, gt_boxes = random_boxes(300, seed=seed), random_boxes(2, 5, seed=seed + 1)
+    boxes, gt_boxes = random_boxes(300, seed=seed) + draw.choice([0, 500]), random_boxes(2, 5, seed=seed + 1)
     for values, count in ((boxes.view(-1), draw.choice([0, 1, 40])), (gt_boxes.view(-1), draw.choice([0, 1, 3]))):
         for _ in range(count):
             values[draw.randrange(len(values))] = draw.choice(
