@@ -11,6 +11,7 @@ from torch import Tensor
 
 import cuda_ops.registration  # noqa: F401  # tells torch of shapes and gradients
 from cuda_ops import reference
+from cuda_ops.reference.polygons import PackedPolygons
 
 _ops = torch.ops.cuda_ops
 _COMPILED = (torch.float32, torch.float64)  # dtypes of boxes that have a kernel; the reference serves the others
@@ -56,9 +57,22 @@ def match_boxes(
     return _ops.match_boxes(boxes, gt_boxes, num_gt, fg_iou, bg_iou, low_quality)
 
 
+def rasterize_polygons(boxes: Tensor, instance_idxs: Tensor, polygons: PackedPolygons, size: int) -> Tensor:
+    """See `cuda_ops.rasterize_polygons`."""
+    is_double = torch.float64 in (boxes.dtype, polygons.xy.dtype)
+    dtype = torch.float64 if is_double else torch.float32  # neither loses anything
+    return _ops.rasterize_polygons(
+        boxes.to(dtype),
+        instance_idxs.to(torch.int64),
+        polygons.xy.to(dtype),
+        polygons.part_offsets.to(torch.int32),
+        polygons.instance_offsets.to(torch.int32),
+        size,
+    )
+
+
 # Not compiled yet.
 batched_nms = reference.batched_nms
 encode_masks = reference.encode_masks
 multilevel_roi_align = reference.multilevel_roi_align
-rasterize_polygons = reference.rasterize_polygons
 select_proposals = reference.select_proposals

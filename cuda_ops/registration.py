@@ -31,3 +31,10 @@ def _match_boxes(
     boxes: Tensor, gt_boxes: Tensor, num_gt: Tensor, fg_iou: float, bg_iou: float, low_quality: bool
 ) -> Tensor:
     return gt_boxes.new_empty(gt_boxes.shape[0], boxes.shape[1], dtype=torch.int64)
+
+
+@torch.library.register_fake("cuda_ops::rasterize_polygons")
+def _rasterize_polygons(
+    boxes: Tensor, instance_idxs: Tensor, xy: Tensor, part_offsets: Tensor, instance_offsets: Tensor, size: int
+) -> Tensor:
+    return boxes.new_empty(boxes.shape[0], boxes.shape[1], size, size, dtype=torch.float32)
