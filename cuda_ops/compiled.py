@@ -6,11 +6,15 @@ registration.py.
 
 from collections.abc import Sequence
 
+
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
 import cuda_ops.registration  # noqa: F401  # tells torch of shapes and gradients
 from cuda_ops import reference
+from cuda_ops.reference.masks import RunLengthCode
 from cuda_ops.reference.polygons import PackedPolygons
 
 _ops = torch.ops.cuda_ops
@@ -57,6 +61,17 @@ def match_boxes(
     return _ops.match_boxes(boxes, gt_boxes, num_gt, fg_iou, bg_iou, low_quality)
 
 
+def encode_masks(
+    mask_probs: Tensor, boxes: Tensor, image_size: tuple[int, int], threshold: float
+) -> list[RunLengthCode]:
+    """See `cuda_ops.encode_masks`."""
+    if mask_probs.dtype != boxes.dtype or mask_probs.dtype not in (torch.float32, torch.float64):
+        return reference.encode_masks(mask_probs, boxes, image_size, threshold)  # rounds as these dtypes do
+    text, offsets = _ops.encode_masks(mask_probs, boxes, *image_size, threshold)
+    data, places = text.numpy().tobytes(), offsets.tolist()
+    return [{"size": list(image_size), "counts": data[begin:end]} for begin, end in pairwise(places)]
+
+
 def rasterize_polygons(boxes: Tensor, instance_idxs: Tensor, polygons: PackedPolygons, size: int) -> Tensor:
     """See `cuda_ops.rasterize_polygons`."""
     is_double = torch.float64 in (boxes.dtype, polygons.xy.dtype)
@@ -73,6 +88,7 @@ def rasterize_polygons(boxes: Tensor, instance_idxs: Tensor, polygons: PackedPol
 
 # Not compiled yet.
 batched_nms = reference.batched_nms
-encode_masks = reference.encode_masks
+
+
 multilevel_roi_align = reference.multilevel_roi_align
 select_proposals = reference.select_proposals

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cuda_ops import library, reference
+from cuda_ops.reference.masks import RunLengthCode
 from cuda_ops.reference.polygons import PackedPolygons
 
 if library.HAS_CPU:
@@ -263,7 +264,7 @@ def rasterize_polygons(boxes: Tensor, instance_idxs: Tensor, polygons: PackedPol
 
 def encode_masks(
     mask_probs: Tensor, boxes: Tensor, image_size: tuple[int, int], threshold: float = 0.5
-) -> list[dict[str, list[int]]]:
+) -> list[RunLengthCode]:
     """Run-length encode detected masks in the frame of their image. The host waits for the device here.
 
     Args:
@@ -273,12 +274,12 @@ def encode_masks(
         threshold: a pixel belongs to the mask if its probability is greater.
 
     Returns:
-        D dictionaries {"size": [height, width], "counts": [int, …]}: COCO's uncompressed column-major RLE.
+        D dictionaries {"size": [height, width], "counts": bytes}: COCO's compressed column-major RLE.
 
     Raises:
         ValueError: if a shape or dtype is not as above, or image_size is not positive.
 
-    Source: the mask of torchvision's paste_masks_in_image(padding=1) > threshold, without painting the image.
+    Source: what pycocotools.mask.encode gives for torchvision's paste_masks_in_image(padding=1) > threshold; nothing is painted.
     """
     op = "encode_masks"
     _require_boxes(boxes, op, "boxes", dims=(2,))

@@ -33,6 +33,14 @@ def _match_boxes(
     return gt_boxes.new_empty(gt_boxes.shape[0], boxes.shape[1], dtype=torch.int64)
 
 
+@torch.library.register_fake("cuda_ops::encode_masks")
+def _encode_masks(
+    mask_probs: Tensor, boxes: Tensor, height: int, width: int, threshold: float
+) -> tuple[Tensor, Tensor]:
+    num_bytes = torch.library.get_ctx().new_dynamic_size()
+    return torch.empty(num_bytes, dtype=torch.uint8), torch.empty(mask_probs.shape[0] + 1, dtype=torch.int64)
+
+
 @torch.library.register_fake("cuda_ops::rasterize_polygons")
 def _rasterize_polygons(
     boxes: Tensor, instance_idxs: Tensor, xy: Tensor, part_offsets: Tensor, instance_offsets: Tensor, size: int

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from pycocotools import mask as coco_mask
 from torch import Tensor
 
 import cuda_ops
@@ -55,8 +54,5 @@ def to_coco_results(
 
 def encode(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[Result]:
     """Masks [D, M, M] in boxes [D, 4] of an image of `size` (height, width) → compressed COCO RLE with text counts."""
-    encoded = []
-    for rle in cuda_ops.encode_masks(mask_probs, boxes.to(mask_probs.device), size):
-        compressed = coco_mask.frPyObjects(rle, *size)
-        encoded.append({"size": list(size), "counts": compressed["counts"].decode("ascii")})
-    return encoded
+    codes = cuda_ops.encode_masks(mask_probs, boxes.to(mask_probs.device), size)
+    return [{"size": list(size), "counts": code["counts"].decode("ascii")} for code in codes]
