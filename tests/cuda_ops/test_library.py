@@ -21,7 +21,7 @@ needs_cuda_kernels = pytest.mark.skipif(
     not library.HAS_CUDA and not os.environ.get("CI"),
     reason="the CUDA kernels were not built; FORCE_CUDA=1 builds them, without a GPU too",
 )
-OPERATORS = sorted(path.stem for path in CSRC.glob("*.cpp") if path.stem != "build_info")
+OPERATORS = sorted(CHECKS)
 
 
 def python(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
