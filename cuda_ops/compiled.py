@@ -21,6 +21,20 @@ _ops = torch.ops.cuda_ops
 _COMPILED = (torch.float32, torch.float64)  # dtypes of boxes that have a kernel; the reference serves the others
 
 
+KERNEL_DTYPES = (torch.float32, torch.float64)  # others go to the references
+
+
+@torch.no_grad()
+def batched_nms(
+    boxes: Tensor, scores: Tensor, iou_threshold: float, max_output: int, groups: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """See `cuda_ops.batched_nms`."""
+    if boxes.dtype not in KERNEL_DTYPES:
+        return reference.batched_nms(boxes, scores, iou_threshold, max_output, groups)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    return _ops.batched_nms(boxes, scores, iou_threshold, max_output, None if groups is None else groups.long())
+
+
 def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """See `cuda_ops.box_iou`. Where boxes learn, the reference serves: the kernel has no gradient."""
     is_learned = torch.is_grad_enabled() and (boxes1.requires_grad or boxes2.requires_grad)
@@ -87,7 +101,6 @@ def rasterize_polygons(boxes: Tensor, instance_idxs: Tensor, polygons: PackedPol
 
 
 # Not compiled yet.
-batched_nms = reference.batched_nms
 
 
 multilevel_roi_align = reference.multilevel_roi_align

@@ -9,6 +9,14 @@ import torch
 from torch import Tensor
 
 
+@torch.library.register_fake("cuda_ops::batched_nms")
+def _batched_nms(
+    boxes: Tensor, scores: Tensor, iou_threshold: float, max_output: int, groups: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    num_rows = boxes.shape[0]
+    return boxes.new_empty(num_rows, max_output, dtype=torch.int64), boxes.new_empty(num_rows, dtype=torch.int64)
+
+
 @torch.library.register_fake("cuda_ops::box_iou")
 def _box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     return boxes1.new_empty(boxes1.shape[0], boxes1.shape[1], boxes2.shape[1])

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchvision
 
-from cuda_ops import batched_nms
+from cuda_ops import batched_nms, library, reference
 
 BOXES = torch.tensor([[[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 8.0], [50.0, 50.0, 60.0, 60.0]]])
 
@@ -56,7 +56,7 @@ def test_different_groups_do_not_suppress_each_other():
     assert kept_lists(same, torch.tensor([[0.9, 0.8, 0.7]]), 0.5, 3, torch.tensor([[1, 2, 1]])) == [[0, 1]]
 
 
-@pytest.mark.parametrize("seed", range(120))
+@pytest.mark.parametrize("seed", range(200))
 def test_kept_boxes_equal_those_of_torchvision(seed, random_boxes):
     num_boxes = [1, 63, 64, 65, 150, 9][seed % 6]
     boxes = random_boxes(3, num_boxes, seed=seed, whole=bool(seed % 2))
@@ -101,3 +101,96 @@ def test_strides_do_not_matter(random_boxes):
     boxes, scores = random_boxes(2, 70, seed=1), torch.rand(2, 70, generator=torch.Generator().manual_seed(1))
     strided = boxes.permute(2, 1, 0).contiguous().permute(2, 1, 0), scores.t().contiguous().t()
     assert kept_lists(*strided, 0.4, 70) == kept_lists(boxes, scores, 0.4, 70)
+
+
+SIZES = [0, 1, 2, 31, 63, 64, 65, 127, 129, 255, 257, 400]
+
+
+def awkward_case(seed, random_boxes):
+    """Boxes, scores, threshold, max_output, groups: ties, marks, odd sizes and strides, ids and dtypes of any kind."""
+    generator = torch.Generator().manual_seed(seed)
+    num_rows, num_boxes = 1 + seed % 4, SIZES[seed % len(SIZES)]
+    boxes = random_boxes(num_boxes, num_rows, seed=seed, whole=seed % 2 == 0).transpose(0, 1)
+    boxes = boxes.double() if seed % 5 == 0 else boxes
+    scores = torch.randn(num_rows, num_boxes, generator=generator)
+    scores = (scores * 4).round() / 4 if seed % 3 else scores  # -0 and 0 among them
+    scores[torch.rand(scores.shape, generator=generator) < 0.1] = [-torch.inf, torch.inf, torch.nan][seed % 3]
+    scores = scores.to([torch.float32, torch.float64, torch.bfloat16][seed // 3 % 3])
+    ids = torch.tensor([-(2**40), 7, 2**40])[torch.randint(0, 3, scores.shape, generator=generator)]
+    groups = [None, ids, (ids % 251).int()][seed // 2 % 3]
+    max_output = [0, 1, 5, num_boxes, num_boxes + 70][seed // 7 % 5]
+    return boxes, scores, [0.0, 0.3, 0.5, 0.7, 0.95, 1.0][seed % 6], max_output, groups
+
+
+@pytest.mark.parametrize("seed", range(240))
+def test_every_element_equals_that_of_the_reference(seed, random_boxes):
+    case = awkward_case(seed, random_boxes)
+    for got, expected in zip(batched_nms(*case), reference.batched_nms(*case), strict=True):
+        assert got.dtype == expected.dtype == torch.int64
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("seed", range(240))
+def test_every_element_equals_that_of_the_reference_on_cuda(seed, random_boxes):
+    boxes, scores, threshold, max_output, groups = awkward_case(seed, random_boxes)
+    on_cuda = batched_nms(boxes.cuda(), scores.cuda(), threshold, max_output, None if groups is None else groups.cuda())
+    expected = reference.batched_nms(boxes, scores, threshold, max_output, groups)
+    for got, of_cpu in zip(on_cuda, expected, strict=True):
+        assert torch.equal(got.cpu(), of_cpu)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("num_boxes", "max_output"), [(1024, 1024), (1025, 300), (5000, 5000), (5000, 100)])
+def test_rows_longer_than_a_panel_keep_on_cuda_what_they_keep_on_the_cpu(num_boxes, max_output, random_boxes):
+    boxes = random_boxes(2, num_boxes, seed=num_boxes, extent=600.0)
+    scores = torch.rand(2, num_boxes, generator=torch.Generator().manual_seed(0))
+    groups = torch.arange(num_boxes).expand(2, -1) % 3
+    for ids in (None, groups):
+        expected = batched_nms(boxes, scores, 0.5, max_output, ids)
+        on_cuda = batched_nms(boxes.cuda(), scores.cuda(), 0.5, max_output, None if ids is None else ids.cuda())
+        assert torch.equal(on_cuda[0].cpu(), expected[0])
+        assert torch.equal(on_cuda[1].cpu(), expected[1])
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_a_long_row_keeps_what_torchvision_keeps_whatever_the_threads(num_threads, random_boxes):
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        boxes = random_boxes(1, 5000, seed=4, extent=2000.0)
+        scores = torch.rand(1, 5000, generator=torch.Generator().manual_seed(4)).sort(descending=True).values
+        assert kept_lists(boxes, scores, 0.6, 5000) == [torchvision_kept(boxes[0], scores[0], 0.6)]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_low_precision_boxes_keep_what_they_keep_by_the_reference(random_boxes):
+    boxes, scores = (
+        random_boxes(2, 80, seed=2).bfloat16(),
+        torch.rand(2, 80, generator=torch.Generator().manual_seed(2)),
+    )
+    expected = reference.batched_nms(boxes, scores, 0.5, 80)
+    assert torch.equal(batched_nms(boxes, scores, 0.5, 80)[0], expected[0])
+
+
+def test_boxes_that_are_no_numbers_neither_suppress_nor_are_suppressed():
+    boxes = torch.cat((torch.full((1, 1, 4), torch.nan), BOXES[:, [0, 0]], torch.full((1, 1, 4), torch.nan)), dim=1)
+    assert kept_lists(boxes, torch.tensor([[0.9, 0.8, 0.7, 0.6]]), 0.5, 4) == [[0, 1, 3]]
+
+
+def test_inputs_that_require_gradients_are_served_without_them(random_boxes):
+    boxes = random_boxes(1, 9, seed=1).requires_grad_()
+    indices, counts = batched_nms(boxes, torch.rand(1, 9).requires_grad_(), 0.5, 9)
+    assert not indices.requires_grad
+    assert not counts.requires_grad
+
+
+@pytest.mark.skipif(not library.HAS_CPU, reason="the compiled operators were not built")
+@pytest.mark.parametrize("shape", [(2, 9), (0, 9), (2, 0)])
+def test_the_compiled_operator_is_a_good_citizen(shape, random_boxes):
+    boxes, scores = random_boxes(*shape, seed=3), torch.rand(shape)
+    groups = torch.arange(shape[1]).expand(shape) % 2
+    for ids in (None, groups):
+        checks = torch.library.opcheck(torch.ops.cuda_ops.batched_nms.default, (boxes, scores, 0.5, 4, ids))
+        assert set(checks.values()) == {"SUCCESS"}
