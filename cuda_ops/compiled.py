@@ -97,6 +97,26 @@ def rasterize_polygons(boxes: Tensor, instance_idxs: Tensor, polygons: PackedPol
         polygons.part_offsets.to(torch.int32),
         polygons.instance_offsets.to(torch.int32),
         size,
+
+
+@torch.no_grad()
+def select_proposals(
+    objectness: Tensor,
+    box_deltas: Tensor,
+    anchors: Tensor,
+    image_sizes: Tensor,
+    level_sizes: Sequence[int],
+    pre_nms_top_n: int,
+    min_size: float = 1e-3,
+) -> tuple[Tensor, Tensor]:
+    """See `cuda_ops.select_proposals`."""
+    if anchors.dtype not in KERNEL_DTYPES or objectness.dtype == torch.float64:
+        return reference.select_proposals(
+            objectness, box_deltas, anchors, image_sizes, level_sizes, pre_nms_top_n, min_size
+        )
+    deltas, image_sizes = box_deltas.to(anchors.dtype), image_sizes.to(anchors.dtype)
+    return _ops.select_proposals(
+        objectness.float(), deltas, anchors, image_sizes, list(level_sizes), pre_nms_top_n, min_size
     )
 
 
@@ -104,4 +124,5 @@ def rasterize_polygons(boxes: Tensor, instance_idxs: Tensor, polygons: PackedPol
 
 
 multilevel_roi_align = reference.multilevel_roi_align
-select_proposals = reference.select_proposals
+
+

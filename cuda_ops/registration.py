@@ -54,3 +54,17 @@ def _rasterize_polygons(
     boxes: Tensor, instance_idxs: Tensor, xy: Tensor, part_offsets: Tensor, instance_offsets: Tensor, size: int
 ) -> Tensor:
     return boxes.new_empty(boxes.shape[0], boxes.shape[1], size, size, dtype=torch.float32)
+
+
+@torch.library.register_fake("cuda_ops::select_proposals")
+def _select_proposals(
+    objectness: Tensor,
+    box_deltas: Tensor,
+    anchors: Tensor,
+    image_sizes: Tensor,
+    level_sizes: Sequence[int],
+    pre_nms_top_n: int,
+    min_size: float,
+) -> tuple[Tensor, Tensor]:
+    shape = (objectness.shape[0], len(level_sizes), min(pre_nms_top_n, max(level_sizes)))
+    return anchors.new_empty(*shape, 4), anchors.new_empty(shape)

@@ -5,7 +5,7 @@ import torch
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import clip_boxes_to_image, remove_small_boxes
 
-from cuda_ops import select_proposals
+from cuda_ops import decode_boxes, library, reference, select_proposals
 
 
 def torchvision_proposals(objectness, box_deltas, anchors, image_size, level_sizes, top_n, min_size):
@@ -35,7 +35,7 @@ def make_case(random_boxes):
     return make
 
 
-@pytest.mark.parametrize("seed", range(100))
+@pytest.mark.parametrize("seed", range(200))
 def test_proposals_equal_those_of_torchvision(seed, make_case):
     level_sizes = [(60, 15, 3), (7,), (12, 1, 30, 5)][seed % 3]
     objectness, deltas, anchors, image_sizes = make_case(seed, level_sizes)
@@ -77,3 +77,100 @@ def test_logits_that_are_not_numbers_keep_the_shape(make_case):
     objectness, deltas, anchors, image_sizes = make_case(3, (10,))
     _, scores = select_proposals(objectness * torch.nan, deltas * torch.nan, anchors, image_sizes, (10,), 4)
     assert (scores == -torch.inf).all()
+
+
+LEVEL_SIZES = [(1,), (2000, 333, 17), (15, 16, 17), (5, 0, 1), (700, 31), (33, 1, 1, 640, 2)]
+
+
+def awkward_case(seed, make_case):
+    """Everything select_proposals takes: one to hundreds of anchors a level, other dtypes, infinite and missing logits."""
+    level_sizes = LEVEL_SIZES[seed % len(LEVEL_SIZES)]
+    objectness, deltas, anchors, image_sizes = make_case(seed, level_sizes, num_images=seed % 4)
+    objectness[:, ::37] = [torch.inf, -torch.inf, -0.0, torch.nan][seed // 2 % 4]
+    anchors = anchors.double() if seed % 5 == 0 else anchors
+    objectness = objectness.t().contiguous().t() if seed % 3 == 0 else objectness
+    deltas = deltas * 4 if seed % 7 == 0 else deltas  # past the largest growth
+    top_n, min_size = [1, 3, 15, 16, 40, 3000][seed // 3 % 6], [1e-3, 4.0][seed % 2]
+    return objectness, deltas, anchors, image_sizes, level_sizes, top_n, min_size
+
+
+def first_of_equals(objectness, deltas, anchors, image_sizes, level_sizes, top_n, min_size):
+    """What the reference gives, but of equal logits the first are taken: torch.topk takes any."""
+    top_k = min(top_n, max(level_sizes))
+    boxes = anchors.new_zeros(len(objectness), len(level_sizes), top_k, 4)
+    scores = anchors.new_full(boxes.shape[:3], -torch.inf)
+    for n, (height, width) in enumerate(image_sizes.tolist()):
+        limits = torch.tensor([width, height, width, height])
+        first = 0
+        for level, size in enumerate(level_sizes):
+            logits = objectness[n, first : first + size]
+            idx = logits.sort(descending=True, stable=True).indices[:top_k] + first
+            best = decode_boxes(deltas[n, idx].to(anchors.dtype), anchors[idx]).clamp(min=0).minimum(limits)
+            is_large = (best[:, 2:] - best[:, :2] >= min_size).all(-1)
+            boxes[n, level, : len(idx)] = best
+            probabilities = objectness[n, idx].to(anchors.dtype).sigmoid()
+            scores[n, level, : len(idx)] = torch.where(is_large, probabilities, -torch.inf)
+            first += size
+    return boxes, scores
+
+
+def assert_same(got, expected):
+    """The same boxes in the same order, within the last bits of exp."""
+    for one, two in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-4 if one.dim() == 4 else 1e-12, equal_nan=True)
+
+
+@pytest.mark.parametrize("seed", range(240))
+def test_boxes_and_scores_equal_those_of_the_reference(seed, make_case):
+    objectness, *case = awkward_case(seed, make_case)
+    objectness[:, ::37] = (
+        torch.arange(0, objectness.shape[1], 37) * -1e-3 + 20
+    )  # no ties: torch.topk takes any of equals
+    assert_same(select_proposals(objectness, *case), reference.select_proposals(objectness, *case))
+
+
+@pytest.mark.parametrize("seed", range(240))
+def test_of_equal_logits_the_first_are_taken_when_compiled(seed, make_case, backend):
+    objectness, *case, _ = awkward_case(seed, make_case)
+    objectness = (objectness * 2).round() / 2
+    boxes, scores = select_proposals(objectness, *case, min_size=-1.0)  # marks nothing: only the choice is compared
+    expected_boxes, expected_scores = first_of_equals(objectness, *case, min_size=-1.0)
+    torch.testing.assert_close(scores, expected_scores, rtol=1e-5, atol=1e-12, equal_nan=True)
+    if backend == "compiled":
+        assert_same((boxes, scores), (expected_boxes, expected_scores))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("seed", range(240))
+def test_cuda_takes_the_boxes_that_the_cpu_takes(seed, make_case):
+    objectness, deltas, anchors, image_sizes, *rest = awkward_case(seed, make_case)
+    objectness = (objectness * 2).round() / 2 if seed % 2 else objectness
+    on_cuda = select_proposals(objectness.cuda(), deltas.cuda(), anchors.cuda(), image_sizes.cuda(), *rest)
+    assert_same([part.cpu() for part in on_cuda], first_of_equals(objectness, deltas, anchors, image_sizes, *rest))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes_equal_the_reference(dtype, make_case):
+    objectness, deltas, anchors, image_sizes = make_case(4, (90, 20))
+    case = objectness.double(), deltas.to(dtype), anchors.to(dtype), image_sizes, (90, 20), 12
+    boxes, scores = select_proposals(*case)
+    assert boxes.dtype == scores.dtype == dtype
+    assert_same((boxes, scores), reference.select_proposals(*case))
+
+
+def test_inputs_that_require_gradients_are_served_without_them(make_case):
+    objectness, deltas, anchors, image_sizes = make_case(5, (9,))
+    boxes, scores = select_proposals(
+        objectness.requires_grad_(), deltas.requires_grad_(), anchors, image_sizes, (9,), 4
+    )
+    assert not boxes.requires_grad
+    assert not scores.requires_grad
+
+
+@pytest.mark.skipif(not library.HAS_CPU, reason="the compiled operators were not built")
+@pytest.mark.parametrize("num_images", [0, 2])
+def test_the_compiled_operator_is_a_good_citizen(num_images, make_case):
+    objectness, deltas, anchors, image_sizes = make_case(6, (9, 4), num_images)
+    case = objectness, deltas, anchors, image_sizes.float(), [9, 4], 5, 1e-3
+    checks = torch.library.opcheck(torch.ops.cuda_ops.select_proposals.default, case)
+    assert set(checks.values()) == {"SUCCESS"}
