@@ -9,6 +9,10 @@ from collections.abc import Sequence
 
 from itertools import pairwise
 
+
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -123,6 +127,23 @@ def select_proposals(
 # Not compiled yet.
 
 
-multilevel_roi_align = reference.multilevel_roi_align
 
 
+def multilevel_roi_align(
+    features: Sequence[Tensor],
+    boxes: Tensor,
+    *,
+    image_size: tuple[int, int],
+    output_size: int,
+    sampling_ratio: int,
+) -> Tensor:
+    """See `cuda_ops.multilevel_roi_align`."""
+    if boxes.dtype not in (torch.float32, torch.float64):
+        return reference.multilevel_roi_align(
+            features, boxes, image_size=image_size, output_size=output_size, sampling_ratio=sampling_ratio
+        )
+    scales = [2.0 ** round(math.log2(level.shape[2] / image_size[0])) for level in features]
+    return _ops.multilevel_roi_align(list(features), boxes.detach(), scales, output_size, sampling_ratio)
+
+
+# Not compiled yet.

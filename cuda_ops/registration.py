@@ -5,6 +5,9 @@ With it they work under torch.compile, torch.export and FakeTensorMode. Imported
 
 from collections.abc import Sequence
 
+
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -68,3 +71,58 @@ def _select_proposals(
 ) -> tuple[Tensor, Tensor]:
     shape = (objectness.shape[0], len(level_sizes), min(pre_nms_top_n, max(level_sizes)))
     return anchors.new_empty(*shape, 4), anchors.new_empty(shape)
+
+
+@torch.library.register_fake("cuda_ops::multilevel_roi_align")
+def _multilevel_roi_align(
+    features: list[Tensor], boxes: Tensor, scales: list[float], output_size: int, sampling_ratio: int
+) -> Tensor:
+    num_images, num_boxes = boxes.shape[:2]
+    bins = features[0].new_empty(num_images, num_boxes, output_size, output_size, features[0].shape[1])
+    return bins.permute(0, 1, 4, 2, 3)
+
+
+@torch.library.register_fake("cuda_ops::multilevel_roi_align_backward")
+def _multilevel_roi_align_backward(
+    grad: Tensor,
+    boxes: Tensor,
+    sizes: list[int],
+    channels_last: list[bool],
+    scales: list[float],
+    sampling_ratio: int,
+    deterministic: bool,
+) -> list[Tensor]:
+    num_images, channels = grad.shape[0], grad.shape[2]
+    return [
+        grad.new_empty(num_images, height, width, channels).permute(0, 3, 1, 2)
+        if is_last
+        else grad.new_empty(num_images, channels, height, width)
+        for height, width, is_last in zip(sizes[::2], sizes[1::2], channels_last, strict=True)
+    ]
+
+
+def _save_pyramid(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """Of the features the backward pass needs the shapes and layouts alone."""
+    features, boxes, ctx.scales, _, ctx.sampling_ratio = inputs
+    ctx.save_for_backward(boxes)
+    ctx.sizes = [side for level in features for side in level.shape[2:]]
+    ctx.channels_last = [level.stride(1) == 1 != level.stride(3) for level in features]
+
+
+def _pyramid_gradients(ctx: Any, grad: Tensor) -> tuple[list[Tensor], None, None, None, None]:
+    """Gradients of the features in their layouts. Asked to be deterministic, it is, with another kernel, instead of an error."""
+    gradients = torch.ops.cuda_ops.multilevel_roi_align_backward(
+        grad,
+        *ctx.saved_tensors,
+        ctx.sizes,
+        ctx.channels_last,
+        ctx.scales,
+        ctx.sampling_ratio,
+        torch.are_deterministic_algorithms_enabled(),
+    )
+    return gradients, None, None, None, None
+
+
+torch.library.register_autograd(
+    "cuda_ops::multilevel_roi_align", _pyramid_gradients, setup_context=_save_pyramid
+)

@@ -1,0 +1,283 @@
+// RoIAlign over a feature pyramid: features of L levels, boxes [N, R, 4] → [N, R, C, O, O], channels-last in memory; and back.
+//
+// A bin is a sum over few rows and columns of cells, taken along one axis and then along the other, for many channels at once.
+// Where the channels of a cell stand together in memory they are read so; where the cells of a row do, in planes, whole rows are
+// summed and then turned. Both ways add in the same order in the forward pass, so they give the same bits.
+#include "roi_align_levels.h"
+#include "weighted_sum.h"
+
+namespace cuda_ops {
+namespace {
+
+constexpr int64_t kLineChannels = 16;  // a cache line of floats, and few enough planes for the cache
+constexpr int64_t kSliceChannels = 128;  // sums of one row of bins stay in the first cache
+constexpr int64_t kGrainValues = 1 << 14;  // below this much output another thread costs more than it saves
+
+// The cells of a plane's row that a box touches, widened to whole vectors where the row is long enough.
+struct Window {
+  int64_t first, length;
+};
+
+template <class W>
+ALWAYS_INLINE Window window_of(const Axis<W>& columns, int64_t width) {
+  int64_t first = width, last = -1;
+  for (int32_t k = 0; k < columns.num_cells; ++k) {
+    first = std::min<int64_t>(first, columns.cells[k]);
+    last = std::max<int64_t>(last, columns.cells[k]);
+  }
+  if (last < 0) return {0, 0};
+  constexpr int64_t kLanes = Lanes<W>::kCount;
+  const int64_t length = std::min((last - first) / kLanes * kLanes + kLanes, width);
+  return {std::min(first, width - length), length};
+}
+
+// Buffers of one thread, for a slice of channels.
+template <class W>
+struct Scratch {
+  std::vector<W> sums;   // [cells of a row, channels], or [O, cells of a row, channels] on the way back to planes
+  std::vector<W> lines;  // [window], or [O, window]
+  std::vector<W> bins;   // [O, O, channels], on the way back
+};
+
+// Pools channels [0, channels) of one box: out[bin * out_stride + channel].
+template <class T, class W>
+ALWAYS_INLINE void pool_box(
+    const Level<const T>& level, const T* image, const Axis<W>& rows, const Axis<W>& columns, Grid grid, int64_t channels,
+    Scratch<W>& scratch, T* out, int64_t out_stride) {
+  W *sums = scratch.sums.data(), *line = scratch.lines.data();
+  const Window window = level.is_planar ? window_of(columns, level.width) : Window{};
+  for (int row_bin = 0; row_bin < grid.output_size; ++row_bin) {
+    const auto group = rows.group(row_bin);
+    if (level.is_planar) {
+      for (int64_t c = 0; c < channels; ++c) {
+        const T* plane = image + c * level.channel_stride + window.first;
+        const auto row_of = [&](int32_t idx) { return plane + rows.cells[idx] * level.row_stride; };
+        weighted_sum<false>(group, row_of, window.length, line);
+        for (int32_t k = 0; k < columns.num_cells; ++k) sums[k * channels + c] = line[columns.cells[k] - window.first];
+      }
+    } else {
+      for (int32_t k = 0; k < columns.num_cells; ++k) {
+        const T* column = image + columns.cells[k] * level.column_stride;
+        const auto row_of = [&](int32_t idx) { return column + rows.cells[idx] * level.row_stride; };
+        weighted_sum<false>(group, row_of, channels, sums + k * channels);
+      }
+    }
+    for (int column_bin = 0; column_bin < grid.output_size; ++column_bin, out += out_stride) {
+      const auto row_of = [&](int32_t idx) -> const W* { return sums + idx * channels; };
+      weighted_sum<false>(columns.group(column_bin), row_of, channels, out);
+    }
+  }
+}
+
+// Adds a box's gradient, in scratch.bins, to that of its cells, where channels stand together: along y, then along x.
+template <class W>
+ALWAYS_INLINE void scatter_to_columns(
+    const Level<W>& level, W* image, const Axis<W>& rows, const Axis<W>& columns, Grid grid, int64_t channels, Scratch<W>& scratch) {
+  W* sums = scratch.sums.data();
+  const W* bins = scratch.bins.data();
+  const int64_t bins_stride = grid.output_size * channels;
+  for (int32_t j = 0; j < rows.num_cells; ++j) {
+    const auto bins_of = [&](int32_t idx) { return bins + idx * bins_stride; };
+    weighted_sum<false>(rows.group(j), bins_of, bins_stride, sums);
+    W* row = image + rows.cells[j] * level.row_stride;
+    for (int32_t k = 0; k < columns.num_cells; ++k) {
+      const auto sums_of = [&](int32_t idx) -> const W* { return sums + idx * channels; };
+      weighted_sum<true>(columns.group(k), sums_of, channels, row + columns.cells[k] * level.column_stride);
+    }
+  }
+}
+
+// The same for planes: along x and turned for all rows of bins, then along y for each channel.
+template <class W>
+ALWAYS_INLINE void scatter_to_planes(
+    const Level<W>& level, W* image, const Axis<W>& rows, const Axis<W>& columns, Grid grid, int64_t channels, Scratch<W>& scratch) {
+  W *sums = scratch.sums.data(), *lines = scratch.lines.data();
+  const W* bins = scratch.bins.data();
+  const Window window = window_of(columns, level.width);
+  const int64_t sums_stride = columns.num_cells * channels;
+  for (int row_bin = 0; row_bin < grid.output_size; ++row_bin) {
+    const auto bins_of = [&](int32_t idx) { return bins + (row_bin * grid.output_size + idx) * channels; };
+    for (int32_t k = 0; k < columns.num_cells; ++k) {
+      weighted_sum<false>(columns.group(k), bins_of, channels, sums + row_bin * sums_stride + k * channels);
+    }
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    std::fill(lines, lines + grid.output_size * window.length, W(0));
+    for (int row_bin = 0; row_bin < grid.output_size; ++row_bin) {
+      for (int32_t k = 0; k < columns.num_cells; ++k) {
+        lines[row_bin * window.length + columns.cells[k] - window.first] += sums[row_bin * sums_stride + k * channels + c];
+      }
+    }
+    W* plane = image + c * level.channel_stride + window.first;
+    const auto lines_of = [&](int32_t idx) -> const W* { return lines + idx * window.length; };
+    for (int32_t j = 0; j < rows.num_cells; ++j) {
+      weighted_sum<true>(rows.group(j), lines_of, window.length, plane + rows.cells[j] * level.row_stride);
+    }
+  }
+}
+
+#define ROI_ALIGN_POOL(T)                                                                                            \
+  VECTORIZED void pool_box_of(                                                                                       \
+      const Level<const T>& level, const T* image, const Axis<Accumulator<T>>& rows, const Axis<Accumulator<T>>& columns, \
+      Grid grid, int64_t channels, Scratch<Accumulator<T>>& scratch, T* out, int64_t out_stride) {                   \
+    pool_box(level, image, rows, columns, grid, channels, scratch, out, out_stride);                                 \
+  }
+ROI_ALIGN_POOL(float)
+ROI_ALIGN_POOL(double)
+ROI_ALIGN_POOL(Half)
+ROI_ALIGN_POOL(BFloat16)
+
+#define ROI_ALIGN_SCATTER(W)                                                                                          \
+  VECTORIZED void scatter_box_of(                                                                                     \
+      const Level<W>& level, W* image, const Axis<W>& rows, const Axis<W>& columns, Grid grid, int64_t channels,      \
+      Scratch<W>& scratch) {                                                                                          \
+    if (level.is_planar) {                                                                                            \
+      scatter_to_planes(level, image, rows, columns, grid, channels, scratch);                                        \
+    } else {                                                                                                          \
+      scatter_to_columns(level, image, rows, columns, grid, channels, scratch);                                       \
+    }                                                                                                                 \
+  }
+ROI_ALIGN_SCATTER(float)
+ROI_ALIGN_SCATTER(double)
+
+int32_t max_width(const Pyramid& pyramid) {
+  return *std::max_element(pyramid.widths, pyramid.widths + kMaxLevels);
+}
+
+template <class T>
+void pool(const Levels<const T>& levels, const Tensor& boxes, const Pyramid& pyramid, Grid grid, Tensor& out) {
+  using W = Accumulator<T>;
+  const Plan<W> plan(boxes, pyramid, grid, GroupBy::kBin);
+  const int64_t num_bins = int64_t{grid.output_size} * grid.output_size, channels = out.size(2);
+  const int64_t slice = std::min(channels, levels.any_planar ? kLineChannels : kSliceChannels);
+  const int64_t num_slices = (channels + slice - 1) / slice, num_boxes = plan.num_boxes();
+  T* result = mutable_data_of<T>(out);
+  const int64_t grain = kGrainValues / (num_bins * slice) + 1;
+  // A thread walks the boxes of an image for one slice, then for the next: what neighbours share stays in the cache.
+  torch::stable::parallel_for(0, num_slices * num_boxes, grain, [&](int64_t begin, int64_t end) {
+    Scratch<W> scratch;
+    scratch.sums.resize(2 * grid.sampling_ratio * grid.output_size * slice);
+    scratch.lines.resize(max_width(pyramid));
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t box = plan.box_at(i % num_boxes), first = i / num_boxes * slice;
+      const auto& level = levels.levels[plan.level(box)];
+      const T* image = level.data + box / boxes.size(1) * level.image_stride + first * level.channel_stride;
+      pool_box_of(
+          level, image, plan.rows(box), plan.columns(box), grid, std::min(slice, channels - first), scratch,
+          result + box * num_bins * channels + first, channels);
+    }
+  });
+}
+
+// Copies a box's gradient to scratch, bins first; whether any of it is not 0.
+template <class T, class W>
+bool load_bins(const T* from, const Tensor& grad, int64_t output_size, int64_t channels, W* bins) {
+  const int64_t channel_stride = grad.stride(2), row_stride = grad.stride(3), column_stride = grad.stride(4);
+  bool any = false;
+  for (int64_t y = 0; y < output_size; ++y) {
+    for (int64_t x = 0; x < output_size; ++x, bins += channels) {
+      const T* bin = from + y * row_stride + x * column_stride;
+      for (int64_t c = 0; c < channels; ++c) {
+        bins[c] = static_cast<W>(bin[c * channel_stride]);
+        any |= bins[c] != 0;
+      }
+    }
+  }
+  return any;
+}
+
+template <class W>
+void zero_slice(const Level<W>& level, W* image, int64_t channels) {
+  const int64_t cells = int64_t{level.height} * level.width;
+  if (level.is_planar) {
+    std::fill_n(image, channels * cells, W(0));
+  } else {
+    for (int64_t i = 0; i < cells; ++i) std::fill_n(image + i * level.column_stride, channels, W(0));
+  }
+}
+
+// A thread owns slices of channels of images and walks their boxes in one order, so sums never depend on threads.
+template <class T, class W>
+void scatter(const Tensor& grad, const Tensor& boxes, const Pyramid& pyramid, Grid grid, const Levels<W>& levels) {
+  const Plan<W> plan(boxes, pyramid, grid, GroupBy::kCell);
+  const int64_t num_images = grad.size(0), boxes_per_image = grad.size(1), channels = grad.size(2);
+  const int64_t share = num_images * channels / (2 * torch::stable::get_num_threads());
+  const int64_t whole_lines = (share + kLineChannels - 1) / kLineChannels * kLineChannels;
+  const int64_t slice = levels.any_planar ? kLineChannels : std::clamp(whole_lines, kLineChannels, kSliceChannels);
+  const int64_t num_slices = (channels + slice - 1) / slice;
+  const T* grads = data_of<T>(grad);
+  torch::stable::parallel_for(0, num_images * num_slices, 1, [&](int64_t begin, int64_t end) {
+    Scratch<W> scratch;
+    const int64_t max_cells = 2 * grid.sampling_ratio * grid.output_size;
+    scratch.sums.resize((levels.any_planar ? max_cells : 1) * grid.output_size * slice);
+    scratch.lines.resize(grid.output_size * max_width(pyramid));
+    scratch.bins.resize(grid.output_size * grid.output_size * slice);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t image = i / num_slices, first = i % num_slices * slice, count = std::min(slice, channels - first);
+      int64_t position = image * boxes_per_image;
+      for (int l = 0; l < pyramid.num_levels; ++l) {
+        const auto& level = levels.levels[l];
+        W* origin = level.data + image * level.image_stride + first * level.channel_stride;
+        zero_slice(level, origin, count);
+        for (; position < (image + 1) * boxes_per_image && plan.level(plan.box_at(position)) == l; ++position) {
+          const int64_t box = plan.box_at(position);
+          const T* from = grads + image * grad.stride(0) + box % boxes_per_image * grad.stride(1) + first * grad.stride(2);
+          if (load_bins(from, grad, grid.output_size, count, scratch.bins.data())) {
+            scatter_box_of(level, origin, plan.rows(box), plan.columns(box), grid, count, scratch);
+          }
+        }
+      }
+    }
+  });
+}
+
+Tensor multilevel_roi_align_cpu(
+    const std::vector<Tensor>& features, const Tensor& boxes, const std::vector<double>& scales, int64_t output_size,
+    int64_t sampling_ratio) {
+  const auto levels = readable(features);
+  const auto pyramid = pyramid_of(scales, sizes_of(levels));
+  const Grid grid{static_cast<int>(output_size), static_cast<int>(sampling_ratio)};
+  auto out = new_output(levels[0], boxes, levels[0].size(1), output_size);
+  if (out.numel() == 0) return out;
+  dispatch_features(levels[0].scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    pool<T>(levels_of<const T>(levels), torch::stable::contiguous(boxes), pyramid, grid, out);
+  });
+  return out;
+}
+
+std::vector<Tensor> multilevel_roi_align_backward_cpu(
+    const Tensor& grad, const Tensor& boxes, const std::vector<int64_t>& sizes, const std::vector<bool>& channels_last,
+    const std::vector<double>& scales, int64_t sampling_ratio, bool) {
+  const auto pyramid = pyramid_of(scales, sizes);
+  const Grid grid{static_cast<int>(grad.size(3)), static_cast<int>(sampling_ratio)};
+  std::vector<Tensor> result;
+  dispatch_features(grad.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    using W = Accumulator<T>;
+    result = new_levels(grad, pyramid, channels_last, std::is_same_v<W, double> ? ScalarType::Double : ScalarType::Float);
+    if (grad.size(0) * grad.size(2) > 0) {
+      scatter<T>(grad, torch::stable::contiguous(boxes), pyramid, grid, levels_of<W>(result));
+    }
+    if constexpr (!std::is_same_v<T, W>) {
+      for (auto& level : result) level = torch::stable::to(level, grad.scalar_type());
+    }
+  });
+  return result;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(cuda_ops, m) {
+  m.def("multilevel_roi_align(Tensor[] features, Tensor boxes, float[] scales, int output_size, int sampling_ratio) -> Tensor");
+  m.def(
+      "multilevel_roi_align_backward(Tensor grad, Tensor boxes, SymInt[] sizes, bool[] channels_last, float[] scales, "
+      "int sampling_ratio, bool deterministic) -> Tensor[]");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(cuda_ops, CPU, m) {
+  m.impl("multilevel_roi_align", TORCH_BOX(&multilevel_roi_align_cpu));
+  m.impl("multilevel_roi_align_backward", TORCH_BOX(&multilevel_roi_align_backward_cpu));
+}
+
+}  // namespace cuda_ops

@@ -1,0 +1,111 @@
+// RoIAlign over a pyramid: which level a box belongs to, and what its bins sample along one axis. The order of operations is that
+// of reference/roi_align.py, so levels, cells and weights agree with it in every bit.
+#pragma once
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cmath>
+#include <limits>
+#include <type_traits>
+
+#include "boxes.h"
+
+namespace cuda_ops {
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+
+constexpr int kMaxLevels = 8;
+
+// Weights and sums: in float for features of half the width, else in the type of the features.
+template <class T>
+using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+struct Pyramid {
+  int num_levels = 0;
+  int finest = 0, coarsest = 0;  // -log2 of the scales
+  double scales[kMaxLevels] = {};
+  int32_t heights[kMaxLevels] = {}, widths[kMaxLevels] = {};
+};
+
+// A box in cells of its level.
+template <class B>
+struct Roi {
+  int level;
+  B y, x, bin_height, bin_width;
+};
+
+// A sample lies between two cells, the same one at a border.
+template <class B>
+struct Sample {
+  bool is_inside;
+  int32_t low, high;
+  B low_weight, high_weight;
+};
+
+// Bins and samples of an output: O × O bins of S × S samples.
+struct Grid {
+  int output_size, sampling_ratio;
+};
+
+// torch.nan_to_num of a coordinate.
+template <class B>
+HOST_DEVICE B finite(B value) {
+  const B largest = std::is_same_v<B, double> ? B(1.7976931348623157e308) : B(3.40282347e38);
+  if (value != value) return 0;
+  return value > largest ? largest : value < -largest ? -largest : value;
+}
+
+template <class B>
+HOST_DEVICE int assign_level(const Box<B>& box, const Pyramid& pyramid) {
+  const B area = (box.x2 - box.x1) * (box.y2 - box.y1);
+  const B size = std::sqrt(area < 0 ? B(0) : area);
+  B level = std::floor(B(4) + std::log2(size / B(224)) + B(1e-6));
+  if (!(level >= pyramid.finest)) level = B(pyramid.finest);
+  if (level > pyramid.coarsest) level = B(pyramid.coarsest);
+  const int row = static_cast<int>(level) - pyramid.finest;
+  return row >= 0 && row < pyramid.num_levels ? row : 0;
+}
+
+template <class B>
+HOST_DEVICE Roi<B> roi_of(const Box<B>& raw, const Pyramid& pyramid, Grid grid) {
+  const Box<B> box{finite(raw.x1), finite(raw.y1), finite(raw.x2), finite(raw.y2)};
+  const int level = assign_level(box, pyramid);
+  const B scale = static_cast<B>(pyramid.scales[level]);
+  const B x1 = box.x1 * scale, y1 = box.y1 * scale;
+  const B width = box.x2 * scale - x1, height = box.y2 * scale - y1;
+  return {level, y1, x1, (height < 1 ? B(1) : height) / B(grid.output_size), (width < 1 ? B(1) : width) / B(grid.output_size)};
+}
+
+// A sample outside -1 … size counts as 0; one nearer is moved onto the border.
+template <class B>
+HOST_DEVICE Sample<B> sample_of(B start, B bin_size, int bin, int sample, int sampling_ratio, int32_t size) {
+  B at = start + B(bin) * bin_size + (B(sample) + B(0.5)) * bin_size / B(sampling_ratio);
+  if (!(at >= -1 && at <= size) || size == 0) return {false, 0, 0, B(0), B(0)};  // nan too
+  const B share = B(1) / B(sampling_ratio);
+  const int32_t last = size - 1;
+  at = at < 0 ? B(0) : at > last ? B(last) : at;
+  const int32_t low = static_cast<int32_t>(at);
+  const B high_weight = at - B(low);
+  return {true, low, low < last ? low + 1 : last, (1 - high_weight) * share, high_weight * share};
+}
+
+// Calls f with a zero of the C++ type of the features.
+template <class F>
+void dispatch_features(ScalarType dtype, const F& f) {
+  switch (dtype) {
+    case ScalarType::Half:
+      return f(Half{});
+    case ScalarType::BFloat16:
+      return f(BFloat16{});
+    case ScalarType::Float:
+      return f(float{});
+    case ScalarType::Double:
+      return f(double{});
+    default:
+      STD_TORCH_CHECK(false, "multilevel_roi_align: features must be float16, bfloat16, float32 or float64");
+  }
+}
+
+}  // namespace cuda_ops
