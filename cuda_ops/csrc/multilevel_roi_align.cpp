@@ -31,39 +31,77 @@ ALWAYS_INLINE Window window_of(const Axis<W>& columns, int64_t width) {
   return {std::min(first, width - length), length};
 }
 
+template <class W>
+constexpr int64_t whole_vectors(int64_t count) {
+  return (count + Lanes<W>::kCount - 1) / Lanes<W>::kCount * Lanes<W>::kCount;
+}
+
 // Buffers of one thread, for a slice of channels.
 template <class W>
 struct Scratch {
-  std::vector<W> sums;   // [cells of a row, channels], or [O, cells of a row, channels] on the way back to planes
-  std::vector<W> lines;  // [window], or [O, window]
-  std::vector<W> bins;   // [O, O, channels], on the way back
+  std::vector<W> sums;           // forward [cells of a row, channels]; back the same, and for planes [cells of a row, O, channels]
+  std::vector<W> lines;          // back to planes [O, cells of a row]
+  std::vector<W> bins;           // back [O, O, channels], y first; for planes x first
+  std::vector<int64_t> offsets;  // of a row's cells in sums
 };
+
+// Sums rows of planes and turns the result: sums[x * channels + c] for the cells x of the window.
+template <class T, class W>
+ALWAYS_INLINE void sum_planes(
+    const Level<const T>& level, const T* image, const Axis<W>& rows, int bin, Window window, int64_t channels, W* sums) {
+  constexpr int kLanes = Lanes<W>::kCount;
+  const auto group = rows.group(bin);
+  int64_t c = 0;
+  for (; c + kLanes <= channels && kLanes <= window.length; c += kLanes) {
+    for (int64_t next = 0; next < window.length; next += kLanes) {
+      const int64_t x = std::min(next, window.length - kLanes);  // the last vector may overlap the one before it
+      typename Lanes<W>::Vector lines[kLanes];
+      for (int i = 0; i < kLanes; ++i) lines[i] = typename Lanes<W>::Vector{};
+      for (const Tap<W>* tap = group.first; tap != group.last; ++tap) {
+        const T* from = image + c * level.channel_stride + rows.cells[tap->idx] * level.row_stride + window.first + x;
+        for (int i = 0; i < kLanes; ++i) {
+          typename Lanes<W>::Vector values;
+          load<W>(from + i * level.channel_stride, values);
+          lines[i] += tap->weight * values;
+        }
+      }
+      transpose<W>(lines);
+      for (int i = 0; i < kLanes; ++i) store<W>(lines[i], sums + (x + i) * channels + c);
+    }
+  }
+  for (; c < channels; ++c) {
+    const T* plane = image + c * level.channel_stride + window.first;
+    for (int64_t x = 0; x < window.length; ++x) {
+      W sum = 0;
+      for (const Tap<W>* tap = group.first; tap != group.last; ++tap) {
+        sum += tap->weight * static_cast<W>(plane[rows.cells[tap->idx] * level.row_stride + x]);
+      }
+      sums[x * channels + c] = sum;
+    }
+  }
+}
 
 // Pools channels [0, channels) of one box: out[bin * out_stride + channel].
 template <class T, class W>
 ALWAYS_INLINE void pool_box(
     const Level<const T>& level, const T* image, const Axis<W>& rows, const Axis<W>& columns, Grid grid, int64_t channels,
     Scratch<W>& scratch, T* out, int64_t out_stride) {
-  W *sums = scratch.sums.data(), *line = scratch.lines.data();
+  W* sums = scratch.sums.data();
+  int64_t* offsets = scratch.offsets.data();
   const Window window = level.is_planar ? window_of(columns, level.width) : Window{};
+  for (int32_t k = 0; k < columns.num_cells; ++k) offsets[k] = (level.is_planar ? columns.cells[k] - window.first : k) * channels;
   for (int row_bin = 0; row_bin < grid.output_size; ++row_bin) {
-    const auto group = rows.group(row_bin);
     if (level.is_planar) {
-      for (int64_t c = 0; c < channels; ++c) {
-        const T* plane = image + c * level.channel_stride + window.first;
-        const auto row_of = [&](int32_t idx) { return plane + rows.cells[idx] * level.row_stride; };
-        weighted_sum<false>(group, row_of, window.length, line);
-        for (int32_t k = 0; k < columns.num_cells; ++k) sums[k * channels + c] = line[columns.cells[k] - window.first];
-      }
+      sum_planes(level, image, rows, row_bin, window, channels, sums);
     } else {
       for (int32_t k = 0; k < columns.num_cells; ++k) {
         const T* column = image + columns.cells[k] * level.column_stride;
         const auto row_of = [&](int32_t idx) { return column + rows.cells[idx] * level.row_stride; };
-        weighted_sum<false>(group, row_of, channels, sums + k * channels);
+        weighted_sum<false>(rows.group(row_bin), row_of, channels, sums + offsets[k]);
       }
     }
     for (int column_bin = 0; column_bin < grid.output_size; ++column_bin, out += out_stride) {
-      const auto row_of = [&](int32_t idx) -> const W* { return sums + idx * channels; };
+      const auto row_of = [&](int32_t idx) -> const W* { return sums + offsets[idx]; };
       weighted_sum<false>(columns.group(column_bin), row_of, channels, out);
     }
   }
@@ -87,29 +125,41 @@ ALWAYS_INLINE void scatter_to_columns(
   }
 }
 
-// The same for planes: along x and turned for all rows of bins, then along y for each channel.
+// Turns sums [window, O, channels] of kLanes channels from c on into lines [kLanes, O, window].
+template <class W>
+ALWAYS_INLINE void turn_lines(const W* sums, int64_t output_size, int64_t window, int64_t channels, int64_t c, W* lines) {
+  constexpr int kLanes = Lanes<W>::kCount;
+  const int64_t stride = output_size * channels;
+  for (int64_t y = 0; y < output_size; ++y) {
+    for (int64_t x = 0; x < window; x += kLanes) {
+      typename Lanes<W>::Vector cells[kLanes];
+      for (int i = 0; i < kLanes; ++i) load<W>(sums + (x + i) * stride + y * channels + c, cells[i]);
+      transpose<W>(cells);
+      for (int i = 0; i < kLanes; ++i) store<W>(cells[i], lines + (i * output_size + y) * window + x);
+    }
+  }
+}
+
+// The same for planes: along x, turned, then along y for each channel. Scratch.bins holds whole vectors of channels.
 template <class W>
 ALWAYS_INLINE void scatter_to_planes(
     const Level<W>& level, W* image, const Axis<W>& rows, const Axis<W>& columns, Grid grid, int64_t channels, Scratch<W>& scratch) {
+  constexpr int64_t kLanes = Lanes<W>::kCount;
   W *sums = scratch.sums.data(), *lines = scratch.lines.data();
   const W* bins = scratch.bins.data();
   const Window window = window_of(columns, level.width);
-  const int64_t sums_stride = columns.num_cells * channels;
-  for (int row_bin = 0; row_bin < grid.output_size; ++row_bin) {
-    const auto bins_of = [&](int32_t idx) { return bins + (row_bin * grid.output_size + idx) * channels; };
-    for (int32_t k = 0; k < columns.num_cells; ++k) {
-      weighted_sum<false>(columns.group(k), bins_of, channels, sums + row_bin * sums_stride + k * channels);
-    }
+  const int64_t length = whole_vectors<W>(window.length), padded = whole_vectors<W>(channels);
+  const int64_t bins_stride = grid.output_size * padded;
+  std::fill_n(sums, length * bins_stride, W(0));
+  for (int32_t k = 0; k < columns.num_cells; ++k) {
+    const auto bins_of = [&](int32_t idx) { return bins + idx * bins_stride; };
+    weighted_sum<true>(columns.group(k), bins_of, bins_stride, sums + (columns.cells[k] - window.first) * bins_stride);
   }
   for (int64_t c = 0; c < channels; ++c) {
-    std::fill(lines, lines + grid.output_size * window.length, W(0));
-    for (int row_bin = 0; row_bin < grid.output_size; ++row_bin) {
-      for (int32_t k = 0; k < columns.num_cells; ++k) {
-        lines[row_bin * window.length + columns.cells[k] - window.first] += sums[row_bin * sums_stride + k * channels + c];
-      }
-    }
+    const int64_t lane = c % kLanes;
+    if (lane == 0) turn_lines(sums, grid.output_size, length, padded, c, lines);
+    const auto lines_of = [&](int32_t idx) -> const W* { return lines + (lane * grid.output_size + idx) * length; };
     W* plane = image + c * level.channel_stride + window.first;
-    const auto lines_of = [&](int32_t idx) -> const W* { return lines + idx * window.length; };
     for (int32_t j = 0; j < rows.num_cells; ++j) {
       weighted_sum<true>(rows.group(j), lines_of, window.length, plane + rows.cells[j] * level.row_stride);
     }
@@ -156,8 +206,9 @@ void pool(const Levels<const T>& levels, const Tensor& boxes, const Pyramid& pyr
   // A thread walks the boxes of an image for one slice, then for the next: what neighbours share stays in the cache.
   torch::stable::parallel_for(0, num_slices * num_boxes, grain, [&](int64_t begin, int64_t end) {
     Scratch<W> scratch;
-    scratch.sums.resize(2 * grid.sampling_ratio * grid.output_size * slice);
-    scratch.lines.resize(max_width(pyramid));
+    const int64_t max_cells = 2 * grid.sampling_ratio * grid.output_size;
+    scratch.sums.resize((levels.any_planar ? max_width(pyramid) : max_cells) * slice);
+    scratch.offsets.resize(max_cells);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t box = plan.box_at(i % num_boxes), first = i / num_boxes * slice;
       const auto& level = levels.levels[plan.level(box)];
@@ -169,21 +220,24 @@ void pool(const Levels<const T>& levels, const Tensor& boxes, const Pyramid& pyr
   });
 }
 
-// Copies a box's gradient to scratch, bins first; whether any of it is not 0.
+// Copies a box's gradient to bins[y * row + x * column + c], from any layout; whether any of it is not 0.
 template <class T, class W>
-bool load_bins(const T* from, const Tensor& grad, int64_t output_size, int64_t channels, W* bins) {
+bool load_bins(const T* from, const Tensor& grad, int64_t output_size, int64_t channels, W* bins, int64_t row, int64_t column) {
   const int64_t channel_stride = grad.stride(2), row_stride = grad.stride(3), column_stride = grad.stride(4);
-  bool any = false;
+  int any = 0;
   for (int64_t y = 0; y < output_size; ++y) {
-    for (int64_t x = 0; x < output_size; ++x, bins += channels) {
+    for (int64_t x = 0; x < output_size; ++x) {
       const T* bin = from + y * row_stride + x * column_stride;
-      for (int64_t c = 0; c < channels; ++c) {
-        bins[c] = static_cast<W>(bin[c * channel_stride]);
-        any |= bins[c] != 0;
+      W* to = bins + y * row + x * column;
+      if (channel_stride == 1) {
+        for (int64_t c = 0; c < channels; ++c) to[c] = static_cast<W>(bin[c]);
+      } else {
+        for (int64_t c = 0; c < channels; ++c) to[c] = static_cast<W>(bin[c * channel_stride]);
       }
+      for (int64_t c = 0; c < channels; ++c) any |= to[c] != 0 ? 1 : 0;
     }
   }
-  return any;
+  return any != 0;
 }
 
 template <class W>
@@ -208,10 +262,10 @@ void scatter(const Tensor& grad, const Tensor& boxes, const Pyramid& pyramid, Gr
   const T* grads = data_of<T>(grad);
   torch::stable::parallel_for(0, num_images * num_slices, 1, [&](int64_t begin, int64_t end) {
     Scratch<W> scratch;
-    const int64_t max_cells = 2 * grid.sampling_ratio * grid.output_size;
-    scratch.sums.resize((levels.any_planar ? max_cells : 1) * grid.output_size * slice);
-    scratch.lines.resize(grid.output_size * max_width(pyramid));
-    scratch.bins.resize(grid.output_size * grid.output_size * slice);
+    const int64_t padded = whole_vectors<W>(slice), length = levels.any_planar ? whole_vectors<W>(max_width(pyramid)) : 1;
+    scratch.sums.resize(length * grid.output_size * padded);
+    scratch.lines.resize(length * grid.output_size * Lanes<W>::kCount);
+    scratch.bins.resize(grid.output_size * grid.output_size * padded);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t image = i / num_slices, first = i % num_slices * slice, count = std::min(slice, channels - first);
       int64_t position = image * boxes_per_image;
@@ -219,10 +273,13 @@ void scatter(const Tensor& grad, const Tensor& boxes, const Pyramid& pyramid, Gr
         const auto& level = levels.levels[l];
         W* origin = level.data + image * level.image_stride + first * level.channel_stride;
         zero_slice(level, origin, count);
+        const int64_t width = level.is_planar ? whole_vectors<W>(count) : count, row = grid.output_size * width;
         for (; position < (image + 1) * boxes_per_image && plan.level(plan.box_at(position)) == l; ++position) {
           const int64_t box = plan.box_at(position);
           const T* from = grads + image * grad.stride(0) + box % boxes_per_image * grad.stride(1) + first * grad.stride(2);
-          if (load_bins(from, grad, grid.output_size, count, scratch.bins.data())) {
+          const bool any = load_bins(
+              from, grad, grid.output_size, count, scratch.bins.data(), level.is_planar ? width : row, level.is_planar ? row : width);
+          if (any) {
             scatter_box_of(level, origin, plan.rows(box), plan.columns(box), grid, count, scratch);
           }
         }
@@ -255,7 +312,7 @@ std::vector<Tensor> multilevel_roi_align_backward_cpu(
   dispatch_features(grad.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using W = Accumulator<T>;
-    result = new_levels(grad, pyramid, channels_last, std::is_same_v<W, double> ? ScalarType::Double : ScalarType::Float);
+    result = new_levels(grad, grad.size(2), pyramid, channels_last, std::is_same_v<W, double> ? ScalarType::Double : ScalarType::Float);
     if (grad.size(0) * grad.size(2) > 0) {
       scatter<T>(grad, torch::stable::contiguous(boxes), pyramid, grid, levels_of<W>(result));
     }

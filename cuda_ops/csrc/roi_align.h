@@ -44,9 +44,16 @@ struct Sample {
   B low_weight, high_weight;
 };
 
-// Bins and samples of an output: O × O bins of S × S samples.
+// O × O bins of S × S samples.
 struct Grid {
   int output_size, sampling_ratio;
+};
+
+// A cell, or whatever else idx counts, and its weight in a bin.
+template <class W>
+struct Tap {
+  int32_t idx;
+  W weight;
 };
 
 // torch.nan_to_num of a coordinate.
@@ -89,6 +96,28 @@ HOST_DEVICE Sample<B> sample_of(B start, B bin_size, int bin, int sample, int sa
   const int32_t low = static_cast<int32_t>(at);
   const B high_weight = at - B(low);
   return {true, low, low < last ? low + 1 : last, (1 - high_weight) * share, high_weight * share};
+}
+
+// The cells that a bin touches along one axis, at most 2S of them; samples that share a cell are added up.
+template <class W, class B>
+HOST_DEVICE int taps_of(B start, B bin_size, int bin, Grid grid, int32_t size, Tap<W>* taps) {
+  int num_taps = 0;
+  for (int i = 0; i < grid.sampling_ratio; ++i) {
+    const Sample<B> sample = sample_of(start, bin_size, bin, i, grid.sampling_ratio, size);
+    if (!sample.is_inside) continue;
+    for (int side = 0; side < 2; ++side) {
+      const int32_t cell = side == 0 ? sample.low : sample.high;
+      const W weight = static_cast<W>(side == 0 ? sample.low_weight : sample.high_weight);
+      int t = num_taps - 1;
+      while (t >= 0 && taps[t].idx != cell) --t;
+      if (t >= 0) {
+        taps[t].weight += weight;
+      } else {
+        taps[num_taps++] = {cell, weight};
+      }
+    }
+  }
+  return num_taps;
 }
 
 // Calls f with a zero of the C++ type of the features.

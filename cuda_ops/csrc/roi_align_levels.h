@@ -61,12 +61,12 @@ inline std::vector<Tensor> readable(const std::vector<Tensor>& features) {
   return levels;
 }
 
-// [N, C, H, W] of each level, uninitialised; channels-last in memory where asked. grad: [N, R, C, O, O].
+// [N, C, H, W] of each level, uninitialised; channels-last in memory where asked. N and the device are those of grad.
 inline std::vector<Tensor> new_levels(
-    const Tensor& grad, const Pyramid& pyramid, const std::vector<bool>& channels_last, ScalarType dtype) {
+    const Tensor& grad, int64_t channels, const Pyramid& pyramid, const std::vector<bool>& channels_last, ScalarType dtype) {
   std::vector<Tensor> levels;
   for (int l = 0; l < pyramid.num_levels; ++l) {
-    const int64_t images = grad.size(0), channels = grad.size(2), height = pyramid.heights[l], width = pyramid.widths[l];
+    const int64_t images = grad.size(0), height = pyramid.heights[l], width = pyramid.widths[l];
     if (channels_last[l]) {
       const auto cells = torch::stable::new_empty(grad, {images, height, width, channels}, dtype);
       levels.push_back(torch::stable::transpose(torch::stable::transpose(cells, 1, 3), 2, 3));

@@ -9,13 +9,7 @@
 
 namespace cuda_ops {
 
-// Along one axis, either a cell's weight in a bin (idx is a row of `cells`), or the same seen from the cell (idx is a bin).
-template <class W>
-struct Tap {
-  int32_t idx;
-  W weight;
-};
-
+// The taps of a bin, whose idx are rows of `cells`; or of a cell, whose idx are bins.
 template <class W>
 struct Group {
   const Tap<W>*first, *last;
@@ -98,26 +92,16 @@ class Plan {
     int32_t* begins = begins_.data() + row * (max_taps_ + 1);
     Tap<W>* taps = taps_.data() + row * max_taps_;
     int32_t num_cells = 0, num_taps = 0;
-    const auto add = [&](int32_t cell, W weight, int32_t first_tap) {
-      // Samples go from left to right, so a known cell is among the last ones.
-      int32_t idx = num_cells - 1;
-      while (idx >= 0 && cells[idx] != cell && cells[idx] >= cell - 1) --idx;
-      if (idx < 0 || cells[idx] != cell) cells[idx = num_cells++] = cell;
-      int32_t tap = num_taps - 1;
-      while (tap >= first_tap && taps[tap].idx != idx) --tap;
-      if (tap >= first_tap) {
-        taps[tap].weight += weight;
-      } else {
-        taps[num_taps++] = {idx, weight};
-      }
-    };
     for (int bin = 0; bin < grid.output_size; ++bin) {
       begins[bin] = num_taps;
-      for (int i = 0; i < grid.sampling_ratio; ++i) {
-        const auto sample = sample_of(start, bin_size, bin, i, grid.sampling_ratio, size);
-        if (!sample.is_inside) continue;
-        add(sample.low, static_cast<W>(sample.low_weight), begins[bin]);
-        add(sample.high, static_cast<W>(sample.high_weight), begins[bin]);
+      num_taps += taps_of(start, bin_size, bin, grid, size, taps + num_taps);
+      for (int32_t t = begins[bin]; t < num_taps; ++t) {
+        // Bins go from left to right, so a known cell is among the last ones; to list one twice would be no error.
+        const int32_t cell = taps[t].idx;
+        int32_t k = num_cells - 1;
+        while (k >= 0 && cells[k] > cell) --k;
+        if (k < 0 || cells[k] != cell) cells[k = num_cells++] = cell;
+        taps[t].idx = k;
       }
     }
     begins[grid.output_size] = num_taps;

@@ -2,7 +2,7 @@
 // written in the compiler's vector extension, for loops over arrays of sums end up in memory.
 #pragma once
 
-#include <cstring>
+#include <utility>
 
 #include "roi_align_plan.h"
 
@@ -14,19 +14,19 @@ template <class W>
 struct Lanes {
   static constexpr int kCount = 32 / sizeof(W);
   typedef W Vector __attribute__((vector_size(32)));
+  typedef std::conditional_t<sizeof(W) == 8, int64_t, int32_t> Indices __attribute__((vector_size(32)));
+  typedef W InMemory __attribute__((vector_size(32), aligned(sizeof(W)), may_alias));
 };
 
 template <class W, class T>
 ALWAYS_INLINE void load(const T* from, typename Lanes<W>::Vector& to) {
   if constexpr (std::is_same_v<T, W>) {
-    std::memcpy(&to, from, sizeof to);
+    to = *reinterpret_cast<const typename Lanes<W>::InMemory*>(from);
   } else if constexpr (std::is_same_v<T, BFloat16>) {
-    typedef uint16_t Half16 __attribute__((vector_size(16)));
-    typedef uint32_t Wide __attribute__((vector_size(32)));
-    Half16 bits;
-    std::memcpy(&bits, from, sizeof bits);
-    const Wide wide = __builtin_convertvector(bits, Wide) << 16;  // a bfloat16 is the upper half of a float
-    std::memcpy(&to, &wide, sizeof to);
+    typedef uint16_t Halves __attribute__((vector_size(16), aligned(2), may_alias));
+    typedef uint32_t Bits __attribute__((vector_size(32)));
+    const Bits bits = __builtin_convertvector(*reinterpret_cast<const Halves*>(from), Bits) << 16;  // a float's upper half
+    to = reinterpret_cast<typename Lanes<W>::Vector>(bits);
   } else {
     for (int i = 0; i < Lanes<W>::kCount; ++i) to[i] = static_cast<W>(from[i]);
   }
@@ -35,10 +35,35 @@ ALWAYS_INLINE void load(const T* from, typename Lanes<W>::Vector& to) {
 template <class W, class T>
 ALWAYS_INLINE void store(const typename Lanes<W>::Vector& from, T* to) {
   if constexpr (std::is_same_v<T, W>) {
-    std::memcpy(to, &from, sizeof from);
+    *reinterpret_cast<typename Lanes<W>::InMemory*>(to) = from;
   } else {
     for (int i = 0; i < Lanes<W>::kCount; ++i) to[i] = static_cast<T>(from[i]);
   }
+}
+
+#if defined(__clang__)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, typename Lanes<W>::Indices{__VA_ARGS__})
+#endif
+
+// Swaps blocks of kBlock lanes between two vectors: the upper one of each pair of a for the lower one of b.
+template <class W, int kBlock, int... kLane>
+ALWAYS_INLINE void swap_blocks(typename Lanes<W>::Vector& a, typename Lanes<W>::Vector& b, std::integer_sequence<int, kLane...>) {
+  constexpr int kCount = Lanes<W>::kCount;
+  const typename Lanes<W>::Vector lower = SHUFFLE(a, b, ((kLane & kBlock) ? kCount + kLane - kBlock : kLane)...);
+  b = SHUFFLE(a, b, ((kLane & kBlock) ? kCount + kLane : kLane + kBlock)...);
+  a = lower;
+}
+
+// Turns a square of lanes.
+template <class W, int kBlock = Lanes<W>::kCount / 2>
+ALWAYS_INLINE void transpose(typename Lanes<W>::Vector (&rows)[Lanes<W>::kCount]) {
+  constexpr int kCount = Lanes<W>::kCount;
+  for (int i = 0; i < kCount; ++i) {
+    if (!(i & kBlock)) swap_blocks<W, kBlock>(rows[i], rows[i + kBlock], std::make_integer_sequence<int, kCount>{});
+  }
+  if constexpr (kBlock > 1) transpose<W, kBlock / 2>(rows);
 }
 
 template <int kVectors, bool kAdd, class W, class RowOf, class Out>
@@ -70,6 +95,7 @@ ALWAYS_INLINE void weighted_sum(const Group<W>& group, const RowOf& row_of, int6
   constexpr int kLanes = Lanes<W>::kCount;
   int64_t i = 0;
   for (; i + 4 * kLanes <= length; i += 4 * kLanes) weighted_sum_block<4, kAdd>(group, row_of, i, out);
+  for (; i + 2 * kLanes <= length; i += 2 * kLanes) weighted_sum_block<2, kAdd>(group, row_of, i, out);
   for (; i + kLanes <= length; i += kLanes) weighted_sum_block<1, kAdd>(group, row_of, i, out);
   for (; i < length; ++i) {
     W sum = kAdd ? static_cast<W>(out[i]) : W(0);
