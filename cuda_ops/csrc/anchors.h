@@ -1,5 +1,5 @@
-// Anchors of one cell. The order of operations is that of reference/anchors.py, so results agree in every bit. Both kernels get
-// them from the host: there are a dozen.
+// Anchors of one cell. The order of operations is that of reference/anchors.py, so results agree in every bit. Both
+// kernels get them from the host: there are a dozen.
 #pragma once
 
 #include <cmath>

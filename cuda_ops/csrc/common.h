@@ -10,7 +10,7 @@
 #include <tuple>
 #include <vector>
 
-// What a VECTORIZED function calls in its loops: left to choose, the compiler may let both copies call one that is not vectorised.
+// What a VECTORIZED function calls in its loops: left to choose, the compiler may let both copies share one of the lesser.
 #ifdef __GNUC__
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 #else

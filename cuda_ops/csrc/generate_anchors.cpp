@@ -43,7 +43,8 @@ Tensor generate_anchors_cpu(
 STABLE_TORCH_LIBRARY_FRAGMENT(cuda_ops, m) {
   // `like` has no elements: it tells the device, by which torch chooses the kernel, and the dtype.
   m.def(
-      "generate_anchors(Tensor like, int[] feature_sizes, int[] image_size, float[] sizes, float[] aspect_ratios) -> Tensor");
+      "generate_anchors(Tensor like, int[] feature_sizes, int[] image_size, float[] sizes, float[] aspect_ratios) "
+      "-> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(cuda_ops, CPU, m) {

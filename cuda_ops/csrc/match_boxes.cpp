@@ -1,8 +1,8 @@
 // Which ground truth each box should learn: [N or 1, A, 4], [N, G, 4], [N] → [N, A].
 //
-// The IoU matrix never exists. Boxes go by tiles that stay in the first cache, one ground-truth row after the other; a row that
-// lies apart from the whole tile is skipped. Low-quality matches need the best IoU of each row over all tiles, so a second pass
-// repeats the few tiles where one was found; it computes the same bits.
+// The IoU matrix never exists. Boxes go by tiles that stay in the first cache, one ground-truth row after the other; a
+// row that lies apart from the whole tile is skipped. Low-quality matches need the best IoU of each row over all tiles,
+// so a second pass repeats the few tiles where one was found; it computes the same bits.
 #include <algorithm>
 #include <cmath>
 #include <type_traits>
@@ -31,7 +31,7 @@ struct Task {
   int64_t num_images, num_boxes, num_rows, num_tiles;
   std::vector<int64_t> row_counts;  // of each image, without padding
   std::vector<GtRow<T>> rows;       // [N, G]
-  std::vector<T> best_of_tile;      // [tiles, N, G]: the greatest IoU of each row in the tile; empty without low quality
+  std::vector<T> best_of_tile;      // [tiles, N, G]: greatest IoU of each row in the tile; empty without low quality
   std::vector<T> best_of_gt;        // [N, G]: over all tiles
   int64_t* matched;
 };
@@ -242,7 +242,8 @@ Tensor match_boxes_cpu(
 
 STABLE_TORCH_LIBRARY_FRAGMENT(cuda_ops, m) {
   m.def(
-      "match_boxes(Tensor boxes, Tensor gt_boxes, Tensor num_gt, float fg_iou, float bg_iou, bool low_quality) -> Tensor");
+      "match_boxes(Tensor boxes, Tensor gt_boxes, Tensor num_gt, float fg_iou, float bg_iou, bool low_quality) "
+      "-> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(cuda_ops, CPU, m) {

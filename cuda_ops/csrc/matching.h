@@ -1,4 +1,5 @@
-// Matching of boxes to ground truth: what the CPU and the CUDA kernels must decide alike, nan included, as reference/matching.py does.
+// Matching of boxes to ground truth: what the CPU and the CUDA kernels must decide alike, nan included, and as
+// reference/matching.py does.
 #pragma once
 
 #include "boxes.h"
@@ -14,19 +15,19 @@ HOST_DEVICE T larger_or_nan(T a, T b) {
   return (b > a || b != b) ? b : a;
 }
 
-// What a box learns if it is not marked as the best of some ground truth. A comparison with nan is false, as in torch.
+// What a box learns if it is not marked as the best of some ground truth. Comparisons with nan are false, as in torch.
 template <class T, class Index>
 HOST_DEVICE Index verdict(T best, Index idx, T fg_iou, T bg_iou) {
   return best < bg_iou ? Index(kBackground) : best < fg_iou ? Index(kIgnore) : idx;
 }
 
-// Whether boxes of this IoU with a ground truth learn however low it is. Of a row without overlap, or with nan, none does.
+// Whether a box of this IoU with a ground truth learns however low it is. Of a row without overlap, or with nan, none does.
 template <class T>
 HOST_DEVICE bool is_best_of_gt(T iou, T best_of_gt) {
   return iou == best_of_gt && best_of_gt > T(0);
 }
 
-// Below it no sum or product of box_iou overflows, so boxes that lie apart have IoU 0 for sure and need not be compared.
+// Below it no sum or product of box_iou overflows, so boxes that lie apart have IoU 0 and need not be compared.
 HOST_DEVICE float tame_limit(float) {
   return 1e18f;
 }

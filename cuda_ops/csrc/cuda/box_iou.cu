@@ -7,7 +7,8 @@ namespace {
 
 // Index is as narrow as the pairs allow: a division of 64 bits costs more than all the rest.
 template <class T, class Index>
-__global__ void box_iou_kernel(const Box<T>* ones, const Box<T>* twos, Index num_one, Index num_two, int64_t total, T* out) {
+__global__ void box_iou_kernel(
+    const Box<T>* ones, const Box<T>* twos, Index num_one, Index num_two, int64_t total, T* out) {
   FOR_EACH_ITEM(i, total) {
     const Index pair = i, row = pair / num_two;
     const Box<T> one = ones[row], two = twos[row / num_one * num_two + pair % num_two];

@@ -1,4 +1,4 @@
-// Anchors of every cell of a pyramid: one thread an anchor position, one launch a level and ratio. They are made once a shape.
+// Anchors of every cell of a pyramid: one thread a cell, one launch a level and ratio. They are made once a shape.
 #include "anchors.h"
 #include "cuda_common.h"
 

@@ -1,6 +1,7 @@
-// Which ground truth each box should learn: one lane a box, so a warp has 32 neighbours. Each of its lanes looks at another
-// ground-truth row, and the warp then compares its boxes only with rows that do not lie apart from all of them. Low-quality
-// matches need the best IoU of each row first, from a launch of its own; the second computes the same bits again.
+// Which ground truth each box should learn: one lane a box, so a warp has 32 neighbours. Each of its lanes looks at
+// another ground-truth row, and the warp then compares its boxes only with rows that do not lie apart from all of them.
+// Low-quality matches need the best IoU of each row first, from a launch of its own; the second computes the same bits
+// again.
 #include "cuda_common.h"
 #include "matching.h"
 
@@ -54,7 +55,8 @@ __device__ __forceinline__ Box<T> bounds_of_warp(const Box<T>& box) {
 
 // Calls visit(row, iou) for every row that may overlap a box of the warp, in ascending order, with all lanes together.
 template <class T, class F>
-__device__ __forceinline__ void for_each_row(const Box<T>& box, const Box<T>* gt_boxes, int64_t num_rows, const F& visit) {
+__device__ __forceinline__ void for_each_row(
+    const Box<T>& box, const Box<T>* gt_boxes, int64_t num_rows, const F& visit) {
   const Box<T> bounds = bounds_of_warp(box);
   const T area = box_area(box);
   const int lane = threadIdx.x % kWarp;
@@ -161,7 +163,8 @@ Tensor match_boxes_cuda(
       best_of_gt_kernel<T><<<blocks, kThreads, 0, device.stream()>>>(task, num_chunks, best);
       STD_CUDA_KERNEL_LAUNCH_CHECK();
     }
-    match_boxes_kernel<T><<<blocks, kThreads, 0, device.stream()>>>(task, num_chunks, best, mutable_data_of<int64_t>(matched));
+    match_boxes_kernel<T><<<blocks, kThreads, 0, device.stream()>>>(
+        task, num_chunks, best, mutable_data_of<int64_t>(matched));
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return matched;
