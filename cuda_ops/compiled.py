@@ -4,14 +4,9 @@ Each kernel lives in csrc/<operator>.cpp and .cu; what torch must know besides (
 registration.py.
 """
 
-from collections.abc import Sequence
-
-
-from itertools import pairwise
-
-
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -22,10 +17,7 @@ from cuda_ops.reference.masks import RunLengthCode
 from cuda_ops.reference.polygons import PackedPolygons
 
 _ops = torch.ops.cuda_ops
-_COMPILED = (torch.float32, torch.float64)  # dtypes of boxes that have a kernel; the reference serves the others
-
-
-KERNEL_DTYPES = (torch.float32, torch.float64)  # others go to the references
+KERNEL_DTYPES = (torch.float32, torch.float64)  # of boxes; the references serve the others
 
 
 @torch.no_grad()
@@ -42,7 +34,7 @@ def batched_nms(
 def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """See `cuda_ops.box_iou`. Where boxes learn, the reference serves: the kernel has no gradient."""
     is_learned = torch.is_grad_enabled() and (boxes1.requires_grad or boxes2.requires_grad)
-    if is_learned or boxes1.dtype not in _COMPILED:
+    if is_learned or boxes1.dtype not in KERNEL_DTYPES:
         return reference.box_iou(boxes1, boxes2)
     leading = torch.broadcast_shapes(boxes1.shape[:-2], boxes2.shape[:-2])
     pairs = [
@@ -50,6 +42,17 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
         for boxes in (boxes1, boxes2)
     ]
     return _ops.box_iou(*pairs).view(*leading, boxes1.shape[-2], boxes2.shape[-2])
+
+
+def encode_masks(
+    mask_probs: Tensor, boxes: Tensor, image_size: tuple[int, int], threshold: float
+) -> list[RunLengthCode]:
+    """See `cuda_ops.encode_masks`."""
+    if mask_probs.dtype != boxes.dtype or mask_probs.dtype not in KERNEL_DTYPES:
+        return reference.encode_masks(mask_probs, boxes, image_size, threshold)  # rounds as these dtypes do
+    text, offsets = _ops.encode_masks(mask_probs, boxes, *image_size, threshold)
+    data, places = text.numpy().tobytes(), offsets.tolist()
+    return [{"size": list(image_size), "counts": data[begin:end]} for begin, end in pairwise(places)]
 
 
 def generate_anchors(
@@ -61,7 +64,7 @@ def generate_anchors(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """See `cuda_ops.generate_anchors`."""
-    if dtype not in _COMPILED:
+    if dtype not in KERNEL_DTYPES:
         return reference.generate_anchors(feature_sizes, image_size, sizes, aspect_ratios, device, dtype)
     like = torch.empty(0, device=device, dtype=dtype)
     flat_sizes = [side for size in feature_sizes for side in size]
@@ -72,22 +75,28 @@ def match_boxes(
     boxes: Tensor, gt_boxes: Tensor, num_gt: Tensor, fg_iou: float, bg_iou: float, low_quality: bool = False
 ) -> Tensor:
     """See `cuda_ops.match_boxes`."""
-    if boxes.dtype not in _COMPILED:
+    if boxes.dtype not in KERNEL_DTYPES:
         return reference.match_boxes(boxes, gt_boxes, num_gt, fg_iou, bg_iou, low_quality)
     boxes = boxes if boxes.dim() == 3 else boxes[None]
     num_gt = num_gt if num_gt.dtype in (torch.int32, torch.int64) else num_gt.long()
     return _ops.match_boxes(boxes, gt_boxes, num_gt, fg_iou, bg_iou, low_quality)
 
 
-def encode_masks(
-    mask_probs: Tensor, boxes: Tensor, image_size: tuple[int, int], threshold: float
-) -> list[RunLengthCode]:
-    """See `cuda_ops.encode_masks`."""
-    if mask_probs.dtype != boxes.dtype or mask_probs.dtype not in (torch.float32, torch.float64):
-        return reference.encode_masks(mask_probs, boxes, image_size, threshold)  # rounds as these dtypes do
-    text, offsets = _ops.encode_masks(mask_probs, boxes, *image_size, threshold)
-    data, places = text.numpy().tobytes(), offsets.tolist()
-    return [{"size": list(image_size), "counts": data[begin:end]} for begin, end in pairwise(places)]
+def multilevel_roi_align(
+    features: Sequence[Tensor],
+    boxes: Tensor,
+    *,
+    image_size: tuple[int, int],
+    output_size: int,
+    sampling_ratio: int,
+) -> Tensor:
+    """See `cuda_ops.multilevel_roi_align`."""
+    if boxes.dtype not in KERNEL_DTYPES:
+        return reference.multilevel_roi_align(
+            features, boxes, image_size=image_size, output_size=output_size, sampling_ratio=sampling_ratio
+        )
+    scales = [2.0 ** round(math.log2(level.shape[2] / image_size[0])) for level in features]
+    return _ops.multilevel_roi_align(list(features), boxes.detach(), scales, output_size, sampling_ratio)
 
 
 def rasterize_polygons(boxes: Tensor, instance_idxs: Tensor, polygons: PackedPolygons, size: int) -> Tensor:
@@ -101,6 +110,7 @@ def rasterize_polygons(boxes: Tensor, instance_idxs: Tensor, polygons: PackedPol
         polygons.part_offsets.to(torch.int32),
         polygons.instance_offsets.to(torch.int32),
         size,
+    )
 
 
 @torch.no_grad()
@@ -122,28 +132,3 @@ def select_proposals(
     return _ops.select_proposals(
         objectness.float(), deltas, anchors, image_sizes, list(level_sizes), pre_nms_top_n, min_size
     )
-
-
-# Not compiled yet.
-
-
-
-
-def multilevel_roi_align(
-    features: Sequence[Tensor],
-    boxes: Tensor,
-    *,
-    image_size: tuple[int, int],
-    output_size: int,
-    sampling_ratio: int,
-) -> Tensor:
-    """See `cuda_ops.multilevel_roi_align`."""
-    if boxes.dtype not in (torch.float32, torch.float64):
-        return reference.multilevel_roi_align(
-            features, boxes, image_size=image_size, output_size=output_size, sampling_ratio=sampling_ratio
-        )
-    scales = [2.0 ** round(math.log2(level.shape[2] / image_size[0])) for level in features]
-    return _ops.multilevel_roi_align(list(features), boxes.detach(), scales, output_size, sampling_ratio)
-
-
-# Not compiled yet.

@@ -4,8 +4,6 @@ With it they work under torch.compile, torch.export and FakeTensorMode. Imported
 """
 
 from collections.abc import Sequence
-
-
 from typing import Any
 
 import torch
@@ -123,6 +121,4 @@ def _pyramid_gradients(ctx: Any, grad: Tensor) -> tuple[list[Tensor], None, None
     return gradients, None, None, None, None
 
 
-torch.library.register_autograd(
-    "cuda_ops::multilevel_roi_align", _pyramid_gradients, setup_context=_save_pyramid
-)
+torch.library.register_autograd("cuda_ops::multilevel_roi_align", _pyramid_gradients, setup_context=_save_pyramid)
