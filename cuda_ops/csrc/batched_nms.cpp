@@ -1,6 +1,6 @@
 // Greedy non-maximum suppression of each row: boxes [R, K, 4], scores [R, K] → indices [R, max_output], counts [R].
 //
-// Each box, best first, is compared with the boxes kept so far of its group. What is kept is little and lies side by side
+// Each box, best first, is compared with the boxes kept so far of its group. What is kept is little and lies together
 // in cache; what is suppressed leaves at its first suppressor; and nothing is done after max_output boxes are kept.
 #include <algorithm>
 #include <optional>
