@@ -50,9 +50,8 @@ def generate_anchors(
     _require(all(h > 0 and w > 0 for h, w in feature_sizes), op, "feature_sizes", "positive", list(feature_sizes))
     _require(min(*image_size, *sizes) > 0, op, "image_size and sizes", "positive", (*image_size, *sizes))
     _require(min(aspect_ratios, default=0) > 0, op, "aspect_ratios", "positive, at least one", list(aspect_ratios))
-    return _serving(torch.device(device or "cpu")).generate_anchors(
-        feature_sizes, image_size, sizes, aspect_ratios, device, dtype
-    )
+    device = torch.get_default_device() if device is None else torch.device(device)
+    return _serving(device).generate_anchors(feature_sizes, image_size, sizes, aspect_ratios, device, dtype)
 
 
 def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
@@ -71,6 +70,7 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     _require_boxes(boxes1, "box_iou", "boxes1")
     _require_boxes(boxes2, "box_iou", "boxes2")
     _require(boxes1.dtype == boxes2.dtype, "box_iou", "boxes2", f"{boxes1.dtype} as boxes1", boxes2.dtype)
+    _require_one_device("box_iou", boxes1=boxes1, boxes2=boxes2)
     return _serving(boxes1.device).box_iou(boxes1, boxes2)
 
 
@@ -104,6 +104,7 @@ def match_boxes(
     _require(boxes.dim() == 2 or boxes.shape[0] == num_images, op, "boxes", f"of {num_images} images", boxes.shape)
     _require(_is_integer(num_gt) and num_gt.shape == (num_images,), op, "num_gt", f"[{num_images}] int", _kind(num_gt))
     _require(bg_iou <= fg_iou, op, "bg_iou", f"at most fg_iou ({fg_iou})", bg_iou)
+    _require_one_device(op, boxes=boxes, gt_boxes=gt_boxes, num_gt=num_gt)
     return _serving(gt_boxes.device).match_boxes(boxes, gt_boxes, num_gt, fg_iou, bg_iou, low_quality)
 
 
@@ -146,8 +147,10 @@ def select_proposals(
     )
     _require(len(anchors) == num_anchors, op, "anchors", f"{num_anchors} as box_deltas", len(anchors))
     _require(image_sizes.shape == (num_images, 2), op, "image_sizes", [num_images, 2], image_sizes.shape)
-    _require(sum(level_sizes) == num_anchors > 0, op, "level_sizes", f"a split of {num_anchors}", list(level_sizes))
+    is_split = sum(level_sizes) == num_anchors > 0 and min(level_sizes) >= 0
+    _require(is_split, op, "level_sizes", f"a split of {num_anchors}", list(level_sizes))
     _require(pre_nms_top_n > 0, op, "pre_nms_top_n", "positive", pre_nms_top_n)
+    _require_one_device(op, objectness=objectness, box_deltas=box_deltas, anchors=anchors, image_sizes=image_sizes)
     return _serving(box_deltas.device).select_proposals(
         objectness, box_deltas, anchors, image_sizes, level_sizes, pre_nms_top_n, min_size
     )
@@ -179,6 +182,7 @@ def batched_nms(
     _require(groups is None or groups.shape == scores.shape, op, "groups", list(scores.shape), _shape(groups))
     _require(0 <= iou_threshold <= 1, op, "iou_threshold", "0 to 1", iou_threshold)
     _require(max_output >= 0, op, "max_output", "0 or more", max_output)
+    _require_one_device(op, boxes=boxes, scores=scores, groups=groups)
     return _serving(boxes.device).batched_nms(boxes, scores, iou_threshold, max_output, groups)
 
 
@@ -223,6 +227,7 @@ def multilevel_roi_align(
     _require(min(image_size) > 0, op, "image_size", "positive", image_size)
     _require(output_size > 0, op, "output_size", "positive", output_size)
     _require(sampling_ratio > 0, op, "sampling_ratio", "positive", sampling_ratio)
+    _require_one_device(op, boxes=boxes, **{f"features[{level}]": feature for level, feature in enumerate(features)})
     return _serving(boxes.device).multilevel_roi_align(
         features, boxes, image_size=image_size, output_size=output_size, sampling_ratio=sampling_ratio
     )
@@ -259,6 +264,7 @@ def rasterize_polygons(boxes: Tensor, instance_idxs: Tensor, polygons: PackedPol
     is_even = num_instances % shape[0] == 0 if shape[0] else num_instances == 0
     _require(is_even, op, "polygons", f"the same number of instances for {shape[0]} images", num_instances)
     _require(size > 0, op, "size", "positive", size)
+    _require_one_device(op, boxes=boxes, instance_idxs=instance_idxs, xy=polygons.xy)
     return _serving(boxes.device).rasterize_polygons(boxes, instance_idxs, polygons, size)
 
 
@@ -287,12 +293,20 @@ def encode_masks(
     _require(is_square and mask_probs.is_floating_point(), op, "mask_probs", "[D, M, M] float", _kind(mask_probs))
     _require(len(mask_probs) == len(boxes), op, "boxes", f"{len(mask_probs)} as mask_probs", len(boxes))
     _require(min(image_size) > 0, op, "image_size", "positive", image_size)
+    _require_one_device(op, mask_probs=mask_probs, boxes=boxes)
     return _serving(mask_probs.device).encode_masks(mask_probs, boxes, image_size, threshold)
 
 
 def _serving(device: torch.device) -> ModuleType:
     """The module that computes on this device: compiled or reference, with the same functions."""
     return compiled if library.serves(device) else reference
+
+
+def _require_one_device(op: str, **arguments: Tensor | None) -> None:
+    """Kernels read the memory of all arguments, so it must be of one device."""
+    devices = {name: str(tensor.device) for name, tensor in arguments.items() if tensor is not None}
+    if len(set(devices.values())) > 1:
+        raise ValueError(f"{op}: {' and '.join(devices)} must be on one device, got {devices}")
 
 
 def _require_boxes(boxes: Tensor, op: str, argument: str, dims: tuple[int, ...] = ()) -> None:

@@ -48,7 +48,7 @@ def _iou_rows(boxes: Tensor, gt_boxes: Tensor, num_gt: Tensor) -> Iterator[Tenso
     """IoU of all boxes with ground-truth row 0, 1, …: [N, A], overwritten by the next. A padding row has IoU 0 with all."""
     num_rows = gt_boxes.shape[1]
     is_padding = torch.arange(num_rows, device=num_gt.device) >= num_gt[:, None]  # [N, G]
-    gt_area = box_area(gt_boxes)
+    gt_area = box_area(gt_boxes.masked_fill(is_padding[..., None], 0))  # padding may hold anything, nan too
     nowhere = gt_boxes.new_full((), float("inf"))
     starts = torch.where(is_padding[..., None], nowhere, gt_boxes[..., :2])
     ends = torch.where(is_padding[..., None], -nowhere, gt_boxes[..., 2:])

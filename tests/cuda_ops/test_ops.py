@@ -113,6 +113,7 @@ def test_on_a_gpu_the_results_are_the_same_and_the_host_never_waits(name):
         ("select_proposals", 2, BOXES[0, :2], r"select_proposals: anchors must be 3 as box_deltas, got 2"),
         ("select_proposals", 3, COUNTS, r"select_proposals: image_sizes must be \[2, 2\], got \[2\]"),
         ("select_proposals", 4, (2, 2), r"select_proposals: level_sizes must be a split of 3, got \[2, 2\]"),
+        ("select_proposals", 4, (4, -1), r"select_proposals: level_sizes must be a split of 3, got \[4, -1\]"),
         ("select_proposals", 5, 0, r"select_proposals: pre_nms_top_n must be positive, got 0"),
         ("batched_nms", 0, BOXES[0], r"batched_nms: boxes must be \[…, boxes, 4\] float, got \[3, 4\]"),
         ("batched_nms", 1, SCORES[:, :2], r"batched_nms: scores must be \[2, 3\], got \[2, 2\]"),
@@ -140,6 +141,25 @@ def test_wrong_input_is_named(name, position, wrong, message):
     args, kwargs = CALLS[name]
     args = [*args[:position], wrong, *args[position + 1 :]]
     with pytest.raises(ValueError, match=message):
+        getattr(cuda_ops, name)(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("name", "position"),
+    [
+        ("box_iou", 1),
+        ("match_boxes", 2),
+        ("select_proposals", 2),
+        ("batched_nms", 1),
+        ("multilevel_roi_align", 1),
+        ("rasterize_polygons", 1),
+    ],
+)
+def test_tensors_of_two_devices_are_named(name, position):
+    """A kernel that was handed memory of another device would crash, at best."""
+    args, kwargs = CALLS[name]
+    args = [*args[:position], args[position].to("meta"), *args[position + 1 :]]
+    with pytest.raises(ValueError, match=rf"{name}: .* must be on one device, got .*('cpu'.*'meta'|'meta'.*'cpu')"):
         getattr(cuda_ops, name)(*args, **kwargs)
 
 
