@@ -1,7 +1,7 @@
 # `make` lists what can be done. Everything runs in .venv, which is made from requirements.lock on first use. CUDA kernels are
 # compiled for the GPUs of this machine; FORCE_CUDA=1 compiles them without one, for TORCH_CUDA_ARCH_LIST.
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow gpu-test lint ui bench lock clean
+.PHONY: help venv demo test test-slow gpu-test gpu-check lint ui bench lock clean
 VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 5000
@@ -50,6 +50,9 @@ test-slow: venv  ## tests of minutes
 gpu-test: venv  ## tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
+gpu-check: venv  ## all that needs a GPU in one call: build, tests, sanitizers, benchmark of the operators
+	PYTHON=$(BIN)/python .ci/gpu
+
 lint: venv  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -58,8 +61,9 @@ lint: venv  ## format, lint, types
 ui: venv  ## MLflow on the runs so far, at http://127.0.0.1:5000 (PORT=… for another)
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(PORT)
 
-bench: venv  ## throughput, step time and memory, beside torchvision
+bench: venv  ## throughput, step time and memory, and each operator, beside torchvision
 	$(BIN)/maskrcnn benchmark
+	$(BIN)/python -m cuda_ops.benchmark
 
 lock: venv  ## resolve requirements.lock anew from setup.py, keeping what is still allowed
 	$(BIN)/uv pip compile setup.py --all-extras --universal --python-version 3.11 \
