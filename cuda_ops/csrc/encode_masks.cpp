@@ -1,10 +1,10 @@
-// Run-length codes of detected masks: probabilities [D, M, M] and boxes [D, 4] → text [bytes] uint8, offsets [D + 1] int64.
+// Run-length codes of masks: probabilities [D, M, M] and boxes [D, 4] → text [bytes] uint8, offsets [D + 1] int64.
 #include "masks.h"
 #include "run_lengths.h"
 
-// As VECTORIZED, with fused multiply-add besides.
+// As VECTORIZED, with fused multiply-add besides: by its feature, as an architecture names processors of one maker.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
-#define VECTORIZED_FMA __attribute__((target_clones("arch=haswell", "default"), flatten))
+#define VECTORIZED_FMA __attribute__((target_clones("fma", "default"), flatten))
 #else
 #define VECTORIZED_FMA
 #endif
@@ -15,18 +15,20 @@ namespace {
 // What all columns of a mask share, and what the column at hand has.
 template <class T>
 struct Tables {
-  std::vector<int64_t> first_rows;         // of each cell, and the end
-  std::vector<T> weights, next_weights;    // of each row in the image
-  std::vector<T> values;                   // of each cell's mix in this column
-  std::vector<uint8_t> certainties;
-  std::vector<int64_t> changes;
+  std::vector<int64_t> first_rows;       // of each cell, and the end
+  std::vector<T> weights, next_weights;  // of each row in the image
+  std::vector<T> values;                 // of each cell's mix in this column
+  std::vector<uint8_t> certainties;      // of the same
+  std::vector<int64_t> changes;          // of all columns so far
 };
 
 template <class T>
 inline void fill_rows(const ResizedMask<T>& mask, Tables<T>& tables) {
   const Axis<T>& y = mask.y;
   tables.first_rows.resize(y.cells + 1);
-  for (int64_t cell = 0; cell <= y.cells; ++cell) tables.first_rows[cell] = first_row(y, cell, mask.rounding.fuses_index);
+  for (int64_t cell = 0; cell <= y.cells; ++cell) {
+    tables.first_rows[cell] = first_row(y, cell, mask.rounding.fuses_index);
+  }
   tables.weights.resize(y.end - y.begin);
   tables.next_weights.resize(y.end - y.begin);
   for (int64_t row = y.begin; row < y.end; ++row) {
@@ -38,19 +40,28 @@ inline void fill_rows(const ResizedMask<T>& mask, Tables<T>& tables) {
   tables.certainties.resize(y.cells);
 }
 
+// What is restricted is not aliased by bytes, which else may alias anything: the loop is vectorised.
+template <class T>
+inline void mix_all(
+    const T* left, const T* right, Sample<T> column, int64_t cells, T threshold, bool is_fused, T* __restrict values,
+    uint8_t* __restrict certainties) {
+  for (int64_t cell = 0; cell < cells; ++cell) {
+    const Mix<T> mixed = mix(left[cell], right[cell], column, is_fused);
+    values[cell] = mixed.value;
+    certainties[cell] = certainty(mixed, threshold);
+  }
+}
+
 // One column of pixels, its mixes computed beforehand.
 template <class T>
 class TabulatedColumn {
  public:
   TabulatedColumn(const ResizedMask<T>& mask, const Sample<T>& column, Tables<T>& tables)
       : mask_(mask), column_(column), tables_(tables) {
-    T* values = tables.values.data();
-    uint8_t* certainties = tables.certainties.data();
-    for (int64_t cell = 0; cell < mask.y.cells; ++cell) {
-      const Mix<T> mixed = mix(mask, column, cell);
-      values[cell] = mixed.value;
-      certainties[cell] = cuda_ops::certainty(mixed, mask.threshold);
-    }
+    const int64_t cells = mask.y.cells;
+    mix_all(
+        mask.cells + column.cell * cells, mask.cells + mask.x.after(column.cell) * cells, column, cells, mask.threshold,
+        mask.rounding.fuses_value, tables.values.data(), tables.certainties.data());
   }
 
   uint8_t certainty(int64_t cell) const {
@@ -78,9 +89,10 @@ inline void find_changes(const ResizedMask<T>& mask, Tables<T>& tables) {
   fill_rows(mask, tables);
   bool is_set = false;
   for (int64_t x = mask.x.begin; x < end_of_changes(mask); ++x) {
-    const Sample<T> column = sample(mask.x, x, mask.rounding.fuses_index);
+    const Sample<T> at_x = sample(mask.x, x, mask.rounding.fuses_index);
+    const TabulatedColumn<T> column(mask, at_x, tables);
     const auto record = [&tables](int64_t place) { tables.changes.push_back(place); };
-    is_set = record_changes(mask, tables.first_rows.data(), x, is_set, TabulatedColumn<T>(mask, column, tables), record);
+    is_set = record_changes(mask, tables.first_rows.data(), x, is_set, column, record);
   }
 }
 

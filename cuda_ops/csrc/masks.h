@@ -1,7 +1,7 @@
-// Masks resized to the pixels of their boxes, as torch's CPU kernel of bilinear interpolation resizes them, bit for bit, but
-// only as far as a threshold needs: most pixels lie between cells that are all above it, or all below.
+// Masks resized to the pixels of their boxes, bit for bit as torch's CPU kernel of bilinear interpolation resizes them,
+// but only as far as a threshold needs: most pixels lie between cells that are all above it, or all below.
 //
-// Cells are those of the mask with a border of zeros, S × S, columns one after another. Reasons stand in reference/masks.py.
+// Cells are those of the mask with a border of zeros, S × S, columns one after another, as in reference/masks.py.
 #pragma once
 
 #include <cmath>
@@ -10,7 +10,7 @@
 
 namespace cuda_ops {
 
-// Where a build of torch fuses a multiplication and an addition into one rounding: it depends on compiler and processor.
+// Where a build of torch fuses multiplication and addition into one rounding: it depends on compiler and processor.
 struct Rounding {
   bool fuses_index, fuses_value;
 };
@@ -81,18 +81,19 @@ HOST_DEVICE int64_t whole_pixel(T coordinate) {
 
 template <class T>
 HOST_DEVICE Axis<T> axis_of(T low, T high, int64_t cells, int64_t extent) {
-  // The box grows with the border of its mask.
-  const T half_size = (high - low) * T(0.5) * static_cast<T>(static_cast<double>(cells) / static_cast<double>(cells - 2));
+  const double growth = static_cast<double>(cells) / static_cast<double>(cells - 2);  // by the border of the mask
+  const T half_size = (high - low) * T(0.5) * static_cast<T>(growth);
   const T centre = (high + low) * T(0.5);
   const int64_t origin = whole_pixel(centre - half_size), last = whole_pixel(centre + half_size);
   const int64_t size = larger<int64_t>(last - origin + 1, 1);
-  const int64_t begin = larger<int64_t>(origin, 0);
-  return {origin, size, cells, extent, begin, larger(begin, smaller(origin + size, extent)), static_cast<T>(cells) / size};
+  const int64_t begin = larger<int64_t>(origin, 0), end = larger(begin, smaller(origin + size, extent));
+  return {origin, size, cells, extent, begin, end, static_cast<T>(cells) / size};
 }
 
 template <class T>
 HOST_DEVICE ResizedMask<T> resized_mask(
-    const T* cells, const Box<T>& box, int64_t side, int64_t height, int64_t width, T threshold, const Roundings& roundings) {
+    const T* cells, const Box<T>& box, int64_t side, int64_t height, int64_t width, T threshold,
+    const Roundings& roundings) {
   const Axis<T> x = axis_of(box.x1, box.x2, side, width), y = axis_of(box.y1, box.y2, side, height);
   const bool is_small = x.size + y.size <= kSmallFrame;
   return {cells, x, y, is_small ? roundings.small : roundings.large, is_small, threshold};
@@ -103,7 +104,8 @@ HOST_DEVICE Sample<T> sample(const Axis<T>& axis, int64_t pixel, bool fuses_inde
   const int64_t i = pixel - axis.origin;
   if (axis.is_copy()) return {i, 1, 0};
   const T place = larger(multiply_add(axis.scale, static_cast<T>(i) + T(0.5), T(-0.5), fuses_index), T(0));
-  const int64_t cell = smaller(static_cast<int64_t>(static_cast<float>(place)), axis.cells - 1);  // torch floors in float32
+  const auto floored = static_cast<int64_t>(static_cast<float>(place));  // torch floors in float32
+  const int64_t cell = smaller(floored, axis.cells - 1);
   const T next_weight = smaller(larger(place - static_cast<T>(cell), T(0)), T(1));
   return {cell, T(1) - next_weight, next_weight};
 }
@@ -129,12 +131,18 @@ HOST_DEVICE T blend(T a, T weight, T b, T next_weight, bool is_fused) {
 }
 
 template <class T>
-HOST_DEVICE Mix<T> mix(const ResizedMask<T>& mask, const Sample<T>& column, int64_t row) {
-  const T a = mask.cells[column.cell * mask.y.cells + row], b = mask.cells[mask.x.after(column.cell) * mask.y.cells + row];
-  return {blend(a, column.weight, b, column.next_weight, mask.rounding.fuses_value), std::abs(a) + std::abs(b)};
+HOST_DEVICE Mix<T> mix(T a, T b, const Sample<T>& column, bool is_fused) {
+  return {blend(a, column.weight, b, column.next_weight, is_fused), std::abs(a) + std::abs(b)};
 }
 
-// Whether all pixels between this mix and another that is as certain lie on one side of the threshold, whatever is rounded.
+template <class T>
+HOST_DEVICE Mix<T> mix_at(const ResizedMask<T>& mask, const Sample<T>& column, int64_t row) {
+  const T* left = mask.cells + column.cell * mask.y.cells;
+  const T* right = mask.cells + mask.x.after(column.cell) * mask.y.cells;
+  return mix(left[row], right[row], column, mask.rounding.fuses_value);
+}
+
+// On which side of the threshold all pixels lie between this mix and another one as certain, whatever is rounded.
 template <class T>
 HOST_DEVICE uint8_t certainty(const Mix<T>& mix, T threshold) {
   const T slack = mix.magnitude * T(1.9e-6);  // rounding takes less than 1e-6 of it
@@ -161,7 +169,7 @@ HOST_DEVICE T large_pixel(const ResizedMask<T>& mask, const Mix<T>& upper, const
 template <class T>
 HOST_DEVICE T pixel(const ResizedMask<T>& mask, const Sample<T>& column, const Sample<T>& row) {
   if (mask.is_small) return small_pixel(mask, column, row);
-  return large_pixel(mask, mix(mask, column, row.cell), mix(mask, column, mask.y.after(row.cell)), row);
+  return large_pixel(mask, mix_at(mask, column, row.cell), mix_at(mask, column, mask.y.after(row.cell)), row);
 }
 
 template <class T>
@@ -177,7 +185,8 @@ HOST_DEVICE int64_t end_of_changes(const ResizedMask<T>& mask) {
 
 // Calls put(row, is_set) at every row of a column at which the mask may change.
 //
-// first_rows: of each cell, and the end. column.certainty(cell): that of its mix; column.is_set(cell, next, row): the pixel.
+// first_rows: of each cell, and the end. column.certainty(cell) is that of its mix, column.is_set(cell, next, row) a
+// pixel.
 template <class T, class Column, class Put>
 HOST_DEVICE void walk_column(const Axis<T>& y, const int64_t* first_rows, const Column& column, const Put& put) {
   for (int64_t cell = 0; cell < y.cells; ++cell) {
@@ -196,7 +205,8 @@ HOST_DEVICE void walk_column(const Axis<T>& y, const int64_t* first_rows, const 
 // `is_set`: the pixel before the column.
 template <class T, class Column, class Record>
 HOST_DEVICE bool record_changes(
-    const ResizedMask<T>& mask, const int64_t* first_rows, int64_t x, bool is_set, const Column& column, const Record& record) {
+    const ResizedMask<T>& mask, const int64_t* first_rows, int64_t x, bool is_set, const Column& column,
+    const Record& record) {
   const int64_t height = mask.y.extent;
   const auto put = [&](int64_t row, bool value) {
     if (value != is_set) record(x * height + row);

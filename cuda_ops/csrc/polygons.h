@@ -1,5 +1,5 @@
-// Edges of polygons on a small grid: what columns an edge inverts, and from which row. The order of operations is that of
-// reference/polygons.py, and the reasons for it stand there.
+// Edges of polygons on a small grid: what columns an edge inverts, and from which row. Reasons, and the order of
+// operations, are those of reference/polygons.py.
 #pragma once
 
 #include <cmath>
@@ -12,7 +12,7 @@ constexpr int64_t kFifths = 5;
 constexpr double kMinSidePx = 0.1;
 constexpr int64_t kWordBits = 32;
 
-// Packed polygons: instance i owns parts instance_offsets[i] to [i + 1], part t owns vertices part_offsets[t] to [t + 1].
+// Instance i owns parts instance_offsets[i] to [i + 1], part t owns vertices part_offsets[t] to [t + 1].
 template <class T>
 struct Polygons {
   const T* xy;

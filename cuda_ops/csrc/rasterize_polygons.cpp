@@ -1,4 +1,4 @@
-// Instances cut out by boxes and filled: boxes [N, R, 4], rows of instances [N, R], packed polygons → [N, R, M, M] float32.
+// Instances cut out by boxes and filled: boxes [N, R, 4], rows of instances [N, R], polygons → [N, R, M, M] float32.
 #include <algorithm>
 
 #include "polygons.h"
@@ -10,7 +10,12 @@ constexpr int64_t kGrainRois = 8;
 
 // Columns of the grid as bits, row 0 lowest, [words, M]: of the part at hand, and of all parts so far.
 struct Columns {
-  Columns(int64_t size) : size(size), words((size + kWordBits - 1) / kWordBits), inversions(size * words), filled(size * words), carries(size) {}
+  explicit Columns(int64_t size)
+      : size(size),
+        words((size + kWordBits - 1) / kWordBits),
+        inversions(size * words),
+        filled(size * words),
+        carries(size) {}
 
   int64_t size, words;
   std::vector<uint32_t> inversions, filled, carries;
@@ -33,7 +38,8 @@ inline void write_mask(const Columns& columns, float* mask) {
   for (int64_t row = 0; row < columns.size; ++row) {
     const uint32_t* words = columns.filled.data() + row / kWordBits * columns.size;
     for (int64_t column = 0; column < columns.size; ++column) {
-      mask[row * columns.size + column] = static_cast<float>(static_cast<int32_t>(words[column] >> row % kWordBits & 1));
+      const auto bit = static_cast<int32_t>(words[column] >> row % kWordBits & 1);  // AVX2 converts what is signed
+      mask[row * columns.size + column] = static_cast<float>(bit);
     }
   }
 }
@@ -64,12 +70,12 @@ inline void rasterize(const Box<T>& box, const Polygons<T>& polygons, int64_t in
   write_mask(columns, mask);
 }
 
-VECTORIZED void rasterize_of(
+[[gnu::flatten]] VECTORIZED void rasterize_of(
     const Box<float>& box, const Polygons<float>& polygons, int64_t instance, Columns& columns, float* mask) {
   rasterize(box, polygons, instance, columns, mask);
 }
 
-VECTORIZED void rasterize_of(
+[[gnu::flatten]] VECTORIZED void rasterize_of(
     const Box<double>& box, const Polygons<double>& polygons, int64_t instance, Columns& columns, float* mask) {
   rasterize(box, polygons, instance, columns, mask);
 }

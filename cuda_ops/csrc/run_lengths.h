@@ -10,7 +10,7 @@ namespace cuda_ops {
 
 using Text = std::vector<uint8_t>;
 
-// Five bits a character from 48 on, lowest first; the sixth says that more follow. Negative numbers end in a set fifth bit.
+// Five bits a character from 48 on, lowest first; the sixth says that more follow. The last of the five is the sign.
 inline void append_number(int64_t number, Text& text) {
   for (bool has_more = true; has_more;) {
     const int64_t bits = number & 31;
@@ -20,8 +20,8 @@ inline void append_number(int64_t number, Text& text) {
   }
 }
 
-// Text of the mask of `pixels` pixels that changes at these places. From the fourth run on, lengths are differences to the
-// length two before.
+// Text of the mask of `pixels` pixels that changes at these places. From the fourth run on, lengths are written as
+// differences to the length two before.
 inline Text text_of(const int64_t* changes, int64_t num_changes, int64_t pixels) {
   Text text;
   text.reserve(2 * num_changes + 8);

@@ -34,7 +34,8 @@ Tensor resized_by_torch(const Tensor& image, int64_t height, int64_t width) {
   std::array<StableIValue, 5> stack{
       torch::stable::detail::from(image), torch::stable::detail::from(torch::headeronly::IntHeaderOnlyArrayRef(size)),
       torch::stable::detail::from(false), torch::stable::detail::from(scale), torch::stable::detail::from(scale)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::upsample_bilinear2d", "", stack.data(), TORCH_ABI_VERSION));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::upsample_bilinear2d", "", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::contiguous(torch::stable::detail::to<Tensor>(stack[0]));
 }
 

@@ -1,8 +1,8 @@
 """Compressed run-length codes of detected masks, from the box alone.
 
 Shapes: D detections, M side of a mask in the frame of its box. Boxes are (x1, y1, x2, y2) in pixels of the original image.
-Source: Mask R-CNN (arXiv:1703.06870), section 3.1; resizing and rounding are torchvision's paste_masks_in_image; the text of a code
-is COCO API's rleToString.
+Source: Mask R-CNN (arXiv:1703.06870), section 3.1; resizing and rounding are torchvision's paste_masks_in_image; the text is
+that of COCO API's rleToString.
 """
 
 from typing import TypedDict

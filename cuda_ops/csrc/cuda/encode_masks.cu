@@ -1,5 +1,5 @@
-// Run-length codes of detected masks: one block a mask, one thread a column. Changes are counted, then written where the counts
-// say; the host waits for the number of all, and makes text of them.
+// Run-length codes of masks: one block a mask, one thread a column. Changes are counted, then written where the counts
+// say; the host waits for their number, then for the changes, and makes text of them.
 #include "cuda_common.h"
 #include "masks.h"
 #include "run_lengths.h"
@@ -25,7 +25,7 @@ struct ComputedColumn {
   Sample<T> column;
 
   __device__ uint8_t certainty(int64_t cell) const {
-    return cuda_ops::certainty(mix(mask, column, cell), mask.threshold);
+    return cuda_ops::certainty(mix_at(mask, column, cell), mask.threshold);
   }
 
   __device__ bool is_set(int64_t /*cell*/, int64_t /*next*/, int64_t row) const {
@@ -38,7 +38,7 @@ __device__ ComputedColumn<T> column_at(const ResizedMask<T>& mask, int64_t x) {
   return {mask, sample(mask.x, x, mask.rounding.fuses_index)};
 }
 
-// The mask of this block, and the first row of each of its cells in shared memory. Every thread of the block must call it.
+// The mask of this block, and the first row of each of its cells in shared memory. All threads must call it.
 template <class T>
 __device__ ResizedMask<T> shared_mask(const Masks<T>& masks, int64_t* first_rows) {
   const int64_t d = blockIdx.x, side = masks.side;
@@ -60,7 +60,7 @@ __device__ void record_column(const ResizedMask<T>& mask, const int64_t* first_r
   record_changes(mask, first_rows, x, is_set, column_at(mask, smaller(x, mask.x.end - 1)), record);
 }
 
-// Sum of the values of the threads before this one, and of all. Every thread of the block must call it.
+// Sum of the values of the threads before this one in the block, and of all. All threads must call it.
 __device__ int2 sum_before(int value, int* sums) {
   const unsigned thread = threadIdx.x;
   sums[thread] = value;
@@ -155,7 +155,8 @@ std::tuple<Tensor, Tensor> encode_masks_cuda(
   const auto cells = padded_cells(mask_probs), box = torch::stable::contiguous(boxes);
   if (cells.size(0) == 0) return joined({});
   const int64_t side = cells.size(1);
-  STD_TORCH_CHECK(side < kMaxSide, "encode_masks: mask_probs must have a side below ", kMaxSide - 2, ", got ", side - 2);
+  STD_TORCH_CHECK(
+      side <= kMaxSide, "encode_masks: mask_probs must have a side of at most ", kMaxSide - 2, ", got ", side - 2);
   std::vector<Text> texts;
   dispatch_float(cells.scalar_type(), "encode_masks", [&](auto zero) {
     using T = decltype(zero);

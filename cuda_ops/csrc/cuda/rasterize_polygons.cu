@@ -6,7 +6,7 @@ namespace cuda_ops {
 namespace {
 
 constexpr int kThreadsOfRoi = 64;
-constexpr int64_t kMaxWords = 6144;  // of a tile: two bitsets of them take 48 KiB of shared memory, what every device has
+constexpr int64_t kMaxWords = 6144;  // of a tile: two bitsets of them take the 48 KiB of shared memory every device has
 
 // Columns [first, first + columns) of the grid of one box; a grid too large for shared memory is several such tiles.
 struct Tile {
@@ -15,7 +15,8 @@ struct Tile {
 
 template <class T>
 __device__ void invert_part(
-    const Polygons<T>& polygons, int32_t part, const Crop& crop, const Tile& tile, int64_t first, uint32_t* inversions) {
+    const Polygons<T>& polygons, int32_t part, const Crop& crop, const Tile& tile, int64_t first,
+    uint32_t* inversions) {
   const int32_t begin = polygons.part_offsets[part], end = polygons.part_offsets[part + 1];
   const int64_t stop = smaller(first + tile.columns, tile.size);
   for (int32_t vertex = begin + static_cast<int32_t>(threadIdx.x); vertex < end; vertex += kThreadsOfRoi) {
@@ -42,7 +43,8 @@ __device__ void unite_part(const Tile& tile, uint32_t* inversions, uint32_t* fil
 
 template <class T>
 __global__ void rasterize_kernel(
-    const Box<T>* boxes, const int64_t* idxs, Polygons<T> polygons, int64_t num_boxes, int64_t per_image, Tile tile, float* masks) {
+    const Box<T>* boxes, const int64_t* idxs, Polygons<T> polygons, int64_t num_boxes, int64_t per_image, Tile tile,
+    float* masks) {
   extern __shared__ uint32_t inversions[];  // [words, columns] of the part at hand, then of all parts so far
   const int64_t bits = tile.words * tile.columns;
   uint32_t* filled = inversions + bits;
@@ -80,7 +82,8 @@ Tensor rasterize_polygons_cuda(
   if (vertices.numel() == 0) return torch::stable::zero_(masks);
   const int64_t per_image = (instances.numel() - 1) / num_images;
   const int64_t words = (size + kWordBits - 1) / kWordBits;
-  STD_TORCH_CHECK(words <= kMaxWords, "rasterize_polygons: size must be at most ", kMaxWords * kWordBits, ", got ", size);
+  STD_TORCH_CHECK(
+      words <= kMaxWords, "rasterize_polygons: size must be at most ", kMaxWords * kWordBits, ", got ", size);
   const int64_t columns = std::min(size, kMaxWords / words);
   const Tile tile{size, words, columns, (size + columns - 1) / columns};
   const auto blocks = static_cast<unsigned>(num_images * num_boxes * tile.tiles);
@@ -88,8 +91,8 @@ Tensor rasterize_polygons_cuda(
     using T = decltype(zero);
     const Polygons<T> polygons{data_of<T>(vertices), data_of<int32_t>(parts), data_of<int32_t>(instances)};
     rasterize_kernel<<<blocks, kThreadsOfRoi, 2 * words * columns * sizeof(uint32_t), device.stream()>>>(
-        reinterpret_cast<const Box<T>*>(box.const_data_ptr()), data_of<int64_t>(idxs), polygons, num_boxes, per_image, tile,
-        mutable_data_of<float>(masks));
+        reinterpret_cast<const Box<T>*>(box.const_data_ptr()), data_of<int64_t>(idxs), polygons, num_boxes, per_image,
+        tile, mutable_data_of<float>(masks));
   });
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return masks;
