@@ -104,7 +104,7 @@ def _save_pyramid(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     features, boxes, ctx.scales, _, ctx.sampling_ratio = inputs
     ctx.save_for_backward(boxes)
     ctx.sizes = [side for level in features for side in level.shape[2:]]
-    ctx.channels_last = [level.stride(1) == 1 != level.stride(3) for level in features]
+    ctx.channels_last = [level.stride(1) == 1 and level.stride(3) != 1 for level in features]
 
 
 def _pyramid_gradients(ctx: Any, grad: Tensor) -> tuple[list[Tensor], None, None, None, None]:

@@ -1,14 +1,19 @@
 """RoIAlign: torchvision's MultiScaleRoIAlign, forward and backward."""
 
+import random
+
 import pytest
 import torch
 from torchvision.ops import MultiScaleRoIAlign
 
+import cuda_ops
 from cuda_ops import multilevel_roi_align
 from cuda_ops.reference import roi_align
 
 IMAGE_SIZE = (128, 192)
 STRIDES = (4, 8, 16, 32)
+LAYOUTS = ("planes", "channels_last", "mixed", "slices", "columns")
+compiled_only = pytest.mark.parametrize("backend", ["compiled"], indirect=True)
 
 
 def make_features(seed, num_images=2, channels=3, strides=STRIDES, dtype=torch.float32):
@@ -46,7 +51,88 @@ def test_a_constant_feature_map_pools_to_the_constant():
     torch.testing.assert_close(pooled, torch.full((1, 1, 2, 3, 3), 5.0))
 
 
-@pytest.mark.parametrize("seed", range(100))
+def laid_out(features, layout):
+    """The same values in other places in memory; gradients flow to `features`."""
+
+    def place(level, row):
+        if layout == "channels_last" or (layout == "mixed" and row % 2):
+            return level.contiguous(memory_format=torch.channels_last)
+        if layout == "slices":
+            return torch.nn.functional.pad(level, (1, 2, 3, 1, 2, 1))[:, 2:-1, 3:-1, 1:-2]
+        return level.transpose(2, 3).contiguous().transpose(2, 3) if layout == "columns" else level
+
+    return [place(level, row) for row, level in enumerate(features)]
+
+
+def random_case(seed, device="cpu"):
+    """Features, boxes and arguments with awkward shapes."""
+    draw = random.Random(seed)
+    num_images, channels, num_boxes = (
+        draw.choice((0, 1, 2, 3)),
+        draw.choice((1, 2, 5, 8, 17, 36)),
+        draw.choice((0, 1, 7, 13)),
+    )
+    dtype = draw.choice((torch.float32, torch.float64))
+    features = make_features(seed, num_images, channels, STRIDES[: draw.randint(1, 4)], dtype)
+    boxes = make_boxes(seed, num_boxes, num_images).to(draw.choice((torch.float32, torch.float64)))
+    if draw.random() < 0.3:
+        boxes = (boxes / 16).round() * 16
+    if draw.random() < 0.3:
+        boxes = boxes.permute(2, 1, 0).contiguous().permute(2, 1, 0)
+    features = [level.detach().to(device).requires_grad_() for level in features]
+    output_size, sampling_ratio = draw.choice(((7, 2), (14, 2), (1, 1), (3, 3), (5, 1), (2, 4)))
+    return features, boxes.to(device), draw.choice(LAYOUTS), output_size, sampling_ratio
+
+
+def pooled_and_gradients(features, boxes, layout, output_size, sampling_ratio):
+    pooled = pool(laid_out(features, layout), boxes, output_size, sampling_ratio)
+    direction = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(0), dtype=pooled.dtype).to(pooled)
+    direction[:, ::3] = 0
+    return pooled, *torch.autograd.grad(pooled, features, direction)
+
+
+@pytest.mark.parametrize("seed", range(200))
+@compiled_only
+def test_compiled_output_and_gradient_equal_those_of_plain_torch(seed):
+    case = random_case(seed)
+    with cuda_ops.backend("reference"):
+        expected = pooled_and_gradients(*case)
+    results = pooled_and_gradients(*case)
+    torch.testing.assert_close(results, expected, rtol=1e-4, atol=1e-5)
+    assert results[0].stride() == expected[0].stride()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("seed", range(200))
+@compiled_only
+def test_output_and_gradient_on_cuda_equal_those_of_plain_torch(seed, deterministic):
+    with cuda_ops.backend("reference"):
+        expected = pooled_and_gradients(*random_case(seed))
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        results = pooled_and_gradients(*random_case(seed, "cuda"))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close([result.cpu() for result in results], list(expected), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", LAYOUTS)
+@compiled_only
+def test_deterministic_gradient_on_cuda_repeats_in_every_bit(layout):
+    features = [level.detach().cuda().requires_grad_() for level in make_features(0, channels=40)]
+    case = (features, make_boxes(0, 300).cuda(), layout, 7, 2)
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, *others = (pooled_and_gradients(*case) for _ in range(3))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(200))
 def test_output_and_gradient_equal_those_of_torchvision(seed):
     output_size, sampling_ratio = [(7, 2), (1, 1), (3, 3), (5, 2)][seed % 4]
     features, boxes = make_features(seed), make_boxes(seed, 1 + seed % 12)
@@ -66,10 +152,81 @@ def test_a_box_is_pooled_from_the_level_that_torchvision_chooses(side):
     torch.testing.assert_close(pool(features, boxes), torchvision_pooled(features, boxes, 3, 2))
 
 
-def test_gradient_equals_finite_differences():
-    features = make_features(0, num_images=1, channels=1, strides=(32, 64), dtype=torch.float64)
+@pytest.mark.parametrize("layout", ["planes", "channels_last", "mixed"])
+def test_gradient_equals_finite_differences(layout):
+    features = make_features(0, num_images=1, channels=2, strides=(32, 64), dtype=torch.float64)
     boxes = torch.tensor([[[0.0, 0.0, 100.0, 90.0], [30.0, 10.0, 190.0, 120.0]]], dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda *levels: pool(levels, boxes, output_size=2), features)
+    assert torch.autograd.gradcheck(lambda *levels: pool(laid_out(levels, layout), boxes, output_size=2), features)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["planes", "channels_last", "mixed"])
+@compiled_only
+def test_torch_is_told_all_about_the_operators(layout, dtype):
+    features = [level.detach().to(dtype) for level in laid_out(make_features(0), layout)]
+    scales = [1 / stride for stride in STRIDES]
+    boxes = make_boxes(0, 5)
+    for requires_grad in (False, True):
+        leaves = [level.requires_grad_(requires_grad) for level in features]
+        torch.library.opcheck(torch.ops.cuda_ops.multilevel_roi_align.default, (leaves, boxes, scales, 3, 2))
+    grad = pool([level.detach() for level in features], boxes)
+    sizes = [side for level in features for side in level.shape[2:]]
+    channels_last = [level.stride(1) == 1 for level in features]
+    args = (grad, boxes, sizes, channels_last, scales, 2, False)
+    results = torch.library.opcheck(torch.ops.cuda_ops.multilevel_roi_align_backward.default, args)
+    assert set(results.values()) == {"SUCCESS"}
+
+
+@compiled_only
+def test_gradients_come_in_the_layout_of_the_features():
+    features = [level.detach().requires_grad_() for level in laid_out(make_features(1), "mixed")]
+    gradients = torch.autograd.grad(pool(features, make_boxes(1, 5)).sum(), features)
+    assert [gradient.stride() for gradient in gradients] == [level.stride() for level in features]
+
+
+@pytest.mark.parametrize("layout", ["planes", "channels_last"])
+def test_the_layout_of_the_incoming_gradient_does_not_matter(layout):
+    features, boxes = make_features(2, channels=9), make_boxes(2, 20)
+    pooled = pool(laid_out(features, layout), boxes)
+    direction = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(0)).contiguous()
+    assert direction.stride() != pooled.stride()
+    expected = torch.autograd.grad(pooled, features, direction.clone().copy_(direction), retain_graph=True)
+    for strided in (torch.empty_like(pooled).copy_(direction), direction.transpose(0, 2).contiguous().transpose(0, 2)):
+        gradients = torch.autograd.grad(pooled, features, strided, retain_graph=True)
+        assert all(torch.equal(a, b) for a, b in zip(gradients, expected, strict=True))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@compiled_only
+def test_the_number_of_threads_changes_no_bit(layout):
+    features, boxes, num_threads = make_features(8, channels=70), make_boxes(8, 60), torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append(pooled_and_gradients(features, boxes, layout, 7, 2))
+    finally:
+        torch.set_num_threads(num_threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_a_box_within_rounding_of_a_level_goes_where_plain_torch_puts_it():
+    features = [
+        torch.full((1, 1, IMAGE_SIZE[0] // stride, IMAGE_SIZE[1] // stride), float(stride)) for stride in STRIDES
+    ]
+    generator = torch.Generator().manual_seed(0)
+    sides = 224.0 * 2.0 ** torch.randint(-3, 3, (4000, 1), generator=generator)
+    start = torch.rand(4000, 2, generator=generator) * 20 - sides / 2 + 60
+    sides = sides * (1 + torch.randint(-24, 25, (4000, 2), generator=generator) * 2.0**-24)
+    boxes = torch.cat((start, start + sides), dim=1)
+    levels = pool(features, boxes[None], output_size=1, sampling_ratio=1).flatten().log2().round().long() - 2
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    is_rounded_well = area.sqrt() == area.double().sqrt().float()  # torch's square root may be one off in the last place
+    differs = levels != roi_align.assign_levels(boxes, [1 / stride for stride in STRIDES])
+    assert not (differs & is_rounded_well).any()
+    assert differs.float().mean() < 0.01
+    assert (levels.bincount(minlength=4) > 100).all()
 
 
 def test_boxes_get_no_gradient():
@@ -104,6 +261,35 @@ def test_low_precision_features_pool_to_low_precision():
     pooled = pool([level.detach().bfloat16() for level in features], boxes)
     assert pooled.dtype == torch.bfloat16
     torch.testing.assert_close(pooled.float(), pool(features, boxes), rtol=0.02, atol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@compiled_only
+def test_low_precision_is_rounded_once_at_the_end(layout, dtype):
+    features = [level.detach().to(dtype) for level in make_features(9, channels=19)]
+    wide = [level.float().requires_grad_() for level in features]
+    case = (make_boxes(9, 12), layout, 7, 2)
+    results = pooled_and_gradients([level.requires_grad_() for level in features], *case)
+    expected = pooled_and_gradients(wide, *case)
+    assert torch.equal(results[0], expected[0].to(dtype))
+    torch.testing.assert_close(
+        results[1:], tuple(gradient.to(dtype) for gradient in expected[1:]), rtol=0.02, atol=0.02
+    )
+
+
+def test_boxes_in_low_precision_are_served_too():
+    features, boxes = make_features(10), make_boxes(10, 5).bfloat16()
+    with cuda_ops.backend("reference"):
+        expected = pool(features, boxes)
+    assert torch.equal(pool(features, boxes), expected)
+
+
+def test_autocast_leaves_the_precision_of_the_features():
+    features, boxes = make_features(11), make_boxes(11, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert pool(features, boxes).dtype == torch.float32
+        assert pool([level.bfloat16() for level in features], boxes).dtype == torch.bfloat16
 
 
 def test_padding_pools_finite_values():
