@@ -1,8 +1,10 @@
-// RoIAlign over a feature pyramid: features of L levels, boxes [N, R, 4] → [N, R, C, O, O], channels-last in memory; and back.
+// RoIAlign over a feature pyramid: features of L levels, boxes [N, R, 4] → [N, R, C, O, O], channels-last in memory;
+// and back.
 //
-// A bin is a sum over few rows and columns of cells, taken along one axis and then along the other, for many channels at once.
-// Where the channels of a cell stand together in memory they are read so; where the cells of a row do, in planes, whole rows are
-// summed and then turned. Both ways add in the same order in the forward pass, so they give the same bits.
+// A bin is a sum over few rows and columns of cells, taken along one axis and then along the other, for many channels
+// at once. Where the channels of a cell stand together in memory they are read so; where the cells of a row do, in
+// planes, whole rows are summed and then turned. Both ways add in the same order in the forward pass, so they give the
+// same bits.
 #include "roi_align_levels.h"
 #include "weighted_sum.h"
 
@@ -39,7 +41,7 @@ constexpr int64_t whole_vectors(int64_t count) {
 // Buffers of one thread, for a slice of channels.
 template <class W>
 struct Scratch {
-  std::vector<W> sums;           // forward [cells of a row, channels]; back the same, and for planes [cells of a row, O, channels]
+  std::vector<W> sums;           // forward [cells of a row, channels]; back the same, for planes [cells, O, channels]
   std::vector<W> lines;          // back to planes [O, cells of a row]
   std::vector<W> bins;           // back [O, O, channels], y first; for planes x first
   std::vector<int64_t> offsets;  // of a row's cells in sums
@@ -48,7 +50,8 @@ struct Scratch {
 // Sums rows of planes and turns the result: sums[x * channels + c] for the cells x of the window.
 template <class T, class W>
 ALWAYS_INLINE void sum_planes(
-    const Level<const T>& level, const T* image, const Axis<W>& rows, int bin, Window window, int64_t channels, W* sums) {
+    const Level<const T>& level, const T* image, const Axis<W>& rows, int bin, Window window, int64_t channels,
+    W* sums) {
   constexpr int kLanes = Lanes<W>::kCount;
   const auto group = rows.group(bin);
   int64_t c = 0;
@@ -84,12 +87,14 @@ ALWAYS_INLINE void sum_planes(
 // Pools channels [0, channels) of one box: out[bin * out_stride + channel].
 template <class T, class W>
 ALWAYS_INLINE void pool_box(
-    const Level<const T>& level, const T* image, const Axis<W>& rows, const Axis<W>& columns, Grid grid, int64_t channels,
-    Scratch<W>& scratch, T* out, int64_t out_stride) {
+    const Level<const T>& level, const T* image, const Axis<W>& rows, const Axis<W>& columns, Grid grid,
+    int64_t channels, Scratch<W>& scratch, T* out, int64_t out_stride) {
   W* sums = scratch.sums.data();
   int64_t* offsets = scratch.offsets.data();
   const Window window = level.is_planar ? window_of(columns, level.width) : Window{};
-  for (int32_t k = 0; k < columns.num_cells; ++k) offsets[k] = (level.is_planar ? columns.cells[k] - window.first : k) * channels;
+  for (int32_t k = 0; k < columns.num_cells; ++k) {
+    offsets[k] = (level.is_planar ? columns.cells[k] - window.first : k) * channels;
+  }
   for (int row_bin = 0; row_bin < grid.output_size; ++row_bin) {
     if (level.is_planar) {
       sum_planes(level, image, rows, row_bin, window, channels, sums);
@@ -110,7 +115,8 @@ ALWAYS_INLINE void pool_box(
 // Adds a box's gradient, in scratch.bins, to that of its cells, where channels stand together: along y, then along x.
 template <class W>
 ALWAYS_INLINE void scatter_to_columns(
-    const Level<W>& level, W* image, const Axis<W>& rows, const Axis<W>& columns, Grid grid, int64_t channels, Scratch<W>& scratch) {
+    const Level<W>& level, W* image, const Axis<W>& rows, const Axis<W>& columns, Grid grid, int64_t channels,
+    Scratch<W>& scratch) {
   W* sums = scratch.sums.data();
   const W* bins = scratch.bins.data();
   const int64_t bins_stride = grid.output_size * channels;
@@ -127,7 +133,8 @@ ALWAYS_INLINE void scatter_to_columns(
 
 // Turns sums [window, O, channels] of kLanes channels from c on into lines [kLanes, O, window].
 template <class W>
-ALWAYS_INLINE void turn_lines(const W* sums, int64_t output_size, int64_t window, int64_t channels, int64_t c, W* lines) {
+ALWAYS_INLINE void turn_lines(
+    const W* sums, int64_t output_size, int64_t window, int64_t channels, int64_t c, W* lines) {
   constexpr int kLanes = Lanes<W>::kCount;
   const int64_t stride = output_size * channels;
   for (int64_t y = 0; y < output_size; ++y) {
@@ -143,7 +150,8 @@ ALWAYS_INLINE void turn_lines(const W* sums, int64_t output_size, int64_t window
 // The same for planes: along x, turned, then along y for each channel. Scratch.bins holds whole vectors of channels.
 template <class W>
 ALWAYS_INLINE void scatter_to_planes(
-    const Level<W>& level, W* image, const Axis<W>& rows, const Axis<W>& columns, Grid grid, int64_t channels, Scratch<W>& scratch) {
+    const Level<W>& level, W* image, const Axis<W>& rows, const Axis<W>& columns, Grid grid, int64_t channels,
+    Scratch<W>& scratch) {
   constexpr int64_t kLanes = Lanes<W>::kCount;
   W *sums = scratch.sums.data(), *lines = scratch.lines.data();
   const W* bins = scratch.bins.data();
@@ -166,26 +174,27 @@ ALWAYS_INLINE void scatter_to_planes(
   }
 }
 
-#define ROI_ALIGN_POOL(T)                                                                                            \
-  VECTORIZED void pool_box_of(                                                                                       \
-      const Level<const T>& level, const T* image, const Axis<Accumulator<T>>& rows, const Axis<Accumulator<T>>& columns, \
-      Grid grid, int64_t channels, Scratch<Accumulator<T>>& scratch, T* out, int64_t out_stride) {                   \
-    pool_box(level, image, rows, columns, grid, channels, scratch, out, out_stride);                                 \
+#define ROI_ALIGN_POOL(T)                                                                                           \
+  VECTORIZED void pool_box_of(                                                                                      \
+      const Level<const T>& level, const T* image, const Axis<Accumulator<T>>& rows,                                \
+      const Axis<Accumulator<T>>& columns, Grid grid, int64_t channels, Scratch<Accumulator<T>>& scratch, T* out,   \
+      int64_t out_stride) {                                                                                         \
+    pool_box(level, image, rows, columns, grid, channels, scratch, out, out_stride);                                \
   }
 ROI_ALIGN_POOL(float)
 ROI_ALIGN_POOL(double)
 ROI_ALIGN_POOL(Half)
 ROI_ALIGN_POOL(BFloat16)
 
-#define ROI_ALIGN_SCATTER(W)                                                                                          \
-  VECTORIZED void scatter_box_of(                                                                                     \
-      const Level<W>& level, W* image, const Axis<W>& rows, const Axis<W>& columns, Grid grid, int64_t channels,      \
-      Scratch<W>& scratch) {                                                                                          \
-    if (level.is_planar) {                                                                                            \
-      scatter_to_planes(level, image, rows, columns, grid, channels, scratch);                                        \
-    } else {                                                                                                          \
-      scatter_to_columns(level, image, rows, columns, grid, channels, scratch);                                       \
-    }                                                                                                                 \
+#define ROI_ALIGN_SCATTER(W)                                                                                        \
+  VECTORIZED void scatter_box_of(                                                                                   \
+      const Level<W>& level, W* image, const Axis<W>& rows, const Axis<W>& columns, Grid grid, int64_t channels,    \
+      Scratch<W>& scratch) {                                                                                        \
+    if (level.is_planar) {                                                                                          \
+      scatter_to_planes(level, image, rows, columns, grid, channels, scratch);                                      \
+    } else {                                                                                                        \
+      scatter_to_columns(level, image, rows, columns, grid, channels, scratch);                                     \
+    }                                                                                                               \
   }
 ROI_ALIGN_SCATTER(float)
 ROI_ALIGN_SCATTER(double)
@@ -222,7 +231,8 @@ void pool(const Levels<const T>& levels, const Tensor& boxes, const Pyramid& pyr
 
 // Copies a box's gradient to bins[y * row + x * column + c], from any layout; whether any of it is not 0.
 template <class T, class W>
-bool load_bins(const T* from, const Tensor& grad, int64_t output_size, int64_t channels, W* bins, int64_t row, int64_t column) {
+bool load_bins(
+    const T* from, const Tensor& grad, int64_t output_size, int64_t channels, W* bins, int64_t row, int64_t column) {
   const int64_t channel_stride = grad.stride(2), row_stride = grad.stride(3), column_stride = grad.stride(4);
   int any = 0;
   for (int64_t y = 0; y < output_size; ++y) {
@@ -262,7 +272,8 @@ void scatter(const Tensor& grad, const Tensor& boxes, const Pyramid& pyramid, Gr
   const T* grads = data_of<T>(grad);
   torch::stable::parallel_for(0, num_images * num_slices, 1, [&](int64_t begin, int64_t end) {
     Scratch<W> scratch;
-    const int64_t padded = whole_vectors<W>(slice), length = levels.any_planar ? whole_vectors<W>(max_width(pyramid)) : 1;
+    const int64_t padded = whole_vectors<W>(slice);
+    const int64_t length = levels.any_planar ? whole_vectors<W>(max_width(pyramid)) : 1;
     scratch.sums.resize(length * grid.output_size * padded);
     scratch.lines.resize(length * grid.output_size * Lanes<W>::kCount);
     scratch.bins.resize(grid.output_size * grid.output_size * padded);
@@ -273,13 +284,13 @@ void scatter(const Tensor& grad, const Tensor& boxes, const Pyramid& pyramid, Gr
         const auto& level = levels.levels[l];
         W* origin = level.data + image * level.image_stride + first * level.channel_stride;
         zero_slice(level, origin, count);
-        const int64_t width = level.is_planar ? whole_vectors<W>(count) : count, row = grid.output_size * width;
+        const int64_t width = level.is_planar ? whole_vectors<W>(count) : count, line = grid.output_size * width;
+        const int64_t row = level.is_planar ? width : line, column = level.is_planar ? line : width;
         for (; position < (image + 1) * boxes_per_image && plan.level(plan.box_at(position)) == l; ++position) {
           const int64_t box = plan.box_at(position);
-          const T* from = grads + image * grad.stride(0) + box % boxes_per_image * grad.stride(1) + first * grad.stride(2);
-          const bool any = load_bins(
-              from, grad, grid.output_size, count, scratch.bins.data(), level.is_planar ? width : row, level.is_planar ? row : width);
-          if (any) {
+          const T* from = grads + image * grad.stride(0) + box % boxes_per_image * grad.stride(1);
+          W* bins = scratch.bins.data();
+          if (load_bins(from + first * grad.stride(2), grad, grid.output_size, count, bins, row, column)) {
             scatter_box_of(level, origin, plan.rows(box), plan.columns(box), grid, count, scratch);
           }
         }
@@ -312,7 +323,7 @@ std::vector<Tensor> multilevel_roi_align_backward_cpu(
   dispatch_features(grad.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using W = Accumulator<T>;
-    result = new_levels(grad, grad.size(2), pyramid, channels_last, std::is_same_v<W, double> ? ScalarType::Double : ScalarType::Float);
+    result = new_levels(grad, grad.size(2), pyramid, channels_last, kAccumulatorType<T>);
     if (grad.size(0) * grad.size(2) > 0) {
       scatter<T>(grad, torch::stable::contiguous(boxes), pyramid, grid, levels_of<W>(result));
     }
@@ -326,7 +337,9 @@ std::vector<Tensor> multilevel_roi_align_backward_cpu(
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(cuda_ops, m) {
-  m.def("multilevel_roi_align(Tensor[] features, Tensor boxes, float[] scales, int output_size, int sampling_ratio) -> Tensor");
+  m.def(
+      "multilevel_roi_align(Tensor[] features, Tensor boxes, float[] scales, int output_size, int sampling_ratio) "
+      "-> Tensor");
   m.def(
       "multilevel_roi_align_backward(Tensor grad, Tensor boxes, SymInt[] sizes, bool[] channels_last, float[] scales, "
       "int sampling_ratio, bool deterministic) -> Tensor[]");

@@ -1,5 +1,5 @@
-// RoIAlign over a pyramid: which level a box belongs to, and what its bins sample along one axis. The order of operations is that
-// of reference/roi_align.py, so levels, cells and weights agree with it in every bit.
+// RoIAlign over a pyramid: which level a box belongs to, and what its bins sample along one axis. The order of
+// operations is that of reference/roi_align.py, so levels, cells and weights agree with it in every bit.
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -21,6 +21,9 @@ constexpr int kMaxLevels = 8;
 // Weights and sums: in float for features of half the width, else in the type of the features.
 template <class T>
 using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+template <class T>
+constexpr ScalarType kAccumulatorType = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
 
 struct Pyramid {
   int num_levels = 0;
@@ -82,7 +85,8 @@ HOST_DEVICE Roi<B> roi_of(const Box<B>& raw, const Pyramid& pyramid, Grid grid) 
   const B scale = static_cast<B>(pyramid.scales[level]);
   const B x1 = box.x1 * scale, y1 = box.y1 * scale;
   const B width = box.x2 * scale - x1, height = box.y2 * scale - y1;
-  return {level, y1, x1, (height < 1 ? B(1) : height) / B(grid.output_size), (width < 1 ? B(1) : width) / B(grid.output_size)};
+  const B bins = static_cast<B>(grid.output_size);
+  return {level, y1, x1, (height < 1 ? B(1) : height) / bins, (width < 1 ? B(1) : width) / bins};
 }
 
 // A sample outside -1 … size counts as 0; one nearer is moved onto the border.

@@ -1,5 +1,5 @@
-// Features and gradients of a pyramid as pointers and strides, whatever their layout; no level is copied that stands in memory as
-// planes (NCHW) or channels-last.
+// Features and gradients of a pyramid as pointers and strides, whatever their layout; no level is copied that stands in
+// memory as planes (NCHW) or channels-last.
 #pragma once
 
 #include <algorithm>
@@ -28,7 +28,8 @@ struct Levels {
 inline Pyramid pyramid_of(const std::vector<double>& scales, const std::vector<int64_t>& sizes) {
   const auto num_levels = static_cast<int>(scales.size());
   STD_TORCH_CHECK(
-      0 < num_levels && num_levels <= kMaxLevels, "multilevel_roi_align: features must be 1 to ", kMaxLevels, " levels, got ", num_levels);
+      0 < num_levels && num_levels <= kMaxLevels, "multilevel_roi_align: features must be 1 to ", kMaxLevels,
+      " levels, got ", num_levels);
   Pyramid pyramid;
   pyramid.num_levels = num_levels;
   pyramid.finest = static_cast<int>(-std::log2(scales.front()));
@@ -63,7 +64,8 @@ inline std::vector<Tensor> readable(const std::vector<Tensor>& features) {
 
 // [N, C, H, W] of each level, uninitialised; channels-last in memory where asked. N and the device are those of grad.
 inline std::vector<Tensor> new_levels(
-    const Tensor& grad, int64_t channels, const Pyramid& pyramid, const std::vector<bool>& channels_last, ScalarType dtype) {
+    const Tensor& grad, int64_t channels, const Pyramid& pyramid, const std::vector<bool>& channels_last,
+    ScalarType dtype) {
   std::vector<Tensor> levels;
   for (int l = 0; l < pyramid.num_levels; ++l) {
     const int64_t images = grad.size(0), height = pyramid.heights[l], width = pyramid.widths[l];

@@ -1,5 +1,6 @@
-// What the CPU kernels of RoIAlign know before they touch a feature: for each box its level, and for both axes the distinct cells
-// that its bins touch with the weights, which factor into a row part and a column part. Samples that share a cell are added up.
+// What the CPU kernels of RoIAlign know before they touch a feature: for each box its level, and for both axes the
+// distinct cells that its bins touch with the weights, which factor into a row part and a column part. Samples that
+// share a cell are added up.
 #pragma once
 
 #include <algorithm>
@@ -62,7 +63,8 @@ class Plan {
     return static_cast<int64_t>(levels_.size());
   }
 
-  // Boxes of an image stand together; within it by level, then from top to bottom, so that neighbours meet in the cache.
+  // Boxes of an image stand together; within it by level, then from top to bottom, so that neighbours meet in the
+  // cache.
   int64_t box_at(int64_t position) const {
     return order_[position];
   }
@@ -118,7 +120,9 @@ class Plan {
     std::partial_sum(begins, begins + num_cells + 1, begins);
     std::vector<int32_t> next(begins, begins + num_cells);
     for (int32_t bin = 0; bin < output_size; ++bin) {
-      for (int32_t i = bin_begins[bin]; i < bin_begins[bin + 1]; ++i) taps[next[of_bins[i].idx]++] = {bin, of_bins[i].weight};
+      for (int32_t i = bin_begins[bin]; i < bin_begins[bin + 1]; ++i) {
+        taps[next[of_bins[i].idx]++] = {bin, of_bins[i].weight};
+      }
     }
   }
 

@@ -1,5 +1,5 @@
-// Weighted sums of few long rows, on the CPU: sums stay in registers while the rows stream by. Inlined into VECTORIZED functions;
-// written in the compiler's vector extension, for loops over arrays of sums end up in memory.
+// Weighted sums of few long rows, on the CPU: sums stay in registers while the rows stream by. Inlined into VECTORIZED
+// functions; written in the compiler's vector extension, for loops over arrays of sums end up in memory.
 #pragma once
 
 #include <utility>
@@ -25,7 +25,8 @@ ALWAYS_INLINE void load(const T* from, typename Lanes<W>::Vector& to) {
   } else if constexpr (std::is_same_v<T, BFloat16>) {
     typedef uint16_t Halves __attribute__((vector_size(16), aligned(2), may_alias));
     typedef uint32_t Bits __attribute__((vector_size(32)));
-    const Bits bits = __builtin_convertvector(*reinterpret_cast<const Halves*>(from), Bits) << 16;  // a float's upper half
+    const auto& halves = *reinterpret_cast<const Halves*>(from);  // the upper halves of floats
+    const Bits bits = __builtin_convertvector(halves, Bits) << 16;
     to = reinterpret_cast<typename Lanes<W>::Vector>(bits);
   } else {
     for (int i = 0; i < Lanes<W>::kCount; ++i) to[i] = static_cast<W>(from[i]);
@@ -49,7 +50,8 @@ ALWAYS_INLINE void store(const typename Lanes<W>::Vector& from, T* to) {
 
 // Swaps blocks of kBlock lanes between two vectors: the upper one of each pair of a for the lower one of b.
 template <class W, int kBlock, int... kLane>
-ALWAYS_INLINE void swap_blocks(typename Lanes<W>::Vector& a, typename Lanes<W>::Vector& b, std::integer_sequence<int, kLane...>) {
+ALWAYS_INLINE void swap_blocks(
+    typename Lanes<W>::Vector& a, typename Lanes<W>::Vector& b, std::integer_sequence<int, kLane...>) {
   constexpr int kCount = Lanes<W>::kCount;
   const typename Lanes<W>::Vector lower = SHUFFLE(a, b, ((kLane & kBlock) ? kCount + kLane - kBlock : kLane)...);
   b = SHUFFLE(a, b, ((kLane & kBlock) ? kCount + kLane : kLane + kBlock)...);
@@ -88,8 +90,8 @@ ALWAYS_INLINE void weighted_sum_block(const Group<W>& group, const RowOf& row_of
   for (int v = 0; v < kVectors; ++v) store<W>(sums[v], out + at + v * kLanes);
 }
 
-// out[i] = Σ weight · row_of(idx)[i] over the taps of a group, or += with kAdd, for i < length. Whatever the length, a sum is taken
-// in the order of the taps.
+// out[i] = Σ weight · row_of(idx)[i] over the taps of a group, or += with kAdd, for i < length. Whatever the length, a
+// sum is taken in the order of the taps.
 template <bool kAdd, class W, class RowOf, class Out>
 ALWAYS_INLINE void weighted_sum(const Group<W>& group, const RowOf& row_of, int64_t length, Out* out) {
   constexpr int kLanes = Lanes<W>::kCount;
@@ -99,7 +101,9 @@ ALWAYS_INLINE void weighted_sum(const Group<W>& group, const RowOf& row_of, int6
   for (; i + kLanes <= length; i += kLanes) weighted_sum_block<1, kAdd>(group, row_of, i, out);
   for (; i < length; ++i) {
     W sum = kAdd ? static_cast<W>(out[i]) : W(0);
-    for (const Tap<W>* tap = group.first; tap != group.last; ++tap) sum += tap->weight * static_cast<W>(row_of(tap->idx)[i]);
+    for (const Tap<W>* tap = group.first; tap != group.last; ++tap) {
+      sum += tap->weight * static_cast<W>(row_of(tap->idx)[i]);
+    }
     out[i] = static_cast<Out>(sum);
   }
 }

@@ -1,0 +1,277 @@
+// The way back of RoIAlign: gradient of the output [N, R, C, O, O] → of the features of each level, in one launch.
+//
+// It adds atomically; or, if results must repeat, a block takes a tile of cells and walks the boxes of its image in
+// order, so that every cell is written once and by one thread.
+#include "roi_align_cuda.h"
+
+namespace cuda_ops {
+namespace {
+
+constexpr int kTile = 8;  // cells of a tile on either axis; a warp takes a row of them, a lane a channel
+constexpr int kWarp = 32;
+static_assert(kThreads == kTile * kWarp && kBlockChannels == kWarp);
+
+template <class W, int kCount>
+__device__ __forceinline__ void atomic_add(W* to, const W (&values)[kCount], W weight) {
+#pragma unroll
+  for (int c = 0; c < kCount; ++c) atomicAdd(to + c, weight * values[c]);
+}
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+template <>
+__device__ __forceinline__ void atomic_add(float* to, const float (&values)[4], float weight) {
+  const float4 sum = make_float4(weight * values[0], weight * values[1], weight * values[2], weight * values[3]);
+  atomicAdd(reinterpret_cast<float4*>(to), sum);
+}
+#endif
+
+// grad: [N, R, O, O, C]; levels are 0 beforehand.
+template <class T, class W, int kCount>
+__global__ void __launch_bounds__(kThreads) scatter_kernel(
+    const T* grad, const __grid_constant__ Levels<W> levels, const __grid_constant__ Pyramid pyramid, Boxes boxes,
+    Grid grid, int64_t channels, Parts parts) {
+  __shared__ W turned[kBlockBins][kBlockChannels + 1];
+  __shared__ int level_row;
+  SharedTaps<W> taps(shared_memory, grid);
+  for (int64_t i = blockIdx.x; i < parts.count; i += gridDim.x) {
+    const Part part = parts[i];
+    taps.fill(boxes, part.box, pyramid, grid, &level_row);
+    __syncthreads();
+    const Level<W>& level = levels.levels[level_row];
+    W* image = level.data + part.box / boxes.per_image * level.image_stride + part.first_channel * level.channel_stride;
+    const T* bins = grad + (part.box * parts.bins + part.first_bin) * channels + part.first_channel;
+    const int64_t num_channels = channels - part.first_channel;
+    if (level.is_planar) {
+      for (int item = threadIdx.x; item < part.num_bins * kBlockChannels; item += blockDim.x) {
+        const int bin = item / kBlockChannels, channel = item % kBlockChannels;
+        turned[bin][channel] = channel < num_channels ? static_cast<W>(bins[bin * channels + channel]) : W(0);
+      }
+      __syncthreads();
+      for (int item = threadIdx.x; item < part.num_bins * kBlockChannels; item += blockDim.x) {
+        const int bin = item % part.num_bins, channel = item / part.num_bins;
+        const W value = turned[bin][channel];
+        if (value == 0) continue;
+        W* plane = image + channel * level.channel_stride;
+        taps.for_each_cell(level, part.first_bin + bin, grid, [&](int64_t cell, W weight) {
+          atomicAdd(plane + cell, weight * value);
+        });
+      }
+    } else {
+      constexpr int kPacks = kBlockChannels / kCount;
+      for (int item = threadIdx.x; item < part.num_bins * kPacks; item += blockDim.x) {
+        const int bin = item / kPacks, channel = item % kPacks * kCount;
+        if (channel >= num_channels) continue;
+        const auto pack = *reinterpret_cast<const Pack<T, kCount>*>(bins + bin * channels + channel);
+        W values[kCount];
+        bool any = false;
+#pragma unroll
+        for (int c = 0; c < kCount; ++c) {
+          values[c] = static_cast<W>(pack.values[c]);
+          any |= values[c] != 0;
+        }
+        if (!any) continue;
+        taps.for_each_cell(level, part.first_bin + bin, grid, [&](int64_t cell, W weight) {
+          atomic_add(image + cell + channel, values, weight);
+        });
+      }
+    }
+    __syncthreads();
+  }
+}
+
+// Tiles of all levels, one level after another; within a level by image, row and column, and last by channels.
+struct Tiles {
+  Tiles(const Pyramid& pyramid, int64_t num_images, int64_t channels)
+      : channel_parts((channels + kBlockChannels - 1) / kBlockChannels) {
+    for (int l = 0; l < pyramid.num_levels; ++l) {
+      rows[l] = (pyramid.heights[l] + kTile - 1) / kTile;
+      columns[l] = (pyramid.widths[l] + kTile - 1) / kTile;
+      ends[l] = count += num_images * rows[l] * columns[l] * channel_parts;
+    }
+  }
+
+  int64_t channel_parts, count = 0;
+  int64_t ends[kMaxLevels] = {};
+  int32_t rows[kMaxLevels] = {}, columns[kMaxLevels] = {};
+};
+
+// Whether bins from start on reach cells [first, first + kTile); one cell too many does no harm.
+template <class B>
+__device__ __forceinline__ bool reaches(B start, B bin_size, Grid grid, int64_t first) {
+  return start - 1 <= first + kTile && start + B(grid.output_size) * bin_size + 2 >= first;
+}
+
+// The weights that one bin gives to the kTile cells from `first` on.
+template <class W, class B>
+__device__ __forceinline__ void set_weights(
+    B start, B bin_size, int bin, Grid grid, int32_t size, int32_t first, W* weights) {
+  for (int cell = 0; cell < kTile; ++cell) weights[cell] = 0;
+  for (int i = 0; i < grid.sampling_ratio; ++i) {
+    const Sample<B> sample = sample_of(start, bin_size, bin, i, grid.sampling_ratio, size);
+    if (!sample.is_inside) continue;
+    const int32_t low = sample.low - first, high = sample.high - first;
+    if (0 <= low && low < kTile) weights[low] += static_cast<W>(sample.low_weight);
+    if (0 <= high && high < kTile) weights[high] += static_cast<W>(sample.high_weight);
+  }
+}
+
+// Adds one box's gradient of one channel to that of a row of cells; weights: [2, O, kTile].
+template <class T, class W>
+__device__ __forceinline__ void add_box(
+    const T* bins, int64_t stride, const W* weights, int row, Grid grid, W (&sums)[kTile]) {
+  const W* columns = weights + grid.output_size * kTile;
+  for (int y = 0; y < grid.output_size; ++y) {
+    const W row_weight = weights[y * kTile + row];
+    if (row_weight == 0) continue;  // for the whole warp
+    for (int x = 0; x < grid.output_size; ++x) {
+      W column_weights[kTile];
+      bool any = false;
+#pragma unroll
+      for (int cell = 0; cell < kTile; ++cell) {
+        column_weights[cell] = columns[x * kTile + cell];
+        any |= column_weights[cell] != 0;
+      }
+      if (!any) continue;
+      const W value = row_weight * static_cast<W>(bins[(y * grid.output_size + x) * stride]);
+#pragma unroll
+      for (int cell = 0; cell < kTile; ++cell) sums[cell] = fma(column_weights[cell], value, sums[cell]);
+    }
+  }
+}
+
+// grad: [N, R, O, O, C]; every cell of the levels is written. Shared memory: weights [2, O, kTile], of rows and of
+// columns.
+template <class T, class W>
+__global__ void __launch_bounds__(kThreads) gather_kernel(
+    const T* grad, const __grid_constant__ Levels<T> levels, const __grid_constant__ Pyramid pyramid, Boxes boxes,
+    Grid grid, int64_t channels, const __grid_constant__ Tiles tiles) {
+  __shared__ unsigned near[kTile];  // a bit for each of the kThreads boxes at hand
+  W* weights = reinterpret_cast<W*>(shared_memory);
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const int64_t num_bins = int64_t{grid.output_size} * grid.output_size;
+  for (int64_t i = blockIdx.x; i < tiles.count; i += gridDim.x) {
+    int l = 0;
+    while (i >= tiles.ends[l]) ++l;
+    const Level<T>& level = levels.levels[l];
+    const int64_t tile = (i - (l > 0 ? tiles.ends[l - 1] : 0)) / tiles.channel_parts;
+    const int64_t image = tile / tiles.columns[l] / tiles.rows[l];
+    const int first_row = tile / tiles.columns[l] % tiles.rows[l] * kTile;
+    const int first_column = tile % tiles.columns[l] * kTile;
+    const int64_t channel = i % tiles.channel_parts * kBlockChannels + lane;
+    W sums[kTile] = {};
+    for (int64_t base = 0; base < boxes.per_image; base += kThreads) {
+      bool is_near = false;
+      if (base + threadIdx.x < boxes.per_image) {
+        with_roi(boxes, image * boxes.per_image + base + threadIdx.x, pyramid, grid, [&](const auto& roi) {
+          is_near = roi.level == l && reaches(roi.y, roi.bin_height, grid, first_row) &&
+              reaches(roi.x, roi.bin_width, grid, first_column);
+        });
+      }
+      const unsigned votes = __ballot_sync(0xffffffffu, is_near);
+      if (lane == 0) near[warp] = votes;
+      __syncthreads();
+      for (int part = 0; part < kTile; ++part) {
+        for (unsigned left = near[part]; left != 0; left &= left - 1) {
+          const int64_t box = image * boxes.per_image + base + part * kWarp + __ffs(left) - 1;
+          with_roi(boxes, box, pyramid, grid, [&](const auto& roi) {
+            W* column_weights = weights + grid.output_size * kTile;
+            for (int bin = threadIdx.x; bin < 2 * grid.output_size; bin += blockDim.x) {
+              if (bin < grid.output_size) {
+                set_weights(roi.y, roi.bin_height, bin, grid, level.height, first_row, weights + bin * kTile);
+              } else {
+                const int x = bin - grid.output_size;
+                set_weights(roi.x, roi.bin_width, x, grid, level.width, first_column, column_weights + x * kTile);
+              }
+            }
+          });
+          __syncthreads();
+          if (channel < channels) {
+            add_box(grad + box * num_bins * channels + channel, channels, weights, warp, grid, sums);
+          }
+          __syncthreads();
+        }
+      }
+      __syncthreads();
+    }
+    const int row = first_row + warp;
+    if (channel < channels && row < level.height) {
+      T* to = level.data + image * level.image_stride + channel * level.channel_stride + row * level.row_stride;
+#pragma unroll
+      for (int x = 0; x < kTile; ++x) {
+        if (first_column + x < level.width) to[(first_column + x) * level.column_stride] = static_cast<T>(sums[x]);
+      }
+    }
+  }
+}
+
+// Gradients in the type of the sums; they are 0 before the kernel starts.
+template <class T>
+std::vector<Tensor> scatter(
+    const Tensor& grad, const Tensor& boxes, const Pyramid& pyramid, Grid grid, const std::vector<bool>& channels_last,
+    cudaStream_t stream) {
+  using W = Accumulator<T>;
+  constexpr int kPack = 16 / sizeof(W);
+  const int64_t channels = grad.size(4);
+  auto result = new_levels(grad, channels, pyramid, channels_last, kAccumulatorType<T>);
+  for (auto& level : result) torch::stable::zero_(level);
+  if (grad.numel() == 0) return result;
+  const auto levels = levels_of<W>(result);
+  const Parts parts(grad.size(0) * grad.size(1), channels, grid);
+  const T* bins = data_of<T>(grad);
+  const bool packs = can_pack(levels, pyramid.num_levels, channels, kPack) &&
+      reinterpret_cast<uintptr_t>(bins) % (kPack * sizeof(T)) == 0;
+  const auto kernel = packs ? scatter_kernel<T, W, kPack> : scatter_kernel<T, W, 1>;
+  kernel<<<blocks_of(parts.count), kThreads, tap_bytes<W>(grid), stream>>>(
+      bins, levels, pyramid, boxes_of(boxes), grid, channels, parts);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  return result;
+}
+
+// Gradients in the type of the features, the same bits every time.
+template <class T>
+std::vector<Tensor> gather(
+    const Tensor& grad, const Tensor& boxes, const Pyramid& pyramid, Grid grid, const std::vector<bool>& channels_last,
+    cudaStream_t stream) {
+  using W = Accumulator<T>;
+  const int64_t channels = grad.size(4);
+  auto result = new_levels(grad, channels, pyramid, channels_last, grad.scalar_type());
+  const Tiles tiles(pyramid, grad.size(0), channels);
+  if (tiles.count == 0) return result;
+  tap_bytes<W>(grid);  // the same limit, in both modes
+  gather_kernel<T, W><<<blocks_of(tiles.count), kThreads, 2 * grid.output_size * kTile * sizeof(W), stream>>>(
+      data_of<T>(grad), levels_of<T>(result), pyramid, boxes_of(boxes), grid, channels, tiles);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  return result;
+}
+
+std::vector<Tensor> multilevel_roi_align_backward_cuda(
+    const Tensor& grad, const Tensor& boxes, const std::vector<int64_t>& sizes, const std::vector<bool>& channels_last,
+    const std::vector<double>& scales, int64_t sampling_ratio, bool deterministic) {
+  const OnDeviceOf device(grad);
+  const auto pyramid = pyramid_of(scales, sizes);
+  const Grid grid{static_cast<int>(grad.size(3)), static_cast<int>(sampling_ratio)};
+  // [N, R, O, O, C], which is how the gradient of a channels-last output usually comes
+  const auto bins = torch::stable::contiguous(torch::stable::transpose(torch::stable::transpose(grad, 3, 4), 2, 4));
+  const auto rows = torch::stable::contiguous(boxes);
+  std::vector<Tensor> result;
+  dispatch_features(grad.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    if (deterministic) {
+      result = gather<T>(bins, rows, pyramid, grid, channels_last, device.stream());
+      return;
+    }
+    result = scatter<T>(bins, rows, pyramid, grid, channels_last, device.stream());
+    if constexpr (!std::is_same_v<T, Accumulator<T>>) {
+      for (auto& level : result) level = torch::stable::to(level, grad.scalar_type());
+    }
+  });
+  return result;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(cuda_ops, CUDA, m) {
+  m.impl("multilevel_roi_align_backward", TORCH_BOX(&multilevel_roi_align_backward_cuda));
+}
+
+}  // namespace cuda_ops

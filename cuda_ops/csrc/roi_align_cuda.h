@@ -1,0 +1,146 @@
+// What the CUDA kernels of RoIAlign share: how work is cut into blocks, and the cells and weights of a box in shared
+// memory.
+#pragma once
+
+#include "cuda_common.h"
+#include "roi_align_levels.h"
+
+namespace cuda_ops {
+
+constexpr int kBlockBins = 64, kBlockChannels = 32;
+constexpr int64_t kMaxTapBytes = 24 << 10;
+
+template <class T, int kCount>
+struct alignas(sizeof(T) * kCount) Pack {
+  T values[kCount];
+};
+
+// Boxes [N, R, 4], float or double.
+struct Boxes {
+  const void* data;
+  bool is_double;
+  int64_t per_image, count;
+};
+
+// Calls f with a box in cells of its level.
+template <class F>
+__device__ __forceinline__ void with_roi(
+    const Boxes& boxes, int64_t box, const Pyramid& pyramid, Grid grid, const F& f) {
+  if (boxes.is_double) {
+    f(roi_of(static_cast<const Box<double>*>(boxes.data)[box], pyramid, grid));
+  } else {
+    f(roi_of(static_cast<const Box<float>*>(boxes.data)[box], pyramid, grid));
+  }
+}
+
+// The part of the output that a block works on: bins of one box, [first_bin, first_bin + num_bins), and up to
+// kBlockChannels channels.
+struct Part {
+  int64_t box, first_channel;
+  int first_bin, num_bins;
+};
+
+struct Parts {
+  Parts(int64_t num_boxes, int64_t channels, Grid grid)
+      : bins(int64_t{grid.output_size} * grid.output_size),
+        bin_parts((bins + kBlockBins - 1) / kBlockBins),
+        channel_parts((channels + kBlockChannels - 1) / kBlockChannels),
+        count(num_boxes * bin_parts * channel_parts) {}
+
+  __device__ Part operator[](int64_t i) const {
+    const int64_t first_bin = i / channel_parts % bin_parts * kBlockBins;
+    const int64_t num_bins = bins - first_bin;
+    return {
+        i / channel_parts / bin_parts, i % channel_parts * kBlockChannels, static_cast<int>(first_bin),
+        static_cast<int>(num_bins < kBlockBins ? num_bins : kBlockBins)};
+  }
+
+  int64_t bins, bin_parts, channel_parts, count;
+};
+
+// Cells and weights of all bins of one box, in shared memory: taps [2, O, 2S] for rows and columns, and how many a bin
+// has.
+template <class W>
+struct SharedTaps {
+  __device__ SharedTaps(unsigned char* memory, Grid grid)
+      : per_bin(2 * grid.sampling_ratio),
+        taps(reinterpret_cast<Tap<W>*>(memory)),
+        counts(reinterpret_cast<int*>(taps + 2 * grid.output_size * per_bin)) {}
+
+  // Called by all threads of a block; they may read after the next barrier. The level goes to `level`.
+  __device__ void fill(const Boxes& boxes, int64_t box, const Pyramid& pyramid, Grid grid, int* level) {
+    for (int i = threadIdx.x; i < 2 * grid.output_size; i += blockDim.x) {
+      const bool is_row = i < grid.output_size;
+      const int bin = is_row ? i : i - grid.output_size;
+      with_roi(boxes, box, pyramid, grid, [&](const auto& roi) {
+        const auto start = is_row ? roi.y : roi.x, bin_size = is_row ? roi.bin_height : roi.bin_width;
+        const int32_t size = is_row ? pyramid.heights[roi.level] : pyramid.widths[roi.level];
+        counts[i] = taps_of(start, bin_size, bin, grid, size, taps + i * per_bin);
+        if (i == 0) *level = roi.level;
+      });
+    }
+  }
+
+  // Calls f with the offset of each cell of a bin, from the first cell of a plane, and its weight.
+  template <class L, class F>
+  __device__ __forceinline__ void for_each_cell(const L& level, int bin, Grid grid, const F& f) const {
+    const int row_bin = bin / grid.output_size, column_bin = grid.output_size + bin % grid.output_size;
+    const Tap<W>*rows = taps + row_bin * per_bin, *columns = taps + column_bin * per_bin;
+    for (int j = 0; j < counts[row_bin]; ++j) {
+      const int64_t row = rows[j].idx * level.row_stride;
+      for (int k = 0; k < counts[column_bin]; ++k) {
+        f(row + columns[k].idx * level.column_stride, rows[j].weight * columns[k].weight);
+      }
+    }
+  }
+
+  static int64_t bytes(Grid grid) {
+    return 2 * int64_t{grid.output_size} * (2 * int64_t{grid.sampling_ratio} * sizeof(Tap<W>) + sizeof(int));
+  }
+
+  int per_bin;
+  Tap<W>* taps;
+  int* counts;
+};
+
+extern __shared__ __align__(16) unsigned char shared_memory[];
+
+template <class T>
+bool is_aligned(const Level<T>& level, int64_t bytes) {
+  const auto is_multiple = [&](int64_t stride) { return stride * static_cast<int64_t>(sizeof(T)) % bytes == 0; };
+  return reinterpret_cast<uintptr_t>(level.data) % bytes == 0 && is_multiple(level.image_stride) &&
+      is_multiple(level.row_stride) && is_multiple(level.column_stride);
+}
+
+// Whether channels can be read and written in packs of so many.
+template <class T>
+bool can_pack(const Levels<T>& levels, int num_levels, int64_t channels, int pack) {
+  bool can = channels % pack == 0;
+  for (int l = 0; l < num_levels; ++l) {
+    can &= levels.levels[l].is_planar || is_aligned(levels.levels[l], pack * static_cast<int64_t>(sizeof(T)));
+  }
+  return can;
+}
+
+inline Boxes boxes_of(const Tensor& boxes) {
+  const auto dtype = boxes.scalar_type();
+  STD_TORCH_CHECK(
+      dtype == ScalarType::Float || dtype == ScalarType::Double,
+      "multilevel_roi_align: boxes must be float32 or float64");
+  return {boxes.const_data_ptr(), dtype == ScalarType::Double, boxes.size(1), boxes.size(0) * boxes.size(1)};
+}
+
+template <class W>
+int64_t tap_bytes(Grid grid) {
+  const int64_t bytes = SharedTaps<W>::bytes(grid);
+  STD_TORCH_CHECK(
+      bytes <= kMaxTapBytes, "multilevel_roi_align: output_size times sampling_ratio must be smaller on CUDA, got ",
+      grid.output_size, " times ", grid.sampling_ratio);
+  return bytes;
+}
+
+inline unsigned blocks_of(int64_t items) {
+  return static_cast<unsigned>(std::min<int64_t>(items, std::numeric_limits<int32_t>::max()));
+}
+
+}  // namespace cuda_ops
