@@ -222,7 +222,9 @@ def test_a_box_within_rounding_of_a_level_goes_where_plain_torch_puts_it():
     boxes = torch.cat((start, start + sides), dim=1)
     levels = pool(features, boxes[None], output_size=1, sampling_ratio=1).flatten().log2().round().long() - 2
     area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    is_rounded_well = area.sqrt() == area.double().sqrt().float()  # torch's square root may be one off in the last place
+    is_rounded_well = (
+        area.sqrt() == area.double().sqrt().float()
+    )  # torch's square root may be one off in the last place
     differs = levels != roi_align.assign_levels(boxes, [1 / stride for stride in STRIDES])
     assert not (differs & is_rounded_well).any()
     assert differs.float().mean() < 0.01
