@@ -2,6 +2,7 @@
 // functions; written in the compiler's vector extension, for loops over arrays of sums end up in memory.
 #pragma once
 
+#include <cstring>
 #include <utility>
 
 #include "roi_align_plan.h"
@@ -15,17 +16,17 @@ struct Lanes {
   static constexpr int kCount = 32 / sizeof(W);
   typedef W Vector __attribute__((vector_size(32)));
   typedef std::conditional_t<sizeof(W) == 8, int64_t, int32_t> Indices __attribute__((vector_size(32)));
-  typedef W InMemory __attribute__((vector_size(32), aligned(sizeof(W)), may_alias));
 };
 
 template <class W, class T>
 ALWAYS_INLINE void load(const T* from, typename Lanes<W>::Vector& to) {
   if constexpr (std::is_same_v<T, W>) {
-    to = *reinterpret_cast<const typename Lanes<W>::InMemory*>(from);
+    std::memcpy(&to, from, sizeof(to));
   } else if constexpr (std::is_same_v<T, BFloat16>) {
-    typedef uint16_t Halves __attribute__((vector_size(16), aligned(2), may_alias));
+    typedef uint16_t Halves __attribute__((vector_size(16)));
     typedef uint32_t Bits __attribute__((vector_size(32)));
-    const auto& halves = *reinterpret_cast<const Halves*>(from);  // the upper halves of floats
+    Halves halves;  // the upper halves of floats
+    std::memcpy(&halves, from, sizeof(halves));
     const Bits bits = __builtin_convertvector(halves, Bits) << 16;
     to = reinterpret_cast<typename Lanes<W>::Vector>(bits);
   } else {
@@ -36,7 +37,7 @@ ALWAYS_INLINE void load(const T* from, typename Lanes<W>::Vector& to) {
 template <class W, class T>
 ALWAYS_INLINE void store(const typename Lanes<W>::Vector& from, T* to) {
   if constexpr (std::is_same_v<T, W>) {
-    *reinterpret_cast<typename Lanes<W>::InMemory*>(to) = from;
+    std::memcpy(to, &from, sizeof(from));
   } else {
     for (int i = 0; i < Lanes<W>::kCount; ++i) to[i] = static_cast<T>(from[i]);
   }
