@@ -21,7 +21,7 @@ HOST_DEVICE Index verdict(T best, Index idx, T fg_iou, T bg_iou) {
   return best < bg_iou ? Index(kBackground) : best < fg_iou ? Index(kIgnore) : idx;
 }
 
-// Whether a box of this IoU with a ground truth learns however low it is. Of a row without overlap, or with nan, none does.
+// Whether a box of this IoU with a ground truth learns however low it is. Of a row without overlap, or with nan: none.
 template <class T>
 HOST_DEVICE bool is_best_of_gt(T iou, T best_of_gt) {
   return iou == best_of_gt && best_of_gt > T(0);
