@@ -62,7 +62,7 @@ def random_case(seed, random_boxes):
 
 
 @compiled_only
-@pytest.mark.parametrize("seed", range(250))
+@pytest.mark.parametrize("seed", range(400))
 def test_compiled_iou_equals_that_of_the_reference(seed, random_boxes):
     boxes1, boxes2 = random_case(seed, random_boxes)
     iou, expected = box_iou(boxes1, boxes2), cuda_ops.reference.box_iou(boxes1, boxes2)
@@ -72,7 +72,7 @@ def test_compiled_iou_equals_that_of_the_reference(seed, random_boxes):
 
 @pytest.mark.gpu
 @compiled_only
-@pytest.mark.parametrize("seed", range(250))
+@pytest.mark.parametrize("seed", range(400))
 def test_iou_on_a_gpu_equals_that_of_the_reference(seed, random_boxes):
     boxes1, boxes2 = random_case(seed, random_boxes)
     iou, expected = box_iou(boxes1.cuda(), boxes2.cuda()).cpu(), cuda_ops.reference.box_iou(boxes1, boxes2)

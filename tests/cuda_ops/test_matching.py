@@ -128,7 +128,7 @@ def random_case(seed, random_boxes):
 
 
 @compiled_only
-@pytest.mark.parametrize("seed", range(300))
+@pytest.mark.parametrize("seed", range(400))
 def test_compiled_matches_equal_those_of_the_reference(seed, random_boxes):
     arguments = random_case(seed, random_boxes)
     assert torch.equal(match_boxes(*arguments), cuda_ops.reference.match_boxes(*arguments))
@@ -136,7 +136,7 @@ def test_compiled_matches_equal_those_of_the_reference(seed, random_boxes):
 
 @pytest.mark.gpu
 @compiled_only
-@pytest.mark.parametrize("seed", range(300))
+@pytest.mark.parametrize("seed", range(400))
 def test_matches_on_a_gpu_equal_those_of_the_reference(seed, random_boxes):
     boxes, gt_boxes, num_gt, *settings = random_case(seed, random_boxes)
     matches = match_boxes(boxes.cuda(), gt_boxes.cuda(), num_gt.cuda(), *settings)
