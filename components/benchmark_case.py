@@ -24,9 +24,11 @@ from model.config import ModelConfig, Section, TrainConfig
 from model.data.collate import collate
 from model.data.dataset import Sample
 from model.data.index import CocoInstances
-from model.engine import pick_device, train_steps
+from model.distributed import pick_device
+from model.engine import set_determinism, train_steps
 from model.mask_rcnn import MaskRCNN
 from model.optim import make_optimizer
+from model.precision import LossScaler, autocast, set_float32_products
 from model.structures import Batch
 
 NUM_CLASSES = 80  # COCO's
@@ -44,7 +46,7 @@ class Case(Section):
 
     mode: Literal["train", "inference"]
     networks: tuple[Name, ...]  # stepped in turn
-    dtype: Literal["float32", "bfloat16"]
+    dtype: Literal["float32", "tf32", "bfloat16", "float16"]
     batch: int
     height: int
     width: int
@@ -64,6 +66,8 @@ class Measurement(Section):
 def measure(case: Case) -> Measurement:
     """Build the networks, warm up, then step them in turn, so that a slow moment of the machine hits both."""
     device = pick_device(case.device)
+    set_float32_products(device, case.dtype)
+    set_determinism(False)
     memory = PeakMemory(device)
     torch.manual_seed(0)
     ours = MaskRCNN(case.model, NUM_CLASSES).to_device(device)
@@ -95,9 +99,8 @@ def _steps(case: Case, ours: MaskRCNN, batch: Batch) -> dict[Name, Callable[[], 
 def _our_step(model: MaskRCNN, batch: Batch, case: Case) -> Callable[[], object]:
     device = batch.images.device
     if case.mode == "train":
-        steps = train_steps(
-            model, itertools.repeat(batch), make_optimizer(model, _training(case)), _training(case), device
-        )
+        train, scaler = _training(case), LossScaler(device, case.dtype)
+        steps = train_steps(model, itertools.repeat(batch), make_optimizer(model, train), train, scaler)
         return lambda: next(steps)
     model.eval()
     return lambda: _detect(model, batch, case.dtype)
@@ -113,19 +116,22 @@ def _torchvision_step(model: nn.Module, batch: Batch, case: Case) -> Callable[[]
     optimizer = make_optimizer(model, _training(case))
     model.train()
 
+    device = batch.images.device
+    scaler = torch.amp.GradScaler(device.type, enabled=case.dtype == "float16")
+
     def step() -> None:
-        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=case.dtype == "bfloat16"):
+        with autocast(device, case.dtype):
             losses = model(images, targets)
-        torch.stack(list(losses.values())).sum().backward()
-        optimizer.step()
+        scaler.scale(torch.stack(list(losses.values())).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad(set_to_none=True)
 
     return step
 
 
 def _detect(model: nn.Module, inputs: Batch | list[Tensor], dtype: str) -> object:
-    device_type = next(model.parameters()).device.type
-    with torch.inference_mode(), torch.autocast(device_type, torch.bfloat16, enabled=dtype == "bfloat16"):
+    with torch.inference_mode(), autocast(next(model.parameters()).device, dtype):
         return model(inputs)
 
 

@@ -36,7 +36,7 @@ class BenchmarkConfig(Section):
 
     modes: tuple[Literal["train", "inference"], ...] = ("train", "inference")
     batch_sizes: tuple[PositiveInt, ...] = (2,)
-    dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)
+    dtypes: tuple[Literal["float32", "tf32", "bfloat16", "float16"], ...] = ("float32",)
     warmup: NonNegativeInt = 2
     steps: PositiveInt = 10
     height_px: NonNegativeInt = 0  # of the synthetic images; 0 takes the first bucket

@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from components.cli import parse, stage_parser, user_errors
 from components.config import Config
 from components.environment import git_commit
 from components.journal import write_atomically
+from components.launch import relaunch
 from components.plots import draw_comparison, plot_precision_recall, spread, write_precision_recall
 from components.tracking import open_tracker
 from components.trained import Trained, load_trained, open_split
@@ -28,6 +30,7 @@ from model.coco_eval import SCORE_NAMES, CocoEvaluation, Scores, evaluate_result
 from model.config import DataConfig
 from model.data.index import CocoIndex
 from model.data.loader import eval_loader
+from model.distributed import from_main, gather_on_main, is_main, pick_device, process_group, rank, world_size
 from model.engine import predict
 from model.mask_rcnn import MaskRCNN
 from model.postprocess import original_boxes, to_coco_results
@@ -60,11 +63,19 @@ def run(config: Config, *, checkpoint: str = "last") -> EvaluateResult:
     Raises:
         UserError: if there is no such checkpoint, or no prepared data of its classes.
     """
-    run_dir, trained = config.train.output_dir, load_trained(config, checkpoint)
-    index = open_split(trained, config.evaluate.split)
-    data, batch_size = trained.config.data, config.evaluate.batch_size
-    dtype = trained.config.train.dtype
-    results = detect(trained.loaded.model, index, data, batch_size=batch_size, dtype=dtype, keep_tensors=True)
+    with process_group(pick_device(config.train.device), config.train.timeout_s):
+        trained = load_trained(config, checkpoint)
+        index = open_split(trained, config.evaluate.split)
+        data, batch_size = trained.config.data, config.evaluate.batch_size
+        dtype = trained.config.train.dtype
+        results = detect(trained.loaded.model, index, data, batch_size=batch_size, dtype=dtype, keep_tensors=True)
+        evaluation = from_main(None if results is None else _finish(config, trained, index, results))
+    return EvaluateResult(config.train.output_dir, trained.name, evaluation)
+
+
+def _finish(config: Config, trained: Trained, index: CocoIndex, results: Results) -> CocoEvaluation | None:
+    """Score what was found, write everything, log it and say it."""
+    run_dir = config.train.output_dir
     ground_truth = load_ground_truth(index.ground_truth_path)
     evaluation = None if config.evaluate.skip_eval else evaluate_results(ground_truth, results.bbox, results.segm)
     write_inference(run_dir / "inference", results, evaluation)
@@ -73,7 +84,7 @@ def run(config: Config, *, checkpoint: str = "last") -> EvaluateResult:
     write_atomically(run_dir / "evaluation.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     _track(trained, run_dir, evaluation)
     _print(evaluation, run_dir, trained)
-    return EvaluateResult(run_dir, trained.name, evaluation)
+    return evaluation
 
 
 def evaluate_model(model: MaskRCNN, config: Config) -> CocoEvaluation:
@@ -81,7 +92,11 @@ def evaluate_model(model: MaskRCNN, config: Config) -> CocoEvaluation:
     index = CocoIndex.open(config.data.prepared_dir, config.evaluate.split)
     batch_size, dtype = config.evaluate.batch_size, config.train.dtype
     results = detect(model, index, config.data, batch_size=batch_size, dtype=dtype)
-    return evaluate_results(index.ground_truth_path, results.bbox, results.segm)
+    evaluation = from_main(
+        None if results is None else evaluate_results(index.ground_truth_path, results.bbox, results.segm)
+    )
+    assert evaluation is not None
+    return evaluation
 
 
 def detect(
@@ -92,23 +107,29 @@ def detect(
     batch_size: int,
     dtype: str = "float32",
     keep_tensors: bool = False,
-) -> Results:
-    """Run a model over every image of a split.
+) -> Results | None:
+    """Run a model over every image of a split, its batches shared among the processes.
 
     Args:
         keep_tensors: also keep what the network computed; for COCO's 5,000 val images that is about a GiB of memory.
+
+    Returns:
+        What all processes found, in an order that does not depend on their number; None in all but rank 0.
     """
-    loader = eval_loader(index, data, batch_size=batch_size)
+    loader = eval_loader(index, data, batch_size=batch_size, shard=(rank(), world_size()))
     device = next(model.parameters()).device
-    results = Results([], [], [])
-    batches = track(predict(model, loader, device, dtype), "detecting", total=len(loader), transient=True)
-    for batch, detections in batches:
-        bbox, segm = to_coco_results(batch, detections, index.category_ids)
-        results.bbox.extend(bbox)
-        results.segm.extend(segm)
-        if keep_tensors:
-            results.tensors.extend(_tensors(batch, detections))
-    return results
+    found = []
+    batches = predict(model, loader, device, dtype)
+    for batch, detections in track(batches, "detecting", total=len(loader), transient=True, disable=not is_main()):
+        tensors = _tensors(batch, detections) if keep_tensors else []
+        found.append(Results(*to_coco_results(batch, detections, index.category_ids), tensors))
+    if not (of_ranks := gather_on_main(found)):
+        return None
+    in_order = [
+        results for row in zip_longest(*of_ranks) for results in row if results
+    ]  # rank r had batches r, r + size, …
+    fields = zip(*((part.bbox, part.segm, part.tensors) for part in in_order), strict=True)
+    return Results(*(list(chain.from_iterable(parts)) for parts in fields))
 
 
 def evaluation_report(
@@ -256,7 +277,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         args, config = parse(parser, argv)
         if args.skip_eval:
             config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"skip_eval": True})})
-        run(config, checkpoint=args.checkpoint)
+        if not relaunch("evaluate", config.train.processes, argv):
+            run(config, checkpoint=args.checkpoint)
 
 
 if __name__ == "__main__":

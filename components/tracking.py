@@ -86,7 +86,7 @@ def open_tracker(
     try:
         yield tracker or JournalTracker(journal)
         status = "FINISHED"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         status = "KILLED"
         raise
     finally:

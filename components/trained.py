@@ -6,7 +6,7 @@ from pathlib import Path
 from components.config import Config, config_from_dict
 from model.checkpoint import BEST, LAST, CheckpointError, LoadedModel, find_checkpoint, load_model
 from model.data.index import CocoIndex
-from model.engine import pick_device
+from model.distributed import pick_device
 from model.errors import UserError
 
 

@@ -93,7 +93,9 @@ class ModelConfig(Section):
 
     backbone: Resnet = "resnet50"
     weights: str = "imagenet"  # none | imagenet | coco | path to a state dict or checkpoint
-    norm: Literal["frozen_batch_norm", "batch_norm", "group_norm"] = "frozen_batch_norm"
+    norm: Literal["frozen_batch_norm", "batch_norm", "group_norm"] = (
+        "frozen_batch_norm"  # batch_norm: over a process's own images
+    )
     # 1: stem; 2: stem and layer1; … 5: the whole body. Null: 2 with pre-trained weights, 0 from scratch.
     freeze_stages: Annotated[int, Field(ge=0, le=5)] | None = None
     fpn_channels: PositiveInt = 256
@@ -160,9 +162,18 @@ class TrainConfig(Section):
     output_dir: Path = Path("runs/default")
     seed: NonNegativeInt = 0
     device: str = "auto"  # auto | cpu | cuda | cuda:N
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    processes: NonNegativeInt = 1  # of this machine that train and evaluate together; 0: one for each GPU
+    dtype: Literal["float32", "tf32", "bfloat16", "float16"] = (
+        "float32"  # of convolutions and products; weights stay float32
+    )
+    apex: Literal["auto", "off", "required"] = (
+        "auto"  # apex's FusedSGD: where it is installed and the device is a GPU; never; or else an error
+    )
+    deterministic: bool = (
+        False  # the same losses on the same machine, bit for bit, at some cost on a GPU (the CPU's always are)
+    )
     max_iters: PositiveInt = 90000
-    batch_size: PositiveInt = 16  # images a step, over all micro-batches
+    batch_size: PositiveInt = 16  # images a step, over all micro-batches and processes
     accumulation_steps: PositiveInt = 1  # micro-batches a step
     base_lr: PositiveFloat = 0.02  # for lr_batch_size images a step; scaled linearly to batch_size
     lr_batch_size: PositiveInt = 16
@@ -181,6 +192,7 @@ class TrainConfig(Section):
     checkpoint_period: PositiveInt = 2500
     keep_last: NonNegativeInt = 0  # newest checkpoints kept beside the best; 0 keeps all
     max_nonfinite_steps: PositiveInt = 10  # in a row, before training gives up
+    timeout_s: PositiveFloat = 1800.0  # how long processes that train together wait for one another before they give up
     resume: bool = True  # continue from output_dir/last_checkpoint where there is one
 
     @model_validator(mode="after")
@@ -195,7 +207,7 @@ class TrainConfig(Section):
 
     @property
     def micro_batch_size(self) -> int:
-        """Images that pass through the network at once."""
+        """Images that pass through the network at once, over all processes."""
         return self.batch_size // self.accumulation_steps
 
 

@@ -1,21 +1,25 @@
 """The engine computes: training steps as a generator, detections as a generator. Logging, saving and stopping stay outside.
 
-    for step in train_steps(model, batches, optimizer, train, device):
+    for step in train_steps(model, batches, optimizer, train, scaler):
         ...
 
 Nothing here waits for the device: what a step yields are tensors, read only by who needs them.
 """
 
+import os
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.config import TrainConfig
+from model.distributed import mean_over_ranks, without_reduction
 from model.mask_rcnn import MaskRCNN
-from model.optim import learning_rate, set_learning_rate
+from model.optim import learning_rate, set_learning_rate, step_unless
+from model.precision import LossScaler, autocast, set_float32_products
 from model.structures import Batch, Detections
 
 
@@ -24,92 +28,104 @@ class Step:
     """One update of the weights, or none where a loss or a gradient was not finite."""
 
     number: int  # 1, 2, …
-    losses: dict[str, Tensor]  # scalars on the device, mean over the micro-batches
+    losses: dict[str, Tensor]  # scalars on the device, mean over micro-batches and processes
     grad_norm: Tensor  # scalar, before clipping
     skipped: Tensor  # scalar: 1 where the weights were left alone
-    image_ids: list[int]
+    diverged: Tensor  # scalar: 1 where that was not just float16's loss scale being too large
+    image_ids: list[int]  # this process's
     learning_rate: float
     data_s: float  # waiting for the loader
     step_s: float  # in all
 
 
-def pick_device(name: str) -> torch.device:
-    """`auto` is the first CUDA device where there is one, else the CPU."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+def set_determinism(deterministic: bool) -> None:
+    """`train.deterministic`, for the whole process: kernels that repeat in every bit, or the fastest of those that cuDNN has.
+
+    Torch raises RuntimeError where an operator on CUDA has no kernel that repeats.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what makes cuBLAS repeat; read when it starts
+    torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads such memory
+    torch.backends.cudnn.benchmark = not deterministic  # shapes are few and fixed, so trying kernels pays
 
 
 def train_steps(
-    model: MaskRCNN,
+    model: nn.Module,
     batches: Iterator[Batch],
     optimizer: torch.optim.Optimizer,
     train: TrainConfig,
-    device: torch.device,
+    scaler: LossScaler,
     start_step: int = 0,
 ) -> Iterator[Step]:
     """Train from step start_step + 1 to max_iters.
 
     Args:
+        model: a MaskRCNN, or what `data_parallel` made of one.
         batches: micro-batches; train.accumulation_steps of them make a step, with the gradient of one large batch.
-        optimizer: from `make_optimizer`: fused, so that a step can be skipped without asking the host.
+        optimizer: from `make_optimizer`, so that a step can be skipped without asking the host.
     """
     model.train()
+    device = next(model.parameters()).device
     for number in range(start_step + 1, train.max_iters + 1):
         began, data_s, image_ids = time.perf_counter(), 0.0, []
         totals: dict[str, Tensor] = {}
         set_learning_rate(optimizer, learning_rate(train, number))
-        for _ in range(train.accumulation_steps):
+        for micro_step in range(train.accumulation_steps):
             waited = time.perf_counter()
             batch = next(batches)
             data_s += time.perf_counter() - waited
             image_ids += batch.image_ids.tolist()
-            losses = _backward(model, batch.to(device, non_blocking=True), train)
+            # A static graph is learned from a first backward that reduces; to reduce a mean once more changes nothing.
+            is_reduced = micro_step == train.accumulation_steps - 1 or number == start_step + 1
+            with nullcontext() if is_reduced else without_reduction(model):
+                losses = _backward(model, batch.to(device, non_blocking=True), train, scaler)
             totals = {name: totals.get(name, 0) + loss.detach() for name, loss in losses.items()}
-        grad_norm, skipped = _update(model, optimizer, train, totals)
+        means = mean_over_ranks(torch.stack(list(totals.values())))
+        grad_norm, skipped, diverged = _update(model, optimizer, train, scaler, means)
+        losses = dict(zip(totals, means, strict=True))
         step_s = time.perf_counter() - began
-        yield Step(number, totals, grad_norm, skipped, image_ids, learning_rate(train, number), data_s, step_s)
+        yield Step(
+            number, losses, grad_norm, skipped, diverged, image_ids, learning_rate(train, number), data_s, step_s
+        )
 
 
-def _backward(model: MaskRCNN, batch: Batch, train: TrainConfig) -> dict[str, Tensor]:
-    with _precision(batch.images.device, train.dtype):
+def _backward(model: nn.Module, batch: Batch, train: TrainConfig, scaler: LossScaler) -> dict[str, Tensor]:
+    with autocast(batch.images.device, train.dtype):
         losses = model(batch)
-    assert isinstance(losses, dict)
     losses = {name: loss / train.accumulation_steps for name, loss in losses.items()}
-    torch.stack(list(losses.values())).sum().backward()
+    scaler.scale(torch.stack(list(losses.values())).sum()).backward()
     return losses
 
 
 def _update(
-    model: MaskRCNN, optimizer: torch.optim.Optimizer, train: TrainConfig, losses: dict[str, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Change the weights unless something is not finite; the decision is made on the device."""
+    model: nn.Module, optimizer: torch.optim.Optimizer, train: TrainConfig, scaler: LossScaler, losses: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Change the weights unless something is not finite; the decision is made on the device, and alike in all processes."""
+    scaler.unscale_(optimizer)
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
     grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if train.clip_grad_norm:
         torch.nn.utils.clip_grads_with_norm_(parameters, train.clip_grad_norm, grad_norm)
-    skipped = (~torch.isfinite(grad_norm + torch.stack(list(losses.values())).sum())).float()
-    optimizer.found_inf = skipped  # type: ignore[attr-defined]  # the fused kernel's own switch, GradScaler's way in
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return grad_norm, skipped
+    is_loss_finite = torch.isfinite(losses.sum())
+    skipped = ~(torch.isfinite(grad_norm) & is_loss_finite)
+    diverged = skipped & (~is_loss_finite | scaler.is_exhausted)
+    step_unless(optimizer, skipped.float())
+    scaler.update()
+    return grad_norm, skipped.float(), diverged.float()
 
 
 def predict(
     model: MaskRCNN, batches: Iterable[Batch], device: torch.device, dtype: str = "float32"
 ) -> Iterator[tuple[Batch, Detections]]:
     """Detections of each batch, the model in evaluation mode meanwhile; `dtype` is `train.dtype`."""
+    set_float32_products(device, dtype)
     was_training = model.training
     model.eval()
     try:
         for batch in batches:
-            with torch.inference_mode(), _precision(device, dtype):
+            with torch.inference_mode(), autocast(device, dtype):
                 detections = model(batch.to(device, non_blocking=True))
             assert isinstance(detections, Detections)
             yield batch, detections
     finally:
         model.train(was_training)
-
-
-def _precision(device: torch.device, dtype: str) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")

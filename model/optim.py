@@ -5,19 +5,26 @@ Source: Accurate, Large Minibatch SGD (arXiv:1706.02677) for linear scaling and 
 """
 
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from model.config import TrainConfig
+from model.errors import UserError
 
 NORMS = (nn.BatchNorm2d, nn.GroupNorm)
 
 
-def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.SGD:
+def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
     """SGD with momentum over three groups: weights, biases (own rate and decay), norm layers (own decay).
 
-    Each group carries `lr_factor`, its rate relative to `learning_rate`. The fused kernel can skip a step on the device.
+    Each group carries `lr_factor`, its rate relative to `learning_rate`. It is torch's fused SGD, or apex's as `train.apex` says: both can
+    skip a step on the device; see `step_unless`.
+
+    Raises:
+        UserError: if apex is required and cannot serve.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for module in model.modules():
@@ -31,16 +38,39 @@ def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.SGD:
             else:
                 key = (1.0, train.weight_decay)
             groups.setdefault(key, []).append(parameter)
-    optimizer = torch.optim.SGD(
-        [{"params": params, "lr_factor": factor, "weight_decay": decay} for (factor, decay), params in groups.items()],
-        lr=learning_rate(train, 1),
-        momentum=train.momentum,
-        fused=True,
-    )
+    groups_and_rates = [
+        {"params": params, "lr_factor": factor, "weight_decay": decay} for (factor, decay), params in groups.items()
+    ]
+    fused_sgd = _apex_sgd(train, groups_and_rates)
+    if fused_sgd is not None:
+        optimizer = fused_sgd(groups_and_rates, lr=learning_rate(train, 1), momentum=train.momentum, set_grad_none=True)
+    else:
+        optimizer = torch.optim.SGD(groups_and_rates, lr=learning_rate(train, 1), momentum=train.momentum, fused=True)
     if train.momentum:  # torch leaves the buffers of a skipped first step uninitialised
         for parameter in itertools.chain(*groups.values()):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
+
+
+def _apex_sgd(train: TrainConfig, groups: list[dict[str, Any]]) -> Callable[..., torch.optim.Optimizer] | None:
+    """apex.optimizers.FusedSGD where it is to serve: it needs parameters on a GPU and apex built with its CUDA extensions."""
+    if train.apex == "off":
+        return None
+    try:
+        import amp_C  # noqa: F401  # what FusedSGD looks for
+        from apex.optimizers import FusedSGD
+    except ImportError as error:
+        why = f"it cannot be imported ({error})"
+    else:
+        if groups[0]["params"][0].is_cuda:
+            return FusedSGD
+        why = "its FusedSGD runs on CUDA alone, and the weights are on the CPU"
+    if train.apex == "required":
+        raise UserError(
+            f"train.apex=required: needs NVIDIA's apex, but {why}; NGC's PyTorch images have it, and it can be built from github.com/NVIDIA/apex with "
+            "its CUDA extensions (the `apex` of the package index is another project). Or set train.apex to auto or off"
+        )
+    return None
 
 
 def learning_rate(train: TrainConfig, step: int) -> float:
@@ -57,3 +87,13 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Give each group `rate` times its factor."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_factor"]
+
+
+def step_unless(optimizer: torch.optim.Optimizer, skipped: Tensor) -> None:
+    """Update the weights where `skipped` (a scalar on their device) is 0, then drop the gradients. Does not wait for the device."""
+    if isinstance(optimizer, torch.optim.SGD):
+        optimizer.found_inf = skipped  # type: ignore[attr-defined]  # the fused kernel's own switch, GradScaler's way in
+    else:
+        optimizer._dummy_overflow_buf.copy_(skipped)  # type: ignore[attr-defined]  # apex's: its kernel returns at once
+    optimizer.step()
+    optimizer.zero_grad()

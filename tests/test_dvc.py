@@ -18,11 +18,13 @@ STAGES: dict[str, Any] = YAML(typ="safe").load((REPOSITORY / "dvc.yaml").read_te
 by_stage = pytest.mark.parametrize("stage", STAGES)
 
 # Parameters that change no result, so that no stage runs again for them.
-IDLE = {"data.workers", "train.device", "train.log_period", "train.resume"}
+IDLE = {
+    f"train.{name}" for name in ("apex", "deterministic", "device", "log_period", "processes", "resume", "timeout_s")
+} | {"data.workers"}
 # Code that every stage uses and that changes none of its outputs.
 IDLE_CODE = {
     f"components/{name}.py"
-    for name in ("cli", "config", "environment", "journal", "outbox", "tracking", "training_log")
+    for name in ("cli", "config", "environment", "journal", "launch", "outbox", "tracking", "training_log")
 }
 IDLE_CODE |= {"model/config.py", "model/errors.py"}
 

@@ -23,27 +23,42 @@ from model.errors import UserError
 Loader = DataLoader[Sample]  # of samples that collate turns into `model.structures.Batch`
 
 
-def train_loader(index: CocoIndex, data: DataConfig, *, batch_size: int, seed: int, start_batch: int = 0) -> Loader:
+def train_loader(
+    index: CocoIndex,
+    data: DataConfig,
+    *,
+    batch_size: int,
+    seed: int,
+    start_batch: int = 0,
+    shard: tuple[int, int] = (0, 1),
+) -> Loader:
     """Batches with targets, without end.
 
     Args:
+        batch_size: images of a batch, over all processes: a multiple of their number.
         start_batch: batches to pass over, as if they had been drawn; nothing is decoded for them.
+        shard: rank and number of processes. Each takes its part of every batch, so what all see together does not depend on their number.
 
     Raises:
         UserError: if no image has an instance to learn.
     """
     sampler = GroupedBatchSampler(index, data, batch_size=batch_size, seed=seed, start_batch=start_batch)
-    return _loader(CocoDataset(index, data, training=True), sampler, data)
+    return _loader(CocoDataset(index, data, training=True), ShardedBatches(sampler, *shard), data)
 
 
-def eval_loader(index: CocoIndex, data: DataConfig, *, batch_size: int) -> Loader:
-    """Every image once, without targets, bucket by bucket; the last batch of a bucket may be smaller."""
+def eval_loader(index: CocoIndex, data: DataConfig, *, batch_size: int, shard: tuple[int, int] = (0, 1)) -> Loader:
+    """Every image once, without targets, bucket by bucket; the last batch of a bucket may be smaller.
+
+    Args:
+        shard: rank and number of processes. Each takes every so-many-th batch, whole, so that no result depends on their number.
+    """
     buckets = _nominal_buckets(index, data, data.eval_min_size_px, data.eval_max_size_px)
     batches: list[list[int]] = []
     for bucket in range(len(data.buckets)):
         members = np.flatnonzero(buckets == bucket).tolist()
         batches += [members[first : first + batch_size] for first in range(0, len(members), batch_size)]
-    return _loader(CocoDataset(index, data, training=False), batches, data)
+    rank, world_size = shard
+    return _loader(CocoDataset(index, data, training=False), batches[rank::world_size], data)
 
 
 def batches_per_epoch(index: CocoIndex, batch_size: int) -> int:
@@ -75,6 +90,18 @@ class GroupedBatchSampler(Sampler[list[tuple[int, int]]]):
                 queue.append((i, sample_seed))
                 if len(queue) == self._batch_size:
                     yield queues.pop(bucket)
+
+
+class ShardedBatches(Sampler[list[tuple[int, int]]]):
+    """One process's part of each batch: equally many images, of one bucket with the other processes'."""
+
+    def __init__(self, batches: GroupedBatchSampler, rank: int, world_size: int) -> None:
+        self._batches, self._rank, self._world_size = batches, rank, world_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for batch in self._batches:
+            part = len(batch) // self._world_size
+            yield batch[self._rank * part : (self._rank + 1) * part]
 
 
 def sample_seeds(seed: int, epoch: int, images: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from components import download, prepare, train
+from components import download, prepare, train, training
 from components.config import Config, ConfigError, load_config, save_config
 from model.checkpoint import find_checkpoint, last_checkpoint, read_checkpoint
 
@@ -173,7 +173,7 @@ def test_training_stops_at_the_target_and_keeps_the_best(shapes: Path) -> None:
 def test_divergence_is_named_with_step_and_images(shapes: Path) -> None:
     config = small_config(shapes, "diverged", "train.base_lr=1e30", "train.warmup_iters=0", "train.clip_grad_norm=0")
     config = config.model_copy(update={"train": config.train.model_copy(update={"max_nonfinite_steps": 2})})
-    with pytest.raises(train.DivergedError, match=r"(?s)2 steps in a row.*step \d.*images \[.*base_lr"):
+    with pytest.raises(training.DivergedError, match=r"(?s)2 steps in a row.*step \d.*images \[.*base_lr"):
         train.run(config, skip_test=True)
     journal = [json.loads(line) for line in (config.train.output_dir / "log.jsonl").read_text().splitlines()]
     assert [line["metrics"]["skipped"] for line in journal][-2:] == [1, 1], "the journal tells how it came to that"

@@ -13,6 +13,7 @@ from model.config import ModelConfig, TrainConfig
 from model.engine import predict, train_steps
 from model.mask_rcnn import LOSSES, MaskRCNN
 from model.optim import make_optimizer
+from model.precision import LossScaler
 from model.structures import Batch, Detections
 
 CPU = torch.device("cpu")
@@ -23,7 +24,9 @@ def train(config: ModelConfig, batches: list[Batch], **options: Any) -> tuple[Ma
     torch.manual_seed(0)
     model = MaskRCNN(config, 3)
     settings = TrainConfig(**({"base_lr": 0.01, "lr_batch_size": 4, "batch_size": 4, "warmup_iters": 0} | options))
-    steps = train_steps(model, iter(batches), make_optimizer(model, settings), settings, CPU)
+    steps = train_steps(
+        model, iter(batches), make_optimizer(model, settings), settings, LossScaler(CPU, settings.dtype)
+    )
     return model, [{name: loss.item() for name, loss in step.losses.items()} for step in steps]
 
 
@@ -89,7 +92,9 @@ def test_a_step_that_is_not_finite_leaves_the_weights_alone(
     bad_boxes[0, 0, 2] = float("nan")
     bad = replace(good, targets=replace(good.targets, gt_boxes=bad_boxes))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    steps = train_steps(model, iter([bad, good]), make_optimizer(model, settings), settings, CPU)
+    steps = train_steps(
+        model, iter([bad, good]), make_optimizer(model, settings), settings, LossScaler(CPU, settings.dtype)
+    )
     assert next(steps).skipped == 1
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert next(steps).skipped == 0
@@ -106,7 +111,11 @@ def test_clipping_bounds_the_update(
         batch_size=2, lr_batch_size=2, max_iters=1, base_lr=1.0, warmup_iters=0, bias_lr_factor=1.0,
         clip_grad_norm=0.01, weight_decay=0.0,
     )  # fmt: skip
-    step = next(train_steps(model, iter([shapes_batch()]), make_optimizer(model, settings), settings, CPU))
+    step = next(
+        train_steps(
+            model, iter([shapes_batch()]), make_optimizer(model, settings), settings, LossScaler(CPU, settings.dtype)
+        )
+    )
     moved = torch.stack([(p.detach() - b).norm() for p, b in zip(model.parameters(), before, strict=True)]).norm()
     assert step.grad_norm > 0.01
     assert moved == pytest.approx(0.01, rel=1e-3)
