@@ -24,6 +24,7 @@ from components.journal import write_atomically
 from components.plots import draw_comparison, plot_precision_recall, spread, write_precision_recall
 from components.tracking import open_tracker
 from components.trained import Trained, load_trained, open_split
+from model.coco_backends import choose_backend
 from model.coco_eval import SCORE_NAMES, CocoEvaluation, Scores, evaluate_results, load_ground_truth
 from model.config import DataConfig
 from model.data.index import CocoIndex
@@ -58,15 +59,18 @@ def run(config: Config, *, checkpoint: str = "last") -> EvaluateResult:
     """Evaluate a checkpoint (`last`, `best` or a path) and leave everything in `train.output_dir`.
 
     Raises:
-        UserError: if there is no such checkpoint, or no prepared data of its classes.
+        UserError: if there is no such checkpoint, or no prepared data of its classes, or no such evaluate.backend.
     """
+    backend = choose_backend(config.evaluate.backend)  # an absent one is told before minutes of detection
     run_dir, trained = config.train.output_dir, load_trained(config, checkpoint)
     index = open_split(trained, config.evaluate.split)
     data, batch_size = trained.config.data, config.evaluate.batch_size
     dtype = trained.config.train.dtype
     results = detect(trained.loaded.model, index, data, batch_size=batch_size, dtype=dtype, keep_tensors=True)
     ground_truth = load_ground_truth(index.ground_truth_path)
-    evaluation = None if config.evaluate.skip_eval else evaluate_results(ground_truth, results.bbox, results.segm)
+    evaluation = None
+    if not config.evaluate.skip_eval:
+        evaluation = evaluate_results(ground_truth, results.bbox, results.segm, backend=backend)
     write_inference(run_dir / "inference", results, evaluation)
     write_plots(run_dir / "plots", results, evaluation, index, ground_truth, config.evaluate.drawn_images)
     report = evaluation_report(evaluation, results, index, trained.name)
@@ -81,7 +85,7 @@ def evaluate_model(model: MaskRCNN, config: Config) -> CocoEvaluation:
     index = CocoIndex.open(config.data.prepared_dir, config.evaluate.split)
     batch_size, dtype = config.evaluate.batch_size, config.train.dtype
     results = detect(model, index, config.data, batch_size=batch_size, dtype=dtype)
-    return evaluate_results(index.ground_truth_path, results.bbox, results.segm)
+    return evaluate_results(index.ground_truth_path, results.bbox, results.segm, backend=config.evaluate.backend)
 
 
 def detect(

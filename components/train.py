@@ -20,6 +20,7 @@ from components.config import Config, ConfigError, save_config
 from components.tracking import Tracker, open_tracker
 from components.training_log import TrainingLog, peak_memory_mib
 from model.checkpoint import last_checkpoint, mark_best, read_checkpoint, save_checkpoint
+from model.coco_backends import choose_backend
 from model.data.index import CocoIndex
 from model.data.loader import batches_per_epoch, train_loader
 from model.engine import Step, pick_device, train_steps
@@ -251,6 +252,7 @@ def differences(state: dict[str, Any], config: Config, data_hash: str) -> list[s
 
 def run(config: Config, *, skip_test: bool = False) -> TrainResult:
     """Train, then evaluate the last checkpoint unless `skip_test`."""
+    choose_backend(config.evaluate.backend)  # an absent one is told before hours of training
     console = Console()
     training = Training(config, console)
     began = time.perf_counter()

@@ -18,7 +18,7 @@ STAGES: dict[str, Any] = YAML(typ="safe").load((REPOSITORY / "dvc.yaml").read_te
 by_stage = pytest.mark.parametrize("stage", STAGES)
 
 # Parameters that change no result, so that no stage runs again for them.
-IDLE = {"data.workers", "train.device", "train.log_period", "train.resume"}
+IDLE = {"data.workers", "train.device", "train.log_period", "train.resume", "evaluate.backend"}
 # Code that every stage uses and that changes none of its outputs.
 IDLE_CODE = {
     f"components/{name}.py"
