@@ -140,6 +140,7 @@ setup(
         "pillow>=10.3",
         "pycocotools>=2.0.8",
         "hotcoco>=1.3,<2",  # pycocotools' numbers, sooner
+        "orjson>=3.10,<4",
         "pydantic>=2.9,<3",
         "ruamel.yaml>=0.18",
         "mlflow>=3,<4",

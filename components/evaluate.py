@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
 import torch
 from pycocotools.coco import COCO
 from rich.console import Console
@@ -143,8 +144,8 @@ def write_inference(folder: Path, results: Results, evaluation: CocoEvaluation |
     coco_results.pth is not written, and an older one goes, when there was no evaluation. Both load with `weights_only=True`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "bbox.json", json.dumps(results.bbox))
-    write_atomically(folder / "segm.json", json.dumps(results.segm))
+    for task, found in (("bbox", results.bbox), ("segm", results.segm)):
+        write_atomically(folder / f"{task}.json", orjson.dumps(found).decode())  # json takes ten times as long
     _save(results.tensors, folder / "predictions.pth")
     scores_path = folder / "coco_results.pth"
     if evaluation is None:
