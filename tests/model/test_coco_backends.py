@@ -43,7 +43,7 @@ class Case:
 def random_case(seed: int) -> Case:
     """Some images, some without objects, some without detections; every eighth case has no detections, or no objects, at all."""
     rng = np.random.default_rng(seed)
-    sizes = {int(i): (int(rng.integers(60, 260)), int(rng.integers(60, 260))) for i in rng.choice(1000, 8, False)}
+    sizes = {int(i): (int(rng.integers(60, 400)), int(rng.integers(60, 400))) for i in rng.choice(1000, 8, False)}
     images = [{"id": i, "height": height, "width": width} for i, (height, width) in sizes.items()]
     annotations: Results = []
     found: dict[str, Results] = {"bbox": [], "segm": []}
@@ -62,7 +62,7 @@ def random_case(seed: int) -> Case:
 
 def random_annotation(rng: Generator, image_id: int, size: tuple[int, int]) -> dict[str, Any]:
     """An ellipse of any size, as polygon, or as crowd an RLE, packed or not; some say `ignore`."""
-    width, height = (float(side) for side in np.exp(rng.uniform(np.log(4), np.log(250), 2)))
+    width, height = (float(side) for side in np.exp(rng.uniform(np.log(4), np.log(400), 2)))
     x, y = float(rng.uniform(-5, size[1] - 5)), float(rng.uniform(-5, size[0] - 5))
     polygon = ellipse(x, y, width, height)
     rle = coco_mask.merge(coco_mask.frPyObjects([polygon], *size))
