@@ -139,6 +139,8 @@ setup(
         "numpy>=1.26",
         "pillow>=10.3",
         "pycocotools>=2.0.8",
+        "hotcoco>=1.3,<2",  # pycocotools' numbers, sooner
+        "orjson>=3.10,<4",
         "pydantic>=2.9,<3",
         "ruamel.yaml>=0.18",
         "mlflow>=3,<4",

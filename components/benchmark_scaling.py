@@ -38,7 +38,14 @@ def measure(case: Case, processes: tuple[int, ...]) -> dict[str, Any]:
             part = case.model_copy(update={"batch": batch, "networks": ("ours",), "processes": count})
             timed = in_fresh_process(part, threads=threads)
             step_s = float(np.median(timed.step_s["ours"]))
-            rows.append({"processes": count, "batch_per_process": batch, "step_s": step_s, "images_per_s": batch * count / step_s})
+            rows.append(
+                {
+                    "processes": count,
+                    "batch_per_process": batch,
+                    "step_s": step_s,
+                    "images_per_s": batch * count / step_s,
+                }
+            )
             rows[-1]["speedup"] = rows[-1]["images_per_s"] / rows[0]["images_per_s"]
             rows[-1]["efficiency"] = rows[-1]["speedup"] / count
         report[kind] = rows
@@ -58,7 +65,15 @@ def metrics(report: dict[str, Any]) -> dict[str, float | None]:
 def table(report: dict[str, Any]) -> Table:
     """The rows as people read them."""
     result = Table(box=box.SIMPLE, pad_edge=False)
-    for column in (f"train {report['dtype']}", "processes", "batch each", "step s", "images/s", "speed-up", "efficiency"):
+    for column in (
+        f"train {report['dtype']}",
+        "processes",
+        "batch each",
+        "step s",
+        "images/s",
+        "speed-up",
+        "efficiency",
+    ):
         result.add_column(column, justify="left" if column.startswith("train") else "right")
     for kind in ("weak", "strong"):
         for row in report[kind]:

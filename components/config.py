@@ -31,10 +31,13 @@ class PredictConfig(Section):
     images: PositiveInt = 8  # of the val split, when no image is named (the DVC stage)
 
 
+BenchmarkMode = Literal["train", "inference", "evaluator"]
+
+
 class BenchmarkConfig(Section):
     """What `maskrcnn benchmark` measures."""
 
-    modes: tuple[Literal["train", "inference"], ...] = ("train", "inference")
+    modes: tuple[BenchmarkMode, ...] = ("train", "inference")
     batch_sizes: tuple[PositiveInt, ...] = (2,)
     dtypes: tuple[Literal["float32", "tf32", "bfloat16", "float16"], ...] = ("float32",)
     warmup: NonNegativeInt = 2
@@ -42,6 +45,9 @@ class BenchmarkConfig(Section):
     height_px: NonNegativeInt = 0  # of the synthetic images; 0 takes the first bucket
     width_px: NonNegativeInt = 0
     torchvision: bool = True  # time torchvision's model in the same run
+    evaluator_images: PositiveInt = 5000  # scored by boxes; as many as COCO's val split has
+    evaluator_mask_images: PositiveInt = 500  # scored by masks
+    evaluator_detections: PositiveInt = 100  # an image
 
 
 class TrackingConfig(Section):

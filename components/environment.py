@@ -3,7 +3,7 @@
 import os
 import platform
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -28,7 +28,7 @@ def hardware() -> dict[str, str | int]:
 
 def versions() -> dict[str, str]:
     """Python and the packages that decide what is computed and how fast."""
-    packages = {name: version(name) for name in ("torch", "torchvision", "numpy", "pycocotools")}
+    packages = {name: _version(name) for name in ("torch", "torchvision", "numpy", "pycocotools", "hotcoco")}
     return {"python": platform.python_version(), **packages, "cuda": torch.version.cuda or ""}
 
 
@@ -42,6 +42,14 @@ def run_tags() -> dict[str, str]:
     tags |= {f"hardware.{name}": str(value) for name, value in hardware().items()}
     tags |= {f"version.{name}": value for name, value in versions().items()}
     return {name: value for name, value in tags.items() if value}
+
+
+def _version(package: str) -> str:
+    """Empty where the package is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def _cpu_name() -> str:

@@ -24,6 +24,7 @@ from components.launch import relaunch
 from components.tracking import NullTracker, Tracker, open_tracker
 from components.training import Training
 from model.checkpoint import last_checkpoint
+from model.coco_backends import choose_backend
 from model.distributed import is_main, pick_device, process_group
 
 
@@ -43,6 +44,7 @@ def run(config: Config, *, skip_test: bool = False) -> TrainResult:
     Raises:
         Preempted: if SIGTERM ended training early; a checkpoint was saved.
     """
+    choose_backend(config.evaluate.backend)  # an absent one is told before hours of training
     device = pick_device(config.train.device)
     with process_group(device, config.train.timeout_s):
         result = _train(config, device, Console(quiet=not is_main()))

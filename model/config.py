@@ -215,6 +215,7 @@ class EvaluateConfig(Section):
     """How a checkpoint is scored, and what score ends training early."""
 
     batch_size: PositiveInt = 8
+    backend: Literal["auto", "hotcoco", "pycocotools"] = "auto"  # what computes AP; auto: hotcoco where it is installed
     every_epoch: bool = False  # also evaluate while training, after each pass over the data
     min_bbox_ap: Fraction = 0.0  # with every_epoch: training ends when both are reached; 0 never ends it
     min_segm_ap: Fraction = 0.0

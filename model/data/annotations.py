@@ -137,7 +137,7 @@ def _categories(entries: list[Any], path: Path) -> dict[int, str]:
     categories: dict[int, str] = {}
     for entry in entries:
         if not isinstance(entry, dict) or not _is_id(entry.get("id")) or not isinstance(entry.get("name"), str):
-            raise AnnotationError(f"{path}: category {entry!r}: must have a whole-number id and a name")
+            raise AnnotationError(f"{path}: category {entry!r}: must have a whole-number id ≥ 0 and a name")
         if entry["id"] in categories:
             raise AnnotationError(f"{path}: category id {entry['id']} stands twice; ids must differ")
         categories[entry["id"]] = entry["name"]
@@ -148,7 +148,7 @@ def _categories(entries: list[Any], path: Path) -> dict[int, str]:
 
 def _image_record(entry: Any, known: Container[int]) -> ImageRecord:
     if not isinstance(entry, dict) or not _is_id(entry.get("id")):
-        raise _Fault("no id", "id must be a whole number")
+        raise _Fault("no id", "id must be a whole number ≥ 0")
     if entry["id"] in known:
         raise _Fault("duplicate image id", "id stands twice; ids must differ")
     if not isinstance(entry.get("file_name"), str) or not entry["file_name"]:
@@ -162,7 +162,7 @@ def _image_record(entry: Any, known: Container[int]) -> ImageRecord:
 def _add_annotation(coco: CocoFile, entry: Any, records: dict[int, ImageRecord], seen: set[int]) -> None:
     """Check one annotation and file it under its image; one of an image past the limit is passed over."""
     if not isinstance(entry, dict) or not _is_id(entry.get("id")):
-        raise _Fault("no id", "id must be a whole number")
+        raise _Fault("no id", "id must be a whole number ≥ 0")
     if entry["id"] in seen:
         raise _Fault("duplicate annotation id", "id stands twice; ids must differ")
     seen.add(entry["id"])
@@ -243,7 +243,7 @@ def _problem(path: Path, what: str, entry: Any, fault: _Fault) -> Problem:
 
 
 def _is_id(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _are_numbers(values: Any) -> bool:

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import sqlite3
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from components import evaluate
+from components import evaluate, train
 from components.config import Config, save_config
 from components.trained import load_trained
-from model.coco_eval import SCORE_NAMES
+from model.coco_eval import SCORE_NAMES, evaluate_results, load_ground_truth
+from model.config import TrainConfig
 from model.data.index import CocoIndex
 from model.errors import UserError
 
@@ -54,6 +56,41 @@ def test_scores_are_those_of_pycocotools_on_the_files_left_behind(
         oracle.summarize()
     assert report["detections"] > 0
     assert [report[task][name] for name in SCORE_NAMES] == [None if v < 0 else v for v in oracle.stats]
+
+
+def test_either_backend_gives_the_same_report_to_the_last_byte(trained_run: Config) -> None:
+    """On real ground truth, crowds too; the results are moved boxes and shrunk masks of it."""
+    index = CocoIndex.open(trained_run.data.prepared_dir, "val")
+    coco = load_ground_truth(index.ground_truth_path)
+    results = evaluate.Results([], [], [])
+    for annotation in coco.anns.values():
+        x, y, width, height = annotation["bbox"]
+        common = {"image_id": annotation["image_id"], "category_id": annotation["category_id"]}
+        common["score"] = 1 / (1 + annotation["id"] % 7)
+        rle = coco.annToRLE(annotation)
+        mask = coco_mask.decode(rle)
+        mask[::3] = 0
+        shrunk = coco_mask.encode(mask)
+        results.bbox.append(common | {"bbox": [x + 0.1 * width, y, 0.9 * width, height]})
+        results.segm.append(common | {"segmentation": {"size": rle["size"], "counts": shrunk["counts"].decode()}})
+    texts = []
+    for backend in ("pycocotools", "hotcoco"):
+        evaluation = evaluate_results(index.ground_truth_path, results.bbox, results.segm, backend=backend)
+        assert 0.1 < (evaluation.segm["AP"] or 0) < (evaluation.bbox["AP"] or 0) < 1
+        texts.append(json.dumps(evaluate.evaluation_report(evaluation, results, index, "any")))
+    assert texts[0] == texts[1]
+
+
+def test_absent_backend_is_told_before_anything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "hotcoco", None)  # what an import of an absent package meets
+    save_config(Config(train=TrainConfig(output_dir=tmp_path / "without_checkpoint")), tmp_path / "params.yaml")
+    for stage in (evaluate, train):
+        with pytest.raises(SystemExit) as end:
+            stage.main(["--params", str(tmp_path / "params.yaml"), "evaluate.backend=hotcoco"])
+        assert end.value.code == 2
+        assert "pip install hotcoco" in capsys.readouterr().err
 
 
 def test_prediction_tensors_agree_with_the_results(

@@ -120,15 +120,6 @@ def test_absent_sizes_and_classes_have_no_score(tmp_path: Path) -> None:
     assert evaluation.per_class["none"] == {"bbox": None, "segm": None}
 
 
-def test_results_are_not_changed_and_nothing_is_printed(
-    ground_truth: Path, results: tuple[Results, Results], capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = copy.deepcopy(results)
-    evaluate_results(ground_truth, *results)
-    assert results == before
-    assert capsys.readouterr().out == ""
-
-
 def test_result_of_an_unknown_image_is_refused(ground_truth: Path) -> None:
     stray = {"image_id": 5, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 0.5}
     with pytest.raises(ValueError, match=r"does not have: \[5\]"):

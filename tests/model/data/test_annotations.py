@@ -175,6 +175,7 @@ def test_the_second_of_two_annotations_with_one_id_is_a_problem(tmp_path: Path):
     [
         ({"id": 1}, "duplicate image id"),
         ({"id": "x"}, "no id"),
+        ({"id": -2}, "no id"),
         ({"id": 2, "file_name": ""}, "no file name"),
         ({"id": 2, "width": 0}, "no size"),
         ({"id": 2, "height": 8.5}, "no size"),
@@ -197,7 +198,8 @@ def test_broken_json_tells_the_position(tmp_path: Path):
         ([], "COCO's instances form"),
         ({"images": [], "categories": []}, "a list under 'annotations'"),
         (tree(categories=[]), "names no category"),
-        (tree(categories=[{"id": 1}]), "must have a whole-number id and a name"),
+        (tree(categories=[{"id": 1}]), "must have a whole-number id ≥ 0 and a name"),
+        (tree(categories=[{"id": -1, "name": "a"}]), "must have a whole-number id ≥ 0 and a name"),
         (tree(categories=[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]), "category id 1 stands twice"),
     ],
 )
