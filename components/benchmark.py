@@ -1,7 +1,8 @@
-"""How fast a step is, and how much memory it takes: `maskrcnn benchmark [train] [inference]`, beside torchvision's model.
+"""How fast a step is, and how much memory it takes: `maskrcnn benchmark [train] [inference] [loader]`, beside torchvision's model.
 
 Times are taken with both networks in one process, stepped in turn; memory with each network alone in a fresh process. Images and
-weights are synthetic (see benchmark_case.py), so neither data nor a checkpoint is needed. Writes <train.output_dir>/benchmark.json.
+weights are synthetic (see benchmark_case.py), so neither data nor a checkpoint is needed; `loader` times the loading of images
+instead (see benchmark_loader.py). Writes <train.output_dir>/benchmark.json.
 """
 
 import json
@@ -12,16 +13,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from components import benchmark_loader
 from components.benchmark_case import NUM_CLASSES, Case, Measurement, Name
 from components.cli import parse, stage_parser, user_errors
-from components.config import BenchmarkConfig, Config, ConfigError
+from components.config import BenchmarkConfig, BenchmarkMode, Config, ConfigError
 from components.environment import git_commit, hardware, versions
 from components.journal import write_atomically
 from components.tracking import open_tracker
@@ -54,7 +56,7 @@ def run(config: Config) -> BenchmarkResult:
         with console.status(f"measuring {case.mode}, {case.dtype}, batch {case.batch}"):
             cases += measure_case(case)
     machine = hardware()
-    report = {
+    report: dict[str, Any] = {
         "cases": cases,
         "classes": NUM_CLASSES,
         "device": config.train.device,
@@ -62,16 +64,25 @@ def run(config: Config) -> BenchmarkResult:
         "versions": versions(),
         "commit": git_commit(),
     }
+    figures = case_metrics(cases)
+    if "loader" in config.benchmark.modes:
+        with console.status("measuring the loader"):
+            report["loader"] = benchmark_loader.measure(config)
+        figures |= benchmark_loader.metrics(report["loader"])
     run_dir = config.train.output_dir
     run_dir.mkdir(parents=True, exist_ok=True)
     path = run_dir / "benchmark.json"
     write_atomically(path, json.dumps(report, indent=2) + "\n")
     with open_tracker(config, run_dir=run_dir, metrics_csv=False) as tracker:
-        tracker.log_metrics(case_metrics(cases), step=0)
+        tracker.log_metrics(figures, step=0)
         tracker.log_artifact(path)
-    size = f"{cases[0]['height']} × {cases[0]['width']}"
-    console.print(f"{size}, {machine['gpu'] or machine['cpu']}", highlight=False)
-    console.print(table(cases))
+    if cases:
+        size = f"{cases[0]['height']} × {cases[0]['width']}"
+        console.print(f"{size}, {machine['gpu'] or machine['cpu']}", highlight=False)
+        console.print(table(cases))
+    if "loader" in report:
+        console.print(machine["cpu"], highlight=False)
+        console.print(benchmark_loader.table(report["loader"]))
     return BenchmarkResult(path, report)
 
 
@@ -93,6 +104,7 @@ def plan(config: Config) -> list[Case]:
             model=config.model,
         )
         for mode, dtype, batch in product(benchmark.modes, benchmark.dtypes, benchmark.batch_sizes)
+        if mode in ("train", "inference")  # the others time no network
     ]
 
 
@@ -189,16 +201,16 @@ def with_modes(config: Config, words: Sequence[str]) -> Config:
     """
     if not words:
         return config
-    unknown = [word for word in words if word not in ("train", "inference")]
+    unknown = [word for word in words if word not in get_args(BenchmarkMode)]
     if unknown:
-        raise ConfigError(f"benchmark: must be train, inference or both, got {' '.join(unknown)}")
+        raise ConfigError(f"benchmark: must be some of {', '.join(get_args(BenchmarkMode))}, got {' '.join(unknown)}")
     benchmark = BenchmarkConfig.model_validate({**config.benchmark.model_dump(), "modes": tuple(words)})
     return config.model_copy(update={"benchmark": benchmark})
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line of `maskrcnn benchmark`."""
-    parser = stage_parser("benchmark", __doc__, operands="train | inference")
+    parser = stage_parser("benchmark", __doc__, operands=" | ".join(get_args(BenchmarkMode)))
     with user_errors():
         args, config = parse(parser, argv)
         run(with_modes(config, args.operands))

@@ -31,10 +31,13 @@ class PredictConfig(Section):
     images: PositiveInt = 8  # of the val split, when no image is named (the DVC stage)
 
 
+BenchmarkMode = Literal["train", "inference", "loader"]
+
+
 class BenchmarkConfig(Section):
     """What `maskrcnn benchmark` measures."""
 
-    modes: tuple[Literal["train", "inference"], ...] = ("train", "inference")
+    modes: tuple[BenchmarkMode, ...] = ("train", "inference")
     batch_sizes: tuple[PositiveInt, ...] = (2,)
     dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32",)
     warmup: NonNegativeInt = 2
@@ -42,6 +45,7 @@ class BenchmarkConfig(Section):
     height_px: NonNegativeInt = 0  # of the synthetic images; 0 takes the first bucket
     width_px: NonNegativeInt = 0
     torchvision: bool = True  # time torchvision's model in the same run
+    loader_images: PositiveInt = 100  # generated for the mode `loader`
 
 
 class TrackingConfig(Section):

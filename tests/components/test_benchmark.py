@@ -193,7 +193,7 @@ def test_word_that_is_no_mode_is_an_error(
     with pytest.raises(SystemExit) as end:
         benchmark.main(["training"])
     assert end.value.code == 2
-    assert "train, inference or both" in capsys.readouterr().err
+    assert "must be some of train, inference" in capsys.readouterr().err
 
 
 def test_case_that_fails_tells_why() -> None:
