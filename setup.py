@@ -138,6 +138,7 @@ setup(
         "torchvision>=0.26,<0.31",
         "numpy>=1.26",
         "pillow>=10.3",
+        "simplejpeg>=1.8,<2",
         "pycocotools>=2.0.8",
         "hotcoco>=1.3,<2",  # pycocotools' numbers, sooner
         "orjson>=3.10,<4",

@@ -24,7 +24,7 @@ from model.config import ModelConfig, Section, TrainConfig
 from model.data.collate import collate
 from model.data.dataset import Sample
 from model.data.index import CocoInstances
-from model.distributed import pick_device
+from model.distributed import data_parallel, is_main, pick_device, process_group
 from model.engine import set_determinism, train_steps
 from model.mask_rcnn import MaskRCNN
 from model.optim import make_optimizer
@@ -54,6 +54,7 @@ class Case(Section):
     steps: int
     device: str
     model: ModelConfig
+    processes: int = 1  # that train together, each with a batch of its own
 
 
 class Measurement(Section):
@@ -99,8 +100,9 @@ def _steps(case: Case, ours: MaskRCNN, batch: Batch) -> dict[Name, Callable[[], 
 def _our_step(model: MaskRCNN, batch: Batch, case: Case) -> Callable[[], object]:
     device = batch.images.device
     if case.mode == "train":
-        train, scaler = _training(case), LossScaler(device, case.dtype)
-        steps = train_steps(model, itertools.repeat(batch), make_optimizer(model, train), train, scaler)
+        train, scaler = training_of(case), LossScaler(device, case.dtype)
+        optimizer = make_optimizer(model, train)
+        steps = train_steps(data_parallel(model), itertools.repeat(batch), optimizer, train, scaler)
         return lambda: next(steps)
     model.eval()
     return lambda: _detect(model, batch, case.dtype)
@@ -113,7 +115,7 @@ def _torchvision_step(model: nn.Module, batch: Batch, case: Case) -> Callable[[]
         return lambda: _detect(model, images, case.dtype)
     targets = torchvision_targets(batch)
     targets = [{name: value.to(batch.images.device) for name, value in target.items()} for target in targets]
-    optimizer = make_optimizer(model, _training(case))
+    optimizer = make_optimizer(model, training_of(case))
     model.train()
 
     device = batch.images.device
@@ -135,7 +137,7 @@ def _detect(model: nn.Module, inputs: Batch | list[Tensor], dtype: str) -> objec
         return model(inputs)
 
 
-def _training(case: Case) -> TrainConfig:
+def training_of(case: Case) -> TrainConfig:
     """Plain steps whose learning rate is too small to matter: random weights must not diverge meanwhile."""
     return TrainConfig(batch_size=case.batch, base_lr=1e-9, warmup_iters=0, dtype=case.dtype)
 
@@ -278,7 +280,11 @@ def _instances(rng: np.random.Generator, boxes: Boxes) -> CocoInstances:
 def main(argv: Sequence[str] | None = None) -> None:
     """Read a Case as JSON from the command line, print its Measurement as JSON."""
     (case,) = sys.argv[1:] if argv is None else argv
-    print(measure(Case.model_validate_json(case)).model_dump_json())
+    told = Case.model_validate_json(case)
+    with process_group(pick_device(told.device), timeout_s=600):
+        measurement = measure(told)
+        if is_main():
+            print(measurement.model_dump_json())
 
 
 if __name__ == "__main__":

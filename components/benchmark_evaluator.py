@@ -14,7 +14,7 @@ from rich import box
 from rich.table import Table
 
 from components.benchmark_evaluator_case import ground_truth, place_objects, synthetic_results
-from components.config import BenchmarkConfig
+from components.config import Config
 from model.coco_backends import Backend, Curves, Evaluator, Result, Task, choose_backend, index_dataset, open_evaluator
 from model.coco_eval import summarize
 
@@ -31,7 +31,7 @@ class Turn:
     curves: Curves
 
 
-def measure(benchmark: BenchmarkConfig) -> dict[str, Any]:
+def measure(config: Config) -> dict[str, Any]:
     """Time every evaluator on boxes, and on masks, of `evaluator_images` and `evaluator_mask_images` images.
 
     Returns:
@@ -42,6 +42,7 @@ def measure(benchmark: BenchmarkConfig) -> dict[str, Any]:
     Raises:
         UserError: if hotcoco cannot be imported.
     """
+    benchmark = config.benchmark
     backends: tuple[Backend, ...] = (_REFERENCE, choose_backend("hotcoco"))
     images: dict[Task, int] = {"bbox": benchmark.evaluator_images, "segm": benchmark.evaluator_mask_images}
     return {

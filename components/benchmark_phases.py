@@ -17,7 +17,9 @@ from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from components.benchmark_case import NUM_CLASSES, Case, calibrate, training_of
+from components.benchmark_case import NUM_CLASSES, calibrate, training_of
+from components.benchmark_steps import first_training_case
+from components.config import Config
 from model.distributed import pick_device
 from model.engine import train_steps
 from model.mask_rcnn import MaskRCNN
@@ -64,12 +66,13 @@ class Stopwatch:
         return sums
 
 
-def measure(case: Case) -> dict[str, Any]:
+def measure(config: Config) -> dict[str, Any]:
     """Median seconds of each phase of a training step, and the step's floor.
 
     Returns:
         {"phases": {name: seconds}, "step_s", "flops", "peak_flops_per_s", "floor_s", …}, without torchvision.
     """
+    case = first_training_case(config)
     device = pick_device(case.device)
     torch.manual_seed(0)
     model = MaskRCNN(case.model, NUM_CLASSES).to_device(device)

@@ -11,22 +11,20 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from components.benchmark_case import Case
 from components.benchmark_process import in_fresh_process
-from components.config import ConfigError
+from components.benchmark_steps import first_training_case
+from components.config import Config, ConfigError
 
 
-def measure(case: Case, processes: tuple[int, ...]) -> dict[str, Any]:
-    """Rows of both kinds, in rising number of processes.
+def measure(config: Config) -> dict[str, Any]:
+    """Rows of both kinds, in rising number of processes: `benchmark.processes`, and 1, with which the others are compared.
 
-    Args:
-        case: `batch` is that of one process in weak scaling, and of the largest number of processes in strong scaling.
-        processes: 1 is measured in any case, since it is what the others are compared with.
+    The first of `batch_sizes` is the batch of one process, in strong scaling that of the largest number of processes.
 
     Raises:
         ConfigError: if a number of processes does not divide the largest.
     """
-    counts = sorted({1, *processes})
+    case, counts = first_training_case(config), sorted({1, *config.benchmark.processes})
     if uneven := [count for count in counts if counts[-1] % count]:
         raise ConfigError(f"benchmark.processes: each must divide the largest, {counts[-1]}, got {uneven[0]}")
     threads = max(1, (os.cpu_count() or 1) // counts[-1])

@@ -31,7 +31,7 @@ class PredictConfig(Section):
     images: PositiveInt = 8  # of the val split, when no image is named (the DVC stage)
 
 
-BenchmarkMode = Literal["train", "inference", "evaluator"]
+BenchmarkMode = Literal["train", "inference", "phases", "scaling", "loader", "evaluator"]
 
 
 class BenchmarkConfig(Section):
@@ -48,6 +48,8 @@ class BenchmarkConfig(Section):
     evaluator_images: PositiveInt = 5000  # scored by boxes; as many as COCO's val split has
     evaluator_mask_images: PositiveInt = 500  # scored by masks
     evaluator_detections: PositiveInt = 100  # an image
+    loader_images: PositiveInt = 100  # generated for the mode `loader`
+    processes: tuple[PositiveInt, ...] = (1, 2)  # of the mode `scaling`; each divides the largest
 
 
 class TrackingConfig(Section):

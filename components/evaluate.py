@@ -77,7 +77,7 @@ def run(config: Config, *, checkpoint: str = "last") -> EvaluateResult:
 
 
 def _finish(
-    config: Config, trained: Trained, index: CocoIndex, results: Results, backend: str
+    config: Config, trained: Trained, index: CocoIndex, results: Results, backend: Backend
 ) -> CocoEvaluation | None:
     """Score what was found, write everything, log it and say it."""
     run_dir = config.train.output_dir

@@ -54,9 +54,9 @@ class CocoDataset(torch.utils.data.Dataset[Sample]):
         min_size_px, max_size_px, flip = self._draw(seed)
         size = resized_size(original, min_size_px, max_size_px)
         pixels = read_image(self.index.image_path(i), apply_exif=bool(self.index.apply_exif[i]))
-        image = resize_image(pixels, size)
         return Sample(
-            image=flip_image(image) if flip else image,
+            # Flipped before it is resized: as a rule it grows then.
+            image=resize_image(flip_image(pixels) if flip else pixels, size),
             image_id=int(self.index.image_ids[i]),
             original_size=original,
             seed=seed,

@@ -1,21 +1,29 @@
 """From a file to network input: decoding, resizing, flipping. The one place where boxes leave original pixels.
 
 Images are [h, w, 3] uint8 RGB; boxes [n, 4] float32 (x1, y1, x2, y2), outlines [v, 2] float32 (x, y); sizes (height, width).
+Training, evaluation and prediction all decode and resize here, so they see the same pixels.
 """
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from torch.nn.functional import interpolate
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Size = tuple[int, int]
 
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = 1
+
 
 def read_image(path: Path, *, apply_exif: bool = True) -> Pixels:
-    """Decode any image that Pillow reads.
+    """Decode any image that Pillow reads; an ordinary JPEG by libjpeg-turbo alone, with the same bits in less time.
 
     Args:
         apply_exif: turn the image as its EXIF orientation says.
@@ -27,9 +35,21 @@ def read_image(path: Path, *, apply_exif: bool = True) -> Pixels:
         OSError: if the file is absent, truncated or no image.
     """
     with Image.open(path) as image:
+        if _is_ordinary_jpeg(image) and not (apply_exif and _is_turned(image)):
+            # Damaged: Pillow mends what can be mended, and says what cannot.
+            with suppress(ValueError):
+                return simplejpeg.decode_jpeg(path.read_bytes(), "RGB")
         image.load()
         turned = ImageOps.exif_transpose(image) if apply_exif else image
         return to_rgb(turned)
+
+
+def _is_ordinary_jpeg(image: Image.Image) -> bool:
+    return image.format == "JPEG" and image.mode in ("RGB", "L")  # not CMYK, whose conversion is Pillow's own
+
+
+def _is_turned(image: Image.Image) -> bool:
+    return image.getexif().get(_EXIF_ORIENTATION, _UPRIGHT) != _UPRIGHT
 
 
 def to_rgb(image: Image.Image) -> Pixels:
@@ -37,7 +57,7 @@ def to_rgb(image: Image.Image) -> Pixels:
     if image.mode.startswith("I"):  # 16 bits of gray, which Pillow's own conversion would clip at 255
         gray = np.clip(np.asarray(image), 0, 65535) >> 8
         return np.repeat(gray.astype(np.uint8)[..., None], 3, axis=2)
-    return np.asarray(image.convert("RGB"))
+    return np.array(image.convert("RGB"))
 
 
 def resized_size(size: Size, min_size_px: int, max_size_px: int) -> Size:
@@ -55,10 +75,19 @@ def resized_size(size: Size, min_size_px: int, max_size_px: int) -> Size:
 
 
 def resize_image(pixels: Pixels, size: Size) -> Pixels:
-    """Bilinear, antialiased when shrinking: [h, w, 3] uint8 of the given size."""
-    if pixels.shape[:2] == size:
+    """Bilinear, antialiased when shrinking: [h, w, 3] uint8 of the given size.
+
+    Within 2 of what Pillow's resize gives, and nearly always equal; the same on every processor, and of a mirrored image the
+    mirrored result.
+    """
+    height, width = pixels.shape[:2]
+    if (height, width) == size:
         return pixels
-    return np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BILINEAR))
+    # The stride of the one image tells channels-last apart from planes, so that torch resizes bytes as they lie.
+    strides = (pixels.size, 1, 3 * width, 3)
+    image = torch.from_numpy(np.ascontiguousarray(pixels)).as_strided((1, 3, height, width), strides)
+    resized = interpolate(image, size, mode="bilinear", antialias=True)
+    return resized[0].permute(1, 2, 0).contiguous().numpy()
 
 
 def scale_boxes(boxes: Floats, old: Size, new: Size) -> Floats:
@@ -73,8 +102,8 @@ def scale_xy(xy: Floats, old: Size, new: Size) -> Floats:
 
 
 def flip_image(pixels: Pixels) -> Pixels:
-    """Left becomes right."""
-    return pixels[:, ::-1]
+    """Left becomes right: a copy. torch turns whole vectors of pixels, NumPy byte after byte."""
+    return torch.from_numpy(pixels).flip(1).numpy()
 
 
 def flip_boxes(boxes: Floats, width: int) -> Floats:

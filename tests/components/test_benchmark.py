@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from components import benchmark
+from components import benchmark, benchmark_phases, benchmark_scaling, benchmark_steps
 from components.benchmark_case import NUM_CLASSES, Case, PeakMemory, calibrate, measure
-from components.config import BenchmarkConfig, Config, save_config
+from components.benchmark_process import BenchmarkError, in_fresh_process
+from components.config import BenchmarkConfig, Config, ConfigError, save_config
 from components.torchvision_twin import torchvision_images, torchvision_targets, torchvision_twin
 from model.config import DataConfig, ModelConfig, TrainConfig
 from model.mask_rcnn import MaskRCNN
@@ -156,7 +158,7 @@ def test_figures_reach_the_report_mlflow_and_the_terminal(
     save_config(small_config(tmp_path), tmp_path / "params.yaml")
     benchmark.main(["train", "benchmark.batch_sizes=[1]", "benchmark.torchvision=false"])
     report = json.loads((tmp_path / "run" / "benchmark.json").read_text())
-    (ours,) = report["cases"]
+    (ours,) = report["steps"]["cases"]
     assert (ours["model"], ours["mode"], ours["batch"], ours["height"], ours["width"]) == ("ours", "train", 1, 64, 96)
     assert 0 < ours["step_s"]["median"] <= ours["step_s"]["p90"] <= ours["step_s"]["p99"]
     assert ours["images_per_s"] == pytest.approx(1 / ours["step_s"]["median"])
@@ -171,7 +173,7 @@ def test_figures_reach_the_report_mlflow_and_the_terminal(
 
 @pytest.mark.slow
 def test_ratios_are_ours_over_torchvisions() -> None:
-    ours, theirs = benchmark.measure_case(small_case(networks=("ours", "torchvision"), batch=1))
+    ours, theirs = benchmark_steps.measure_case(small_case(networks=("ours", "torchvision"), batch=1))
     assert (ours["model"], theirs["model"]) == ("ours", "torchvision")
     assert ours["ratio_to_torchvision"] == pytest.approx(ours["step_s"]["median"] / theirs["step_s"]["median"])
     assert ours["memory_ratio_to_torchvision"] == pytest.approx(ours["peak_memory_mib"] / theirs["peak_memory_mib"])
@@ -180,9 +182,51 @@ def test_ratios_are_ours_over_torchvisions() -> None:
 def test_plan_is_every_combination() -> None:
     config = small_config(Path())
     many = BenchmarkConfig(batch_sizes=(1, 2), dtypes=("float32", "bfloat16"), height_px=64, torchvision=False)
-    cases = benchmark.plan(config.model_copy(update={"benchmark": many}))
+    cases = benchmark_steps.plan(config.model_copy(update={"benchmark": many}))
     assert len(cases) == 2 * 2 * 2
     assert {(case.height, case.width, case.networks) for case in cases} == {(64, 96, ("ours",))}
+
+
+def test_phases_make_up_the_step(tmp_path: Path) -> None:
+    report = benchmark_phases.measure(small_config(tmp_path))
+    assert set(report["phases"]) >= {"body", "fpn", "rpn", "box head", "mask head", "backward", "optimizer"}
+    assert all(seconds > 0 for name, seconds in report["phases"].items() if name != "rest")
+    # Medians of parts need not add up to the median of the whole, but nearly do.
+    assert sum(report["phases"].values()) == pytest.approx(report["step_s"], rel=0.3)
+    assert benchmark_phases.table(report).row_count == len(report["phases"]) + 2
+
+
+def test_the_floor_counts_the_products_of_forward_and_backward() -> None:
+    """Of a network whose every layer learns, backward has twice the products of forward, less the gradient of the image."""
+    case = small_case(model=small_model(freeze_stages=0))
+    model = MaskRCNN(case.model, NUM_CLASSES)
+    batch = calibrate(model, case, CPU)
+    with FlopCounterMode(display=False) as forward:
+        losses = model.train()(batch)
+    with FlopCounterMode(display=False) as backward:
+        sum(losses.values()).backward()
+    assert 1.5 < backward.get_total_flops() / forward.get_total_flops() < 2.0
+
+
+def test_scaling_compares_processes_with_one(tmp_path: Path) -> None:
+    config = small_config(tmp_path)
+    report = benchmark_scaling.measure(config)
+    for kind, batches in (("weak", [2, 2]), ("strong", [4, 2])):
+        one, two = report[kind]
+        assert (one["processes"], two["processes"]) == (1, 2)
+        assert [one["batch_per_process"], two["batch_per_process"]] == batches
+        assert one["efficiency"] == 1
+        assert two["speedup"] == pytest.approx(two["images_per_s"] / one["images_per_s"])
+    assert (
+        benchmark_scaling.metrics(report)["throughput/weak_scaling_2_images_per_s"] == report["weak"][1]["images_per_s"]
+    )
+    assert benchmark_scaling.table(report).row_count == 4
+
+
+def test_numbers_of_processes_that_do_not_divide_are_refused(tmp_path: Path) -> None:
+    config = small_config(tmp_path).model_copy(update={"benchmark": BenchmarkConfig(processes=(2, 3))})
+    with pytest.raises(ConfigError, match=r"benchmark\.processes: each must divide the largest, 3, got 2"):
+        benchmark_scaling.measure(config)
 
 
 def test_word_that_is_no_mode_is_an_error(
@@ -193,9 +237,9 @@ def test_word_that_is_no_mode_is_an_error(
     with pytest.raises(SystemExit) as end:
         benchmark.main(["training"])
     assert end.value.code == 2
-    assert "any of train, inference, evaluator" in capsys.readouterr().err
+    assert "any of train, inference, phases, scaling, loader, evaluator" in capsys.readouterr().err
 
 
 def test_case_that_fails_tells_why() -> None:
-    with pytest.raises(benchmark.BenchmarkError, match="no_such_device"):
-        benchmark.in_fresh_process(small_case(device="no_such_device"))
+    with pytest.raises(BenchmarkError, match="no_such_device"):
+        in_fresh_process(small_case(device="no_such_device"))

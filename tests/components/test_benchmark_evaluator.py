@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from components import benchmark, benchmark_evaluator
+from components import benchmark, benchmark_evaluator, benchmark_steps
 from components.benchmark_evaluator_case import ground_truth, place_objects, synthetic_results
 from components.config import BenchmarkConfig, Config, save_config
 from model.coco_backends import index_dataset
@@ -18,7 +18,7 @@ SMALL = BenchmarkConfig(modes=("evaluator",), evaluator_images=20, evaluator_mas
 
 
 def test_both_evaluators_are_timed_and_agree() -> None:
-    report = benchmark_evaluator.measure(SMALL)
+    report = benchmark_evaluator.measure(Config(benchmark=SMALL))
     assert list(report) == ["bbox", "segm"]
     assert [measured["images"] for measured in report.values()] == [20, 5]
     assert [measured["detections"] for measured in report.values()] == [600, 150]
@@ -57,7 +57,7 @@ def test_mode_reaches_the_report_mlflow_and_the_terminal(
     save_config(config.model_copy(update={"tracking": tracking}), tmp_path / "params.yaml")
     benchmark.main(["evaluator"])
     report = json.loads((tmp_path / "run" / "benchmark.json").read_text())
-    assert report["cases"] == []
+    assert "steps" not in report
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
         metrics = dict(database.execute("select key, value from latest_metrics").fetchall())
     assert metrics == {
@@ -70,4 +70,4 @@ def test_mode_reaches_the_report_mlflow_and_the_terminal(
 
 def test_other_modes_leave_evaluators_alone() -> None:
     assert "evaluator" not in Config().benchmark.modes
-    assert benchmark.plan(Config(benchmark=SMALL)) == []
+    assert benchmark_steps.plan(Config(benchmark=SMALL)) == []

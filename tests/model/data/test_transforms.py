@@ -1,11 +1,15 @@
 """Decoding, resizing, flipping."""
 
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps, JpegImagePlugin
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from model.data.transforms import (
@@ -66,6 +70,107 @@ def test_a_truncated_image_is_an_error(tmp_path: Path, coco_tiny: Path):
         read_image(tmp_path / "cut.jpg")
 
 
+def by_pillow(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.array(image.convert("RGB"))
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Blurred noise: as smooth as a photograph's, so that JPEG keeps most of it."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8))
+    return np.array(coarse.resize((width, height), Image.Resampling.BICUBIC))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (17, 31), (64, 48)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"subsampling": 0},
+        {"subsampling": 1},
+        {"subsampling": 2},
+        {"subsampling": 2, "progressive": True},
+        {"subsampling": 2, "restart_marker_blocks": 1},
+        {"quality": 100, "optimize": True},
+        {"quality": 5},
+        {"keep_rgb": True},
+        {"mode": "L"},
+        {"mode": "L", "progressive": True},
+        {"mode": "CMYK"},
+        {"comment": b"x" * 60000},
+    ],
+    ids=str,
+)
+def test_a_jpeg_is_decoded_as_pillow_decodes_it(tmp_path: Path, size: tuple[int, int], options: dict[str, object]):
+    options = dict(options)
+    image = Image.fromarray(noise(*size)).convert(str(options.pop("mode", "RGB")))
+    path = saved(tmp_path / "image.jpg", image, **options)
+    assert np.array_equal(read_image(path), by_pillow(path))
+
+
+def test_real_photographs_are_decoded_as_pillow_decodes_them(coco_tiny: Path):
+    for path in sorted((coco_tiny / "val2017").iterdir())[:30]:
+        assert np.array_equal(read_image(path), by_pillow(path))
+
+
+def test_an_ordinary_jpeg_needs_no_decoding_by_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = saved(tmp_path / "image.jpg", Image.fromarray(noise(16, 24)))
+    expected = by_pillow(path)
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "load", None)
+    assert np.array_equal(read_image(path), expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_turns_a_jpeg_as_pillow_turns_it(tmp_path: Path, orientation: int):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = saved(tmp_path / "image.jpg", Image.fromarray(noise(16, 24)), exif=exif)
+    with Image.open(path) as image:
+        turned = np.array(ImageOps.exif_transpose(image))
+    assert np.array_equal(read_image(path), turned)
+    assert np.array_equal(read_image(path, apply_exif=False), by_pillow(path))
+
+
+def outcome(read: Callable[[Path], np.ndarray], path: Path) -> object:
+    """The bytes of the pixels, or the error and its words."""
+    try:
+        return read(path).tobytes()
+    except OSError as error:
+        return type(error), str(error)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_damaged_jpegs_give_pillows_pixels_or_its_error(tmp_path: Path, seed: int):
+    """Some bytes changed, cut off or put in anywhere behind the first: what Pillow mends is mended alike."""
+    rng = np.random.default_rng(seed)
+    path = saved(tmp_path / "image.jpg", Image.fromarray(noise(40, 56)), quality=90, progressive=bool(seed % 2))
+    content = bytearray(path.read_bytes())
+    place = int(rng.integers(2, len(content)))
+    damage = seed % 4
+    if damage == 0:
+        content[place] ^= int(rng.integers(1, 256))
+    elif damage == 1:
+        del content[place:]
+    elif damage == 2:
+        del content[place]
+    else:
+        content[place:place] = b"\xff\xd3"
+    path.write_bytes(content)
+    assert outcome(read_image, path) == outcome(by_pillow, path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image at all", b"\xff\xd8\xff"])
+def test_a_file_that_is_no_image_is_named(tmp_path: Path, content: bytes):
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(OSError, match=r"a\.jpg"):
+        read_image(tmp_path / "a.jpg")
+
+
+def test_a_file_that_is_absent_is_named(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"a\.jpg"):
+        read_image(tmp_path / "a.jpg")
+
+
 @pytest.mark.parametrize(
     ("size", "expected"),
     [
@@ -96,6 +201,61 @@ def test_resizing_gives_the_size_and_keeps_the_content():
     assert large.shape == (20, 60, 3)
     assert (large[:, :25] == 0).all()
     assert (large[:, 35:] == 200).all()
+
+
+def resized_by_pillow(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return np.array(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BILINEAR))
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_resized_pixels_are_pillows_within_2(seed: int):
+    height, width, *size = np.random.default_rng(seed).integers(1, 120, 4).tolist()
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    resized = resize_image(pixels, (size[0], size[1]))
+    assert resized.flags.c_contiguous
+    assert np.abs(resized.astype(int) - resized_by_pillow(pixels, (size[0], size[1]))).max() <= 2
+
+
+def test_almost_all_pixels_of_photographs_are_pillows(coco_tiny: Path):
+    for path in sorted((coco_tiny / "val2017").iterdir())[:6]:
+        pixels = read_image(path)
+        for short in (800, 240):
+            size = resized_size((pixels.shape[0], pixels.shape[1]), short, 1333)
+            difference = np.abs(resize_image(pixels, size).astype(int) - resized_by_pillow(pixels, size))
+            assert (difference == 0).mean() >= 0.995
+            assert (difference <= 1).mean() >= 0.9999
+
+
+@pytest.mark.parametrize("size", [(30, 44), (9, 80), (70, 11), (20, 30)])
+def test_flipping_before_and_after_resizing_is_the_same(size: tuple[int, int]):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    assert np.array_equal(resize_image(flip_image(pixels), size), flip_image(resize_image(pixels, size)))
+
+
+_DIGEST = """
+import hashlib, numpy as np
+from model.data.transforms import resize_image
+digest = hashlib.sha256()
+for seed in range(20):
+    rng = np.random.default_rng(seed)
+    height, width, *size = rng.integers(1, 200, 4).tolist()
+    digest.update(resize_image(rng.integers(0, 256, (height, width, 3), dtype=np.uint8), tuple(size)))
+print(digest.hexdigest())
+"""
+
+
+def test_resized_pixels_do_not_depend_on_the_processor():
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", _DIGEST],
+            env={**os.environ, "ATEN_CPU_CAPABILITY": capability, "PYTHONPATH": str(Path(__file__).parents[3])},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for capability in ("default", torch.backends.cpu.get_cpu_capability().lower())
+    }
+    assert len(digests) == 1
 
 
 def test_boxes_and_points_follow_the_image():

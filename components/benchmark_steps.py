@@ -1,0 +1,125 @@
+"""How fast a step of the network is, and how much memory it takes: `maskrcnn benchmark train inference`, beside torchvision's model.
+
+Times are taken with both networks in one process, stepped in turn; memory with each network alone in a fresh process. Images and
+weights are synthetic (see benchmark_case.py), so neither data nor a checkpoint is needed.
+"""
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from components.benchmark_case import NUM_CLASSES, Case, Name
+from components.benchmark_process import in_fresh_process
+from components.config import Config
+
+_MEMORY_STEPS = 2  # the second holds what the first left behind, gradients and momentum too
+
+
+def measure(config: Config) -> dict[str, Any]:
+    """Every combination of `benchmark.modes`, `dtypes` and `batch_sizes`, a row for each network.
+
+    Raises:
+        BenchmarkError: if a case cannot be run, for want of memory say.
+    """
+    return {"classes": NUM_CLASSES, "cases": [row for case in plan(config) for row in measure_case(case)]}
+
+
+def plan(config: Config) -> list[Case]:
+    """The cases to measure, each with all networks."""
+    benchmark = config.benchmark
+    networks: tuple[Name, ...] = ("ours", "torchvision") if benchmark.torchvision else ("ours",)
+    return [
+        case(config, mode=mode, networks=networks, dtype=dtype, batch=batch)
+        for mode, dtype, batch in product(benchmark.modes, benchmark.dtypes, benchmark.batch_sizes)
+        if mode in ("train", "inference")
+    ]
+
+
+def first_training_case(config: Config) -> Case:
+    """The first of `dtypes` and `batch_sizes` in training: what the modes measure that look into a step."""
+    benchmark = config.benchmark
+    return case(config, mode="train", networks=("ours",), dtype=benchmark.dtypes[0], batch=benchmark.batch_sizes[0])
+
+
+def case(config: Config, **choices: Any) -> Case:
+    """A case of the configured network, image size and number of steps."""
+    benchmark, (height, width) = config.benchmark, config.data.buckets[0]
+    return Case(
+        height=benchmark.height_px or height,
+        width=benchmark.width_px or width,
+        warmup=benchmark.warmup,
+        steps=benchmark.steps,
+        device=config.train.device,
+        model=config.model,
+        **choices,
+    )
+
+
+def measure_case(case: Case) -> list[dict[str, Any]]:
+    """One row for each network: times from a common process, memory from one of its own."""
+    timed = in_fresh_process(case)
+    rows = []
+    for name in case.networks:
+        alone = case.model_copy(update={"networks": (name,), "warmup": 0, "steps": _MEMORY_STEPS})
+        memory = in_fresh_process(alone) if len(case.networks) > 1 else timed
+        median, p90, p99 = np.percentile(timed.step_s[name], (50, 90, 99)).tolist()
+        rows.append(
+            {
+                "mode": case.mode,
+                "model": name,
+                "dtype": case.dtype,
+                "batch": case.batch,
+                "height": case.height,
+                "width": case.width,
+                "images_per_s": case.batch / median,
+                "step_s": {"median": median, "p90": p90, "p99": p99},
+                "peak_memory_mib": memory.peak_memory_mib,
+            }
+        )
+    ours, theirs = rows[0], rows[-1]
+    memories = (ours["peak_memory_mib"], theirs["peak_memory_mib"])
+    compared = theirs is not ours
+    ours["ratio_to_torchvision"] = ours["step_s"]["median"] / theirs["step_s"]["median"] if compared else None
+    ours["memory_ratio_to_torchvision"] = memories[0] / memories[1] if compared and all(memories) else None
+    return rows
+
+
+def metrics(report: dict[str, Any]) -> dict[str, float | None]:
+    """Our figures under their MLflow names, such as `throughput/train_float32_batch2_images_per_s`."""
+    figures: dict[str, float | None] = {}
+    for row in report["cases"]:
+        if row["model"] != "ours":
+            continue
+        name = f"{row['mode']}_{row['dtype']}_batch{row['batch']}"
+        figures[f"throughput/{name}_images_per_s"] = row["images_per_s"]
+        figures[f"throughput/{name}_step_s"] = row["step_s"]["median"]
+        figures[f"throughput/{name}_peak_memory_mib"] = row["peak_memory_mib"]
+        figures[f"throughput/{name}_ratio_to_torchvision"] = row["ratio_to_torchvision"]
+    return figures
+
+
+def table(report: dict[str, Any]) -> Table:
+    """The cases as people read them, in 80 columns; × compares ours with torchvision's."""
+    size = f"{report['cases'][0]['height']} × {report['cases'][0]['width']}"
+    result = Table(title=size, title_justify="left", box=box.SIMPLE, pad_edge=False, padding=(0, 0, 0, 1))
+    for column in ("", "images/s", "median s", "p90", "p99", "MiB", "× time", "× MiB"):
+        result.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for row in report["cases"]:
+        if row["model"] == "ours":
+            result.add_row(f"{row['mode']} {row['dtype']} ×{row['batch']}", style="bold")
+        result.add_row(
+            f"  {row['model']}",
+            f"{row['images_per_s']:.3g}",
+            *(f"{row['step_s'][name]:.3g}" for name in ("median", "p90", "p99")),
+            _number(row["peak_memory_mib"], ".0f"),
+            _number(row.get("ratio_to_torchvision"), ".2f"),
+            _number(row.get("memory_ratio_to_torchvision"), ".2f"),
+        )
+    return result
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
