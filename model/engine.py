@@ -11,11 +11,13 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import tee
 
 import torch
 from torch import Tensor, nn
 
 from model.config import TrainConfig
+from model.data.prefetch import prefetch
 from model.distributed import mean_over_ranks, without_reduction
 from model.mask_rcnn import MaskRCNN
 from model.optim import learning_rate, set_learning_rate, step_unless
@@ -66,19 +68,20 @@ def train_steps(
     """
     model.train()
     device = next(model.parameters()).device
+    on_device = prefetch(batches, device)
     for number in range(start_step + 1, train.max_iters + 1):
         began, data_s, image_ids = time.perf_counter(), 0.0, []
         totals: dict[str, Tensor] = {}
         set_learning_rate(optimizer, learning_rate(train, number))
         for micro_step in range(train.accumulation_steps):
             waited = time.perf_counter()
-            batch = next(batches)
+            batch = next(on_device)
             data_s += time.perf_counter() - waited
             image_ids += batch.image_ids.tolist()
             # A static graph is learned from a first backward that reduces; to reduce a mean once more changes nothing.
             is_reduced = micro_step == train.accumulation_steps - 1 or number == start_step + 1
             with nullcontext() if is_reduced else without_reduction(model):
-                losses = _backward(model, batch.to(device, non_blocking=True), train, scaler)
+                losses = _backward(model, batch, train, scaler)
             totals = {name: totals.get(name, 0) + loss.detach() for name, loss in losses.items()}
         means = mean_over_ranks(torch.stack(list(totals.values())))
         grad_norm, skipped, diverged = _update(model, optimizer, train, scaler, means)
@@ -117,14 +120,15 @@ def _update(
 def predict(
     model: MaskRCNN, batches: Iterable[Batch], device: torch.device, dtype: str = "float32"
 ) -> Iterator[tuple[Batch, Detections]]:
-    """Detections of each batch, the model in evaluation mode meanwhile; `dtype` is `train.dtype`."""
+    """Each batch, as it came, with its detections; the model is in evaluation mode meanwhile. `dtype` is `train.dtype`."""
     set_float32_products(device, dtype)
     was_training = model.training
     model.eval()
     try:
-        for batch in batches:
+        batches, sources = tee(batches)
+        for batch, on_device in zip(batches, prefetch(sources, device), strict=True):
             with torch.inference_mode(), autocast(device, dtype):
-                detections = model(batch.to(device, non_blocking=True))
+                detections = model(on_device)
             assert isinstance(detections, Detections)
             yield batch, detections
     finally:

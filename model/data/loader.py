@@ -134,7 +134,7 @@ def _place(data: DataConfig, size: Size) -> int:
 def _loader(
     dataset: CocoDataset, batches: Sampler[list[tuple[int, int]]] | Sequence[list[int]], data: DataConfig
 ) -> Loader:
-    return DataLoader(
+    return DataLoader(  # whose workers give torch one thread each; Pillow and simplejpeg have no other
         dataset,
         batch_sampler=batches,
         collate_fn=partial(collate, buckets=data.buckets),

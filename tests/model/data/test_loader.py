@@ -130,6 +130,12 @@ def test_worker_processes_change_nothing(train_index: CocoIndex, coco_data: Data
     assert all(same(a, b) for a, b in zip(alone, helped, strict=True))
 
 
+def test_a_worker_computes_on_one_thread(train_index: CocoIndex, coco_data: DataConfig):
+    loader = train_loader(train_index, coco_data.model_copy(update={"workers": 1}), batch_size=2, seed=0)
+    loader.collate_fn = lambda samples: torch.get_num_threads()
+    assert next(iter(loader)) == 1
+
+
 def test_training_batches_have_the_shape_of_a_bucket_and_targets(train_index: CocoIndex, coco_data: DataConfig):
     for batch in islice(train_loader(train_index, coco_data, batch_size=3, seed=0), 8):
         assert tuple(batch.images.shape[2:]) in coco_data.buckets
