@@ -1,7 +1,7 @@
 # `make` lists what can be done. Everything runs in .venv, which is made from requirements.lock on first use. CUDA kernels are
 # compiled for the GPUs of this machine; FORCE_CUDA=1 compiles them without one, for TORCH_CUDA_ARCH_LIST.
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow gpu-test gpu-check lint ui bench lock clean
+.PHONY: help venv demo test test-slow gpu-test gpu-check sanitize lint ui bench lock clean
 VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 5000
@@ -52,6 +52,9 @@ gpu-test: venv  ## tests that need a CUDA device
 
 gpu-check: venv  ## all that needs a GPU in one call: build, tests, sanitizers, benchmark of the operators
 	PYTHON=$(BIN)/python .ci/gpu
+
+sanitize: venv  ## the tests of the operators on the CPU under AddressSanitizer; needs g++
+	PYTHON=$(BIN)/python .ci/sanitize
 
 lint: venv  ## format, lint, types
 	$(BIN)/ruff format --check .
