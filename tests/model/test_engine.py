@@ -9,6 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
+import cuda_ops
 from model.config import ModelConfig, TrainConfig
 from model.engine import predict, train_steps
 from model.mask_rcnn import LOSSES, MaskRCNN
@@ -190,3 +191,24 @@ def test_predict_restores_the_mode_it_found(
     assert isinstance(detections, Detections)
     assert detections.boxes.shape[0] == len(batch)
     assert (detections.scores[:, :-1] >= detections.scores[:, 1:]).all()
+
+
+def test_compiled_operators_learn_as_their_references_do(
+    tiny_config: Callable[..., ModelConfig], shapes_batch: Callable[..., Batch]
+) -> None:
+    """Twenty steps. All that is proposed and sampled takes part, and the rate is low, so that rounding cannot tip a choice."""
+    everything = {"rpn_pre_nms_top_n_train": 2000, "rpn_post_nms_top_n_train": 2000, "rpn_nms_iou": 1.0}
+    everything |= {
+        "rpn_batch_size": 2048,
+        "rpn_positive_fraction": 1.0,
+        "roi_batch_size": 2048,
+        "roi_positive_fraction": 1.0,
+    }
+    batches = [shapes_batch(images=1, seed=seed, first_seed=10 * seed) for seed in range(20)]
+    losses = {}
+    for backend in ("compiled", "reference"):
+        with cuda_ops.backend(backend):
+            options = {"max_iters": 20, "batch_size": 1, "lr_batch_size": 1, "base_lr": 1e-4}
+            _, losses[backend] = train(tiny_config(**everything), batches, **options)
+    for expected, got in zip(losses["reference"], losses["compiled"], strict=True):
+        assert got == pytest.approx(expected, abs=1e-5)
