@@ -1,0 +1,75 @@
+"""Whole training steps on a GPU: the CPU's losses, no wait of the host, every precision, repeated bits."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from model.config import ModelConfig, TrainConfig
+from model.engine import Step, set_determinism, train_steps
+from model.mask_rcnn import MaskRCNN
+from model.optim import make_optimizer
+from model.precision import LossScaler, set_float32_products
+from model.structures import Batch
+
+pytestmark = pytest.mark.gpu
+STEPS = 3
+
+
+@pytest.fixture
+def batch(shapes_batch: Callable[..., Batch]) -> Batch:
+    return shapes_batch(images=2, size=128)
+
+
+def run(
+    config: ModelConfig, batch: Batch, device: str, dtype: str = "float32", *, debug_sync: bool = False
+) -> list[Step]:
+    """Steps on one batch; with debug_sync, all but the first (in which cuDNN tries its kernels) must not make the host wait."""
+    torch.manual_seed(0)
+    model = MaskRCNN(config, 3).to_device(torch.device(device))
+    train = TrainConfig(batch_size=2, lr_batch_size=2, base_lr=1e-3, warmup_iters=0, max_iters=STEPS, dtype=dtype)
+    set_float32_products(torch.device(device), dtype)
+    scaler = LossScaler(torch.device(device), dtype)
+    pinned = batch.pin_memory() if device == "cuda" else batch
+    steps = train_steps(model, iter([pinned] * STEPS), make_optimizer(model, train), train, scaler)
+    taken = [next(steps)]
+    try:
+        torch.cuda.set_sync_debug_mode("error" if debug_sync else "default")
+        taken += list(steps)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return taken
+
+
+def losses(steps: list[Step]) -> list[dict[str, float]]:
+    return [{name: loss.item() for name, loss in step.losses.items()} for step in steps]
+
+
+def test_first_losses_are_those_of_the_cpu(tiny_config: Callable[..., ModelConfig], batch: Batch) -> None:
+    on_gpu, on_cpu = (losses(run(tiny_config(), batch, device))[0] for device in ("cuda", "cpu"))
+    assert on_gpu == pytest.approx(on_cpu, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "tf32", "bfloat16", "float16"])
+def test_the_host_never_waits_in_a_whole_step(
+    dtype: str, tiny_config: Callable[..., ModelConfig], batch: Batch
+) -> None:
+    steps = run(tiny_config(), batch, "cuda", dtype, debug_sync=True)
+    assert all(value == value for step in losses(steps) for value in step.values()), "no loss is nan"
+    assert [step.diverged.item() for step in steps] == [0] * STEPS
+
+
+@pytest.mark.parametrize("dtype", ["tf32", "bfloat16", "float16"])
+def test_low_precision_is_near_float32(dtype: str, tiny_config: Callable[..., ModelConfig], batch: Batch) -> None:
+    low, full = (losses(run(tiny_config(), batch, "cuda", name))[0] for name in (dtype, "float32"))
+    assert sum(low.values()) == pytest.approx(sum(full.values()), rel=0.05)
+
+
+def test_deterministic_steps_repeat_in_every_bit(tiny_config: Callable[..., ModelConfig], batch: Batch) -> None:
+    try:
+        set_determinism(True)
+        first, again = (losses(run(tiny_config(), replace(batch), "cuda")) for _ in range(2))
+    finally:
+        set_determinism(False)
+    assert first == again
