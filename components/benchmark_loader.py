@@ -28,7 +28,7 @@ from model.config import DataConfig
 from model.data.annotations import ImageRecord, Instance
 from model.data.index import CocoIndex, IndexedImage, images_location, write_index
 from model.data.loader import train_loader
-from model.data.transforms import flip_image, read_image, resize_image, resized_size
+from model.data.transforms import read_image, resize_image, resized_size
 
 _SOURCE = (480, 640)  # (height, width), of most images of COCO
 _MIN_SIZE_PX, _MAX_SIZE_PX = 800, 1333
@@ -117,7 +117,7 @@ def _rivals() -> dict[str, Rival]:
 
 
 def _load_ours(path: Path) -> Any:
-    return resize_image(flip_image(read_image(path)), _TARGET)
+    return resize_image(read_image(path), _TARGET, flip=True)
 
 
 def _decode_pillow(path: Path) -> Any:

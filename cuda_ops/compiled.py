@@ -55,6 +55,13 @@ def encode_masks(
     return [{"size": list(image_size), "counts": data[begin:end]} for begin, end in pairwise(places)]
 
 
+def enlarge_bilinear(image: Tensor, size: tuple[int, int], is_mirrored: bool = False) -> Tensor:
+    """See `cuda_ops.enlarge_bilinear`. Images are loaded by the host, so there is no kernel for other devices."""
+    if image.device.type != "cpu":
+        return reference.enlarge_bilinear(image, size, is_mirrored)
+    return _ops.enlarge_bilinear(image, *size, is_mirrored)
+
+
 def generate_anchors(
     feature_sizes: Sequence[tuple[int, int]],
     image_size: tuple[int, int],

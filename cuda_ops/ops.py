@@ -297,6 +297,28 @@ def encode_masks(
     return _serving(mask_probs.device).encode_masks(mask_probs, boxes, image_size, threshold)
 
 
+def enlarge_bilinear(image: Tensor, size: tuple[int, int], is_mirrored: bool = False) -> Tensor:
+    """Enlarge an image, each pixel a mixture of the four around its centre.
+
+    Args:
+        image: [h, w, 3] uint8, at least 2 × 2.
+        size: (height, width), neither smaller than the image's.
+        is_mirrored: left becomes right, at no cost.
+
+    Returns:
+        [height, width, 3] uint8; within 2 of Pillow's BILINEAR, and mostly equal. The same bits from every backend.
+
+    Raises:
+        ValueError: if a shape, dtype or size is not as above.
+    """
+    op = "enlarge_bilinear"
+    is_image = image.dim() == 3 and image.shape[2] == 3 and min(image.shape) >= 2 and image.dtype == torch.uint8
+    _require(is_image, op, "image", "[h, w, 3] uint8, at least 2 × 2", _kind(image))
+    is_larger = size[0] >= image.shape[0] and size[1] >= image.shape[1]
+    _require(is_larger, op, "size", f"at least {list(image.shape[:2])}", size)
+    return _serving(image.device).enlarge_bilinear(image, size, is_mirrored)
+
+
 def _serving(device: torch.device) -> ModuleType:
     """The module that computes on this device: compiled or reference, with the same functions."""
     return compiled if library.serves(device) else reference

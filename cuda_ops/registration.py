@@ -50,6 +50,11 @@ def _encode_masks(
     return torch.empty(num_bytes, dtype=torch.uint8), torch.empty(mask_probs.shape[0] + 1, dtype=torch.int64)
 
 
+@torch.library.register_fake("cuda_ops::enlarge_bilinear")
+def _enlarge_bilinear(image: Tensor, height: int, width: int, is_mirrored: bool) -> Tensor:
+    return image.new_empty(height, width, 3)
+
+
 @torch.library.register_fake("cuda_ops::rasterize_polygons")
 def _rasterize_polygons(
     boxes: Tensor, instance_idxs: Tensor, xy: Tensor, part_offsets: Tensor, instance_offsets: Tensor, size: int

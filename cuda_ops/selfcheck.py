@@ -82,10 +82,16 @@ def _encode(device: torch.device) -> Any:
     return ops.encode_masks(_random(20, 28, 28, device=device), _boxes(20, device=device), IMAGE_SIZE)
 
 
+def _enlarge(device: torch.device) -> Tensor:
+    image = (_random(20, 30, 3, device=device) * 255).to(torch.uint8)
+    return ops.enlarge_bilinear(image, (47, 61), is_mirrored=True)
+
+
 CHECKS: dict[str, Callable[[torch.device], Any]] = {
     "batched_nms": _batched_nms,
     "box_iou": lambda device: ops.box_iou(_boxes(50, device=device), _boxes(20, device=device)),
     "encode_masks": _encode,
+    "enlarge_bilinear": _enlarge,
     "generate_anchors": _anchors,
     "match_boxes": _match_boxes,
     "multilevel_roi_align": _roi_align,

@@ -6,6 +6,7 @@ CPU and GPU. Arguments are checked in `cuda_ops/ops.py`, not here.
 
 from cuda_ops.reference.anchors import generate_anchors
 from cuda_ops.reference.boxes import box_iou, decode_boxes, encode_boxes
+from cuda_ops.reference.images import enlarge_bilinear
 from cuda_ops.reference.masks import encode_masks
 from cuda_ops.reference.matching import BACKGROUND, IGNORE, match_boxes
 from cuda_ops.reference.nms import batched_nms
@@ -21,6 +22,7 @@ __all__ = [
     "decode_boxes",
     "encode_boxes",
     "encode_masks",
+    "enlarge_bilinear",
     "generate_anchors",
     "match_boxes",
     "multilevel_roi_align",

@@ -12,7 +12,6 @@ from model.data.transforms import (
     Pixels,
     Size,
     flip_boxes,
-    flip_image,
     flip_xy,
     read_image,
     resize_image,
@@ -55,8 +54,7 @@ class CocoDataset(torch.utils.data.Dataset[Sample]):
         size = resized_size(original, min_size_px, max_size_px)
         pixels = read_image(self.index.image_path(i), apply_exif=bool(self.index.apply_exif[i]))
         return Sample(
-            # Flipped before it is resized: as a rule it grows then.
-            image=resize_image(flip_image(pixels) if flip else pixels, size),
+            image=resize_image(pixels, size, flip=flip),
             image_id=int(self.index.image_ids[i]),
             original_size=original,
             seed=seed,

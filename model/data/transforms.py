@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch.nn.functional import interpolate
 
+from cuda_ops import enlarge_bilinear
+
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Size = tuple[int, int]
@@ -74,20 +76,21 @@ def resized_size(size: Size, min_size_px: int, max_size_px: int) -> Size:
     return height, width
 
 
-def resize_image(pixels: Pixels, size: Size) -> Pixels:
-    """Bilinear, antialiased when shrinking: [h, w, 3] uint8 of the given size.
+def resize_image(pixels: Pixels, size: Size, *, flip: bool = False) -> Pixels:
+    """Bilinear, antialiased when shrinking, then mirrored if `flip`: [h, w, 3] uint8 of the given size.
 
-    Within 2 of what Pillow's resize gives, and nearly always equal; the same on every processor, and of a mirrored image the
-    mirrored result.
+    Within 2 of what Pillow's resize gives, and mostly equal; the same on every processor.
     """
     height, width = pixels.shape[:2]
     if (height, width) == size:
-        return pixels
+        return flip_image(pixels) if flip else pixels
+    image = torch.from_numpy(np.ascontiguousarray(pixels))
+    if size[0] >= height >= 2 and size[1] >= width >= 2:
+        return enlarge_bilinear(image, size, flip).numpy()
     # The stride of the one image tells channels-last apart from planes, so that torch resizes bytes as they lie.
-    strides = (pixels.size, 1, 3 * width, 3)
-    image = torch.from_numpy(np.ascontiguousarray(pixels)).as_strided((1, 3, height, width), strides)
-    resized = interpolate(image, size, mode="bilinear", antialias=True)
-    return resized[0].permute(1, 2, 0).contiguous().numpy()
+    image = image.as_strided((1, 3, height, width), (pixels.size, 1, 3 * width, 3))
+    resized = interpolate(image, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).contiguous().numpy()
+    return flip_image(resized) if flip else resized
 
 
 def scale_boxes(boxes: Floats, old: Size, new: Size) -> Floats:
