@@ -16,6 +16,11 @@ import torch
 Backend = Literal["compiled", "reference"]
 BACKENDS: tuple[Backend, ...] = ("compiled", "reference")
 VARIABLE = "CUDA_OPS_BACKEND"
+OPERATORS = (
+    "batched_nms", "box_iou", "encode_masks", "enlarge_bilinear", "generate_anchors", "match_boxes", "multilevel_roi_align",
+    "rasterize_polygons", "select_proposals",
+)  # fmt: skip
+BUILD = "`pip install --no-build-isolation -e .`"
 
 
 class LibraryError(ImportError):
@@ -23,7 +28,7 @@ class LibraryError(ImportError):
 
 
 def _load() -> Path | None:
-    """Load the library if it was built: its path, or None."""
+    """Load the library if it was built, from sources of these operators: its path, or None."""
     found = sorted(Path(__file__).parent.glob("_C*.so"))
     if not found:
         return None
@@ -31,6 +36,13 @@ def _load() -> Path | None:
         torch.ops.load_library(found[0])
     except OSError as error:
         warnings.warn(f"cuda_ops: {found[0].name} does not load, so plain torch serves: {error}", stacklevel=2)
+        return None
+    missing = [name for name in OPERATORS if not hasattr(torch.ops.cuda_ops, name)]
+    if missing:
+        warnings.warn(
+            f"cuda_ops: {found[0].name} was built from older sources, without {', '.join(missing)}, so plain torch serves; run {BUILD}",
+            stacklevel=2,
+        )
         return None
     return found[0]
 
@@ -81,6 +93,4 @@ def _check(name: str) -> None:
     if name not in BACKENDS:
         raise ValueError(f"cuda_ops: backend must be {' or '.join(BACKENDS)}, got {name}")
     if name == "compiled" and not HAS_CPU:
-        raise LibraryError(
-            "cuda_ops: the compiled operators were not built; install a C++ compiler and run `pip install --no-build-isolation -e .`"
-        )
+        raise LibraryError(f"cuda_ops: the compiled operators were not built; install a C++ compiler and run {BUILD}")

@@ -21,7 +21,11 @@ needs_cuda_kernels = pytest.mark.skipif(
     not library.HAS_CUDA and not os.environ.get("CI"),
     reason="the CUDA kernels were not built; FORCE_CUDA=1 builds them, without a GPU too",
 )
-OPERATORS = sorted(CHECKS)
+ON_THE_HOST = {"enlarge_bilinear"}  # images are loaded there
+
+
+def test_every_operator_is_checked() -> None:
+    assert set(CHECKS) == set(library.OPERATORS)
 
 
 def python(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -40,9 +44,9 @@ def backend() -> None:
 
 
 @needs_cuda_kernels
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", library.OPERATORS)
 def test_every_operator_has_a_kernel_for_both_devices(name: str) -> None:
-    for key in ("CPU", "CUDA"):
+    for key in ("CPU",) if name in ON_THE_HOST else ("CPU", "CUDA"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"cuda_ops::{name}", key)
 
 
@@ -95,6 +99,13 @@ def test_without_the_library_the_references_serve_with_one_warning(tmp_path: Pat
     done = subprocess.run([sys.executable, "-m", "cuda_ops"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0
     assert "not compiled" in done.stdout
+
+
+@needs_library
+def test_a_library_of_older_sources_is_passed_over_with_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "OPERATORS", (*library.OPERATORS, "of_tomorrow"))
+    with pytest.warns(UserWarning, match=r"built from older sources, without of_tomorrow, .*run `pip install"):
+        assert library._load() is None
 
 
 @needs_library
