@@ -84,12 +84,12 @@ class MaskPredictor(nn.Module):
         cells = x.permute(0, 2, 3, 1).flatten(1, 2)  # [R, 14², channels], a view of channels-last memory
         weight = self.conv5_mask.weight.permute(2, 3, 1, 0).flatten(0, 2)  # [4·channels, channels]: dy, dx, channel
         bias = cast(Tensor, self.conv5_mask.bias).repeat(4)
-        x = F.relu_(F.linear(cells, weight, bias)).view(len(x), -1, self.conv5_mask.out_channels)  # [R, 28², channels]
+        x = F.relu_(F.linear(cells, weight, bias)).unflatten(2, (4, -1)).flatten(1, 2)  # [R, 28², channels]
         kernels = F.embedding(labels, self.mask_fcn_logits.weight.flatten(1)).to(x.dtype)  # [R, channels]
         class_bias = F.embedding(labels, cast(Tensor, self.mask_fcn_logits.bias)[:, None])  # [R, 1]
         logits = torch.matmul(x, kernels[..., None]).squeeze(2) + class_bias  # [R, 28²]: y, x, dy, dx
         logits = logits.float().unflatten(1, (height, width, 2, 2))
-        return logits.transpose(2, 3).reshape(-1, 2 * height, 2 * width)
+        return logits.transpose(2, 3).flatten(3).flatten(1, 2)
 
 
 class RoIHeads(nn.Module):

@@ -106,7 +106,7 @@ def gather_patches(features: Sequence[Tensor], neighbors: Tensor) -> Tensor:
     table = torch.cat([feature.permute(0, 2, 3, 1).flatten(1, 2) for feature in features], 1)  # [N, cells, C]
     first = torch.arange(len(table), device=table.device)[:, None, None] * table.shape[1]
     rows = (neighbors.clamp(min=0) + first).flatten()
-    patches = table.flatten(0, 1).index_select(0, rows).view(*neighbors.shape, -1)
+    patches = table.flatten(0, 1).index_select(0, rows).view(*neighbors.shape, table.shape[2])
     return patches.masked_fill(neighbors[..., None] < 0, 0.0).flatten(2)
 
 

@@ -68,3 +68,8 @@ def test_mask_logits_are_those_of_the_layers_in_full(memory_format: torch.memory
     gradients = torch.autograd.grad((got * weights).sum(), inputs)
     for mine, other in zip(gradients, torch.autograd.grad((expected * weights).sum(), inputs), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-12)
+
+
+def test_no_rois_have_no_mask_logits() -> None:
+    predictor = MaskPredictor(8, 6, num_classes=4)
+    assert predictor(torch.zeros(0, 8, 3, 4), torch.zeros(0, dtype=torch.int64)).shape == (0, 6, 8)
