@@ -1,11 +1,13 @@
 """Region proposal network: from feature maps to proposals.
 
-Shapes: N images, L levels, A anchors of one image over all levels, G ground-truth boxes, padded, S sampled anchors, P proposals.
+Shapes: N images, L levels, A anchors of one image over all levels, A / ratios cells of the feature maps, C channels, G ground-truth boxes,
+padded, S sampled anchors, P proposals.
 Boxes are (x1, y1, x2, y2) in input pixels. Source: Faster R-CNN (arXiv:1506.01497); values of the R50-FPN 1x schedule.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +29,14 @@ class Proposals:
 
     boxes: Tensor  # [N, P, 4] float32
     num_proposals: Tensor  # [N] int64
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What the sizes of the feature maps say."""
+
+    anchors: Tensor  # [A, 4] float32
+    neighbors: Tensor  # [A / ratios, 9] int64, see cell_neighbors
 
 
 class RPNHead(nn.Module):
@@ -53,6 +63,52 @@ class RPNHead(nn.Module):
         level_sizes = [level.shape[1] for level in logits]
         return torch.cat(logits, 1).float(), torch.cat(deltas, 1).unflatten(1, (-1, 4)).float(), level_sizes
 
+    def at_anchors(self, features: Sequence[Tensor], idxs: Tensor, neighbors: Tensor) -> tuple[Tensor, Tensor]:
+        """What `forward` gives for some anchors, computed at their cells alone.
+
+        The gradient of a loss over 256 anchors is zero at all other cells, and the gradients of the 3×3 convolution cost twice its
+        forward pass: so it pays to gather the few inputs that matter.
+
+        Args:
+            idxs: [N, S] int64 into the A anchors.
+            neighbors: [A / ratios, 9] from `cell_neighbors`.
+
+        Returns:
+            Objectness logits [N, S] and box deltas [N, S, 4], float32.
+        """
+        cells, ratio = idxs // self.cls_logits.out_channels, idxs % self.cls_logits.out_channels
+        conv = cast(nn.Conv2d, self.conv.get_submodule("0.0"))
+        kernel = conv.weight.permute(0, 2, 3, 1).flatten(1)  # [C, 9·C], as the patches are
+        hidden = F.relu_(F.linear(gather_patches(features, neighbors[cells]), kernel, conv.bias))  # [N, S, C]
+        logits = F.linear(hidden, self.cls_logits.weight.flatten(1), self.cls_logits.bias).float()
+        deltas = F.linear(hidden, self.bbox_pred.weight.flatten(1), self.bbox_pred.bias).float()
+        own_deltas = ratio[..., None, None].expand(-1, -1, 1, 4)
+        return logits.gather(2, ratio[..., None]).squeeze(2), deltas.unflatten(2, (-1, 4)).gather(
+            2, own_deltas
+        ).squeeze(2)
+
+
+def cell_neighbors(feature_sizes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
+    """[cells, 9] int64: the 3×3 cells around each cell of all levels, numbered (level, y, x); -1 lies outside of the level."""
+    levels, first = [], 0
+    for height, width in feature_sizes:
+        grid = torch.arange(first, first + height * width, device=device).view(height, width)
+        levels.append(F.pad(grid, (1, 1, 1, 1), value=-1).unfold(0, 3, 1).unfold(1, 3, 1).reshape(-1, 9))
+        first += height * width
+    return torch.cat(levels)
+
+
+def gather_patches(features: Sequence[Tensor], neighbors: Tensor) -> Tensor:
+    """The inputs of a 3×3 convolution at S cells: L levels [N, C, H_l, W_l], rows [N, S, 9] of `cell_neighbors` → [N, S, 9·C].
+
+    `index_select`, since its gradient obeys `torch.use_deterministic_algorithms` on every device.
+    """
+    table = torch.cat([feature.permute(0, 2, 3, 1).flatten(1, 2) for feature in features], 1)  # [N, cells, C]
+    first = torch.arange(len(table), device=table.device)[:, None, None] * table.shape[1]
+    rows = (neighbors.clamp(min=0) + first).flatten()
+    patches = table.flatten(0, 1).index_select(0, rows).view(*neighbors.shape, table.shape[2])
+    return patches.masked_fill(neighbors[..., None] < 0, 0.0).flatten(2)
+
 
 class RPN(nn.Module):
     """Proposals and, in training, their two losses."""
@@ -61,30 +117,32 @@ class RPN(nn.Module):
         super().__init__()
         self.config = config
         self.head = RPNHead(config.fpn_channels, len(config.aspect_ratios))
-        self._anchors: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}
+        self._grids: dict[tuple[torch.device, tuple[int, int]], Grid] = {}
 
     def forward(self, features: Sequence[Tensor], batch: Batch) -> tuple[Proposals, dict[str, Tensor]]:
-        logits, deltas, level_sizes = self.head(features)
-        anchors = self.anchors(features, batch)
-        proposals = self.propose(logits.detach(), deltas.detach(), anchors, batch, level_sizes)
+        with torch.no_grad():  # proposals teach nothing; the losses look again, where they need to
+            logits, deltas, level_sizes = self.head(features)
+        grid = self.grid(features, batch)
+        proposals = self.propose(logits, deltas, grid.anchors, batch, level_sizes)
         if batch.targets is None or not self.training:
             return proposals, {}
-        return proposals, self.losses(logits, deltas, anchors, batch.targets, batch.seeds)
+        return proposals, self.losses(features, grid, batch.targets, batch.seeds)
 
-    def anchors(self, features: Sequence[Tensor], batch: Batch) -> Tensor:
-        """[A, 4], made once for each bucket and device."""
+    def grid(self, features: Sequence[Tensor], batch: Batch) -> Grid:
+        """Made once for each bucket and device."""
         height, width = batch.images.shape[-2:]
         key = (features[0].device, (height, width))
-        if key not in self._anchors:
+        if key not in self._grids:
             sizes = [(feature.shape[-2], feature.shape[-1]) for feature in features]
-            self._anchors[key] = cuda_ops.generate_anchors(
+            anchors = cuda_ops.generate_anchors(
                 sizes,
                 (height, width),
                 self.config.anchor_sizes_px,
                 self.config.aspect_ratios,
                 device=features[0].device,
             )
-        return self._anchors[key]
+            self._grids[key] = Grid(anchors, cell_neighbors(sizes, features[0].device))
+        return self._grids[key]
 
     @torch.no_grad()
     def propose(
@@ -109,13 +167,11 @@ class RPN(nn.Module):
         boxes = boxes.gather(1, best[..., None].expand(-1, -1, 4))
         return Proposals(boxes * (scores > -torch.inf)[..., None], num_proposals)
 
-    def losses(
-        self, logits: Tensor, deltas: Tensor, anchors: Tensor, targets: Targets, seeds: Tensor
-    ) -> dict[str, Tensor]:
+    def losses(self, features: Sequence[Tensor], grid: Grid, targets: Targets, seeds: Tensor) -> dict[str, Tensor]:
         """Binary cross entropy of objectness over the sampled anchors, smooth L1 of the boxes over the positive ones."""
         config = self.config
         matched = cuda_ops.match_boxes(
-            anchors, targets.gt_boxes, targets.num_gt, config.rpn_fg_iou, config.rpn_bg_iou, low_quality=True
+            grid.anchors, targets.gt_boxes, targets.num_gt, config.rpn_fg_iou, config.rpn_bg_iou, low_quality=True
         )  # [N, A]
         samples = sample_matches(
             matched,
@@ -124,13 +180,11 @@ class RPN(nn.Module):
             positive_fraction=config.rpn_positive_fraction,
             stream=ANCHOR_STREAM,
         )
+        logits, deltas = self.head.at_anchors(features, samples.idxs, grid.neighbors)  # [N, S], [N, S, 4]
         gt_rows = matched.gather(1, samples.idxs).clamp(min=0)[..., None].expand(-1, -1, 4)
-        gt_deltas = cuda_ops.encode_boxes(targets.gt_boxes.gather(1, gt_rows), anchors[samples.idxs])
-        sampled_deltas = deltas.gather(1, samples.idxs[..., None].expand(-1, -1, 4))
-        box_losses = F.smooth_l1_loss(sampled_deltas, gt_deltas, beta=SMOOTH_L1_BETA, reduction="none").sum(2)
-        objectness = F.binary_cross_entropy_with_logits(
-            logits.gather(1, samples.idxs), samples.is_positive.float(), reduction="none"
-        )
+        gt_deltas = cuda_ops.encode_boxes(targets.gt_boxes.gather(1, gt_rows), grid.anchors[samples.idxs])
+        box_losses = F.smooth_l1_loss(deltas, gt_deltas, beta=SMOOTH_L1_BETA, reduction="none").sum(2)
+        objectness = F.binary_cross_entropy_with_logits(logits, samples.is_positive.float(), reduction="none")
         return {
             "objectness": per_image_mean(objectness, samples.weights),
             # Weighed over all samples, so that a positive counts the same however few there are.

@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from model.config import ModelConfig
 from model.mask_rcnn import MaskRCNN
+from model.roi_heads import MaskPredictor
 from model.structures import Batch
 
 
@@ -44,3 +46,30 @@ def test_mask_rois_on_the_cpu_are_the_most_positives(
     is_positive = torch.arange(32) < torch.tensor(num_positives)[:, None]
     assert heads._num_mask_rois(is_positive) == expected
     assert heads._num_mask_rois(is_positive.to("meta")) == 32 // 4
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_mask_logits_are_those_of_the_layers_in_full(memory_format: torch.memory_format) -> None:
+    """A transposed convolution and all classes' logits, of which one is picked: the same values and gradients."""
+    torch.manual_seed(0)
+    predictor = MaskPredictor(8, 6, num_classes=4).double()
+    torch.nn.init.normal_(predictor.conv5_mask.bias)
+    torch.nn.init.normal_(predictor.mask_fcn_logits.bias)
+    x = torch.randn(5, 8, 3, 4, dtype=torch.float64).contiguous(memory_format=memory_format).requires_grad_()
+    labels = torch.tensor([1, 4, 0, 2, 2])
+    every_class = predictor.mask_fcn_logits(F.relu(predictor.conv5_mask(x)))  # [5, 1 + 4, 6, 8]
+    expected = every_class.gather(1, labels[:, None, None, None].expand(-1, 1, 6, 8)).squeeze(1)
+    got = predictor(x, labels)
+    torch.testing.assert_close(got, expected.float())
+    weights = (torch.arange(got.numel()) % 5 - 2.0).view_as(
+        got
+    )  # whole numbers: the logits' float32 adds no error to gradients
+    inputs = [x, *predictor.parameters()]
+    gradients = torch.autograd.grad((got * weights).sum(), inputs)
+    for mine, other in zip(gradients, torch.autograd.grad((expected * weights).sum(), inputs), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-12)
+
+
+def test_no_rois_have_no_mask_logits() -> None:
+    predictor = MaskPredictor(8, 6, num_classes=4)
+    assert predictor(torch.zeros(0, 8, 3, 4), torch.zeros(0, dtype=torch.int64)).shape == (0, 6, 8)
