@@ -73,7 +73,9 @@ def test_a_worker_on_an_index_of_118_000_images_grows_by_less_than_50_mib(large_
     batches = iter(train_loader(large_index, DataConfig(workers=WORKERS), batch_size=BATCH_SIZE, seed=0))
     pids = [child.pid for child in multiprocessing.active_children() if child.pid not in before and child.pid]
     assert len(pids) == WORKERS
-    warm = list(islice(batches, WARM * WORKERS))  # by then a worker has imported all it needs, and its heap has seen the largest
+    warm = list(
+        islice(batches, WARM * WORKERS)
+    )  # by then a worker has imported all it needs, and its heap has seen the largest
     start = [private_mib(pid) for pid in pids]
     drawn = sum(len(batch) for batch in [*warm, *islice(batches, BATCHES)])
     # What a worker has in hand comes and goes by tens of MiB; what it keeps is there at each of many readings.
