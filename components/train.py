@@ -93,7 +93,6 @@ def _told_of_sigterm(event: threading.Event) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-@record  # so that torchrun tells why a process failed
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line of `maskrcnn train`."""
     parser = stage_parser("train", __doc__)
@@ -101,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
         args, config = parse(parser, argv)
         if not relaunch("train", config.train.processes, argv):
-            run(config, skip_test=args.skip_test)
+            record(run)(config, skip_test=args.skip_test)  # so that torchrun tells why a process failed
 
 
 if __name__ == "__main__":
