@@ -37,7 +37,7 @@ $(VENV)/.built: $(VENV)/.installed $(wildcard cuda_ops/csrc/*.* cuda_ops/csrc/cu
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@
 
-demo: venv  ## generate data, train, evaluate, predict, benchmark; print the result (15 minutes on 2 cores)
+demo: venv  ## generate data, train, evaluate, predict, benchmark; print the result (8 minutes on 2 cores)
 	$(BIN)/dvc repro
 	@$(BIN)/python -m pipelines.summary
 
@@ -50,7 +50,7 @@ test-slow: venv  ## tests of minutes
 gpu-test: venv  ## tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
-gpu-check: venv  ## all that needs a GPU in one call: build, tests, sanitizers, benchmark of the operators
+gpu-check: venv  ## all that needs a GPU in one call: build, tests, sanitizers, benchmarks, AP of the demo
 	PYTHON=$(BIN)/python .ci/gpu
 
 sanitize: venv  ## the tests of the operators on the CPU under AddressSanitizer; needs g++
