@@ -99,7 +99,9 @@ class ClusterConfig(Section):
         "data:/workspace/data",
         "runs:/workspace/runs",
     )  # claim:/path, or claim:/path:ro
-    env: tuple[EnvValue, ...] = ()  # NAME=value; nothing secret
+    env: tuple[EnvValue, ...] = (
+        "TORCH_HOME=/workspace/data/torch",
+    )  # NAME=value, nothing secret; where weights are fetched to
     secrets: tuple[EnvSecret, ...] = ()  # NAME=secret/key
     tracking_uri: str = "http://mlflow:5000"  # MLflow as the pods reach it
     scheduler: Literal["default", "kueue", "volcano"] = "default"

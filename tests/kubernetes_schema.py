@@ -11,10 +11,12 @@ from typing import Any
 import kubernetes.client
 
 Json = dict[str, Any]
-# Kinds that no client on PyPI has types for, from their CRDs: field → type, in braces what they consist of.
-_NAMED = {"name": str}
+# Kinds that no client on PyPI has types for, from their CRDs: field → type, * any field.
 _CRDS: dict[str, Any] = {
-    "kueue.x-k8s.io/v1beta1/ResourceFlavor": {"nodeLabels": {"*": str}, "tolerations": [{"*": str}]},
+    "kueue.x-k8s.io/v1beta1/ResourceFlavor": {
+        "nodeLabels": {"*": str},
+        "tolerations": [dict.fromkeys(("key", "operator", "value", "effect"), str)],
+    },
     "kueue.x-k8s.io/v1beta1/LocalQueue": {"clusterQueue": str},
     "kueue.x-k8s.io/v1beta1/ClusterQueue": {
         "namespaceSelector": {"matchLabels": {"*": str}},
