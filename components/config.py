@@ -108,7 +108,7 @@ class ClusterConfig(Section):
     queue: LabelOrNone = ""
     node_selector: tuple[NodeLabel, ...] = ()  # label=value
     tolerations: tuple[Toleration, ...] = ()  # key:Effect, or key=value:Effect
-    restarts: NonNegativeInt = 3  # of each node's training, before a PyTorchJob fails
+    restarts: NonNegativeInt = 3  # of each node's container, before a PyTorchJob fails
     grace_s: Annotated[int, Field(ge=30)] = 120  # from SIGTERM to SIGKILL: a checkpoint must be written in it
     ttl_s: PositiveInt = 86400  # how long a finished PyTorchJob stays to be looked at
     pending_timeout_s: PositiveInt = 3600  # until the first pod runs; in a queue too

@@ -63,7 +63,7 @@ def _pytorchjob(job: JobDescription) -> Manifest:
     if cluster.scheduler == "volcano":
         spec["runPolicy"]["schedulingPolicy"] = {"queue": cluster.queue, "minAvailable": least}
     if cluster.form == "elastic":
-        spec["elasticPolicy"] |= {"minReplicas": least, "maxReplicas": cluster.nodes, "maxRestarts": cluster.restarts}
+        spec["elasticPolicy"] |= {"minReplicas": least, "maxReplicas": cluster.nodes}
         conf = spec["elasticPolicy"]["rdzvConf"]
         conf.append({"key": "join_timeout", "value": str(cluster.pending_timeout_s)})  # nodes may start as far apart
         spec["pytorchReplicaSpecs"] = {"Worker": _replicas(job, cluster.nodes)}

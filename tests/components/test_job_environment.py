@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -159,3 +160,26 @@ def test_two_nodes_train_as_one_process_does(volume: Path, alone: list[dict[str,
         statuses = [process.wait(timeout=300) for process in running]
     assert statuses == [0, 0], said(volume, job)
     assert_learnt_the_same(losses(volume, name), alone)
+
+
+def test_an_evicted_node_comes_back_and_training_goes_on(volume: Path, alone: list[dict[str, float]]):
+    """SIGTERM to one node saves a checkpoint; its survivor fails, and both begin anew as the operator and the kubelet have it."""
+    job = build(describe(tiny(volume, "evicted"), "evicted", skip_test=True))
+    port, failures = free_port(), []
+    with pods(job, port, volume) as running:
+        while len(losses(volume, "evicted")) < 3:
+            assert [process.poll() for process in running] == [None, None], said(volume, job)
+            time.sleep(0.02)
+        running[1].terminate()
+        while [process.poll() for process in running] != [0, 0]:
+            for node, process in enumerate(running):
+                if process.poll():
+                    failures.append(node)
+                    running[node] = start(job, node, port, volume)
+            assert len(failures) < job["spec"]["runPolicy"]["backoffLimit"], said(volume, job)
+            time.sleep(0.1)
+    assert set(failures) == {0, 1}
+    text = said(volume, job)
+    assert "saved step" in text
+    assert "continuing from" in text
+    assert_learnt_the_same(losses(volume, "evicted"), alone)

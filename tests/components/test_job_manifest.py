@@ -109,7 +109,7 @@ def test_an_elastic_job_has_workers_alone_and_a_small_number_of_restarts():
     spec = manifest(*FORMS["elastic"])["spec"]
     assert {role: replica["replicas"] for role, replica in spec["pytorchReplicaSpecs"].items()} == {"Worker": 4}
     elastic = spec["elasticPolicy"]
-    assert (elastic["minReplicas"], elastic["maxReplicas"], elastic["maxRestarts"]) == (2, 4, 3)
+    assert (elastic["minReplicas"], elastic["maxReplicas"], elastic["maxRestarts"]) == (2, 4, 0)
     policy = spec["runPolicy"]
     assert (policy["cleanPodPolicy"], policy["backoffLimit"]) == ("Running", 12)
     assert policy["activeDeadlineSeconds"] == 3600 + 604800
