@@ -1,11 +1,11 @@
 """Why a job's pods do not run or did not end well, read from what the API server says of them.
 
-    for trouble in find_troubles(pods, events): print(trouble.text)
+    for trouble in find_troubles(name, pods, events): print(trouble.text)
 
 Pods and events are the API's JSON. The cause comes first: when one pod dies, the others follow within seconds.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -42,10 +42,18 @@ class Trouble:
     at: str = ""  # RFC 3339, when it happened; empty: it still is so
 
 
-def find_troubles(pods: list[Json], events: list[Json]) -> list[Trouble]:
-    """All that is or was wrong with the pods: what ended them in order of time, then what they wait for."""
+def find_troubles(job: str, pods: list[Json], events: list[Json]) -> list[Trouble]:
+    """All that is or was wrong with a job's pods: what ended them in order of time, then what they wait for."""
     found = [trouble for pod in pods for trouble in _of_pod(pod, events)]
+    if not pods:
+        found += _no_pod(job, events)
     return sorted(found, key=lambda trouble: (not trouble.at, trouble.at))
+
+
+def _no_pod(job: str, events: list[Json]) -> list[Trouble]:
+    """Why none was made: a quota, or a pod-security level, that refuses it. The events are the job's or its parts'."""
+    told = _latest(events, lambda about: f"{about}-".startswith(f"{job}-"))
+    return [Trouble("unschedulable", "", f"no pod was made: {told}")] if told else []
 
 
 def _of_pod(pod: Json, events: list[Json]) -> Iterator[Trouble]:
@@ -60,7 +68,7 @@ def _of_pod(pod: Json, events: list[Json]) -> Iterator[Trouble]:
             yield Trouble("stuck", name, f"pod {name}: {reason}: {said}; check {_STUCK[reason]}")
     for condition in status.get("conditions", []):
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            told = _event(name, "FailedScheduling", events) or condition.get("message", "")
+            told = _latest(events, name.__eq__, "FailedScheduling") or condition.get("message", "")
             text = f"pod {name}: unschedulable: {told}; check cluster.gpus_per_node, cpu, memory, node_selector and tolerations"
             yield Trouble("unschedulable", name, text)
 
@@ -96,8 +104,13 @@ def _ends(name: str, container: Json) -> Iterator[Trouble]:
         yield Trouble("killed", name, text, at)
 
 
-def _event(pod: str, reason: str, events: list[Json]) -> str:
-    """What the last event of a reason says about a pod."""
-    about = [e for e in events if e.get("reason") == reason and e.get("involvedObject", {}).get("name") == pod]
-    latest = max(about, key=lambda e: e.get("lastTimestamp") or e.get("eventTime") or "", default={})
-    return latest.get("message", "")
+def _latest(events: list[Json], is_about: Callable[[str], bool], reason: str = "") -> str:
+    """What the last event says whose object's name is the one asked for."""
+    found = [
+        event
+        for event in events
+        if reason in ("", event.get("reason")) and is_about(event.get("involvedObject", {}).get("name", ""))
+    ]
+    return max(found, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "", default={}).get(
+        "message", ""
+    )

@@ -88,7 +88,7 @@ class Follower:
         """Take in a state of the job; True if it succeeded."""
         name, pods = job["metadata"]["name"], self._source.pods(job["metadata"]["name"])
         on_pods(pods)
-        troubles = self._tell(pods)
+        troubles = self._tell(name, pods)
         if condition(job, "Succeeded", "Complete"):
             return True
         failed = condition(job, "Failed")
@@ -101,9 +101,9 @@ class Follower:
             self._tell_once(f"{name} is suspended, as a queue does until there is room")
         return False
 
-    def _tell(self, pods: list[Json]) -> list[Trouble]:
-        waiting = any(pod.get("status", {}).get("phase") == "Pending" for pod in pods)
-        troubles = find_troubles(pods, self._source.events() if waiting else [])
+    def _tell(self, name: str, pods: list[Json]) -> list[Trouble]:
+        waits = not pods or any(pod.get("status", {}).get("phase") == "Pending" for pod in pods)
+        troubles = find_troubles(name, pods, self._source.events() if waits else [])
         for trouble in troubles:
             if trouble.text not in self._told:
                 self._told[trouble.text] = trouble
@@ -128,6 +128,8 @@ class Follower:
         if self._running_since_s is None:
             if now_s - self._began_s > cluster.pending_timeout_s:
                 text = f"{name} did not start in cluster.pending_timeout_s={cluster.pending_timeout_s}"
+                if not self._told:
+                    text += "; nothing says why: see that Kubeflow's operator runs and serves this namespace"
                 raise JobTimeoutError(self._with_reasons(text))
         elif now_s - self._running_since_s > cluster.run_timeout_s:
             text = f"{name} did not end in cluster.run_timeout_s={cluster.run_timeout_s}; the same command goes on from its last checkpoint"

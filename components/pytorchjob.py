@@ -241,8 +241,8 @@ class JobApi:
         )
 
     def events(self) -> list[Json]:
-        """Why the scheduler found no place, for the pods of the namespace."""
-        selector = "reason=FailedScheduling"
+        """The namespace's warnings: why the scheduler found no place, or why a pod was not made."""
+        selector = "type=Warning"
         return self._items(
             "list events",
             lambda: self._core.list_namespaced_event(self.cluster.namespace, field_selector=selector, **_RAW),

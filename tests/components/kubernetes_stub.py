@@ -251,6 +251,8 @@ class _Handler(BaseHTTPRequestHandler):
         if resource == "pods":
             key, value = query["labelSelector"].split("=")
             items = [pod for pod in items if pod["metadata"]["labels"].get(key) == value]
+        else:
+            assert query["fieldSelector"] == "type=Warning", "what the events here are"
         self._answer({"kind": "List", "items": items})
 
     def _watch_object(self, resource: str, _: None, query: Json, body: Json) -> None:

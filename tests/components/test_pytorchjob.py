@@ -205,6 +205,28 @@ def test_an_unschedulable_pod_is_told_with_its_event_and_has_its_time(make: Make
     assert cluster.jobs == {}
 
 
+def test_pods_that_are_refused_are_told_with_the_reason(make: Make):
+    def operator(cluster: Cluster, job: str) -> None:
+        message = 'pods "a" is forbidden: violates PodSecurity "restricted:latest"'
+        about = {"reason": "FailedCreatePod", "involvedObject": {"name": job}, "message": message}
+        other = {"involvedObject": {"name": f"{job}0"}, "lastTimestamp": "2026-01-01T00:00:09Z", "message": "another's"}
+        cluster.events += [{**about, "lastTimestamp": "2026-01-01T00:00:01Z"}, other]
+
+    cluster = make(operator)
+    message, _ = failure("cluster.pending_timeout_s=1", kind=JobTimeoutError)
+    assert "no pod was made: pods" in message
+    assert 'violates PodSecurity "restricted:latest"' in message
+    assert "another's" not in message
+    assert cluster.jobs == {}
+
+
+def test_an_operator_that_does_nothing_is_suspected(make: Make):
+    cluster = make()
+    message, _ = failure("cluster.pending_timeout_s=1", kind=JobTimeoutError)
+    assert "see that Kubeflow's operator runs" in message
+    assert cluster.jobs == {}
+
+
 def test_a_suspended_job_waits_in_its_queue(make: Make):
     def operator(cluster: Cluster, job: str) -> None:
         cluster.set_condition(job, "Suspended")
