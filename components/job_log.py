@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 Json = dict[str, Any]
 _MARGIN_S = 60  # asked for again after a cut, for clocks that disagree
+_LAST_TRIES = 3  # to read the log of a pod that has ended, and may be gone
 
 
 class LogCutError(Exception):
@@ -38,7 +39,7 @@ class LogFollower:
         self._pause_s, self._max_pause_s = pause_s, max_pause_s
         self._filter = LineFilter()
         self._target: tuple[str, str] | None = None  # pod, container
-        self._has_target, self._is_ending = threading.Event(), threading.Event()
+        self._has_target, self._is_ending, self._is_whole = threading.Event(), threading.Event(), True
         self._thread = threading.Thread(target=self._run, name="log of rank 0", daemon=True)
         self._thread.start()
 
@@ -54,32 +55,35 @@ class LogFollower:
                     return
 
     def finish(self, timeout_s: float) -> bool:
-        """Read what is left; False if that was not possible in the time."""
+        """Read what is left; False if that was not possible, or not in the time."""
         self._is_ending.set()
         self._has_target.set()
         self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+        return self._is_whole and not self._thread.is_alive()
 
     def _run(self) -> None:
         self._has_target.wait()
-        pause_s = self._pause_s
+        pause_s, tries = self._pause_s, 0
         while self._target:
             is_last = self._is_ending.is_set()  # before reading: what is said until now is then read
             told = self._read_once(*self._target, follow=not is_last)
-            if is_last:
+            tries += is_last
+            if is_last and (self._is_whole or tries == _LAST_TRIES):
                 return
             pause_s = self._pause_s if told else min(2 * pause_s, self._max_pause_s)
-            self._is_ending.wait(pause_s)
+            time.sleep(self._pause_s) if is_last else self._is_ending.wait(pause_s)
 
     def _read_once(self, pod: str, container: str, *, follow: bool) -> int:
         """How many new lines there were until the stream ended."""
         since_s, told, rest = self._filter.begin(), 0, b""
+        self._is_whole = False
         try:
             for chunk in self._read(pod, container, since_s=since_s, follow=follow):
                 *lines, rest = (rest + chunk).split(b"\n")
                 told += sum(self._tell(line) for line in lines)
         except LogCutError:
             return told  # half a line is dropped; it comes whole the next time
+        self._is_whole = True
         return told + self._tell(rest) if rest else told
 
     def _tell(self, line: bytes) -> int:

@@ -24,7 +24,7 @@ from components.cli import parse, stage_parser, user_errors
 from components.config import ClusterConfig, Config
 from components.job_description import default_run_id, describe
 from components.job_log import LogCutError, LogFollower
-from components.job_manifest import DIGEST, Manifest, build, to_yaml
+from components.job_manifest import DIGEST, RUN_ID, Manifest, build, to_yaml
 from components.job_watch import Follower, JobFailedError, JobTimeoutError, WatchEndedError, condition
 from model.errors import UserError
 
@@ -90,7 +90,7 @@ def run(config: Config, *, run_id: str = "", skip_test: bool = False, out: TextI
             say(f"{name} is deleted" if is_gone else f"{name} is marked as deleted, its pods are still ending")
             raise
     say(f"{name} succeeded")
-    run_id = manifest["metadata"]["annotations"]["maskrcnn/run-id"]
+    run_id = manifest["metadata"]["annotations"][RUN_ID]
     return PyTorchJobResult(name, cluster.namespace, run_id, was_adopted, time.monotonic() - began_s)
 
 
@@ -153,10 +153,10 @@ def _signals_raise() -> Iterator[None]:
 
     def on_signal(number: int, _: object) -> None:
         nonlocal was_told
-        before, was_told = was_told, True
+        is_first, was_told = not was_told, True
         if number == signal.SIGINT:
             raise KeyboardInterrupt  # a second one ends the wait for the deletion, which goes on
-        if not before:
+        if is_first:
             raise SystemExit(_SIGTERM_STATUS)
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}

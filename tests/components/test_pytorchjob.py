@@ -365,6 +365,22 @@ def test_a_cut_log_loses_and_doubles_no_line(make: Make):
     assert cluster.log_cuts == []
 
 
+def test_a_log_that_is_cut_at_the_very_end_is_read_again(make: Make):
+    cluster = make(succeed)
+    cluster.log_cuts = [10, 45]
+    _, said = launch()
+    assert [line for line in said.splitlines() if not line.startswith("[")] == ["step 1", "step 2"]
+    assert cluster.log_cuts == []
+
+
+def test_a_log_that_cannot_be_had_is_admitted(make: Make):
+    cluster = make(succeed)
+    cluster.faults += [("get", "pods/log", 500)] * 100
+    result, said = launch()
+    assert result.name == NAME, "a success is none the less one"
+    assert "the end of rank 0's log could not be read" in said
+
+
 def test_a_job_deleted_behind_its_back_is_told(make: Make):
     def operator(cluster: Cluster, job: str) -> None:
         cluster.running(job)
