@@ -129,9 +129,9 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    # recipes/ holds YAML alone; it is installed beside components/, where components/recipe.py looks for it.
-    packages=[*find_packages(include=["components*", "cuda_ops*", "model*", "pipelines*"]), "recipes"],
-    package_data={"recipes": ["*.yaml"], "cuda_ops": ["csrc/*", "csrc/cuda/*"]},
+    # recipes/ and k8s/job/ hold YAML alone; they are installed beside components/, which looks for them there.
+    packages=[*find_packages(include=["components*", "cuda_ops*", "model*", "pipelines*"]), "recipes", "k8s.job"],
+    package_data={"recipes": ["*.yaml"], "k8s.job": ["*.yaml"], "cuda_ops": ["csrc/*", "csrc/cuda/*"]},
     entry_points={"console_scripts": ["maskrcnn = pipelines.cli:main"]},
     install_requires=[
         "torch>=2.11,<2.16",
@@ -157,6 +157,15 @@ setup(
             f"{name}==13.2.*; sys_platform == 'linux'"
             for name in ("nvidia-cuda-nvcc", "nvidia-nvvm", "nvidia-cuda-crt")
         ],
-        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.8", "mypy>=1.11", "uv>=0.4", "ninja>=1.11"],
+        "dev": [
+            "pytest>=8",
+            "hypothesis>=6.100",
+            "ruff>=0.8",
+            "mypy>=1.11",
+            "uv>=0.4",
+            "ninja>=1.11",
+            "kubeflow-training>=1.9,<2",  # types of the PyTorchJob; not beside the package `kubeflow`
+            "kubeflow-trainer-api>=2.1,<3",  # types of the TrainJob
+        ],
     },
 )

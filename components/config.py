@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 from ruamel.yaml import YAML, YAMLError
 
 from model.config import DataConfig, EvaluateConfig, Fraction, ModelConfig, Section, TrainConfig
@@ -62,6 +62,83 @@ class TrackingConfig(Section):
     log_checkpoints: bool = True  # the final checkpoint as an artifact
 
 
+_LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"  # DNS-1123, as namespaces, secrets and claims are named
+_VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
+_MIB = {"Mi": 1, "Gi": 1024, "Ti": 1024 * 1024}
+Label = Annotated[str, Field(pattern=rf"^{_LABEL}$")]
+LabelOrNone = Annotated[str, Field(pattern=rf"^({_LABEL})?$")]
+Memory = Annotated[str, Field(pattern=r"^[1-9][0-9]*(Mi|Gi|Ti)$")]
+VolumeMount = Annotated[str, Field(pattern=rf"^{_LABEL}:/[^:]*(:ro)?$")]
+EnvValue = Annotated[str, Field(pattern=rf"^{_VARIABLE}=")]
+EnvSecret = Annotated[str, Field(pattern=rf"^{_VARIABLE}={_LABEL}/[-._A-Za-z0-9]+$")]
+NodeLabel = Annotated[str, Field(pattern=r"^[^=]+=[^=]*$")]
+Toleration = Annotated[str, Field(pattern=r"^[^=:]+(=[^=:]*)?:(NoSchedule|PreferNoSchedule|NoExecute)$")]
+
+
+class ClusterConfig(Section):
+    """Where and how `maskrcnn pytorchjob` trains on Kubernetes. Requests are limits: nothing is overcommitted."""
+
+    api: Literal["pytorchjob", "trainjob"] = "pytorchjob"  # kubeflow.org/v1, or Kubeflow Trainer's v1alpha1
+    # Of a PyTorchJob. In `master_worker` the operator adds an init container that the pod-security level "restricted" refuses.
+    form: Literal["elastic", "master_worker"] = "elastic"
+    runtime: Label = "torch-distributed"  # of a TrainJob: the ClusterTrainingRuntime it refers to
+    context: str = ""  # of the kubeconfig; empty: the pod's own cluster, or the current context
+    namespace: Label = "maskrcnn"
+    service_account: Label = "trainer"
+    image: str = ""
+    image_pull_secret: LabelOrNone = ""
+    working_dir: Annotated[str, Field(pattern="^/")] = "/workspace"  # relative paths of `data` and `train` start here
+    nodes: PositiveInt = 1
+    min_nodes: NonNegativeInt = 0  # of an elastic PyTorchJob: training goes on with as few; 0: all
+    gpus_per_node: NonNegativeInt = 1  # 0 trains on CPUs
+    processes_per_node: NonNegativeInt = 0  # 0: one for each GPU, or one
+    cpu: PositiveInt = 8  # cores a node
+    memory: Memory = "32Gi"  # a node, /dev/shm within
+    shm: Memory = "8Gi"  # /dev/shm of a node, where data.workers hand over batches
+    volumes: tuple[VolumeMount, ...] = (
+        "data:/workspace/data",
+        "runs:/workspace/runs",
+    )  # claim:/path, or claim:/path:ro
+    env: tuple[EnvValue, ...] = (
+        "TORCH_HOME=/workspace/data/torch",
+    )  # NAME=value, nothing secret; where weights are fetched to
+    secrets: tuple[EnvSecret, ...] = ()  # NAME=secret/key
+    tracking_uri: str = "http://mlflow:5000"  # MLflow as the pods reach it
+    scheduler: Literal["default", "kueue", "volcano"] = "default"
+    queue: LabelOrNone = ""
+    node_selector: tuple[NodeLabel, ...] = ()  # label=value
+    tolerations: tuple[Toleration, ...] = ()  # key:Effect, or key=value:Effect
+    restarts: NonNegativeInt = 3  # of each node's container, before a PyTorchJob fails
+    grace_s: Annotated[int, Field(ge=30)] = 120  # from SIGTERM to SIGKILL: a checkpoint must be written in it
+    ttl_s: PositiveInt = 86400  # how long a finished PyTorchJob stays to be looked at
+    pending_timeout_s: PositiveInt = 3600  # until the first pod runs; in a queue too
+    stuck_timeout_s: PositiveInt = 300  # in which an image or a secret that cannot be had must turn up
+    run_timeout_s: PositiveInt = 604800  # from there to the end
+    api_timeout_s: PositiveInt = 300  # without an answer of the API server
+    poll_s: PositiveInt = 15  # between looks at the job, should watching it tell nothing
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> "ClusterConfig":
+        if self.min_nodes > self.nodes:
+            raise ValueError(f"min_nodes must be at most nodes, got {self.min_nodes} > {self.nodes}")
+        if _mib(self.shm) >= _mib(self.memory):
+            raise ValueError(f"shm must be less than memory, which holds it, got {self.shm} and {self.memory}")
+        elastic = self.api == "pytorchjob" and self.form == "elastic"
+        if self.min_nodes and not elastic:
+            raise ValueError("min_nodes must be 0 but for an elastic PyTorchJob; others have a fixed number of nodes")
+        if self.api == "trainjob" and self.form != "elastic":
+            raise ValueError("form must be elastic with api: trainjob, which knows no other; got master_worker")
+        if self.api == "trainjob" and self.scheduler == "volcano":
+            raise ValueError("scheduler must not be volcano with api: trainjob, whose runtime decides on gangs")
+        if (self.scheduler == "default") == bool(self.queue):
+            raise ValueError(f"queue must be named for kueue and volcano, and for them alone, got {self.queue!r}")
+        return self
+
+
+def _mib(memory: str) -> int:
+    return int(memory[:-2]) * _MIB[memory[-2:]]
+
+
 class Config(Section):
     """Everything a run is told."""
 
@@ -72,6 +149,7 @@ class Config(Section):
     predict: PredictConfig = PredictConfig()
     benchmark: BenchmarkConfig = BenchmarkConfig()
     tracking: TrackingConfig = TrackingConfig()
+    cluster: ClusterConfig = ClusterConfig()
 
     def flat(self) -> dict[str, Any]:
         """Every value under its dotted name, as MLflow parameters and `--help` show it."""

@@ -3,11 +3,22 @@
 import importlib.util
 import os
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def load_helper(name: str) -> ModuleType:
+    """A module that lies beside this file: under importmode=importlib tests cannot import one another."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")
@@ -25,10 +36,12 @@ def coco_tiny() -> Path:
 @pytest.fixture(scope="session")
 def no_sync() -> type[TorchDispatchMode]:
     """`with no_sync(): …` fails where the host would wait for the device; see tests/no_sync.py."""
-    path = Path(__file__).with_name("no_sync.py")  # under importmode=importlib tests cannot import one another
-    spec = importlib.util.spec_from_file_location("no_sync", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.NoSync
+    return load_helper("no_sync").NoSync
+
+
+@pytest.fixture(scope="session")
+def kubernetes_schema() -> ModuleType:
+    """tests/kubernetes_schema.py: manifests against the types of the API. Skips where those are not installed."""
+    for package in ("kubernetes", "kubeflow.training", "kubeflow_trainer_api"):
+        pytest.importorskip(package, reason=f"{package}, of the extra `dev`, has the types of the API")
+    return load_helper("kubernetes_schema")

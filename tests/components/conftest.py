@@ -1,6 +1,8 @@
 """A prepared data set of four real images a split and an untrained checkpoint, for the stages that come after training."""
 
+import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -67,3 +69,15 @@ def trained_run(coco_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Co
     }
     save_checkpoint(config.train.output_dir, 7, state)
     return config
+
+
+@pytest.fixture(scope="session")
+def kubernetes_stub() -> ModuleType:
+    """The API server of kubernetes_stub.py; under importmode=importlib tests cannot import one another."""
+    path = Path(__file__).with_name("kubernetes_stub.py")
+    spec = importlib.util.spec_from_file_location("kubernetes_stub", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,181 @@
+"""What one training on a cluster is, whichever API runs it: a name, a command, an environment, and the section `cluster`.
+
+    job = describe(config, "shapes_demo-seed0")
+
+The command holds every value that training reads, so the pods need no parameter file but the image's own. What would end as a
+failed pod after hours in a queue is refused here: folders on no volume, a batch that the processes cannot share.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+from ruamel.yaml import YAML, YAMLError
+
+from components.config import ClusterConfig, Config, ConfigError
+
+SECTIONS = ("data", "model", "train", "evaluate", "tracking")  # what `components.train` reads
+MAX_NAME = 50  # leaves room in a label of 63 for `-worker-1234` of pods and services
+# torchrun and the operators set these; `trainer.env` of a TrainJob refuses some, and a PyTorchJob's would be overwritten.
+RESERVED = re.compile(r"PET_\w+|MASTER_(ADDR|PORT)|(LOCAL_|GROUP_)?(RANK|WORLD_SIZE)|MLFLOW_(TRACKING_URI|RUN_ID)")
+
+
+@dataclass(frozen=True)
+class JobDescription:
+    """One training job, before it is written as a PyTorchJob or a TrainJob."""
+
+    name: str
+    run_id: str
+    command: tuple[str, ...]
+    env: tuple[tuple[str, str], ...]  # without secrets
+    cluster: ClusterConfig
+
+    @property
+    def processes_per_node(self) -> int:
+        """One for each GPU, or one on CPUs, unless told."""
+        return self.cluster.processes_per_node or self.cluster.gpus_per_node or 1
+
+
+def describe(config: Config, run_id: str, *, mlflow_run_id: str = "", skip_test: bool = False) -> JobDescription:
+    """The job that trains `config`.
+
+    Args:
+        run_id: the same id gives the same name, so a second launcher finds the first one's job.
+        mlflow_run_id: the MLflow run to log into; empty begins or continues that of `train.output_dir`.
+        skip_test: do not evaluate when training has ended.
+
+    Raises:
+        ConfigError: if the pods could not train so.
+    """
+    cluster = config.cluster
+    _check_folders(config)
+    _check_batch(config)
+    _check_env(cluster)
+    _check_tracking(config)
+    env = [("MLFLOW_TRACKING_URI", cluster.tracking_uri)] if config.tracking.enabled else []
+    if mlflow_run_id:
+        env.append(("MLFLOW_RUN_ID", mlflow_run_id))
+    # torchrun kills its processes this long after SIGTERM, by itself after 30 s; the rest is for it to end.
+    env.append(("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(cluster.grace_s - 10)))
+    env += [(name, value) for name, _, value in (word.partition("=") for word in cluster.env)]
+    return JobDescription(job_name(run_id), run_id, _command(config, skip_test), tuple(env), cluster)
+
+
+def job_name(run_id: str) -> str:
+    """A DNS-1035 label for any run id: legible, at most MAX_NAME long, and another one for another id.
+
+    Raises:
+        ConfigError: if there is nothing to make a name of.
+    """
+    if not run_id:
+        raise ConfigError("--run-id: must not be empty; it names the job")
+    name = "maskrcnn-" + re.sub(r"[^a-z0-9]+", "-", run_id.lower()).strip("-")
+    if name == f"maskrcnn-{run_id}" and len(name) <= MAX_NAME:
+        return name
+    digest = hashlib.sha256(run_id.encode()).hexdigest()[:8]
+    return f"{name[: MAX_NAME - 9].rstrip('-')}-{digest}"
+
+
+def default_run_id(config: Config) -> str:
+    """The id of a training that was given none: its folder and a digest of what it learns from and how."""
+    learnt = config.model_dump(mode="json", include={"data", "model", "train", "evaluate"})
+    digest = hashlib.sha256(json.dumps(learnt, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{config.train.output_dir.name}-{digest}"
+
+
+def _command(config: Config, skip_test: bool) -> tuple[str, ...]:
+    """torchrun by its module, which takes nodes, processes and rendezvous from PET_… variables that the operator sets."""
+    values = [
+        f"{name}={_as_yaml(value)}"
+        for name, value in config.flat().items()
+        # The pods take the URI from the environment, and a password in it stays out of the manifest.
+        if name.split(".")[0] in SECTIONS and name != "tracking.uri"
+    ]
+    options = ["--skip-test"] if skip_test else []
+    words = ("python", "-m", "torch.distributed.run", "-m", "components.train", *options, *values)
+    return tuple(word.replace("$(", "$$(") for word in words)  # Kubernetes would put variables in for $(NAME)
+
+
+def _as_yaml(value: Any) -> str:
+    """A value as an override gives it: text as it is, in quotes only where it would be read as something else."""
+    if not isinstance(value, str):
+        return json.dumps(value)
+    try:
+        is_plain = not value.strip() or YAML(typ="safe", pure=True).load(value) == value
+    except YAMLError:
+        is_plain = False
+    return value if is_plain else json.dumps(value)
+
+
+def _check_folders(config: Config) -> None:
+    cluster = config.cluster
+    for key, path, is_written in (
+        ("data.prepared_dir", config.data.prepared_dir, False),
+        ("train.output_dir", config.train.output_dir, True),
+    ):
+        mount = _mount_of(PurePosixPath(cluster.working_dir) / path.as_posix(), cluster)
+        if mount is None:
+            raise ConfigError(
+                f"{key}: must lie on a volume, got {path} in {cluster.working_dir}; mount a claim there with cluster.volumes, "
+                f"now {list(cluster.volumes)}"
+            )
+        if is_written and mount.endswith(":ro"):
+            raise ConfigError(f"{key}: must be writable, got {path} on the read-only volume {mount} of cluster.volumes")
+
+
+def _mount_of(path: PurePosixPath, cluster: ClusterConfig) -> str | None:
+    under = [volume for volume in cluster.volumes if path.is_relative_to(volume.split(":")[1])]
+    return max(under, key=lambda volume: len(volume.split(":")[1]), default=None)
+
+
+def _check_batch(config: Config) -> None:
+    cluster, train = config.cluster, config.train
+    per_node = cluster.processes_per_node or cluster.gpus_per_node or 1
+    for nodes in range(cluster.min_nodes or cluster.nodes, cluster.nodes + 1):
+        if train.micro_batch_size % (nodes * per_node):
+            raise ConfigError(
+                f"train.batch_size: {train.batch_size} images in {train.accumulation_steps} micro-batches must be a multiple of the number "
+                f"of processes, got {nodes * per_node}: {per_node} on each of {nodes} nodes (cluster.nodes, cluster.min_nodes)"
+            )
+
+
+def _check_env(cluster: ClusterConfig) -> None:
+    names = [word.partition("=")[0] for word in (*cluster.env, *cluster.secrets)]
+    for name in names:
+        if RESERVED.fullmatch(name):
+            raise ConfigError(
+                f"cluster.env: must not set {name}, which the launcher, the operator or torchrun sets; leave it out"
+            )
+        if names.count(name) > 1:
+            raise ConfigError(f"cluster.env and cluster.secrets: must name a variable once, got {name} twice")
+
+
+def _check_tracking(config: Config) -> None:
+    uri = config.cluster.tracking_uri
+    if not config.tracking.enabled:
+        return
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(
+            f"cluster.tracking_uri: must be a server that pods can reach, http(s)://…, got {uri!r}; or set tracking.enabled=false"
+        )
+    if parts.password is not None:
+        raise ConfigError(
+            "cluster.tracking_uri: must hold no password; put it into a secret and name that in "
+            "cluster.secrets=[MLFLOW_TRACKING_USERNAME=SECRET/KEY, MLFLOW_TRACKING_PASSWORD=SECRET/KEY]"
+        )
+
+
+def literal_env(job: JobDescription) -> list[Mapping[str, object]]:
+    """The pods' environment in the form of the API; secrets by reference."""
+    env: list[Mapping[str, object]] = [{"name": name, "value": value} for name, value in job.env]
+    for word in job.cluster.secrets:
+        name, _, reference = word.partition("=")
+        secret, _, key = reference.partition("/")
+        env.append({"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}})
+    return env

@@ -1,0 +1,97 @@
+"""The rules of the admission webhooks, checked before anything is sent, so that a wrong job is told at once and without a cluster.
+
+Sources: `validatePyTorchJob` of the training operator 1.9; the TrainJob's validation rules and reserved variables of Kubeflow
+Trainer 2.3. All that is wrong is told together, each with its path in the manifest.
+"""
+
+import re
+from typing import Any
+
+from model.errors import UserError
+
+_DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+_CONTAINER = "pytorch"
+_TRAINJOB_RESERVED = {"PET_NNODES", "PET_NPROC_PER_NODE", "PET_NODE_RANK", "PET_MASTER_ADDR", "PET_MASTER_PORT"}
+_MANAGERS = ("kubeflow.org/training-operator", "kueue.x-k8s.io/multikueue")
+
+
+class ManifestError(UserError):
+    """The API server would refuse the job; the message says which field must be what."""
+
+
+def check(manifest: dict[str, Any]) -> None:
+    """Check a PyTorchJob or a TrainJob.
+
+    Raises:
+        ManifestError: with a line for each fault.
+    """
+    faults = _name_faults(manifest)
+    faults += _pytorchjob_faults(manifest["spec"]) if manifest["kind"] == "PyTorchJob" else _trainjob_faults(manifest)
+    if faults:
+        raise ManifestError("\n".join(f"{manifest['kind']}: {fault}" for fault in faults))
+
+
+def _name_faults(manifest: dict[str, Any]) -> list[str]:
+    name = manifest["metadata"].get("name", "")
+    if len(name) <= 63 and _DNS_1035.fullmatch(name):
+        return []
+    return [f"metadata.name: must be a DNS-1035 label (a-z, 0-9 and -, a letter first, 63 at most), got {name!r}"]
+
+
+def _pytorchjob_faults(spec: dict[str, Any]) -> list[str]:
+    faults = []
+    replicas, elastic = spec.get("pytorchReplicaSpecs"), spec.get("elasticPolicy")
+    per_node = spec.get("nprocPerNode")
+    if per_node is not None and not isinstance(per_node, str):
+        faults.append(f'spec.nprocPerNode: must be text, such as "8", got {per_node!r}')
+    if elastic is not None:
+        if "Worker" not in (replicas or {}):
+            faults.append("spec.pytorchReplicaSpecs[Worker]: must be there with spec.elasticPolicy")
+        if elastic.get("nProcPerNode") is not None and per_node is not None:
+            faults.append("spec.elasticPolicy.nProcPerNode: must not stand beside spec.nprocPerNode; leave it out")
+    manager = spec.get("runPolicy", {}).get("managedBy")
+    if manager is not None and manager not in _MANAGERS:
+        faults.append(f"spec.runPolicy.managedBy: must be one of {', '.join(_MANAGERS)}, got {manager!r}")
+    if not replicas:
+        return [*faults, "spec.pytorchReplicaSpecs: must name Master, Worker, or both"]
+    for role, replica in replicas.items():
+        faults += _replica_faults(role, replica)
+    return faults
+
+
+def _replica_faults(role: str, replica: dict[str, Any]) -> list[str]:
+    path, faults = f"spec.pytorchReplicaSpecs[{role}]", []
+    if role not in ("Master", "Worker"):
+        faults.append(f"{path}: must be Master or Worker")
+    containers = replica.get("template", {}).get("spec", {}).get("containers", [])
+    if not any(container.get("name") == _CONTAINER for container in containers):
+        names = [container.get("name") for container in containers]
+        faults.append(f"{path}.template.spec.containers: one must have the name {_CONTAINER}, got {names}")
+    for number, container in enumerate(containers):
+        if not container.get("image"):
+            faults.append(
+                f"{path}.template.spec.containers[{number}].image: must be set, got none; set cluster.image=REGISTRY/NAME:TAG"
+            )
+    number_of = replica.get("replicas")
+    if role == "Master" and number_of != 1:
+        faults.append(f"{path}.replicas: must be 1, got {number_of}")
+    elif number_of is not None and number_of < 1:
+        faults.append(f"{path}.replicas: must be at least 1, got {number_of}")
+    return faults
+
+
+def _trainjob_faults(manifest: dict[str, Any]) -> list[str]:
+    spec, faults = manifest["spec"], []
+    trainer = spec.get("trainer", {})
+    if not spec.get("runtimeRef", {}).get("name"):
+        faults.append("spec.runtimeRef.name: must name a runtime; set cluster.runtime")
+    # The runtime has an image of its own, which does not hold components.train.
+    if not trainer.get("image"):
+        faults.append("spec.trainer.image: must be set, got none; set cluster.image=REGISTRY/NAME:TAG")
+    reserved = sorted({env["name"] for env in trainer.get("env", [])} & _TRAINJOB_RESERVED)
+    if reserved:
+        faults.append(f"spec.trainer.env: must not set {', '.join(reserved)}, which the runtime sets")
+    per_node = trainer.get("numProcPerNode")
+    if per_node is not None and not isinstance(per_node, int):
+        faults.append(f"spec.trainer.numProcPerNode: must be a whole number, got {per_node!r}")
+    return faults

@@ -1,0 +1,462 @@
+"""The launcher against an API server on loopback, by the real client: how a job ends, what is told, and what remains."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from components import pytorchjob
+from components.config import Config, load_config
+from components.job_watch import JobFailedError, JobTimeoutError
+
+pytest.importorskip("kubernetes")
+ROOT = Path(__file__).resolve().parents[2]
+NAME = "maskrcnn-try-1"
+QUICK = ["cluster.poll_s=1", "cluster.api_timeout_s=10", "cluster.grace_s=30"]
+Cluster = Any  # of kubernetes_stub.py
+Make = Callable[..., Cluster]
+
+
+@pytest.fixture
+def make(kubernetes_stub: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    """Starts a cluster whose operator is the function given, and points the client to it."""
+    clusters = []
+
+    def start(operator: Callable[[Cluster, str], None] | None = None) -> Cluster:
+        clusters.append(kubernetes_stub.Cluster(operator))
+        monkeypatch.setenv("KUBECONFIG", str(clusters[-1].kubeconfig(tmp_path)))
+        return clusters[-1]
+
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    yield start
+    for cluster in clusters:
+        cluster.close()
+
+
+def config(*overrides: str) -> Config:
+    return load_config(ROOT / "params.yaml", ["cluster.image=registry/maskrcnn:1", *QUICK, *overrides])
+
+
+def launch(*overrides: str, run_id: str = "try-1") -> tuple[pytorchjob.PyTorchJobResult, str]:
+    out = io.StringIO()
+    return pytorchjob.run(config(*overrides), run_id=run_id, out=out), out.getvalue()
+
+
+def failure(*overrides: str, kind: type[Exception] = JobFailedError) -> tuple[str, str]:
+    """The message of the error, and what was written before."""
+    out = io.StringIO()
+    with pytest.raises(kind) as error:
+        pytorchjob.run(config(*overrides), run_id="try-1", out=out)
+    return str(error.value), out.getvalue()
+
+
+def succeed(cluster: Cluster, job: str) -> None:
+    """What the operator does with a job that trains well."""
+    cluster.pod(job, phase="Pending", containerStatuses=[])
+    pod = cluster.running(job)
+    cluster.log(pod, "step 1", "step 2")
+    cluster.ended(job, 0)
+    cluster.set_condition(job, "Succeeded")
+
+
+def test_success_tells_the_log_and_leaves_the_job(make: Make):
+    cluster = make(succeed)
+    result, said = launch()
+    assert (result.name, result.namespace, result.run_id, result.was_adopted) == (NAME, "maskrcnn", "try-1", False)
+    assert [line for line in said.splitlines() if not line.startswith("[")] == ["step 1", "step 2"]
+    assert f"[PyTorchJob] {NAME} succeeded" in said
+    assert NAME in cluster.jobs
+    assert cluster.deletions == []
+
+
+def test_the_launchers_role_is_what_it_does_and_no_more(make: Make, kubernetes_stub: ModuleType):
+    def operator(cluster: Cluster, job: str) -> None:
+        cluster.pod(job, phase="Pending")
+        time.sleep(1.5)
+        cluster.log(cluster.running(job), "step 1")
+
+    used = set()
+    for api in ("pytorchjob", "trainjob"):
+        cluster = make(operator)
+        with pytest.raises(JobTimeoutError):
+            launch("cluster.run_timeout_s=1", f"cluster.api={api}", "cluster.pending_timeout_s=3")
+        used |= cluster.used
+    assert used == kubernetes_stub.granted()
+
+
+def test_what_is_not_granted_is_refused_with_the_way_out(make: Make):
+    cluster = make(succeed)
+    cluster.faults += [("create", "pytorchjobs", 403)]
+    message, _ = failure(kind=pytorchjob.ClusterError)
+    assert "create pytorchjobs in maskrcnn: 403" in message
+    assert "k8s/base/launcher.yaml" in message
+    assert cluster.jobs == {}
+
+
+@pytest.mark.parametrize(
+    ("status", "told"), [(401, "log in again"), (422, "a fault on demand"), (404, "kubectl apply -k k8s/base")]
+)
+def test_a_refusal_is_told_at_once(make: Make, status: int, told: str):
+    cluster = make(succeed)
+    cluster.faults += [("create", "pytorchjobs", status)]
+    message, _ = failure(kind=pytorchjob.ClusterError)
+    assert told in message
+    assert cluster.calls == [("create", "pytorchjobs")]
+
+
+def test_a_missing_namespace_is_told(make: Make):
+    make(succeed)
+    message, _ = failure("cluster.namespace=elsewhere", kind=pytorchjob.ClusterError)
+    assert 'namespaces "elsewhere" not found' in message
+
+
+def test_a_server_that_is_away_is_waited_for_just_so_long(make: Make):
+    cluster = make(succeed)
+    cluster.close()
+    began = time.monotonic()
+    message, _ = failure("cluster.api_timeout_s=2", kind=pytorchjob.ClusterError)
+    assert 2 <= time.monotonic() - began < 10
+    assert "cluster.api_timeout_s=2" in message
+
+
+def test_memory_that_runs_out_is_told(make: Make):
+    def operator(cluster: Cluster, job: str) -> None:
+        cluster.running(job)
+        cluster.running(job, index=1)
+        cluster.ended(job, 1, at=9)  # which died of the other's death, and is not the cause
+        cluster.ended(job, 137, "OOMKilled", index=1, at=5)
+        cluster.set_condition(job, "Failed", "has reached the specified backoff limit")
+
+    cluster = make(operator)
+    message, _ = failure()
+    first, second, third = message.splitlines()
+    assert first == f"PyTorchJob {NAME} failed: JobFailed: has reached the specified backoff limit"
+    assert second.startswith(f"  pod {NAME}-worker-1: OOMKilled")
+    assert "raise cluster.memory" in second
+    assert "exit code 1" in third
+    assert NAME in cluster.jobs, "it stays to be looked at"
+    assert cluster.deletions == []
+
+
+def test_the_exit_code_is_told_and_the_log_before_it(make: Make):
+    def operator(cluster: Cluster, job: str) -> None:
+        cluster.log(cluster.running(job), "error: train.base_lr")
+        cluster.ended(job, 2)
+        cluster.set_condition(job, "Failed", "1 Worker replica(s) failed")
+
+    make(operator)
+    message, said = failure()
+    assert "container pytorch ended with exit code 2, the configuration cannot be used" in message
+    assert "error: train.base_lr" in said.splitlines()
+
+
+def test_reasons_are_known_after_the_pods_are_gone(make: Make):
+    def operator(cluster: Cluster, job: str) -> None:
+        cluster.running(job, lastState={"terminated": {"exitCode": 137, "reason": "OOMKilled"}}, restartCount=1)
+        cluster.change(job)
+        time.sleep(1.5)
+        cluster.pods.clear()
+        cluster.set_condition(job, "Failed", "was active longer than specified deadline")
+
+    make(operator)
+    assert "OOMKilled" in failure()[0]
+
+
+def test_an_image_that_cannot_be_pulled_ends_the_wait_and_the_job(make: Make):
+    def operator(cluster: Cluster, job: str) -> None:
+        waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "manifest unknown"}}
+        cluster.pod(job, phase="Pending", containerStatuses=[{"name": "pytorch", "state": waiting}])
+
+    cluster = make(operator)
+    message, said = failure("cluster.stuck_timeout_s=1", kind=JobTimeoutError)
+    assert "ImagePullBackOff: manifest unknown; check cluster.image" in message
+    assert said.count("ImagePullBackOff") == 1, "told once, not each time it is seen"
+    assert cluster.jobs == {}
+    assert cluster.deletions[0]["propagationPolicy"] == "Foreground"
+
+
+def test_an_unschedulable_pod_is_told_with_its_event_and_has_its_time(make: Make):
+    def operator(cluster: Cluster, job: str) -> None:
+        unscheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no nodes"}
+        pod = cluster.pod(job, phase="Pending", conditions=[unscheduled])
+        about = {"reason": "FailedScheduling", "involvedObject": {"name": pod}}
+        cluster.events += [
+            {
+                **about,
+                "lastTimestamp": "2026-01-01T00:00:01Z",
+                "message": "0/3 nodes are available: 3 Insufficient cpu.",
+            },
+            {**about, "lastTimestamp": "2026-01-01T00:00:02Z", "message": "0/3 nodes: 3 Insufficient nvidia.com/gpu."},
+        ]
+
+    cluster = make(operator)
+    message, _ = failure("cluster.pending_timeout_s=2", kind=JobTimeoutError)
+    assert "did not start in cluster.pending_timeout_s=2" in message
+    assert "unschedulable: 0/3 nodes: 3 Insufficient nvidia.com/gpu." in message
+    assert cluster.jobs == {}
+
+
+def test_pods_that_are_refused_are_told_with_the_reason(make: Make):
+    def operator(cluster: Cluster, job: str) -> None:
+        message = 'pods "a" is forbidden: violates PodSecurity "restricted:latest"'
+        about = {"reason": "FailedCreatePod", "involvedObject": {"name": job}, "message": message}
+        other = {"involvedObject": {"name": f"{job}0"}, "lastTimestamp": "2026-01-01T00:00:09Z", "message": "another's"}
+        cluster.events += [{**about, "lastTimestamp": "2026-01-01T00:00:01Z"}, other]
+
+    cluster = make(operator)
+    message, _ = failure("cluster.pending_timeout_s=1", kind=JobTimeoutError)
+    assert "no pod was made: pods" in message
+    assert 'violates PodSecurity "restricted:latest"' in message
+    assert "another's" not in message
+    assert cluster.jobs == {}
+
+
+def test_an_operator_that_does_nothing_is_suspected(make: Make):
+    cluster = make()
+    message, _ = failure("cluster.pending_timeout_s=1", kind=JobTimeoutError)
+    assert "see that Kubeflow's operator runs" in message
+    assert cluster.jobs == {}
+
+
+def test_a_suspended_job_waits_in_its_queue(make: Make):
+    def operator(cluster: Cluster, job: str) -> None:
+        cluster.set_condition(job, "Suspended")
+        time.sleep(1)
+        cluster.jobs[job]["status"]["conditions"].clear()
+        succeed(cluster, job)
+
+    make(operator)
+    assert "is suspended, as a queue does" in launch("cluster.scheduler=kueue", "cluster.queue=team")[1]
+
+
+def test_an_evicted_pod_is_told_and_its_successors_log_follows(make: Make):
+    def operator(cluster: Cluster, job: str) -> None:
+        pod = cluster.running(job)
+        cluster.log(pod, "step 1", "saved step 1")
+        time.sleep(1.5)
+        cluster.pod(job, phase="Failed", reason="Evicted", message="The node was low on resource: memory.")
+        cluster.set_condition(job, "Restarting")
+        time.sleep(1.5)
+        cluster.logs[pod] = []
+        cluster.running(job)
+        cluster.log(pod, "continuing from step 1", "step 2")
+        time.sleep(1.5)
+        cluster.ended(job, 0)
+        cluster.set_condition(job, "Succeeded")
+
+    cluster = make(operator)
+    _, said = launch()
+    assert "evicted: The node was low on resource: memory." in said
+    lines = [line for line in said.splitlines() if not line.startswith("[")]
+    assert lines == ["step 1", "saved step 1", "continuing from step 1", "step 2"]
+    assert NAME in cluster.jobs
+
+
+def test_a_job_of_the_same_name_is_adopted(make: Make):
+    cluster = make()
+    cluster.jobs[NAME] = pytorchjob.make_manifest(config(), run_id="try-1")
+    cluster.change(NAME, "ADDED")
+    succeed(cluster, NAME)
+    result, said = launch("cluster.pending_timeout_s=7")  # how long one waits makes no other job
+    assert result.was_adopted
+    assert "step 2" in said
+    assert [call for call in cluster.calls if call[0] == "create"] == [("create", "pytorchjobs")]
+
+
+def test_another_job_of_the_same_name_is_left_alone(make: Make):
+    cluster = make()
+    cluster.jobs[NAME] = pytorchjob.make_manifest(config("train.base_lr=0.5"), run_id="try-1")
+    cluster.change(NAME, "ADDED")
+    message, _ = failure(kind=pytorchjob.ClusterError)
+    assert "is there already, with another image, command or resources" in message
+    assert NAME in cluster.jobs
+    assert cluster.deletions == []
+
+
+def test_a_failed_job_of_the_same_name_is_replaced(make: Make):
+    cluster = make(succeed)
+    cluster.jobs[NAME] = pytorchjob.make_manifest(config(), run_id="try-1")
+    cluster.change(NAME, "ADDED")
+    cluster.set_condition(NAME, "Failed")
+    cluster.deletion_s = 0.5
+    result, said = launch()
+    assert "has failed: it is replaced" in said
+    assert not result.was_adopted
+    assert len(cluster.deletions) == 1
+
+
+def test_a_create_whose_answer_is_lost_is_found_again(make: Make):
+    cluster = make(succeed)
+    cluster.faults += [("create", "pytorchjobs", 500), ("create", "pytorchjobs", 0)]
+    result, _ = launch()
+    assert not result.was_adopted
+    assert len(cluster.jobs) == 1
+
+
+def test_an_expired_version_is_looked_up_anew(make: Make):
+    def operator(cluster: Cluster, job: str) -> None:
+        time.sleep(0.5)
+        cluster.oldest = 10**9
+        cluster.running(job)
+        time.sleep(2)
+        cluster.ended(job, 0)
+        cluster.set_condition(job, "Succeeded")
+
+    cluster = make(operator)
+    launch()
+    assert cluster.calls.count(("get", "pytorchjobs")) >= 3
+
+
+@pytest.mark.parametrize("status", [0, 410, 500, 503, 403])
+def test_a_watch_that_never_works_costs_only_time(make: Make, status: int):
+    cluster = make(succeed)
+    cluster.faults += [("watch", "pytorchjobs", status)] * 1000
+    began = time.monotonic()
+    _, said = launch()
+    assert "step 2" in said
+    assert time.monotonic() - began < 10
+
+
+def test_errors_and_cut_connections_are_survived(make: Make):
+    def operator(cluster: Cluster, job: str) -> None:
+        cluster.log(cluster.running(job), "step 1")
+        time.sleep(2)
+        succeed(cluster, job)
+
+    cluster = make(operator)
+    cluster.faults += [
+        ("list", "pods", 500),
+        ("list", "pods", 0),
+        ("get", "pytorchjobs", 503),
+        ("get", "pytorchjobs", 0),
+    ]
+    cluster.faults += [("list", "pods", 429), ("watch", "pytorchjobs", 0), ("get", "pods/log", 500)]
+    _, said = launch()
+    assert [line for line in said.splitlines() if not line.startswith("[")] == ["step 1", "step 1", "step 2"]
+    assert cluster.faults == []
+
+
+def test_a_cut_log_loses_and_doubles_no_line(make: Make):
+    lines = [f"step {number}" for number in range(40)]
+
+    def operator(cluster: Cluster, job: str) -> None:
+        pod = cluster.running(job)
+        cluster.log(pod, *lines[:10])
+        cluster.log(pod, *lines[10:20], at_once=True)  # of one stamp, which a cut goes through
+        time.sleep(2)
+        cluster.log(pod, *lines[20:])
+        time.sleep(2)
+        cluster.ended(job, 0)
+        cluster.set_condition(job, "Succeeded")
+
+    cluster = make(operator)
+    cluster.log_cuts = [38 * 5 + 20, 38 * 15 + 7, 38 * 30]
+    _, said = launch()
+    assert [line for line in said.splitlines() if not line.startswith("[")] == lines
+    assert cluster.log_cuts == []
+
+
+def test_a_log_that_is_cut_at_the_very_end_is_read_again(make: Make):
+    cluster = make(succeed)
+    cluster.log_cuts = [10, 45]
+    _, said = launch()
+    assert [line for line in said.splitlines() if not line.startswith("[")] == ["step 1", "step 2"]
+    assert cluster.log_cuts == []
+
+
+def test_a_log_that_cannot_be_had_is_admitted(make: Make):
+    cluster = make(succeed)
+    cluster.faults += [("get", "pods/log", 500)] * 100
+    result, said = launch()
+    assert result.name == NAME, "a success is none the less one"
+    assert "the end of rank 0's log could not be read" in said
+
+
+def test_a_job_deleted_behind_its_back_is_told(make: Make):
+    def operator(cluster: Cluster, job: str) -> None:
+        cluster.running(job)
+        time.sleep(1)
+        cluster.remove(job)
+
+    cluster = make(operator)
+    assert "was deleted by someone else" in failure()[0]
+    assert cluster.jobs == {}
+    assert cluster.deletions == []
+
+
+def test_a_job_that_hangs_is_deleted_after_its_time(make: Make):
+    cluster = make(lambda cluster, job: cluster.log(cluster.running(job), "step 1"))
+    message, said = failure("cluster.run_timeout_s=2", kind=JobTimeoutError)
+    assert "did not end in cluster.run_timeout_s=2" in message
+    assert "step 1" in said
+    assert f"{NAME} is deleted" in said
+    assert (cluster.jobs, cluster.pods) == ({}, {})
+    assert cluster.deletions[0]["propagationPolicy"] == "Foreground"
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_cancelled_launcher_deletes_its_job_and_says_so(make: Make, number: int, status: int):
+    cluster = make(lambda cluster, job: cluster.log(cluster.running(job), "step 1"))
+    cluster.deletion_s = 1.0
+    words = ["--params", str(ROOT / "params.yaml"), "--run-id", "try-1", "cluster.image=a", *QUICK]
+    command = [sys.executable, "-m", "components.pytorchjob", *words]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )  # fmt: skip
+    assert process.stdout is not None
+    said = ""
+    while "step 1" not in said:
+        line = process.stdout.readline()
+        assert line, said
+        said += line
+    process.send_signal(number)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)  # a second one must not break off the deletion
+    said += process.communicate(timeout=30)[0]
+    assert process.returncode == status, said
+    assert f"{NAME} is being deleted: cancelled" in said
+    assert f"{NAME} is deleted" in said
+    assert "Traceback" not in said
+    assert (cluster.jobs, len(cluster.deletions)) == ({}, 1)
+
+
+def test_a_dry_run_prints_the_manifest_and_asks_nobody(make: Make, capsys: pytest.CaptureFixture[str]):
+    cluster = make(succeed)
+    words = ["--params", str(ROOT / "params.yaml"), "--run-id", "try-1", "--dry-run", "cluster.image=a"]
+    pytorchjob.main(words)
+    first = capsys.readouterr().out
+    pytorchjob.main(words)
+    assert capsys.readouterr().out == first
+    assert first.startswith("apiVersion: kubeflow.org/v1\nkind: PyTorchJob\n")
+    assert cluster.calls == []
+
+
+def test_a_train_job_is_followed_the_same_way(make: Make):
+    def operator(cluster: Cluster, job: str) -> None:
+        pod = cluster.pod(job, "node-0", phase="Running")
+        labels = {"jobset.sigs.k8s.io/jobset-name": job, "batch.kubernetes.io/job-completion-index": "0"}
+        cluster.pods[pod]["metadata"]["labels"] = labels
+        cluster.pods[pod]["status"]["containerStatuses"] = [{"name": "node", "state": {"terminated": {"exitCode": 0}}}]
+        cluster.log(pod, "step 1")
+        cluster.set_condition(job, "Complete")
+
+    cluster = make(operator)
+    result, said = launch("cluster.api=trainjob")
+    assert "step 1" in said
+    assert result.name == NAME
+    assert cluster.calls[0] == ("create", "trainjobs")
+
+
+def test_a_context_that_is_not_there_is_told(make: Make):
+    make(succeed)
+    message, _ = failure("cluster.context=production", kind=pytorchjob.ClusterError)
+    assert "cluster.context: production cannot be used" in message

@@ -1,0 +1,282 @@
+"""The kustomize tree: every manifest is known to the API and "restricted", holds no secret, and lets through what must pass and no more."""
+
+import copy
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from components.config import load_config
+from components.job_description import describe
+from components.job_manifest import build
+
+ROOT = Path(__file__).resolve().parents[2]
+TREE = ROOT / "k8s"
+OVERLAYS = sorted(path.name for path in (TREE / "overlays").iterdir())
+Json = dict[str, Any]
+by_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
+
+
+def read(text: str) -> list[Json]:
+    return list(YAML(typ="safe").load_all(text))
+
+
+def base() -> list[Json]:
+    """The base, file by file, as kustomization.yaml lists it; no kustomize is needed for that."""
+    files = read((TREE / "base" / "kustomization.yaml").read_text())[0]["resources"]
+    return [document for file in files for document in read((TREE / "base" / file).read_text())]
+
+
+def resolved(overlay: str) -> list[Json]:
+    """An overlay as kubectl applies it."""
+    if not shutil.which("kubectl"):
+        pytest.skip("kubectl, which resolves overlays, is not installed")
+    command = ["kubectl", "kustomize", str(TREE / "overlays" / overlay)]
+    return read(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def find(documents: list[Json], kind: str, name: str) -> Json:
+    return next(d for d in documents if (d["kind"], d["metadata"]["name"]) == (kind, name))
+
+
+def pod_specs(documents: list[Json]) -> dict[str, Json]:
+    return {d["metadata"]["name"]: d["spec"]["template"]["spec"] for d in documents if "template" in d.get("spec", {})}
+
+
+def launch_with(overlay: str) -> list[str]:
+    """The overrides that an overlay's header says to launch with."""
+    text = (TREE / "overlays" / overlay / "kustomization.yaml").read_text()
+    (line,) = re.findall(r"^# Launch with: maskrcnn pytorchjob (.*)$", text, flags=re.MULTILINE)
+    return line.split()
+
+
+def set_at(tree: Any, place: tuple, value: Any) -> None:
+    for key in place[:-1]:
+        tree = tree[key]
+    tree[place[-1]] = value
+
+
+def test_the_base_lists_all_its_files():
+    files = {path.name for path in (TREE / "base").iterdir()} - {"kustomization.yaml"}
+    assert files == set(read((TREE / "base" / "kustomization.yaml").read_text())[0]["resources"])
+    assert OVERLAYS == ["cpu-dev", "gpu", "kueue", "restricted", "volcano"]
+
+
+def test_every_manifest_of_the_base_is_known_to_the_api(kubernetes_schema: ModuleType):
+    assert [fault for document in base() for fault in kubernetes_schema.faults(document)] == []
+
+
+@by_overlay
+def test_every_manifest_of_an_overlay_is_known_to_the_api(kubernetes_schema: ModuleType, overlay: str):
+    documents = resolved(overlay)
+    assert [fault for document in documents for fault in kubernetes_schema.faults(document)] == []
+    names = [(document["kind"], document["metadata"]["name"]) for document in documents]
+    assert len(set(names)) == len(names)
+    assert set(names) >= {(document["kind"], document["metadata"]["name"]) for document in base()}
+
+
+@by_overlay
+def test_a_misspelt_field_at_any_depth_fails(kubernetes_schema: ModuleType, overlay: str):
+    # Maps whose keys are anyone's: labels, quantities, and what selects by them.
+    free = {"labels", "matchLabels", "annotations", "limits", "requests", "hard", "capability", "nodeLabels"}
+    checked = 0
+    for document in resolved(overlay):
+        maps = free | ({"selector"} if document["kind"] == "Service" else set())
+        for place in kubernetes_schema.every_place(document):
+            if maps & set(place[-2:-1]):
+                continue
+            wrong = copy.deepcopy(document)
+            node: Any = wrong
+            for key in place[:-1]:
+                node = node[key]
+            node[f"{place[-1]}x"] = node.pop(place[-1])
+            assert kubernetes_schema.faults(wrong), (document["kind"], place)
+            checked += 1
+    assert checked > 400
+
+
+@by_overlay
+def test_every_pod_is_restricted_and_has_no_token(kubernetes_schema: ModuleType, overlay: str):
+    pods = pod_specs(resolved(overlay))
+    assert set(pods) == {"mlflow", "postgres", "store"}
+    for name, pod in pods.items():
+        assert kubernetes_schema.violations(pod) == [], name
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["enableServiceLinks"] is False
+        for container in pod["containers"]:
+            assert container["securityContext"]["readOnlyRootFilesystem"] is True
+            assert container["resources"]["limits"]["memory"]
+            assert re.search(r":v?\d", container["image"]), "a version, not latest"
+
+
+RESTRICTED = {
+    "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+    "containers": [
+        {"name": "a", "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}}
+    ],
+}
+INNER = ("containers", 0, "securityContext")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "told"),
+    [
+        (("hostNetwork",), True, "hostNetwork"),
+        (("securityContext", "runAsNonRoot"), False, "runAsNonRoot"),
+        (("securityContext", "runAsUser"), 0, "runAsUser"),
+        (("securityContext", "seccompProfile"), {"type": "Unconfined"}, "seccompProfile"),
+        ((*INNER, "allowPrivilegeEscalation"), None, "allowPrivilegeEscalation"),
+        ((*INNER, "capabilities"), {}, "drop ALL"),
+        ((*INNER, "capabilities", "add"), ["SYS_ADMIN"], "NET_BIND_SERVICE"),
+        ((*INNER, "privileged"), True, "privileged"),
+        (("containers", 0, "ports"), [{"containerPort": 1, "hostPort": 1}], "hostPort"),
+        (("volumes",), [{"name": "v", "hostPath": {"path": "/"}}], "hostPath"),
+        # What the training operator adds to workers beside a master.
+        (("initContainers",), [{"name": "init-pytorch", "image": "alpine:3.10"}], "init-pytorch"),
+    ],
+)
+def test_the_check_of_restricted_finds_each_breach(kubernetes_schema: ModuleType, place: tuple, value: Any, told: str):
+    assert kubernetes_schema.violations(RESTRICTED) == []
+    pod = copy.deepcopy(RESTRICTED)
+    set_at(pod, place, value)
+    assert any(told in violation for violation in kubernetes_schema.violations(pod))
+
+
+def test_secrets_are_named_and_never_written():
+    for path in TREE.rglob("*.yaml"):
+        assert not [document for document in read(path.read_text()) if document.get("kind") == "Secret"], path
+    variables = [variable for pod in pod_specs(base()).values() for variable in pod["containers"][0].get("env", [])]
+    for variable in variables:
+        if re.search("PASSWORD|SECRET|KEY|TOKEN", variable["name"]):
+            assert "valueFrom" in variable, variable["name"]
+    keys = {variable["valueFrom"]["secretKeyRef"]["key"] for variable in variables if "valueFrom" in variable}
+    header = (TREE / "base" / "kustomization.yaml").read_text()
+    assert set(re.findall(r"--from-literal=([a-z-]+)=", header)) == keys, "the header tells how to make them all"
+
+
+def test_the_launcher_cannot_read_secrets_nor_change_pods():
+    for rule in find(base(), "Role", "launcher")["rules"]:
+        assert "*" not in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]
+        assert not {"secrets", "pods/exec", "roles", "serviceaccounts"} & set(rule["resources"])
+        assert rule["apiGroups"] != [""] or set(rule["verbs"]) <= {"get", "list"}
+    assert find(base(), "RoleBinding", "launcher")["subjects"] == [{"kind": "ServiceAccount", "name": "launcher"}]
+    assert not [document for document in base() if document["kind"].startswith("ClusterRole")]
+
+
+def test_the_trainers_account_has_no_token_and_no_role():
+    assert find(base(), "ServiceAccount", "trainer")["automountServiceAccountToken"] is False
+    subjects = [subject["name"] for d in base() if d["kind"] == "RoleBinding" for subject in d["subjects"]]
+    assert "trainer" not in subjects
+
+
+def matches(selector: Json, labels: dict[str, str]) -> bool:
+    return selector.get("matchLabels", {}).items() <= labels.items()
+
+
+def passes(kind: str, ours: dict[str, str], theirs: dict[str, str], port: int) -> bool:
+    """Whether the policies about a pod let traffic of one direction pass; without any, all does."""
+    specs = [document["spec"] for document in base() if document["kind"] == "NetworkPolicy"]
+    about = [spec for spec in specs if kind in spec["policyTypes"] and matches(spec["podSelector"], ours)]
+    peers = {"Ingress": "from", "Egress": "to"}[kind]
+    return not about or any(
+        any("podSelector" in peer and matches(peer["podSelector"], theirs) for peer in rule.get(peers, []))
+        and ("ports" not in rule or port in [p["port"] for p in rule["ports"]])
+        for spec in about
+        for rule in spec.get(kind.lower(), [])
+    )
+
+
+NAME, COMPONENT = "app.kubernetes.io/name", "app.kubernetes.io/component"
+LABELS = {
+    "trainer": {NAME: "maskrcnn", COMPONENT: "trainer"},
+    "launcher": {NAME: "maskrcnn", COMPONENT: "launcher"},
+    "mlflow": {NAME: "mlflow"},
+    "postgres": {NAME: "postgres"},
+    "store": {NAME: "store"},
+    "stranger": {NAME: "stranger"},
+}
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "port", "allowed"),
+    [
+        ("trainer", "trainer", 29500, True),
+        ("trainer", "trainer", 41234, True),
+        ("trainer", "mlflow", 5000, True),
+        ("trainer", "store", 8333, True),
+        ("launcher", "mlflow", 5000, True),
+        ("mlflow", "postgres", 5432, True),
+        ("mlflow", "store", 8333, True),
+        ("trainer", "postgres", 5432, False),
+        ("trainer", "mlflow", 22, False),
+        ("launcher", "trainer", 29500, False),
+        ("mlflow", "trainer", 29500, False),
+        ("stranger", "mlflow", 5000, False),
+        ("stranger", "trainer", 29500, False),
+        ("stranger", "stranger", 80, False),
+        ("store", "postgres", 5432, False),
+    ],
+)
+def test_the_network_lets_through_what_must_pass_and_no_more(source: str, target: str, port: int, allowed: bool):
+    ours, theirs = LABELS[source], LABELS[target]
+    assert (passes("Egress", ours, theirs, port) and passes("Ingress", theirs, ours, port)) is allowed
+
+
+def test_policies_go_by_labels_that_pods_have():
+    pod = read((TREE / "job" / "pod.yaml").read_text())[0]
+    assert LABELS["trainer"].items() <= pod["metadata"]["labels"].items()
+    for name in ("mlflow", "postgres", "store"):
+        owner = next(d for d in base() if d["kind"] in ("Deployment", "StatefulSet") and d["metadata"]["name"] == name)
+        assert owner["spec"]["template"]["metadata"]["labels"] == LABELS[name]
+        assert owner["spec"]["selector"]["matchLabels"] == LABELS[name]
+        service = find(base(), "Service", name)
+        assert service["spec"]["selector"] == LABELS[name]
+        ports = [port["containerPort"] for port in owner["spec"]["template"]["spec"]["containers"][0]["ports"]]
+        assert [port["port"] for port in service["spec"]["ports"]] == ports
+
+
+def test_mlflow_answers_to_its_own_names_alone():
+    args = pod_specs(base())["mlflow"]["containers"][0]["args"]
+    (hosts,) = (arg.removeprefix("--allowed-hosts=").split(",") for arg in args if arg.startswith("--allowed-hosts="))
+    assert "mlflow:5000" in hosts, "the Host header of cluster.tracking_uri"
+    assert "*" not in hosts
+
+
+def test_the_defaults_of_cluster_name_what_the_base_has():
+    cluster, documents = load_config(ROOT / "params.yaml").cluster, base()
+    assert find(documents, "Namespace", cluster.namespace)
+    assert find(documents, "ServiceAccount", cluster.service_account)
+    for volume in cluster.volumes:
+        assert find(documents, "PersistentVolumeClaim", volume.split(":")[0])
+    service = find(documents, "Service", "mlflow")
+    assert cluster.tracking_uri == f"http://mlflow:{service['spec']['ports'][0]['port']}"
+
+
+@by_overlay
+def test_the_job_that_an_overlay_is_for_is_valid_there(kubernetes_schema: ModuleType, overlay: str):
+    config = load_config(ROOT / "params.yaml", ["cluster.image=registry/maskrcnn:1", *launch_with(overlay)])
+    job, documents = build(describe(config, "try-1")), resolved(overlay)
+    assert kubernetes_schema.faults(job) == []
+    level = find(documents, "Namespace", "maskrcnn")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"]
+    assert level == ("restricted" if overlay == "restricted" else "baseline")
+    for replica in job["spec"]["pytorchReplicaSpecs"].values():
+        assert kubernetes_schema.violations(replica["template"]["spec"]) == []
+    if config.cluster.queue:
+        kind = {"kueue": "LocalQueue", "volcano": "Queue"}[config.cluster.scheduler]
+        assert find(documents, kind, config.cluster.queue)
+
+
+def test_overlays_change_what_they_say():
+    small, shared = (
+        {d["metadata"]["name"]: d["spec"] for d in resolved(overlay) if d["kind"] == "PersistentVolumeClaim"}
+        for overlay in ("cpu-dev", "gpu")
+    )
+    claim = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "5Gi"}}}
+    assert small == {"data": claim, "runs": claim}
+    assert {spec["storageClassName"] for spec in shared.values()} == {"shared-ssd"}
+    assert shared["runs"]["accessModes"] == ["ReadWriteMany"]
