@@ -6,6 +6,7 @@ sent twice is one point to MLflow, since its time goes with it.
 
 import json
 import logging
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,6 +19,7 @@ from model.errors import UserError
 # Training logs many lines at once and must not wait for a server at each, nor again and again for one that is away.
 _SEND_AFTER_S = 1.0
 _RETRY_AFTER_S = 30.0
+_PASSWORD = re.compile(r"(://[^:/@\s]*:)[^@\s]+@")  # drivers put the whole URI into their errors
 _log = logging.getLogger(__name__)
 
 
@@ -92,9 +94,8 @@ class Outbox:
         except Exception as error:  # whatever its driver raises: training outlives its tracking server
             self._next_at_s = time.monotonic() + _RETRY_AFTER_S
             if not self._warned:
-                _log.warning(
-                    "MLflow at %s is away, %s keeps the metrics: %s", self._file.uri, self._journal.path, error
-                )
+                why = _PASSWORD.sub(r"\1***@", str(error))
+                _log.warning("MLflow at %s is away, %s keeps the metrics: %s", self._file.uri, self._journal.path, why)
             self._warned = True
         else:
             self._next_at_s = time.monotonic() + _SEND_AFTER_S

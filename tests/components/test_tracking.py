@@ -240,13 +240,17 @@ def test_deleted_experiment_is_an_error_that_says_how_to_restore_it(tmp_path: Pa
         pass
 
 
-def test_password_is_not_written_to_disk(tmp_path: Path, closed_port: str) -> None:
-    uri = closed_port.replace("http://", "http://me:secret@")
+def test_password_is_neither_written_to_disk_nor_said(
+    tmp_path: Path, closed_port: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    uri = closed_port.replace("http://", "http://me:pa55word@")
     with open_tracker(config_for(uri), run_dir=tmp_path) as tracker:
         tracker.log_metrics({"loss/mask": 0.5}, step=1)
     state = (tmp_path / "mlflow_run.json").read_text()
     assert "***@127.0.0.1" in json.loads(state)["uri"]
-    assert "secret" not in state
+    assert "pa55word" not in state
+    assert "me:***@127.0.0.1" in caplog.text
+    assert "pa55word" not in caplog.text
 
 
 @pytest.mark.parametrize(("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")])
