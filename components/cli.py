@@ -19,6 +19,8 @@ from pathlib import Path
 from components.config import Config, load_config
 from model.errors import UserError
 
+# 128 + 15, as shells have it; the training operator takes statuses over 127 as worth another try.
+STATUS_OF_SIGTERM = 143
 _OVERRIDE = re.compile(r"\w+(\.\w+)+=")
 
 

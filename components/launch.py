@@ -12,9 +12,7 @@ from types import FrameType
 
 import torch
 
-STATUS_OF_SIGTERM = (
-    143  # 128 + 15, as shells have it; the training operator takes statuses over 127 as worth another try
-)
+from components.cli import STATUS_OF_SIGTERM
 
 
 def relaunch(stage: str, processes: int, argv: Sequence[str] | None) -> bool:

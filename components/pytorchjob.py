@@ -20,7 +20,7 @@ from typing import Any, TextIO
 
 from urllib3.exceptions import HTTPError
 
-from components.cli import parse, stage_parser, user_errors
+from components.cli import STATUS_OF_SIGTERM, parse, stage_parser, user_errors
 from components.config import ClusterConfig, Config
 from components.job_description import default_run_id, describe
 from components.job_log import LogCutError, LogFollower
@@ -29,7 +29,6 @@ from components.job_watch import Follower, JobFailedError, JobTimeoutError, Watc
 from model.errors import UserError
 
 Json = dict[str, Any]
-_SIGTERM_STATUS = 143  # 128 + 15
 _LOG_READ_S = 60  # without a line, after which the log is asked for anew: the connection may be dead
 _LOG_END_S = 30
 _TRIES = 3  # to create a job where others come and go
@@ -157,7 +156,7 @@ def _signals_raise() -> Iterator[None]:
         if number == signal.SIGINT:
             raise KeyboardInterrupt  # a second one ends the wait for the deletion, which goes on
         if is_first:
-            raise SystemExit(_SIGTERM_STATUS)
+            raise SystemExit(STATUS_OF_SIGTERM)
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -10,8 +10,8 @@ import torch
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
+from components.cli import STATUS_OF_SIGTERM
 from components.config import Config, ConfigError, save_config
-from components.launch import STATUS_OF_SIGTERM
 from components.tracking import Tracker
 from components.training_log import TrainingLog, peak_memory_mib
 from model.checkpoint import last_checkpoint, mark_best, read_checkpoint, save_checkpoint

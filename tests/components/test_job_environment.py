@@ -41,24 +41,13 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tiny(root: Path, name: str, *overrides: str) -> Config:
-    """The demo made tiny and smooth, as in test_torchrun.py: rounding tips no choice, so any number of processes learns the same."""
-    return load_config(
-        ROOT / "recipes" / "shapes_demo.yaml",
-        [
-            "data.raw_dir=data/raw", "data.prepared_dir=data/prepared", "data.workers=0",
-            "data.shapes.train_images=16", "data.shapes.val_images=5",
-            "data.shapes.height_px=64", "data.shapes.width_px=64", "data.buckets=[[64, 64]]",
-            "data.min_sizes_px=[64]", "data.max_size_px=64", "data.eval_min_size_px=64", "data.eval_max_size_px=64",
-            "model.norm=group_norm", "model.fpn_channels=32", "model.mask_head_channels=32", "model.box_head_channels=32",
-            "model.rpn_nms_iou=1.0", "model.rpn_pre_nms_top_n_train=2000", "model.rpn_post_nms_top_n_train=2000",
-            "model.rpn_batch_size=2048", "model.rpn_positive_fraction=1.0", "model.roi_batch_size=2048", "model.roi_positive_fraction=1.0",
-            f"train.output_dir=runs/{name}", "train.batch_size=4", f"train.max_iters={STEPS}", "train.lr_steps=[15]",
-            "train.base_lr=0.0003", "train.warmup_iters=0", "train.timeout_s=60", "train.deterministic=true",
-            "train.log_period=1", f"train.checkpoint_period={STEPS}", "train.keep_last=0", "tracking.enabled=false",
-            f"cluster.working_dir={root}", f"cluster.volumes=['data:{root}/data', 'runs:{root}/runs']", "cluster.image=a",
-            "cluster.nodes=2", "cluster.gpus_per_node=0", "cluster.env=[OMP_NUM_THREADS=1]", *overrides,
-        ],
-    )  # fmt: skip
+    """What the pods train: folders are theirs, relative to the working folder."""
+    cluster = [
+        f"cluster.working_dir={root}", f"cluster.volumes=['data:{root}/data', 'runs:{root}/runs']", "cluster.image=a",
+        "cluster.nodes=2", "cluster.gpus_per_node=0", "cluster.env=[OMP_NUM_THREADS=1]",
+    ]  # fmt: skip
+    folders = ("data.raw_dir=data/raw", "data.prepared_dir=data/prepared", f"train.output_dir=runs/{name}")
+    return load_config(Path(__file__).with_name("smooth.yaml"), [*folders, *cluster, *overrides])
 
 
 def free_port() -> int:

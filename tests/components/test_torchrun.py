@@ -19,6 +19,7 @@ from model import distributed
 from model.checkpoint import last_checkpoint, read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
+SMOOTH = Path(__file__).with_name("smooth.yaml")
 STEPS = 20
 
 
@@ -33,27 +34,8 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def small_config(root: Path, name: str, *overrides: str) -> Config:
-    """The demo made tiny, and smooth: whatever is proposed and sampled takes part, so that rounding cannot tip a choice.
-
-    The rate is low for the same reason: a proposal that rounding lifts over an IoU threshold changes a loss by 1e-4.
-    """
-    return load_config(
-        ROOT / "recipes" / "shapes_demo.yaml",
-        [
-            f"data.raw_dir={root}/raw", f"data.prepared_dir={root}/prepared", "data.workers=0",
-            "data.shapes.train_images=16", "data.shapes.val_images=5",
-            "data.shapes.height_px=64", "data.shapes.width_px=64", "data.buckets=[[64, 64]]",
-            "data.min_sizes_px=[64]", "data.max_size_px=64", "data.eval_min_size_px=64", "data.eval_max_size_px=64",
-            "model.norm=group_norm", "model.fpn_channels=32", "model.mask_head_channels=32", "model.box_head_channels=32",
-            "model.rpn_nms_iou=1.0", "model.rpn_pre_nms_top_n_train=2000", "model.rpn_post_nms_top_n_train=2000",
-            "model.rpn_batch_size=2048", "model.rpn_positive_fraction=1.0", "model.roi_batch_size=2048", "model.roi_positive_fraction=1.0",
-            "model.score_threshold=0.001",
-            f"train.output_dir={root}/{name}", "train.batch_size=4", f"train.max_iters={STEPS}", "train.lr_steps=[15]",
-            "train.base_lr=0.0003", "train.warmup_iters=0", "train.timeout_s=60", "train.deterministic=true",
-            "train.log_period=1", f"train.checkpoint_period={STEPS}", "train.keep_last=0", "tracking.enabled=false",
-            "evaluate.batch_size=2", *overrides,
-        ],
-    )  # fmt: skip
+    folders = (f"data.raw_dir={root}/raw", f"data.prepared_dir={root}/prepared", f"train.output_dir={root}/{name}")
+    return load_config(SMOOTH, [*folders, *overrides])
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from components import download, prepare, train, training
 from components.config import Config, ConfigError, load_config, save_config
 from model.checkpoint import find_checkpoint, last_checkpoint, read_checkpoint
 
-RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "shapes_demo.yaml"
+TINY = Path(__file__).with_name("tiny.yaml")
 STEPS = 8
 
 
@@ -31,20 +31,8 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def small_config(root: Path, name: str, *overrides: str) -> Config:
-    """The demo's recipe, made tiny. With group norm a network of a few steps detects as well as it has learned."""
-    return load_config(
-        RECIPE,
-        [
-            f"data.raw_dir={root}/raw", f"data.prepared_dir={root}/prepared", "data.workers=0",
-            "data.shapes.train_images=12", "data.shapes.val_images=4",
-            "data.shapes.height_px=64", "data.shapes.width_px=64", "data.buckets=[[64, 64]]",
-            "data.min_sizes_px=[64]", "data.max_size_px=64", "data.eval_min_size_px=64", "data.eval_max_size_px=64",
-            "model.norm=group_norm", "model.fpn_channels=32", "model.mask_head_channels=32", "model.box_head_channels=32",
-            f"train.output_dir={root}/{name}", "train.batch_size=2", f"train.max_iters={STEPS}", "train.lr_steps=[6]",
-            "train.log_period=1", "train.checkpoint_period=3", "train.keep_last=0", "tracking.enabled=false",
-            *overrides,
-        ],
-    )  # fmt: skip
+    folders = (f"data.raw_dir={root}/raw", f"data.prepared_dir={root}/prepared", f"train.output_dir={root}/{name}")
+    return load_config(TINY, [*folders, *overrides])
 
 
 def losses(run_dir: Path) -> list[dict[str, float]]:
