@@ -20,7 +20,7 @@ from components import evaluate, train
 from components.config import Config, save_config
 from components.trained import load_trained
 from model.coco_eval import SCORE_NAMES, evaluate_results, load_ground_truth
-from model.config import TrainConfig
+from model.config import EvaluateConfig, TrainConfig
 from model.data.index import CocoIndex
 from model.errors import UserError
 
@@ -142,7 +142,9 @@ def test_model_in_training_scores_the_same_and_stays_in_training(
 def test_batch_size_changes_no_result(trained_run: Config) -> None:
     model = load_trained(trained_run, "last").loaded.model
     index = CocoIndex.open(trained_run.data.prepared_dir, "val")
-    one, four = (evaluate.detect(model, index, trained_run.data, batch_size=size) for size in (1, 4))
+    one, four = (
+        evaluate.detect(model, index, trained_run.data, EvaluateConfig(batch_size=size)) for size in (1, 4)
+    )
     assert len(one.bbox) == len(four.bbox) > 0
     for a, b in zip(one.segm, four.segm, strict=True):
         assert a["image_id"] == b["image_id"]
