@@ -293,7 +293,10 @@ def check_divisible(config: Config) -> None:
 def differences(state: dict[str, Any], config: Config, data_hash: str) -> list[str]:
     """What sets a checkpoint's run apart from this one, as `key: then → now`; empty where it may be continued."""
     then, now = state["config"], config.model_dump(mode="json")
-    keys = [("data", key) for key in ("buckets", "min_sizes_px", "max_size_px", "horizontal_flip", "scale_jitter", "crop_size_px")]
+    keys = [
+        ("data", key)
+        for key in ("buckets", "min_sizes_px", "max_size_px", "horizontal_flip", "scale_jitter", "crop_size_px")
+    ]
     keys += [("model", key) for key in now["model"]]
     keys += [("train", key) for key in now["train"] if key not in FREE_TO_CHANGE]
     changes = [

@@ -81,7 +81,9 @@ class DataConfig(Section):
         if not self.scale_jitter:
             limits.append(("min_sizes_px", max(self.min_sizes_px), self.max_size_px))
         elif len(self.scale_jitter) != 2 or self.scale_jitter[0] > self.scale_jitter[1]:
-            raise ValueError(f"scale_jitter must be empty or a lowest and a highest factor, got {list(self.scale_jitter)}")
+            raise ValueError(
+                f"scale_jitter must be empty or a lowest and a highest factor, got {list(self.scale_jitter)}"
+            )
         elif self.crop_size_px not in self.buckets:
             raise ValueError(f"buckets must hold crop_size_px with scale_jitter: add {list(self.crop_size_px)} to them")
         for name, short, long in limits:
@@ -198,7 +200,9 @@ class TrainConfig(Section):
     # mlperf_linear: the rate rises by warmup_factor itself each step, up to the scaled base_lr; it must not start below 0.
     warmup_method: Literal["linear", "constant", "mlperf_linear"] = "linear"
     clip_grad_norm: NonNegativeFloat = 0.0  # 0 does not clip
-    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # of the moving average of weights that is evaluated; 0: none
+    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = (
+        0.0  # of the moving average of weights that is evaluated; 0: none
+    )
     log_period: PositiveInt = 20
     checkpoint_period: PositiveInt = 2500
     keep_last: NonNegativeInt = 0  # newest checkpoints kept beside the best; 0 keeps all

@@ -65,35 +65,62 @@ def clip_polygon(xy: Floats, limits: Floats) -> Floats:
     Parts that the window separates stay joined along its side, by edges that enclose nothing.
     """
     for axis in (0, 1):
-        for sign, limit in ((1.0, 0.0), (-1.0, -float(limits[axis]))):
-            if not len(xy):
-                return xy
-            depth = sign * xy[:, axis] - limit  # ≥ 0 inside
-            if depth.min() < 0:
-                xy = _clip_side(xy, depth)
+        for limit, sign in ((0.0, 1.0), (float(limits[axis]), -1.0)):
+            if len(xy) and (sign * xy[:, axis] < sign * limit).any():
+                xy = _clip_side(xy, axis, limit, sign)
     return xy
 
 
-def _clip_side(xy: Floats, depth: Floats) -> Floats:
-    """Keep where depth ≥ 0: each vertex inside, and a new one where an edge crosses over."""
+def enclosed_box(xy: Floats, limits: Floats) -> Floats:
+    """The box [4] of what a clipped polygon encloses, (0, 0, 0, 0) for nothing: edges that cancel out are no outline.
+
+    Those are the bridges of keyholes, which are walked both ways, and along a side of the window all that is walked an even number of times.
+    """
+    edges = np.concatenate([xy, np.roll(xy, -1, axis=0)], axis=1)  # [w, 4]
+    ends = []
+    for axis in (0, 1):
+        for limit in (0.0, limits[axis]):
+            is_along = (edges[:, axis] == limit) & (edges[:, axis + 2] == limit)
+            walked = np.sort(edges[is_along][:, [1 - axis, 3 - axis]].ravel()).reshape(
+                -1, 2
+            )  # odd from one to the next
+            places = walked[walked[:, 1] - walked[:, 0] > MIN_SIDE_PX].ravel()
+            ends.append(np.stack([places, np.full_like(places, limit)], 1)[:, :: -1 if axis == 0 else 1])
+            edges = edges[~is_along]
+    is_turned = (edges[:, 0] > edges[:, 2]) | ((edges[:, 0] == edges[:, 2]) & (edges[:, 1] > edges[:, 3]))
+    edges[is_turned] = edges[is_turned][:, [2, 3, 0, 1]]
+    single, times = np.unique(edges, axis=0, return_counts=True)
+    outline = np.concatenate([single[times % 2 == 1].reshape(-1, 2), *ends])
+    return np.concatenate([outline.min(0), outline.max(0)]) if len(outline) else np.zeros(4, dtype=np.float32)
+
+
+def _clip_side(xy: Floats, axis: int, limit: float, sign: float) -> Floats:
+    """Keep one side of a line: each vertex there, and a new one where an edge crosses over."""
+    depth = sign * (xy[:, axis] - limit)  # ≥ 0 stays
     following, following_depth = np.roll(xy, -1, axis=0), np.roll(depth, -1)
-    is_inside = depth >= 0
-    crosses = is_inside != (following_depth >= 0)
-    share = depth / np.where(crosses, depth - following_depth, 1.0)
-    crossing = xy + share[:, None] * (following - xy)
+    stays = depth >= 0
+    crosses = stays != (following_depth >= 0)
+    # From the inner end to the outer one, so that an edge walked both ways is cut at the same point.
+    inner, outer = np.where(stays[:, None], xy, following), np.where(stays[:, None], following, xy)
+    inner_depth, outer_depth = np.where(stays, depth, following_depth), np.where(stays, following_depth, depth)
+    share = inner_depth / np.where(crosses, inner_depth - outer_depth, 1.0)
+    crossing = inner + share[:, None] * (outer - inner)
+    crossing[:, axis] = limit
     both = np.stack([xy, crossing], axis=1).reshape(-1, 2)  # a vertex, then the crossing of the edge that leaves it
-    return both[np.stack([is_inside, crosses], axis=1).ravel()].astype(np.float32)
+    return both[np.stack([stays, crosses], axis=1).ravel()].astype(np.float32)
 
 
 def _cut(parts: list[Floats], box: Floats, limits: Floats) -> tuple[list[Floats], Floats]:
     """Parts and box of an instance that reaches beyond the window."""
     if not parts:
         return [], np.clip(box, 0, np.tile(limits, 2))
-    remaining = [part for part in (clip_polygon(part, limits) for part in parts) if len(part)]
+    clipped = [clip_polygon(part, limits) for part in parts]
+    boxes = [enclosed_box(part, limits) for part in clipped]
+    remaining = [k for k, box in enumerate(boxes) if (box[2:] > box[:2]).all()]
     if not remaining:
         return [], np.zeros(4, dtype=np.float32)
-    xy = np.concatenate(remaining)
-    return remaining, np.concatenate([xy.min(0), xy.max(0)])
+    of_parts = np.stack([boxes[k] for k in remaining])
+    return [clipped[k] for k in remaining], np.concatenate([of_parts[:, :2].min(0), of_parts[:, 2:].max(0)])
 
 
 def _spans(offsets: NDArray[np.int64]) -> list[tuple[int, int]]:
