@@ -79,8 +79,8 @@ class CocoDataset(torch.utils.data.Dataset[Sample]):
             return Change(resized_size(original, data.eval_min_size_px, data.eval_max_size_px))
         rng = np.random.default_rng(seed)
         if data.scale_jitter:
-            factor = rng.uniform(*data.scale_jitter)
-            size = fitted_size(original, data.crop_size_px, factor)
+            lowest, highest = data.scale_jitter
+            size = fitted_size(original, data.crop_size_px, rng.uniform(lowest, highest))
             window = draw_window(size, data.crop_size_px, rng)
             return Change(size, window, flip=bool(rng.random() < data.horizontal_flip))
         min_size_px = data.min_sizes_px[int(rng.integers(len(data.min_sizes_px)))]

@@ -18,8 +18,8 @@ _STRIDE_PX = 32
 
 def views_loader(
     index: CocoIndex, data: DataConfig, scales: Sequence[float], *, batch_size: int, shard: tuple[int, int] = (0, 1)
-) -> DataLoader[tuple[Batch, ...]]:
-    """Every image once, without targets: a batch for each scale, of the same images in the same order.
+) -> DataLoader[list[Sample]]:
+    """Every image once, without targets, as a tuple of batches, one for each scale, of the same images in the same order.
 
     Args:
         scales: factors of data.eval_min_size_px, data.eval_max_size_px and data.buckets.

@@ -1,5 +1,6 @@
 """Cropping annotated images: what is left of boxes and polygons is what is left of their painted masks."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ def painted(parts: list[NDArray[np.float32]], size: tuple[int, int]) -> Masks:
 
 def parts_of(instances: CocoInstances, k: int) -> list[NDArray[np.float32]]:
     spans = instances.part_offsets[instances.instance_offsets[k] : instances.instance_offsets[k + 1] + 1]
-    return [instances.xy[start:stop] for start, stop in zip(spans[:-1], spans[1:], strict=True)]
+    return [instances.xy[start:stop] for start, stop in pairwise(spans)]
 
 
 def packed(shapes: list[list[NDArray[np.float32]]]) -> CocoInstances:
