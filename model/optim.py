@@ -80,12 +80,14 @@ def _apex_sgd(train: TrainConfig, groups: list[dict[str, Any]]) -> Callable[...,
 
 def learning_rate(train: TrainConfig, step: int) -> float:
     """The rate of step 1, 2, … : base_lr scaled to the batch size, warmed up, then divided at each of lr_steps."""
-    rate = train.base_lr * train.batch_size / train.lr_batch_size
-    rate *= train.lr_gamma ** sum(step > boundary for boundary in train.lr_steps)
-    if step <= train.warmup_iters:
-        done = (step - 1) / train.warmup_iters if train.warmup_method == "linear" else 0.0
+    left = max(train.warmup_iters - (step - 1), 0)  # steps of warm-up from here on
+    rate = train.peak_lr
+    if left and train.warmup_method == "mlperf_linear":
+        rate = max(rate - left * train.warmup_factor, 0.0)
+    elif left:
+        done = 1 - left / train.warmup_iters if train.warmup_method == "linear" else 0.0
         rate *= train.warmup_factor * (1 - done) + done
-    return rate
+    return rate * train.lr_gamma ** sum(step > boundary for boundary in train.lr_steps)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
