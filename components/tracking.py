@@ -6,6 +6,7 @@
 One MLflow run a trained model: its id lies in `<run>/mlflow_run.json`, and every stage that opens a tracker on the same folder logs
 into it. `log.jsonl` is the truth; what MLflow has not yet received is sent with the next success, at the end, or by the
 next stage, so an unreachable server costs one warning and no number. `MLFLOW_TRACKING_URI` and `MLFLOW_RUN_ID` go first.
+A run whose folder lies in the folder of another is its child, as the seeds of a stability study are.
 """
 
 import json
@@ -20,13 +21,14 @@ from urllib.parse import urlsplit
 from components.config import Config
 from components.environment import run_tags
 from components.journal import Entry, Journal
-from components.outbox import Outbox
+from components.outbox import Outbox, RunFile
 from model.errors import UserError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+_RUN_FILE = "mlflow_run.json"
 _METRICS_A_CALL = 1000  # MLflow's limits on log_batch
 _PARAMS_A_CALL = 100
 _log = logging.getLogger(__name__)
@@ -96,15 +98,33 @@ def open_tracker(
             tracker.finish(status)
 
 
+def complete_child(config: Config, *, run_dir: Path) -> None:
+    """Send what the finished run of a folder still waits to tell, and whose child it is, should MLflow have been away when it was trained."""
+    path = run_dir / _RUN_FILE
+    if not config.tracking.enabled or not path.is_file():
+        return
+    file, parent_id = _read_run_file(path), _read_run_file(run_dir.parent / _RUN_FILE).run_id
+    if file.waiting or file.parent_id != parent_id:
+        _open_outbox(config, Journal(run_dir / "log.jsonl"), {}).finish("FINISHED")
+
+
 def _open_outbox(config: Config, journal: Journal, tags: Mapping[str, str]) -> "MlflowTracker":
     tracking, run_dir = config.tracking, journal.path.parent
     run_name = tracking.run_name or run_dir.resolve().name
     server = _MlflowServer(os.environ.get("MLFLOW_TRACKING_URI") or tracking.uri, tracking.experiment, run_name)
-    outbox = Outbox(journal, run_dir / "mlflow_run.json", server, experiment=tracking.experiment)
+    outbox = Outbox(journal, run_dir / _RUN_FILE, server, experiment=tracking.experiment)
+    parent = _read_run_file(run_dir.parent / _RUN_FILE)
+    if parent.run_id and (parent.uri, parent.experiment) == (server.uri, tracking.experiment):
+        outbox.belong_to(parent.run_id)
     outbox.post("tags", tags=dict(tags))
     params = {**config.flat(), "tracking.uri": server.uri}  # without the password it may hold
     outbox.post("params", params={name: str(value) for name, value in params.items()})
     return MlflowTracker(outbox)
+
+
+def _read_run_file(path: Path) -> RunFile:
+    """What a folder says of its MLflow run; empty where it is none."""
+    return RunFile(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else RunFile()
 
 
 class NullTracker:
@@ -197,6 +217,7 @@ class _MlflowServer:
         senders: dict[str, Callable[..., None]] = {
             "params": self._send_params,
             "tags": self._send_tags,
+            "parent": self._send_parent,
             "artifact": self._send_artifact,
             "dataset": self._send_dataset,
             "status": self._send_status,
@@ -231,6 +252,9 @@ class _MlflowServer:
         from mlflow.entities import RunTag
 
         self._client.log_batch(self._run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+
+    def _send_parent(self, run_id: str) -> None:
+        self._send_tags({"mlflow.parentRunId": run_id})
 
     def _send_artifact(self, path: str, folder: str) -> None:
         send = self._client.log_artifacts if Path(path).is_dir() else self._client.log_artifact
