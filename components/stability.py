@@ -16,7 +16,7 @@ from components.config import Config, ConfigError
 from components.stability_report import markdown_note, summary_metrics, terminal_table
 from components.stability_seeds import find_finished, seed_config, train_seeds
 from components.stability_summary import StabilityError, StabilityResult, summarise
-from components.tracking import complete_child, open_tracker
+from components.tracking import send_rest, open_tracker
 
 __all__ = ["StabilityError", "StabilityResult", "run", "summarise", "summarise_study", "train_study"]
 
@@ -38,7 +38,7 @@ def train_study(config: Config, seeds: Sequence[int]) -> None:
         raise ConfigError("evaluate.skip_eval: must be false for a study, which is about scores")
     study, console = config.stability, Console()
     configs = [seed_config(config, seed) for seed in seeds]
-    missing = [one for one in configs if find_finished(one) is None]
+    missing = [one for one in configs if not config.train.resume or find_finished(one) is None]
     for one in configs:
         if one not in missing:
             console.print(f"seed {one.train.seed}: finished before, kept", highlight=False)
@@ -60,8 +60,9 @@ def summarise_study(config: Config) -> StabilityResult:
             tracker.log_metrics(summary_metrics(result.report), step=len(study.seeds))
             for suffix in (".json", ".csv", ".md", ".png"):
                 tracker.log_artifact(result.path.with_suffix(suffix))
+    send_rest(config, run_dir=study.output_dir)
     for one in configs:
-        complete_child(one, run_dir=one.train.output_dir)
+        send_rest(one, run_dir=one.train.output_dir)
     return result
 
 

@@ -98,8 +98,8 @@ def open_tracker(
             tracker.finish(status)
 
 
-def complete_child(config: Config, *, run_dir: Path) -> None:
-    """Send what the finished run of a folder still waits to tell, and whose child it is, should MLflow have been away when it was trained."""
+def send_rest(config: Config, *, run_dir: Path) -> None:
+    """Send what the finished run of a folder still has to tell, and whose child it is, if MLflow was away when it ended."""
     path = run_dir / _RUN_FILE
     if not config.tracking.enabled or not path.is_file():
         return

@@ -18,7 +18,7 @@ from components.config import Config, ConfigError, load_config, save_config
 from components.stability_process import SeedProcess, _environment
 from components.stability_seeds import last_step, seed_config, train_seeds
 from components.stability_summary import StabilityError
-from components.tracking import complete_child, open_tracker
+from components.tracking import send_rest, open_tracker
 from model.checkpoint import last_checkpoint
 
 TINY = Path(__file__).with_name("tiny.yaml")
@@ -343,7 +343,7 @@ def test_children_find_their_parent_when_mlflow_was_away(tmp_path: Path) -> None
     database.parent.mkdir()
     with open_tracker(config, run_dir=tmp_path / "study"):
         pass
-    complete_child(config, run_dir=tmp_path / "study" / "seed_1")
+    send_rest(config, run_dir=tmp_path / "study" / "seed_1")
     ids = [
         json.loads((tmp_path / path / "mlflow_run.json").read_text())["run_id"] for path in ("study", "study/seed_1")
     ]
@@ -352,5 +352,5 @@ def test_children_find_their_parent_when_mlflow_was_away(tmp_path: Path) -> None
     assert child.data.tags["mlflow.parentRunId"] == ids[0]
     assert child.data.metrics["ap/bbox"] == 0.5
     ended = child.info.end_time
-    complete_child(config, run_dir=tmp_path / "study" / "seed_1")
+    send_rest(config, run_dir=tmp_path / "study" / "seed_1")
     assert client.get_run(ids[1]).info.end_time == ended, "what has nothing to tell is left alone"
