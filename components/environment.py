@@ -1,10 +1,11 @@
-"""Where a result was made: commit, hardware, versions. Stands in MLflow tags, evaluation.json and benchmark.json."""
+"""Where a result was made: commit, hardware, versions. Stands in MLflow tags, environment.json, evaluation.json and benchmark.json."""
 
 import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,6 +31,11 @@ def versions() -> dict[str, str]:
     """Python and the packages that decide what is computed and how fast."""
     packages = {name: _version(name) for name in ("torch", "torchvision", "numpy", "pycocotools", "hotcoco")}
     return {"python": platform.python_version(), **packages, "cuda": torch.version.cuda or ""}
+
+
+def environment() -> dict[str, Any]:
+    """Commit, hardware and versions, as the files of a run state them."""
+    return {"commit": git_commit(), "hardware": hardware(), "versions": versions()}
 
 
 def run_tags() -> dict[str, str]:
