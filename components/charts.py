@@ -12,7 +12,7 @@ import numpy as np
 
 WIDTH, HEIGHT = 400, 260  # of the viewBox; the page scales it
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 40  # margins around the plotted frame
-MAX_POINTS = 240  # of a series: more than the frame has pixels for
+MAX_POINTS = 160  # of a series: one for every second pixel of the frame
 SLOTS = 6  # colours; the seventh series has the first again
 
 
@@ -48,7 +48,7 @@ class Axis:
         """Round numbers within the bounds, some four to seven."""
         if self.log:
             first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
-            factors = (1, 2, 5) if last - first <= 2 else (1,)
+            factors = (1, 2, 5) if self.high / self.low < 300 else (1,)
             candidates = [factor * 10.0**power for power in range(first, last + 1) for factor in factors]
         else:
             step = _round_up((self.high - self.low) / 6)
@@ -103,7 +103,9 @@ def _grid(x: Axis, y: Axis) -> str:
     parts = []
     for tick, place in zip(y.ticks(), _down(y, y.ticks()), strict=True):
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{place:.1f}" y2="{place:.1f}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{place + 3.5:.1f}" text-anchor="end">{_number(tick)}</text>')
+        parts.append(
+            f'<text class="tick" x="{LEFT - 6}" y="{place + 3.5:.1f}" text-anchor="end">{_number(tick)}</text>'
+        )
     for tick, place in zip(x.ticks(), _across(x, x.ticks()), strict=True):
         parts.append(f'<line class="grid" x1="{place:.1f}" x2="{place:.1f}" y1="{TOP}" y2="{bottom}"/>')
         anchor = "end" if place > right - 8 else "middle"

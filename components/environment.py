@@ -27,6 +27,13 @@ def hardware() -> dict[str, str | int]:
     return {"cpu": _cpu_name(), "cores": cores, "gpu": ", ".join(sorted(set(gpus))), "gpus": len(gpus)}
 
 
+def hardware_name(machine: dict[str, Any], processes: int) -> str:
+    """What `hardware` found, as a table names it: a process of training uses a GPU where there are some."""
+    if machine["gpus"]:
+        return f"{processes} × {machine['gpu']}"
+    return f"{machine['cpu']}, {machine['cores']} cores"
+
+
 def versions() -> dict[str, str]:
     """Python and the packages that decide what is computed and how fast."""
     packages = {name: _version(name) for name in ("torch", "torchvision", "numpy", "pycocotools", "hotcoco")}

@@ -117,7 +117,9 @@ def _analyse(runs: Sequence[RunData], pictures: int) -> Findings:
         try:
             analysis = ErrorAnalysis(one.index.ground_truth_path)
         except ImportError as error:
-            return Findings({}, [], f"No kinds of error, no pictures: hotcoco, which finds them, cannot be imported ({error}).")
+            return Findings(
+                {}, [], f"No kinds of error, no pictures: hotcoco, which finds them, cannot be imported ({error})."
+            )
         errors[one.name] = {task: analysis.error_types(path, task) for task, path in results.items() if path}  # type: ignore[arg-type]
         worst, best = worst_and_best(one, analysis, count=pictures, budget_bytes=_PICTURE_BUDGET_BYTES // len(runs))
         galleries += [Gallery(f"{one.name}: worst", worst), Gallery(f"{one.name}: best", best)]
@@ -127,7 +129,7 @@ def _analyse(runs: Sequence[RunData], pictures: int) -> Findings:
 def _code(text: str) -> Markup:
     """Plain text as HTML, what stands between backticks as code."""
     parts = str(escape(text)).split("`")
-    return Markup("".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts)))  # noqa: S704
+    return Markup("".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts)))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

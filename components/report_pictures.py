@@ -5,6 +5,7 @@ import io
 import json
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from PIL import Image
@@ -39,23 +40,19 @@ def worst_and_best(
         budget_bytes: of all pictures together, in base64.
     """
     bbox_path, segm_path = run.inference_path("bbox"), run.inference_path("segm")
-    if run.index is None or bbox_path is None or segm_path is None or not count:
+    index = run.index
+    if index is None or bbox_path is None or segm_path is None or not count:
         return [], []
     worst, best = extremes(analysis.image_scores(segm_path), count)
     bbox, segm = (_by_image(json.loads(path.read_text(encoding="utf-8"))) for path in (bbox_path, segm_path))
-    ground_truth = load_ground_truth(run.index.ground_truth_path)
-    places = {int(image_id): i for i, image_id in enumerate(run.index.image_ids)}
+    ground_truth = load_ground_truth(index.ground_truth_path)
+    places = {int(image_id): i for i, image_id in enumerate(index.image_ids)}
     share = budget_bytes // max(1, len(worst) + len(best))
 
     def picture(score: ImageScore) -> Picture:
-        drawing = draw_comparison(
-            run.index,  # type: ignore[arg-type]
-            places[score.image_id],
-            ground_truth,
-            bbox_results=bbox[score.image_id],
-            segm_results=segm[score.image_id],
-        )
-        return _embedded(drawing, _caption(run.index, places[score.image_id], score), share)  # type: ignore[arg-type]
+        i, image_id = places[score.image_id], score.image_id
+        drawing = draw_comparison(index, i, ground_truth, bbox_results=bbox[image_id], segm_results=segm[image_id])
+        return _embedded(drawing, _caption(index, i, score), share)
 
     return [picture(score) for score in worst], [picture(score) for score in best]
 
@@ -74,18 +71,13 @@ def _by_image(results: list[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
 
 def _embedded(drawing: Image.Image, caption: str, max_bytes: int) -> Picture:
     """The drawing as WebP in a data URI, as large as the bytes allow; the smallest size, if even that is too large."""
-    for width in _WIDTHS_PX:
-        scaled = drawing
-        if drawing.width > width:
-            scaled = drawing.resize((width, round(drawing.height * width / drawing.width)), Image.Resampling.LANCZOS)
-        for quality in _QUALITIES:
-            stream = io.BytesIO()
-            scaled.save(stream, "WEBP", quality=quality, method=4)
-            text = base64.b64encode(stream.getvalue()).decode()
-            if len(text) <= max_bytes:
-                break
-        else:
-            continue
-        break
+    for width, quality in product(_WIDTHS_PX, _QUALITIES):
+        scaled = drawing.copy()
+        scaled.thumbnail((width, drawing.height), Image.Resampling.LANCZOS)
+        stream = io.BytesIO()
+        scaled.save(stream, "WEBP", quality=quality)
+        text = base64.b64encode(stream.getvalue()).decode()
+        if len(text) <= max_bytes:
+            break
     alt = f"Ground truth on the left, predictions of score {SURE_SCORE} and above on the right. {caption}"
     return Picture(f"data:image/webp;base64,{text}", scaled.width, scaled.height, caption, alt)

@@ -36,7 +36,9 @@ def losses(runs: Sequence[RunData]) -> Chapter:
             axes = Axis("step", 0, last), Axis(title, *positive_bounds(series), log=True)
             charts.append(Chart(title, line_chart(title, series, *axes)))
     note = (
-        "Means over equal stretches of steps, on a logarithmic scale." if charts else "No run has logged a training step."
+        "Means over equal stretches of steps, on a logarithmic scale."
+        if charts
+        else "No run has logged a training step."
     )
     return Chapter("losses", "Training losses", [note], charts=charts)
 
@@ -137,7 +139,7 @@ def errors(runs: Sequence[RunData], found: dict[str, dict[str, ErrorTypes]], why
                 row += [str(mine.count), Cell(f"{mine.delta_ap:.3f}", mine.delta_ap / worst, slot)]
             rows.append(row)
         base = ", ".join(f"{name} {types.ap50:.3f}" for _, name, types in of_runs)
-        tables.append(Table(head, rows, f"{label} AP50 {base}".capitalize()))
+        tables.append(Table(head, rows, f"{label}: AP50 {base}"))
     note = (
         "ΔAP50 is by how much AP at IoU 0.50 would rise if all errors of that kind were mended, each kind alone "
         "(TIDE, arXiv:2008.08115). Detections of every score count."
@@ -148,12 +150,12 @@ def errors(runs: Sequence[RunData], found: dict[str, dict[str, ErrorTypes]], why
 def pictures(galleries: Sequence[Gallery]) -> Chapter:
     """The worst and the best images of each run."""
     shown = [gallery for gallery in galleries if gallery.pictures]
-    note = "Ground truth left, predictions of score 0.5 and above right; images ordered by F1 of their masks at IoU 0.5."
+    note = (
+        "Ground truth left, predictions of score 0.5 and above right; images ordered by F1 of their masks at IoU 0.5."
+    )
     return Chapter(
         "pictures", "Worst and best images", [note] if shown else ["No pictures: see what is missing."], galleries=shown
     )
-
-
 
 
 def _loss(run: RunData, slot: int, name: str) -> Series:

@@ -11,13 +11,8 @@ from components.recipe import RECIPES
 from components.report_data import RunData
 from components.report_layout import Chapter, Table, duration, number
 from components.report_speed import training_time_s
+from components.results import deciding, differences
 
-# Where things lie and what changes no result: no part of what sets two runs, or a run and a recipe, apart.
-_IDLE_SECTIONS = ("benchmark.", "cluster.", "predict.", "stability.", "tracking.")
-_IDLE = {
-    f"train.{name}"
-    for name in ("apex", "device", "keep_last", "log_period", "output_dir", "processes", "resume", "timeout_s")
-} | {"data.base_url", "data.prepared_dir", "data.raw_dir", "data.workers", "evaluate.backend", "evaluate.drawn_images"}
 _SHOWN_CLASSES = 100
 
 
@@ -44,19 +39,26 @@ def question(runs: Sequence[RunData], asked: str) -> Chapter:
 def data(runs: Sequence[RunData]) -> Chapter:
     """What the runs learned from and were tested on; runs of the same data share a table."""
     tables, notes = [], []
-    seen: dict[str, list[str]] = {}
+    groups: list[tuple[dict[str, Any], list[str]]] = []
     for run in runs:
-        seen.setdefault(json.dumps(run.data_report, sort_keys=True), []).append(run.name)
-    for text, names in seen.items():
-        report = json.loads(text)
+        alike = next((names for report, names in groups if report == run.data_report), None)
+        if alike is None:
+            groups.append((run.data_report, [run.name]))
+        else:
+            alike.append(run.name)
+    for report, names in groups:
         if not report:
-            notes.append(f"{', '.join(names)}: the prepared data are not where config.yaml says, so they are not counted.")
+            notes.append(
+                f"{', '.join(names)}: the prepared data are not where config.yaml says, so they are not counted."
+            )
             continue
         rows = [[label, *(_count(report[split], key) for split in report)] for key, label in _COUNTS.items()]
-        tables.append(Table(["", *report], rows, ", ".join(names) if len(seen) > 1 else ""))
+        tables.append(Table(["", *report], rows, ", ".join(names) if len(groups) > 1 else ""))
         names_of_classes = list(next(iter(report.values()))["per_class"])
         listed = ", ".join(names_of_classes[:_SHOWN_CLASSES])
-        notes.append(f"{len(names_of_classes)} classes: {listed}{' …' if len(names_of_classes) > _SHOWN_CLASSES else ''}.")
+        notes.append(
+            f"{len(names_of_classes)} classes: {listed}{' …' if len(names_of_classes) > _SHOWN_CLASSES else ''}."
+        )
     return Chapter("data", "Data", notes, tables)
 
 
@@ -66,7 +68,8 @@ def configuration(runs: Sequence[RunData], nearest: Mapping[str, Nearest]) -> Ch
     configured = [run for run in runs if run.config]
     names = [run.name for run in configured]
     if len(configured) > 1:
-        rows = [[key, *(_value(run.config.get(key)) for run in configured)] for key in differing(configured)]
+        changed = differences([deciding(run.config) for run in configured])
+        rows = [[key, *map(_value, values)] for key, values in changed.items()]
         if rows:
             tables.append(Table(["between the runs", *names], rows))
         else:
@@ -91,7 +94,9 @@ def environment(runs: Sequence[RunData]) -> Chapter:
     names = dict.fromkeys(name for column in columns for name in column)
     rows = [[name, *(column.get(name, "–") for column in columns)] for name in names]
     notes = [sentence for run in runs for sentence in run.missing]
-    return Chapter("environment", "Environment", notes, [Table(["", *(run.name for run in runs)], rows)] if rows else [])
+    return Chapter(
+        "environment", "Environment", notes, [Table(["", *(run.name for run in runs)], rows)] if rows else []
+    )
 
 
 def reproduce(runs: Sequence[RunData], nearest: Mapping[str, Nearest]) -> Chapter:
@@ -101,7 +106,7 @@ def reproduce(runs: Sequence[RunData], nearest: Mapping[str, Nearest]) -> Chapte
         if not run.config:
             continue
         near = nearest[run.name]
-        commit = _commit(run)
+        commit = commit_of(run)
         if commit:
             commands.append(f"git checkout {commit.removesuffix('-dirty')}")
         changes = {key: ours for key, (_, ours) in near.changes.items()}
@@ -109,25 +114,19 @@ def reproduce(runs: Sequence[RunData], nearest: Mapping[str, Nearest]) -> Chapte
         overrides = [shlex.quote(f"{key}={_yaml(value)}") for key, value in changes.items()]
         commands += [" ".join(["maskrcnn recipe", near.recipe, *overrides]), "dvc repro"]
     commands.append(" ".join(["maskrcnn report", *(shlex.quote(str(run.run_dir)) for run in runs)]))
-    dirty = [run.name for run in runs if _commit(run).endswith("-dirty")]
+    dirty = [run.name for run in runs if commit_of(run).endswith("-dirty")]
     notes = [f"{', '.join(dirty)}: made with changes that were not committed."] if dirty else []
     return Chapter("reproduce", "To make it again", notes, commands=list(dict.fromkeys(commands)))
 
 
 def nearest_recipe(run: RunData) -> Nearest:
     """The recipe with the fewest values that the run has changed, among those that decide the result."""
-    found = []
+    ours, found = deciding(run.config), []
     for path in sorted(RECIPES.glob("*.yaml")):
-        recipe = read_flat(path)
-        changes = {key: (recipe[key], run.config[key]) for key in recipe if key in run.config and _matters(key)}
-        found.append(Nearest(path.stem, {key: pair for key, pair in changes.items() if pair[0] != pair[1]}))
+        theirs = {key: value for key, value in deciding(read_flat(path)).items() if key in ours}
+        changes = differences([theirs, {key: ours[key] for key in theirs}])
+        found.append(Nearest(path.stem, {key: (recipe, run_s) for key, (recipe, run_s) in changes.items()}))
     return min(found, key=lambda near: len(near.changes))
-
-
-def differing(runs: Sequence[RunData]) -> list[str]:
-    """The names of the values that decide the result and are not the same in all runs."""
-    keys = dict.fromkeys(key for run in runs for key in run.config)
-    return [key for key in keys if _matters(key) and len({_value(run.config.get(key)) for run in runs}) > 1]
 
 
 _COUNTS = {
@@ -145,7 +144,7 @@ def _question(runs: Sequence[RunData]) -> str:
     names = " and ".join((", ".join(run.name for run in runs[:-1]), runs[-1].name)) if len(runs) > 1 else runs[0].name
     if len(runs) == 1:
         return f"How well does {names} find objects, and what does it get wrong?"
-    changed = differing([run for run in runs if run.config])
+    changed = list(differences([deciding(run.config) for run in runs if run.config]))
     if not changed:
         return f"Do {names}, of one configuration, come to the same result?"
     return f"What difference do {', '.join(changed[:6])}{' …' if len(changed) > 6 else ''} make between {names}?"
@@ -163,27 +162,31 @@ def _environment(run: RunData) -> dict[str, str]:
     hardware, versions = where.get("hardware", {}), where.get("versions", {})
     gpus = f"{hardware['gpus']} × {hardware['gpu']}" if hardware.get("gpus") else "none" if hardware else ""
     facts = {
-        "commit": _commit(run),
+        "commit": commit_of(run),
         "processor": f"{hardware['cpu']}, {hardware['cores']} cores" if hardware else "",
         "GPUs": gpus,
         "processes": str((run.environment or {}).get("processes", "")),
-        **{name: version for name, version in versions.items()},
+        **versions,
     }
     return {name: fact for name, fact in facts.items() if fact}
 
 
-def _commit(run: RunData) -> str:
+def commit_of(run: RunData) -> str:
+    """Of training, or else of what came after it; empty where it is not known."""
     return next(
-        (found["commit"] for found in (run.environment, run.evaluation, run.benchmark) if found and found.get("commit")), ""
+        (
+            found["commit"]
+            for found in (run.environment, run.evaluation, run.benchmark)
+            if found and found.get("commit")
+        ),
+        "",
     )
 
 
-def _matters(key: str) -> bool:
-    return key not in _IDLE and not key.startswith(_IDLE_SECTIONS)
-
-
 def _value(value: Any) -> str:
-    return "–" if value is None else value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+    return (
+        "–" if value is None else value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+    )
 
 
 def _yaml(value: Any) -> str:

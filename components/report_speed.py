@@ -7,91 +7,58 @@ from typing import Any
 from components.report_data import RunData
 from components.report_layout import Cell, Chapter, Table, duration, number
 
-_CASE_HEAD, [_case_row(case) for case in cases], f"{run.name}: benchmark"))
-        scaling = (run.benchmark or {}).get("scaling")
-        if scaling:
-            tables.append(_scaling_table(run.name, scaling))
-    absent = [f"{run.name} has no benchmark: `maskrcnn benchmark` measures it." for run in runs if run.benchmark is None]
-    return Chapter("speed", "Speed", absent, tables)
-
-
-def speed(runs: Sequence[RunData]) -> Chapter:
-    """What training took, and what `maskrcnn benchmark` measured."""
-    tables = []
-    if trained := [run for run in runs if run.training]:
-        head = ["training", *(run.name for run in trained)]
-        columns = [training_speed(run) for run in trained]
-        tables.append(Table(head, [[name, *(column[name] for column in columns)] for name in columns[0]]))
-    for run in runs:
-        cases = ((run.benchmark or {}).get("steps") or {}).get("cases", [])
-        if cases:
-            tables.append(Table(_CASE_HEAD, [_case_row(case) for case in cases], f"{run.name}: benchmark"))
-        scaling = (run.benchmark or {}).get("scaling")
-        if scaling:
-            tables.append(_scaling_table(run.name, scaling))
-    absent = [f"{run.name} has no benchmark: `maskrcnn benchmark` measures it." for run in runs if run.benchmark is None]
-    return Chapter("speed", "Speed", absent, tables)
-
-
-def training_speed(run: RunData) -> dict[str, str]:
-    """Figures of a run's training, by what they are; pauses between interrupted parts do not count."""
-
-    def median(name: str) -> float | None:
-        values = [v for entry in run.training if (v := entry.metrics.get(name)) is not None]
-        return statistics.median(values) if values else None
-
-    memory = [v for entry in run.training if (v := entry.metrics.get("memory/peak_mib")) is not None]
-    step_s, data_s = median("time/step_s"), median("time/data_s")
-    return {
-        "steps": str(run.training[-1].step),
-        "images a step": str(run.config.get("train.batch_size", "–")),
-        "time in steps": duration(training_time_s(run)),
-        "median step": f"{number(step_s)} s",
-        "of it waiting for data": "–" if not step_s or data_s is None else f"{data_s / step_s:.1%}",
-        "median images/s": number(median("throughput/images_per_s"), ".3g"),
-        "peak memory": f"{max(memory):.0f} MiB" if memory else "–",
-    }
-
-
-def training_time_s(run: RunData) -> float | None:
-    """The time of all steps together: without evaluation, checkpoints and pauses."""
-    times = [entry.metrics.get("time/step_s") for entry in run.training]
-    return sum(time for time in times if time is not None) if times else None
-
-
-def training_speed(run: RunData) -> dict[str, str]:
-    """Figures of a run's training, by what they are; pauses between interrupted parts do not count."""
-
-    def median(name: str) -> float | None:
-        values = [v for entry in run.training if (v := entry.metrics.get(name)) is not None]
-        return statistics.median(values) if values else None
-
-    memory = [v for entry in run.training if (v := entry.metrics.get("memory/peak_mib")) is not None]
-    step_s, data_s = median("time/step_s"), median("time/data_s")
-    return {
-        "steps": str(run.training[-1].step),
-        "images a step": str(run.config.get("train.batch_size", "–")),
-        "time in steps": duration(training_time_s(run)),
-        "median step": f"{number(step_s)} s",
-        "of it waiting for data": "–" if not step_s or data_s is None else f"{data_s / step_s:.1%}",
-        "median images/s": number(median("throughput/images_per_s"), ".3g"),
-        "peak memory": f"{max(memory):.0f} MiB" if memory else "–",
-    }
-
-
-def training_time_s(run: RunData) -> float | None:
-    """The time of all steps together: without evaluation, checkpoints and pauses."""
-    times = [entry.metrics.get("time/step_s") for entry in run.training]
-    return sum(time for time in times if time is not None) if times else None
-
-
-_NOT_EVALUATED = "No run has been evaluated: `maskrcnn evaluate` does it."
 _CASE_HEAD = ("", "network", "images/s", "median step", "90 %", "99 %", "peak memory", "time to torchvision's")
 
 
+def speed(runs: Sequence[RunData]) -> Chapter:
+    """What training took, and what was measured beside it."""
+    tables = []
+    if trained := [run for run in runs if run.training]:
+        columns = [training_speed(run) for run in trained]
+        rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
+        tables.append(Table(["training", *(run.name for run in trained)], rows))
+    for run in runs:
+        benchmark = run.benchmark or {}
+        if cases := (benchmark.get("steps") or {}).get("cases"):
+            tables.append(Table(_CASE_HEAD, [_case_row(case) for case in cases], f"{run.name}: benchmark"))
+        if scaling := benchmark.get("scaling"):
+            tables.append(_scaling_table(run.name, scaling))
+    absent = [f"{run.name} has no benchmark: `maskrcnn benchmark` makes one." for run in runs if run.benchmark is None]
+    return Chapter("speed", "Speed", absent, tables)
+
+
+def training_speed(run: RunData) -> dict[str, str]:
+    """Figures of a run's training, by what they are; pauses between interrupted parts do not count."""
+    step_s, data_s = _median(run, "time/step_s"), _median(run, "time/data_s")
+    memory = _values(run, "memory/peak_mib")
+    return {
+        "steps": str(run.training[-1].step),
+        "images a step": str(run.config.get("train.batch_size", "–")),
+        "time in steps": duration(training_time_s(run)),
+        "median step": "–" if step_s is None else f"{step_s:.3f} s",
+        "of it waiting for data": "–" if not step_s or data_s is None else f"{data_s / step_s:.1%}",
+        "median images/s": number(_median(run, "throughput/images_per_s"), ".3g"),
+        "peak memory": f"{max(memory):.0f} MiB" if memory else "–",
+    }
+
+
+def training_time_s(run: RunData) -> float | None:
+    """The time of all steps together: without evaluation, checkpoints and pauses."""
+    times = _values(run, "time/step_s")
+    return sum(times) if times else None
+
+
+def _values(run: RunData, name: str) -> list[float]:
+    return [value for entry in run.training if (value := entry.metrics.get(name)) is not None]
+
+
+def _median(run: RunData, name: str) -> float | None:
+    values = _values(run, name)
+    return statistics.median(values) if values else None
+
+
 def _case_row(case: dict[str, Any]) -> list[Cell | str]:
-    times = case["step_s"]
-    memory = case["peak_memory_mib"]
+    times, memory = case["step_s"], case["peak_memory_mib"]
     return [
         f"{case['mode']}, {case['dtype']}, batch {case['batch']}, {case['height']} × {case['width']}",
         case["model"],
