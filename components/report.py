@@ -59,6 +59,10 @@ def run(run_dirs: Sequence[Path], *, output: Path, question: str = "", pictures:
     """
     if not run_dirs:
         raise UserError("report: must name at least one run, such as runs/shapes_demo")
+    if output.suffix != ".html":
+        raise UserError(f"--output: must end with .html, got {output}; the Markdown goes beside it")
+    if pictures < 0:
+        raise UserError(f"--pictures: must be 0 or more, got {pictures}")
     runs = [read_run(run_dir) for run_dir in run_dirs]
     if len({one.name for one in runs}) < len(runs):
         raise UserError(f"report: runs must have different names, got {', '.join(one.name for one in runs)}")

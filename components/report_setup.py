@@ -147,7 +147,8 @@ def _question(runs: Sequence[RunData]) -> str:
     changed = list(differences([deciding(run.config) for run in runs if run.config]))
     if not changed:
         return f"Do {names}, of one configuration, come to the same result?"
-    return f"What difference do {', '.join(changed[:6])}{' …' if len(changed) > 6 else ''} make between {names}?"
+    verb = "does" if len(changed) == 1 else "do"
+    return f"What difference {verb} {', '.join(changed[:6])}{' …' if len(changed) > 6 else ''} make between {names}?"
 
 
 def _count(split: dict[str, Any], key: str) -> str:

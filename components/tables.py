@@ -2,7 +2,7 @@
 
 The figures of each run are kept in docs/results/<run>.json, so that the tables can be made again anywhere and by a test: what stands between
 `<!-- table:NAME -->` and `<!-- /table -->` is a function of those files. A run that is named anew replaces its figures; a file that is
-deleted takes its rows with it. Precision of float32 is what speed-ups are measured from, or tf32 where there is no float32.
+deleted takes its rows with it. Speed-ups are over plain float32, or tf32 where there is no float32.
 """
 
 import datetime
@@ -23,6 +23,7 @@ from model.errors import UserError
 
 RESULTS = Path("docs/results")
 _BLOCK = re.compile(r"(<!-- table:(?P<name>[\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+_OWN_COLUMN = ("train.dtype", "train.compile", "train.cuda_graph")  # that of the precision
 Record = dict[str, Any]
 
 
@@ -62,7 +63,8 @@ def record_of(run_dir: Path) -> Record:
     if run.evaluation is not None and run.config:
         record["training"] = _training(run)
     if run.benchmark is not None:
-        record["benchmark"] = {"date": _date_of_benchmark(run), **run.benchmark}
+        backbone = run.config.get("model.backbone")  # benchmark.json of earlier versions does not name it
+        record["benchmark"] = {"date": _date_of_benchmark(run), "backbone": backbone, **run.benchmark}
     return record
 
 
@@ -101,7 +103,7 @@ def accuracy_table(records: Sequence[Record]) -> str:
             _title(one),
             _machine(one, one["processes"]),
             str(one["batch_size"]),
-            one["dtype"],
+            _precision(one),
             *(number((one[task] or {}).get(name)) for name in ("AP", "AP50") for task in ("bbox", "segm")),
             duration(one["time_s"]),
             _speedup(
@@ -144,10 +146,10 @@ def _steps_table(records: Sequence[Record], mode: str) -> str:
             "time to torchvision's", "made"]  # fmt: skip
     rows = [
         [
-            f"{case['benchmark'].get('backbone', '')} {case['height']} × {case['width']}".strip(),
+            f"{case['benchmark']['backbone'] or ''} {case['height']} × {case['width']}".strip(),
             _machine(case["benchmark"], 1),
             str(case["batch"]),
-            case["dtype"],
+            _precision(case),
             number(case["images_per_s"], ".3g"),
             _speedup(case, cases, key=_case_key, value=lambda other: other["images_per_s"]),
             f"{case['step_s']['median']:.3g} s",
@@ -180,11 +182,11 @@ def _scaling_table(records: Sequence[Record]) -> str:
     ]
     rows = [
         [
-            row["benchmark"].get("backbone", ""),
+            row["benchmark"]["backbone"] or "–",
             _machine(row["benchmark"], row["processes"]),
             str(row["processes"]),
             str(row["batch"]),
-            row["dtype"],
+            _precision(row),
             number(row["images_per_s"], ".3g"),
             _speedup(
                 row,
@@ -221,7 +223,7 @@ def _training(run: RunData) -> Record:
         "versions": environment.get("versions"),
         "processes": environment.get("processes", run.config.get("train.processes", 1)),
         "batch_size": run.config["train.batch_size"],
-        "dtype": run.config["train.dtype"],
+        **{name.removeprefix("train."): run.config.get(name, False) for name in _OWN_COLUMN},
         "steps": run.training[-1].step if run.training else None,
         "time_s": training_time_s(run),
         **{key: run.evaluation.get(key) for key in ("images", "data_hash", "bbox", "segm")},
@@ -249,19 +251,25 @@ def _benchmarks(records: Sequence[Record]) -> list[Record]:
 def _speedup(
     one: Record, others: Sequence[Record], *, key: Callable[[Record], Any], value: Callable[[Record], float | None]
 ) -> str:
-    """How many times as fast as the same in float32, or else tf32; a dash where that was not measured, or is this."""
-    if one["dtype"] == "float32":
-        return "–"
-    for dtype in ("float32", "tf32"):
+    """How many times as fast as the same in plain float32, or else tf32; a dash where that was not measured, or is this."""
+    for precision in ("float32", "tf32"):
+        if _precision(one) == precision:
+            return "–"
         for other in others:
             mine, base = value(one), value(other)
-            if other["dtype"] == dtype != one["dtype"] and key(other) == key(one) and mine and base:
+            if _precision(other) == precision and key(other) == key(one) and mine and base:
                 return f"{mine / base:.2f}"
     return "–"
 
 
+def _precision(one: Record) -> str:
+    """The precision, and what else makes a step faster."""
+    extras = [label for key, label in (("compile", "compiled"), ("cuda_graph", "CUDA graph")) if one.get(key)]
+    return ", ".join([one["dtype"], *extras])
+
+
 def _training_key(one: Record) -> Any:
-    changes = {name: value for name, value in one["changes"].items() if name not in ("train.dtype", "train.seed")}
+    changes = {name: value for name, value in one["changes"].items() if name not in (*_OWN_COLUMN, "train.seed")}
     return (
         one["recipe"],
         json.dumps(changes, sort_keys=True),
@@ -273,7 +281,7 @@ def _training_key(one: Record) -> Any:
 def _case_key(case: Record) -> tuple[Any, ...]:
     benchmark = case["benchmark"]
     size = case.get("height"), case.get("width")
-    return benchmark.get("backbone"), *size, case["batch"], json.dumps(benchmark["hardware"], sort_keys=True)
+    return benchmark["backbone"], *size, case["batch"], json.dumps(benchmark["hardware"], sort_keys=True)
 
 
 def _title(training: Record) -> str:
@@ -281,7 +289,7 @@ def _title(training: Record) -> str:
     changes = [
         f"{name.rpartition('.')[2]}={json.dumps(value)}"
         for name, value in training["changes"].items()
-        if name != "train.dtype"
+        if name not in _OWN_COLUMN
     ]
     return ", ".join([training["recipe"], *changes[:3], *(["…"] if len(changes) > 3 else [])])
 
