@@ -1,6 +1,6 @@
 """Initial weights: from scratch, from torchvision, or from a file; and a plain account of what was used.
 
-All state dicts have torchvision's names (`maskrcnn_resnet50_fpn`), which are ours too.
+All state dicts have torchvision's names (`maskrcnn_resnet50_fpn`), which are ours too; only that with features c4 layer4 is `roi_heads.res5`.
 """
 
 import pickle
@@ -11,13 +11,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torchvision.models import get_model_weights
-from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, MaskRCNN_ResNet50_FPN_Weights
 
-from model.backbone import FrozenBatchNorm2d
 from model.config import ModelConfig
 from model.errors import UserError
+from model.layers import FrozenBatchNorm2d
 from model.mask_rcnn import MaskRCNN
 
+BODIES = ("backbone.body.", "roi_heads.res5.")
 PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
 
 
@@ -62,7 +63,9 @@ def load_weights(
             raise WeightsError(
                 f"model.weights=coco are a ResNet-50's, got model.backbone={config.backbone}; use imagenet"
             )
-        weights = MaskRCNN_ResNet50_FPN_Weights.COCO_V1
+        # The detector without masks was trained on its own; proposals alone are those of either.
+        published = MaskRCNN_ResNet50_FPN_Weights if config.task == "mask" else FasterRCNN_ResNet50_FPN_Weights
+        weights = published.COCO_V1
         state = _fetch(weights)
         _absorb_eps(state)
         rows = _rows_of_classes(weights.meta["categories"], class_names, category_ids)
@@ -95,14 +98,23 @@ def fit_state_dict(model: MaskRCNN, state: Mapping[str, Tensor], source: str) ->
 def _load_body(model: MaskRCNN, config: ModelConfig) -> WeightsReport:
     weights = get_model_weights(config.backbone)["IMAGENET1K_V1"]
     state = _fetch(weights)
-    body = model.backbone.body
-    outcome = body.load_state_dict(
-        {name: value for name, value in state.items() if not name.startswith("fc.")}, strict=False
+    own = model.state_dict()
+    fitting = {body_name(name, config): value for name, value in state.items() if body_name(name, config) in own}
+    model.load_state_dict(fitting, strict=False)
+    left = {name for name in own if name not in fitting and not name.endswith("num_batches_tracked")}
+    assert not any(name.startswith(BODIES) for name in left), left
+    initialised = tuple(name for name, _ in model.named_parameters() if name in left)
+    unused = tuple(
+        name for name in state if body_name(name, config) not in own and not name.endswith("num_batches_tracked")
     )
-    assert not [name for name in outcome.missing_keys if "num_batches_tracked" not in name], outcome
-    initialised = tuple(name for name, _ in model.named_parameters() if not name.startswith("backbone.body."))
-    unused = tuple(name for name in state if name.startswith("fc."))
-    return WeightsReport(f"torchvision's {weights}", len(state) - len(unused), initialised, unused)
+    return WeightsReport(f"torchvision's {weights}", len(fitting), initialised, unused)
+
+
+def body_name(name: str, config: ModelConfig) -> str:
+    """Where a classifier's parameter of torchvision's name stands in the network: `layer4.0.bn1.bias` → `backbone.body.layer4.0.bn1.bias`."""
+    if config.features == "c4" and name.startswith("layer4."):
+        return name.replace("layer4.", "roi_heads.res5.", 1)
+    return f"backbone.body.{name}"
 
 
 def _fetch(weights: object) -> dict[str, Tensor]:
