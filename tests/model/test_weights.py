@@ -73,7 +73,7 @@ def test_imagenet_fills_the_body_alone(
 def test_coco_weights_keep_the_predictors_of_known_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91).state_dict()
     cached(MaskRCNN_ResNet50_FPN_Weights.COCO_V1, theirs, monkeypatch)
-    config = ModelConfig(weights="coco")
+    config = ModelConfig(weights="coco", conventions="torchvision")
     model = MaskRCNN(config, 2)
     report = load_weights(model, config, ["cat", "dog"], [17, 18])
     assert not report.initialised
@@ -89,6 +89,6 @@ def test_coco_weights_keep_the_predictors_of_known_classes(monkeypatch: pytest.M
 def test_coco_weights_for_other_classes_restart_the_predictors(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91).state_dict()
     cached(MaskRCNN_ResNet50_FPN_Weights.COCO_V1, theirs, monkeypatch)
-    config = ModelConfig(weights="coco")
+    config = ModelConfig(weights="coco", conventions="torchvision")
     report = load_weights(MaskRCNN(config, 2), config, ["circle", "square"], [1, 2])
     assert len(report.initialised) == 6
