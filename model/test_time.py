@@ -60,7 +60,9 @@ def detect_views(model: MaskRCNN, scales: Sequence[Batch], evaluate: EvaluateCon
     """
     heads, frame = model.roi_heads, scales[0]
     if heads is None:
-        raise UserError("evaluate: scales, flip and soft_nms need a network that detects, got model.task=proposals; leave them as they are")
+        raise UserError(
+            "evaluate: scales, flip and soft_nms need a network that detects, got model.task=proposals; leave them as they are"
+        )
     views = [View(batch, False) for batch in scales]
     if evaluate.flip:
         views += [View(mirrored(batch), True) for batch in scales]

@@ -1,6 +1,6 @@
 """Initial weights: from scratch, from torchvision, or from a file of any known format; and a plain account of what was used.
 
-    none | imagenet | coco | path of a state dict, a checkpoint, or a pickle of Detectron or Detectron2
+none | imagenet | coco | path of a state dict, a checkpoint, or a pickle of Detectron or Detectron2
 """
 
 from collections.abc import Mapping, Sequence
@@ -63,7 +63,11 @@ def load_weights(
     stored = read_stored_weights(Path(config.weights))
     named = rename_weights(stored, config, config.weights)
     is_told = check_conventions(stored, named, config, config.weights)
-    note = "" if is_told else "the file does not tell its model.pixel_*, stride_in_1x1 and conventions: yours are taken for its own"
+    note = (
+        ""
+        if is_told
+        else "the file does not tell its model.pixel_*, stride_in_1x1 and conventions: yours are taken for its own"
+    )
     return fit_weights(model, named, f"{config.weights} ({SPOKEN[named.format]})", note)
 
 
@@ -95,7 +99,9 @@ def fit_weights(model: MaskRCNN, named: NamedWeights, source: str, note: str = "
 def _require_fit(
     own: Mapping[str, Tensor], state: Mapping[str, Tensor], initialised: Mapping[str, str], source: str
 ) -> None:
-    wrong = [name for name in own if name not in initialised and getattr(state.get(name), "shape", None) != own[name].shape]
+    wrong = [
+        name for name in own if name not in initialised and getattr(state.get(name), "shape", None) != own[name].shape
+    ]
     if not wrong:
         return
     example = wrong[0]

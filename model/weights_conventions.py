@@ -35,7 +35,9 @@ def check_conventions(stored: StoredWeights, named: NamedWeights, config: ModelC
     if wrong:
         got = ", ".join(f"{key}={_spelt(getattr(config, key))}" for key in wrong)
         settings = " ".join(f"'model.{key}={_spelt(value)}'" for key, value in wrong.items())
-        raise WeightsError(f"{source}: these weights were trained otherwise than model has it, got {got}; set {settings}")
+        raise WeightsError(
+            f"{source}: these weights were trained otherwise than model has it, got {got}; set {settings}"
+        )
     return bool(wanted)
 
 

@@ -19,7 +19,12 @@ from model.errors import UserError
 
 _TORCH_ZIP, _TORCH_LEGACY = b"PK", b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"  # the latter: its magic number, pickled
 _WRAPPERS = ("model", "blobs", "state_dict")  # of checkpoints, of Detectron's detectors, of many others
-_NUMPY_CORES = ("numpy.core.multiarray", "numpy._core.multiarray")  # of NumPy 1 and 2
+# What NumPy's own pickles call to make an array, a number, and, since protocol 5, an array from bytes; "core" is NumPy 1's name for it.
+_NUMPY_MAKERS = {
+    "multiarray._reconstruct": np.zeros(0).__reduce__()[0],
+    "multiarray.scalar": np.float64(0).__reduce__()[0],
+    "numeric._frombuffer": np.zeros(1).__reduce_ex__(5)[0],
+}
 
 
 class WeightsError(UserError):
@@ -54,7 +59,9 @@ def read_stored_weights(path: Path) -> StoredWeights:
     if not tensors:
         raise WeightsError(f"{path}: must hold weights by name, but has none; its keys are {list(content)[:5]}")
     config = content.get("config", {})
-    return StoredWeights(tensors | average, str(content.get("__author__", "")), config if isinstance(config, dict) else {})
+    return StoredWeights(
+        tensors | average, str(content.get("__author__", "")), config if isinstance(config, dict) else {}
+    )
 
 
 def _read(path: Path) -> Any:
@@ -79,8 +86,9 @@ class _ArraysOnly(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """What a pickle may call; see `pickle.Unpickler`."""
-        if module in _NUMPY_CORES and name in ("_reconstruct", "scalar"):
-            return getattr(np._core.multiarray, name)
+        maker = f"{module}.{name}".removeprefix("numpy.core.").removeprefix("numpy._core.")
+        if module.startswith("numpy.") and maker in _NUMPY_MAKERS:
+            return _NUMPY_MAKERS[maker]
         if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
             return getattr(np, name)
         if (module, name) == ("collections", "OrderedDict"):

@@ -18,7 +18,9 @@ from model.layers import FrozenBatchNorm2d
 from model.weights_file import StoredWeights, WeightsError
 
 Format = Literal["caffe2", "maskrcnn-benchmark", "detectron2", "torchvision"]
-Rule = tuple[str, Callable[[re.Match[str], ModelConfig], str | None]]  # a whole name, and its own here; None: not needed
+Rule = tuple[
+    str, Callable[[re.Match[str], ModelConfig], str | None]
+]  # a whole name, and its own here; None: not needed
 
 SPOKEN: dict[Format, str] = {
     "caffe2": "Detectron's (Caffe2) names",
@@ -30,7 +32,12 @@ BODIES = ("backbone.body.", "roi_heads.res5.")
 _CAFFE2_PARAMETERS = {"w": "weight", "s": "weight", "gamma": "weight", "b": "bias", "beta": "bias"} | {
     "rm": "running_mean", "running_mean": "running_mean", "riv": "running_var", "running_var": "running_var"
 }  # fmt: skip
-_CAFFE2_CONVS = {"1": ("downsample.0", "downsample.1"), "2a": ("conv1", "bn1"), "2b": ("conv2", "bn2"), "2c": ("conv3", "bn3")}
+_CAFFE2_CONVS = {
+    "1": ("downsample.0", "downsample.1"),
+    "2a": ("conv1", "bn1"),
+    "2b": ("conv2", "bn2"),
+    "2c": ("conv3", "bn3"),
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,11 @@ def rename_weights(stored: StoredWeights, config: ModelConfig, source: str) -> N
     Raises:
         WeightsError: if the names are of no known format.
     """
-    found = {name.removeprefix("module."): value for name, value in stored.tensors.items()}  # DataParallel's
+    found = {
+        name.removeprefix("module."): value  # DataParallel's
+        for name, value in stored.tensors.items()
+        if not name.endswith("num_batches_tracked")
+    }
     format = _format_of(found, source)
     tensors: dict[str, Tensor] = {}
     unused: dict[str, str] = {}
@@ -65,8 +76,11 @@ def rename_weights(stored: StoredWeights, config: ModelConfig, source: str) -> N
             unused[name] = f"shared with {ours}"
         else:
             tensors[ours] = value
-    _add_statistics(tensors, format)
-    return NamedWeights(format, {name: _our_rows(name, value, format, config) for name, value in tensors.items()}, unused)
+    if format in ("caffe2", "maskrcnn-benchmark") and config.norm != "group_norm":
+        _add_statistics(tensors)
+    return NamedWeights(
+        format, {name: _our_rows(name, value, format, config) for name, value in tensors.items()}, unused
+    )
 
 
 def body_name(name: str, config: ModelConfig) -> str:
@@ -100,10 +114,8 @@ def _our_name(name: str, format: Format, config: ModelConfig) -> tuple[str | Non
     return None, "unknown"
 
 
-def _add_statistics(tensors: dict[str, Tensor], format: Format) -> None:
-    """Give affine norms their statistics, and take our eps off the variance where theirs is used as it is."""
-    if format not in ("caffe2", "maskrcnn-benchmark"):
-        return
+def _add_statistics(tensors: dict[str, Tensor]) -> None:
+    """Give affine norms their statistics, and take our eps off the variance, which theirs is used without."""
     for name in [name for name in tensors if re.search(r"\.(bn\d|downsample\.1)\.weight$", name)]:
         stem = name.removesuffix("weight")
         tensors.setdefault(f"{stem}running_mean", torch.zeros_like(tensors[name]))
@@ -198,13 +210,11 @@ _P = r"(weight|bias)"
 _N = r"(weight|bias|running_mean|running_var)"
 _BODY = r"(?:conv1|bn1|layer\d)\..+"
 _CLASSIFIER: Rule = (r"(?:stem\.)?(?:fc|linear)\..*", _not_needed)
-_COUNTS: Rule = (r".*\.num_batches_tracked", _not_needed)
 _C = "_(w|b)"
 _G = "(_gn)?_(w|b|s)"
 
 _RULES: dict[Format, tuple[Rule, ...]] = {
     "torchvision": (
-        _COUNTS,
         _CLASSIFIER,
         (_BODY, _body(r"\g<0>")),
         (rf"backbone\.body\.({_BODY})", _body(r"\1")),
@@ -215,8 +225,7 @@ _RULES: dict[Format, tuple[Rule, ...]] = {
         (r"(?:backbone\.fpn|rpn\.head|roi_heads)\..+", _same),
     ),
     "maskrcnn-benchmark": (
-        _COUNTS,
-        (rf"backbone\.body\.stem\.((?:conv1|bn1)\..+)", _body(r"\1")),
+        (r"backbone\.body\.stem\.((?:conv1|bn1)\..+)", _body(r"\1")),
         (rf"backbone\.body\.({_BODY})", _body(r"\1")),
         (r"roi_heads\.(?:box|mask)\.feature_extractor\.head\.(layer4\..+)", _body(r"\1")),
         (rf"backbone\.fpn\.fpn_inner(\d)\.([01]\.)?{_P}", _sequence_layer("backbone.fpn.inner_blocks", 1)),
@@ -234,7 +243,6 @@ _RULES: dict[Format, tuple[Rule, ...]] = {
         ),
     ),
     "detectron2": (
-        _COUNTS,
         _CLASSIFIER,
         (r"pixel_(?:mean|std)", _not_needed),
         (r"proposal_generator\.anchor_generator\..+", _not_needed),
