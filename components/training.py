@@ -17,6 +17,7 @@ from components.tracking import Tracker
 from components.training_log import TrainingLog, peak_memory_mib
 from model.average import WeightAverage
 from model.checkpoint import last_checkpoint, mark_best, read_checkpoint, save_checkpoint
+from model.compilation import compile_parts
 from model.data.index import CocoIndex
 from model.data.loader import batches_per_epoch, train_loader
 from model.distributed import (
@@ -31,6 +32,7 @@ from model.distributed import (
 )
 from model.engine import Step, set_determinism, train_steps
 from model.errors import UserError
+from model.graphs import why_not_graphed
 from model.mask_rcnn import MaskRCNN
 from model.optim import make_optimizer
 from model.precision import LossScaler, set_float32_products
@@ -38,7 +40,7 @@ from model.weights import load_weights
 
 # What may differ between a run and its continuation: where and how long it goes on, and what it says meanwhile.
 FREE_TO_CHANGE = (
-    "device", "processes", "keep_last", "log_period", "checkpoint_period", "max_iters", "output_dir", "resume", "timeout_s",
+    "device", "processes", "compile", "cuda_graph", "keep_last", "log_period", "checkpoint_period", "max_iters", "output_dir", "resume", "timeout_s",
 )  # fmt: skip
 
 
@@ -68,6 +70,10 @@ class Training:
             report = load_weights(self.model, config.model, self.index.class_names, self.index.category_ids)
             console.print(str(report), highlight=False)
         self.model.to_device(device)
+        if config.train.compile:
+            compile_parts(self.model, device)
+        if config.train.cuda_graph and (reason := why_not_graphed(config.train, device)):
+            console.print(f"train.cuda_graph: steps run without graphs, since {reason}", highlight=False)
         self.optimizer = make_optimizer(self.model, config.train)
         self.average = WeightAverage(self.model, config.train.ema_decay) if config.train.ema_decay else None
         self.scaler = LossScaler(device, config.train.dtype)

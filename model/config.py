@@ -249,6 +249,9 @@ class TrainConfig(Section):
     deterministic: bool = (
         False  # the same losses on the same machine, bit for bit, at some cost on a GPU (the CPU's always are)
     )
+    compile: bool = False  # torch.compile of the dense parts of the network: a minute or more once, for faster steps
+    # One launch a step: a CUDA graph for each bucket. On one GPU, without accumulation; elsewhere steps run as they are, and a line says why.
+    cuda_graph: bool = False
     max_iters: PositiveInt = 90000
     batch_size: PositiveInt = 16  # images a step, over all micro-batches and processes
     accumulation_steps: PositiveInt = 1  # micro-batches a step

@@ -1,0 +1,107 @@
+"""Is a result stable, or the luck of one seed? Trains and evaluates stability.seeds, and tells mean, deviation and interval of their AP.
+
+A seed decides initialisation, data order, sampling and augmentation; all else is the same. Each is a run in
+`<stability.output_dir>/seed_<seed>/`; finished ones are kept and an interrupted one continues, so the same command goes on, with more seeds
+too. Writes stability.json, .csv, .md and .png there. In MLflow the study is a run, and each seed a child of it.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from components.cli import parse, stage_parser, user_errors
+from components.config import Config, ConfigError
+from components.stability_report import markdown_note, summary_metrics, terminal_table
+from components.stability_seeds import find_finished, seed_config, train_seeds
+from components.stability_summary import StabilityError, StabilityResult, summarise
+from components.tracking import send_rest, open_tracker
+
+__all__ = ["StabilityError", "StabilityResult", "run", "summarise", "summarise_study", "train_study"]
+
+
+def run(config: Config) -> StabilityResult:
+    """Train and evaluate each of `stability.seeds` that is not finished, and summarise them all.
+
+    Raises:
+        StabilityError: if stability.output_dir holds runs of another configuration or other data, or a seed failed.
+        SystemExit: with status 128 + its number, when a signal ended the study early.
+    """
+    train_study(config, config.stability.seeds)
+    return summarise_study(config)
+
+
+def train_study(config: Config, seeds: Sequence[int]) -> None:
+    """Train and evaluate those of some seeds that are not finished, `stability.parallel` at a time, within the study's MLflow run."""
+    if config.evaluate.skip_eval:
+        raise ConfigError("evaluate.skip_eval: must be false for a study, which is about scores")
+    study, console = config.stability, Console()
+    configs = [seed_config(config, seed) for seed in seeds]
+    missing = [one for one in configs if not config.train.resume or find_finished(one) is None]
+    for one in configs:
+        if one not in missing:
+            console.print(f"seed {one.train.seed}: finished before, kept", highlight=False)
+    if missing:
+        with open_tracker(config, run_dir=study.output_dir, metrics_csv=False):  # so that seeds find their parent
+            train_seeds(missing, study.parallel, console)
+    for one in configs:
+        _keep_evaluation(one)
+
+
+def summarise_study(config: Config) -> StabilityResult:
+    """Summarise the finished runs of all `stability.seeds`, in files and in MLflow."""
+    study = config.stability
+    configs = [seed_config(config, seed) for seed in study.seeds]
+    known = _content(study.output_dir / "stability.json")
+    result = summarise([one.train.output_dir for one in configs], study.output_dir)
+    if _content(result.path) != known:
+        with open_tracker(config, run_dir=study.output_dir, metrics_csv=False) as tracker:
+            tracker.log_metrics(summary_metrics(result.report), step=len(study.seeds))
+            for suffix in (".json", ".csv", ".md", ".png"):
+                tracker.log_artifact(result.path.with_suffix(suffix))
+    send_rest(config, run_dir=study.output_dir)
+    for one in configs:
+        send_rest(one, run_dir=one.train.output_dir)
+    return result
+
+
+def _keep_evaluation(config: Config) -> None:
+    """A copy at a place apart from all else that a run's folder holds or comes to hold, for DVC to know it by."""
+    run_dir = config.train.output_dir
+    folder = run_dir.parent / "evaluations"
+    folder.mkdir(exist_ok=True)
+    shutil.copyfile(run_dir / "evaluation.json", folder / f"{run_dir.name}.json")
+
+
+def _content(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
+
+
+def _show(result: StabilityResult) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(terminal_table(result.report))
+    console.print(markdown_note(result.report))
+    console.print(f"{result.path}, .csv, .md, .png")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line of `maskrcnn stability`."""
+    parser = stage_parser("stability", __doc__)
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("--seed", type=int, help="train and evaluate this one of stability.seeds alone; no summary")
+    one.add_argument("--summary", action="store_true", help="train nothing, summarise what is finished")
+    with user_errors():
+        args, config = parse(parser, argv)
+        if args.seed is not None:
+            if args.seed not in config.stability.seeds:
+                raise ConfigError(
+                    f"--seed: must be one of stability.seeds, {list(config.stability.seeds)}, got {args.seed}"
+                )
+            train_study(config, [args.seed])
+        else:
+            _show(summarise_study(config) if args.summary else run(config))
+
+
+if __name__ == "__main__":
+    main()
