@@ -43,12 +43,12 @@ def make_box_head(config: ModelConfig, in_channels: int) -> tuple[nn.Module, int
 
 
 class BoxPredictor(nn.Module):
-    """Class logits [R, 1 + C] and box deltas of every class [R, 1 + C, 4]."""
+    """Class logits [R, 1 + C] and box deltas of every class [R, 1 + C, 4], or, class-agnostic, of all classes together [R, 1, 4]."""
 
-    def __init__(self, channels: int, num_classes: int) -> None:
+    def __init__(self, channels: int, num_classes: int, *, class_agnostic: bool) -> None:
         super().__init__()
         self.cls_score = nn.Linear(channels, 1 + num_classes)
-        self.bbox_pred = nn.Linear(channels, (1 + num_classes) * 4)
+        self.bbox_pred = nn.Linear(channels, 4 if class_agnostic else (1 + num_classes) * 4)
         nn.init.normal_(self.cls_score.weight, std=0.01)
         nn.init.normal_(self.bbox_pred.weight, std=0.001)
         nn.init.zeros_(self.cls_score.bias)

@@ -111,11 +111,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_model(path: Path, device: torch.device) -> LoadedModel:
-    """The network of a checkpoint, ready to detect."""
+    """The network of a checkpoint, ready to detect: with the moving average of its weights where there is one."""
     state = read_checkpoint(path)
     config, class_names = state["config"], tuple(state["class_names"])
     model = MaskRCNN(ModelConfig.model_validate_json(json.dumps(config["model"])), len(class_names))
-    model.load_state_dict(state["model"])
+    model.load_state_dict(state["model"] | state.get("average", {}))
     return LoadedModel(
         model=model.to_device(device).eval(),
         config=config,

@@ -20,6 +20,7 @@ from model.matching import per_image_mean, sample_matches
 from model.resnet import make_stage, stage_channels
 from model.rpn import SMOOTH_L1_BETA, Proposals
 from model.structures import Batch, Detections, Targets
+from model.suppression import Candidates, keep_best
 
 ROI_STREAM = 2
 MIN_BOX_SIDE_PX = 1e-2
@@ -43,13 +44,12 @@ class RoIHeads(nn.Module):
         super().__init__()
         self.config = config
         channels = feature_channels(config)
+        self.res5: nn.Module | None = None
         if config.features == "c4":  # the body's last stage, at work on each RoI; box and mask share what it makes
-            self.res5: nn.Module = make_stage(config, 3)
+            self.res5 = make_stage(config, 3)
             channels = stage_channels(config)[3]
-        else:
-            self.res5 = nn.Identity()
         self.box_head, box_channels = make_box_head(config, channels)
-        self.box_predictor = BoxPredictor(box_channels, num_classes)
+        self.box_predictor = BoxPredictor(box_channels, num_classes, class_agnostic=config.class_agnostic_boxes)
         self.has_masks = config.task == "mask"
         if self.has_masks:
             self.mask_head, mask_channels = make_mask_head(config, channels)
@@ -68,8 +68,7 @@ class RoIHeads(nn.Module):
         boxes, scores, labels, num_detections = self.detect(pyramid, proposals, batch)
         mask_probs = None
         if self.has_masks:
-            pooled = self.pool(pyramid, boxes, batch, self.config.mask_pool_size)
-            mask_probs = self.mask_logits(pooled, labels).sigmoid()
+            mask_probs = self.mask_logits(pyramid, boxes, labels, batch).sigmoid()
         return Detections(boxes, scores, labels, num_detections, mask_probs), {}
 
     @torch.no_grad()
@@ -105,11 +104,15 @@ class RoIHeads(nn.Module):
         return min(int(self.config.roi_batch_size * self.config.roi_positive_fraction), is_positive.shape[1])
 
     def box_logits(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """Class logits [N, R, 1 + C] and deltas [N, R, 1 + C, 4] of RoIs with features [N, R, channels, O, O]."""
+        """Class logits [N, R, 1 + C] and deltas [N, R, 1 + C, 4] (or [N, R, 1, 4], class-agnostic) of RoIs with features [N, R, channels, O, O]."""
         logits, deltas = self.box_predictor(self.box_head(pooled.flatten(0, 1)))
         return logits.unflatten(0, pooled.shape[:2]), deltas.unflatten(0, pooled.shape[:2])
 
-    def mask_logits(self, pooled: Tensor, labels: Tensor) -> Tensor:
+    def mask_logits(self, pyramid: list[Tensor], boxes: Tensor, labels: Tensor, batch: Batch) -> Tensor:
+        """[N, R, M, M] logits of the masks of boxes [N, R, 4] for labels [N, R]."""
+        return self.mask_logits_of(self.pool(pyramid, boxes, batch, self.config.mask_pool_size), labels)
+
+    def mask_logits_of(self, pooled: Tensor, labels: Tensor) -> Tensor:
         """[N, R, M, M] logits of the masks for labels [N, R] of RoIs with features [N, R, channels, O, O]."""
         logits = self.mask_predictor(self.mask_head(pooled.flatten(0, 1)), labels.flatten())
         return logits.unflatten(0, labels.shape)
@@ -120,7 +123,7 @@ class RoIHeads(nn.Module):
         class_losses = F.cross_entropy(logits.flatten(0, 1), rois.labels.flatten(), reduction="none")
         gt_boxes = targets.gt_boxes.gather(1, rois.gt_rows[..., None].expand(-1, -1, 4))
         gt_deltas = cuda_ops.encode_boxes(gt_boxes, rois.boxes, self.config.box_reg_weights)
-        own_class = rois.labels[..., None, None].expand(-1, -1, 1, 4)
+        own_class = rois.labels.clamp(max=deltas.shape[2] - 1)[..., None, None].expand(-1, -1, 1, 4)
         own_deltas = deltas.gather(2, own_class).squeeze(2)  # [N, S, 4]
         box_losses = F.smooth_l1_loss(own_deltas, gt_deltas, beta=SMOOTH_L1_BETA, reduction="none").sum(2)
         return {
@@ -136,10 +139,9 @@ class RoIHeads(nn.Module):
         share = rois.num_mask_rois
         boxes, labels, gt_rows = rois.boxes[:, :share], rois.labels[:, :share], rois.gt_rows[:, :share]
         if self.config.features == "c4":
-            pooled = box_features[:, :share]
+            logits = self.mask_logits_of(box_features[:, :share], labels)  # [N, K, M, M]
         else:
-            pooled = self.pool(pyramid, boxes, batch, self.config.mask_pool_size)
-        logits = self.mask_logits(pooled, labels)  # [N, K, M, M]
+            logits = self.mask_logits(pyramid, boxes, labels, batch)
         gt_masks = cuda_ops.rasterize_polygons(boxes, gt_rows, batch.targets.polygons, logits.shape[-1])
         losses = F.binary_cross_entropy_with_logits(logits, gt_masks, reduction="none").mean((2, 3))  # [N, K]
         return {"mask": per_image_mean(losses, (labels > 0).float())}
@@ -155,7 +157,7 @@ class RoIHeads(nn.Module):
             sampling_ratio=self.config.sampling_ratio,
             aligned=self.config.conventions == "detectron2",
         )
-        return self.res5(pooled.flatten(0, 1)).unflatten(0, boxes.shape[:2])
+        return pooled if self.res5 is None else self.res5(pooled.flatten(0, 1)).unflatten(0, boxes.shape[:2])
 
     def detect(
         self, pyramid: list[Tensor], proposals: Proposals, batch: Batch
@@ -165,31 +167,30 @@ class RoIHeads(nn.Module):
         Unlike training, this asks the host twice how many candidates there are: results go to the host anyway, and shapes
         that fit cost less than shapes that hold the worst case.
         """
+        candidates = self.candidates(pyramid, proposals, batch)
+        return keep_best(candidates, self.config.nms_iou, self.config.detections_per_image)
+
+    def candidates(self, pyramid: list[Tensor], proposals: Proposals, batch: Batch) -> Candidates:
+        """Every class of every proposal that scores above model.score_threshold, best first."""
         config = self.config
         logits, deltas = self.box_logits(self.pool(pyramid, proposals.boxes, batch, config.box_pool_size))
         scores = logits.softmax(2)[..., 1:]  # [N, P, C]
         is_real = torch.arange(scores.shape[1], device=scores.device) < proposals.num_proposals[:, None]
+        classes = scores.shape[2]
         scores = scores.masked_fill(~(is_real[..., None] & (scores > config.score_threshold)), -torch.inf).flatten(1)
         most = int((scores > -torch.inf).sum(1).max())
-        scores, candidates = scores.sort(dim=1, descending=True, stable=True)
-        scores, candidates = scores[:, :most], candidates[:, :most]  # [N, Q]: candidates are (proposal, class) pairs
-        classes = deltas.shape[2] - 1
-        rows, labels = candidates // classes, candidates % classes + 1
+        scores, places = scores.sort(dim=1, descending=True, stable=True)
+        scores, places = scores[:, :most], places[:, :most]  # [N, Q] of (proposal, class) pairs
+        rows, labels = places // classes, places % classes + 1
+        own_deltas = rows if config.class_agnostic_boxes else rows * (classes + 1) + labels
         boxes = cuda_ops.decode_boxes(
-            deltas.flatten(1, 2).gather(1, (rows * (classes + 1) + labels)[..., None].expand(-1, -1, 4)),
+            deltas.flatten(1, 2).gather(1, own_deltas[..., None].expand(-1, -1, 4)),
             proposals.boxes.gather(1, rows[..., None].expand(-1, -1, 4)),
             config.box_reg_weights,
         )
         boxes = clip_boxes(boxes, batch.image_sizes)
         scores = scores.masked_fill(((boxes[..., 2:] - boxes[..., :2]) < MIN_BOX_SIDE_PX).any(2), -torch.inf)
-        idxs, counts = cuda_ops.batched_nms(
-            boxes, scores, config.nms_iou, min(config.detections_per_image, most), groups=labels
-        )
-        idxs = idxs[:, : int(counts.max())]
-        is_kept = torch.arange(idxs.shape[1], device=idxs.device) < counts[:, None]
-        boxes = boxes.gather(1, idxs[..., None].expand(-1, -1, 4)) * is_kept[..., None]
-        scores = scores.gather(1, idxs).masked_fill(~is_kept, 0.0)
-        return boxes, scores, labels.gather(1, idxs) * is_kept, counts
+        return Candidates(boxes, scores, labels)
 
 
 def clip_boxes(boxes: Tensor, image_sizes: Tensor) -> Tensor:

@@ -76,6 +76,12 @@ def resized_size(size: Size, min_size_px: int, max_size_px: int) -> Size:
     return height, width
 
 
+def fitted_size(size: Size, frame: Size, factor: float) -> Size:
+    """The largest size of the same shape that fits into `frame` times a factor, rounded: large-scale jitter (arXiv:2012.07177)."""
+    scale = factor * min(frame[0] / size[0], frame[1] / size[1])
+    return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
+
+
 def resize_image(pixels: Pixels, size: Size, *, flip: bool = False) -> Pixels:
     """Bilinear, antialiased when shrinking, then mirrored if `flip`: [h, w, 3] uint8 of the given size.
 
