@@ -20,7 +20,7 @@ from rich.progress import track
 from components.cli import parse, stage_parser, user_errors
 from components.config import Config
 from components.journal import write_atomically
-from components.plots import draw_results, labels_of, spread
+from components.plots import NAMES_OF_PROPOSALS, draw_results, labels_of, spread
 from components.tracking import open_tracker
 from components.trained import Trained, load_trained, open_split
 from model.config import DataConfig
@@ -191,11 +191,14 @@ def _describe(
 ) -> dict[int, dict[str, Any]]:
     """Draw each image of a batch and return its entry of predictions.json, by place among the sources."""
     category_ids, class_names = trained.loaded.category_ids, trained.loaded.class_names
+    if trained.config.model.task == "proposals":
+        class_names = NAMES_OF_PROPOSALS
     all_bbox, all_segm = to_coco_results(batch, detections, category_ids)
     entries = {}
     for i, size in zip(batch.image_ids.tolist(), batch.original_sizes.tolist(), strict=True):
         own = [k for k, r in enumerate(all_bbox) if r["image_id"] == i and r["score"] >= score_threshold]
-        bbox, segm = [all_bbox[k] for k in own], [all_segm[k] for k in own]
+        bbox, segm = [all_bbox[k] for k in own], [all_segm[k] for k in own] if all_segm else []
+        masks = [{"segmentation": result["segmentation"]} for result in segm] or [{}] * len(bbox)
         target = folder / sources[i].drawing
         target.parent.mkdir(parents=True, exist_ok=True)
         pixels = read_image(sources[i].path, apply_exif=sources[i].apply_exif)
@@ -210,9 +213,9 @@ def _describe(
                     "class": class_names[label - 1],
                     "score": box["score"],
                     "bbox": [*box["bbox"][:2], box["bbox"][0] + box["bbox"][2], box["bbox"][1] + box["bbox"][3]],
-                    "segmentation": mask["segmentation"],
                 }
-                for label, box, mask in zip(labels_of(bbox, category_ids), bbox, segm, strict=True)
+                | mask
+                for label, box, mask in zip(labels_of(bbox, category_ids), bbox, masks, strict=True)
             ],
         }
     return entries
