@@ -1,7 +1,7 @@
 # `make` lists what can be done. Everything runs in .venv, which is made from requirements.lock on first use. CUDA kernels are
 # compiled for the GPUs of this machine; FORCE_CUDA=1 compiles them without one, for TORCH_CUDA_ARCH_LIST.
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow gpu-test gpu-check sanitize lint ui bench lock clean
+.PHONY: help venv demo test test-slow test-family gpu-test gpu-check sanitize lint ui bench lock clean
 VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 5000
@@ -16,7 +16,7 @@ export TORCH_CUDA_ARCH_LIST ?= $(GPUS)
 endif
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(VENV)/.built  ## .venv with the locked packages and this one; PYTHON=… picks the interpreter (3.11 or 3.12)
 
@@ -46,6 +46,9 @@ test: venv  ## the quick tests
 
 test-slow: venv  ## tests of minutes
 	$(BIN)/python -m pytest -m slow
+
+test-family: venv  ## each member of the network family learns four real images by heart (minutes each)
+	$(BIN)/python -m pytest -m slow tests/components/test_memorise.py
 
 gpu-test: venv  ## tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
