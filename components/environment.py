@@ -11,12 +11,12 @@ import torch
 
 
 def git_commit() -> str | None:
-    """The commit of the current directory, with `-dirty` where tracked files differ from it; None outside git."""
+    """The commit of the current directory, with `-dirty` where tracked files differ from it; outside git the image's, or None."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):  # no git, no repository, or no commit in it
-        return None
+        return os.environ.get("MASKRCNN_COMMIT") or None  # which the Dockerfile sets
 
 
 def hardware() -> dict[str, str | int]:

@@ -67,7 +67,7 @@ def read_result(run_dir: Path) -> Result:
     for needed in (run_dir / "config.yaml", path):
         if not needed.is_file():
             raise ResultError(
-                f"{needed}: no such file; a finished run has it. `maskrcnn train train.output_dir={run_dir}` trains and evaluates one"
+                f"{needed}: no such file; a finished run has it. `maskrcnn train` trains and evaluates one, `maskrcnn stability` one a seed"
             )
     try:
         evaluation = json.loads(path.read_text(encoding="utf-8"))
