@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from components.intervals import CONFIDENCE, estimate
-from components.results import TASKS, Result, identity
+from components.results import TASKS, Result, description
 from model.coco_eval import SCORE_NAMES
 
 TITLES = {"bbox": "box", "segm": "mask"}
@@ -31,8 +31,6 @@ def stability_report(results: Sequence[Result], date: str) -> dict[str, Any]:
         date: ISO 8601, of the summary.
     """
     first = results[0].evaluation
-    config = identity(results[0].config)
-    del config["train.seed"]
     return {
         "seeds": [result.seed for result in results],
         "runs": [result.run_dir.as_posix() for result in results],
@@ -41,7 +39,7 @@ def stability_report(results: Sequence[Result], date: str) -> dict[str, Any]:
         "images": first["images"],
         "data_hash": first["data_hash"],
         "train_data_hash": first.get("train_data_hash"),
-        "config": config,
+        "config": description(results[0].config),
         "commits": sorted({result.evaluation.get("commit") or "unknown" for result in results}),
         "date": date,
     }

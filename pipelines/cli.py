@@ -16,6 +16,7 @@ STAGES = {
     "predict": "find and draw the objects on any images",
     "benchmark": "throughput, step time and memory, beside torchvision",
     "stability": "train and evaluate several seeds: mean, deviation and interval of AP",
+    "compare": "is one configuration better than another, or is it noise?",
     "register": "take an evaluated model into MLflow's registry",
     "pytorchjob": "train on Kubernetes: submit a PyTorchJob and follow it to its end",
 }
