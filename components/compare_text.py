@@ -72,7 +72,8 @@ def _verdict(comparison: dict[str, Any], task: str) -> str:
         return (
             f"{title}: no difference is shown ({figures}): it may be noise. Only more seeds could tell a smaller one."
         )
-    return f"{title}: {after['name']} is {'better' if difference > 0 else 'worse'} than {before['name']} ({figures}), by more than noise explains."
+    better = "better" if difference > 0 else "worse"
+    return f"{title}: {after['name']} is {better} than {before['name']} by more than noise explains ({figures})."
 
 
 def _number(value: float | None) -> str:

@@ -126,20 +126,23 @@ def summary_metrics(report: dict[str, Any]) -> dict[str, float | None]:
 
 
 def plot_stability(report: dict[str, Any], path: Path) -> None:
-    """A PNG: each seed's AP of boxes and masks as dots, their means as lines, the intervals of the means as bands."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    panel = figure.subplots()
-    places = range(len(report["seeds"]))
-    for task, color in zip(_tasks(report), ("tab:blue", "tab:orange"), strict=False):
+    """A PNG with a panel for boxes and one for masks: each seed's AP as a dot, the mean as a line, its interval as a band."""
+    figure = Figure(figsize=(8, 5.5), layout="constrained")
+    tasks, places = _tasks(report), range(len(report["seeds"]))
+    panels = figure.subplots(len(tasks), 1, sharex=True, squeeze=False)[
+        :, 0
+    ]  # each on its own scale: deviations are small
+    for task, panel, color in zip(tasks, panels, ("tab:blue", "tab:orange"), strict=False):
         score = report[task]["AP"]
-        panel.plot(places, score["values"], "o", color=color, label=f"{TITLES[task]} AP")
+        panel.plot(places, score["values"], "o", color=color)
         panel.axhline(score["mean"], color=color, linewidth=1)
         if score["interval"]:
             panel.axhspan(*score["interval"], color=color, alpha=0.15, linewidth=0)
-    panel.set_xticks(list(places), [str(seed) for seed in report["seeds"]])
-    panel.set(xlabel="seed", ylabel="AP (IoU 0.50:0.95)", title="lines: means; bands: their 95 % intervals")
-    panel.grid(alpha=0.3)
-    panel.legend()
+        panel.set_ylabel(f"{TITLES[task]} AP")
+        panel.grid(alpha=0.3)
+    panels[0].set_title("a dot for each seed; line: mean; band: its 95 % interval", fontsize="medium")
+    panels[-1].set_xticks(list(places), [str(seed) for seed in report["seeds"]])
+    panels[-1].set_xlabel("seed")
     figure.savefig(path, dpi=120)
 
 
