@@ -230,8 +230,9 @@ def _tensors(batch: Batch, detections: Detections) -> list[dict[str, Any]]:
             "boxes": boxes[n, :count],  # [k, 4] xyxy
             "scores": detections.scores[n, :count],
             "labels": detections.labels[n, :count],
-            "mask_probs": detections.mask_probs[n, :count],  # [k, M, M], in the frame of the box
         }
+        if detections.mask_probs is not None:
+            found["mask_probs"] = detections.mask_probs[n, :count]  # [k, M, M], in the frame of the box
         image = {"image_id": int(batch.image_ids[n]), "size": batch.original_sizes[n].tolist()}
         tensors.append(image | {name: value.cpu().clone() for name, value in found.items()})
     return tensors

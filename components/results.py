@@ -104,7 +104,11 @@ def require_final(result: Result) -> None:
 
 def identity(config: Config) -> dict[str, Any]:
     """What a result depends on, under dotted names; the seed is one of them."""
-    flat = config.flat()
+    return deciding(config.flat())
+
+
+def deciding(flat: dict[str, Any]) -> dict[str, Any]:
+    """Those of a configuration's values, by dotted names, on which a result depends."""
     return {key: value for key, value in flat.items() if key.startswith(_DECIDING) and key not in _NOT_DECIDING}
 
 

@@ -8,8 +8,9 @@ from torch import nn
 from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
-from model.backbone import Backbone, FrozenBatchNorm2d
+from model.backbone import Backbone
 from model.config import ModelConfig
+from model.layers import FrozenBatchNorm2d
 from model.mask_rcnn import MaskRCNN
 from model.structures import Batch
 

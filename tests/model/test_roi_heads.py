@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from model.config import ModelConfig
+from model.mask_head import MaskPredictor
 from model.mask_rcnn import MaskRCNN
-from model.roi_heads import MaskPredictor
 from model.structures import Batch
 
 
