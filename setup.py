@@ -140,6 +140,7 @@ setup(
         "pillow>=10.3",
         "simplejpeg>=1.8,<2",
         "pycocotools>=2.0.8",
+        "scipy>=1.11,<2",
         "hotcoco>=1.3,<2",  # pycocotools' numbers, sooner
         "orjson>=3.10,<4",
         "pydantic>=2.9,<3",

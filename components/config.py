@@ -53,6 +53,22 @@ class BenchmarkConfig(Section):
     processes: tuple[PositiveInt, ...] = (1, 2)  # of the mode `scaling`; each divides the largest
 
 
+class StabilityConfig(Section):
+    """What `maskrcnn stability` repeats: the same training from several seeds."""
+
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (1, 2, 3, 4, 5)  # train.seed of each run
+    parallel: PositiveInt = (
+        1  # seeds trained at a time, each in its own process; GPUs and cores are shared out among them
+    )
+    output_dir: Path = Path("runs/stability")  # the table; and seed_<seed>/, a run folder each
+
+    @model_validator(mode="after")
+    def _seeds_differ(self) -> "StabilityConfig":
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds must differ from one another, got {list(self.seeds)}")
+        return self
+
+
 class TrackingConfig(Section):
     """MLflow. `MLFLOW_TRACKING_URI` and `MLFLOW_RUN_ID` in the environment go before these."""
 
@@ -149,6 +165,7 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     predict: PredictConfig = PredictConfig()
     benchmark: BenchmarkConfig = BenchmarkConfig()
+    stability: StabilityConfig = StabilityConfig()
     tracking: TrackingConfig = TrackingConfig()
     cluster: ClusterConfig = ClusterConfig()
 

@@ -88,6 +88,7 @@ def _finish(
     write_inference(run_dir / "inference", results, evaluation)
     write_plots(run_dir / "plots", results, evaluation, index, ground_truth, config.evaluate.drawn_images)
     report = evaluation_report(evaluation, results, index, trained.name)
+    report["train_data_hash"] = trained.loaded.data_hash
     write_atomically(run_dir / "evaluation.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     _track(trained, run_dir, evaluation)
     _print(evaluation, run_dir, trained)

@@ -37,7 +37,9 @@ def evaluated(trained_run: Config) -> tuple[evaluate.EvaluateResult, dict[str, A
 
 def test_report_has_the_promised_keys(evaluated: tuple[evaluate.EvaluateResult, dict[str, Any]]) -> None:
     result, report = evaluated
-    assert list(report) == ["bbox", "segm", "per_class", "images", "detections", "checkpoint", "data_hash", "commit"]
+    assert list(report) == [
+        "bbox", "segm", "per_class", "images", "detections", "checkpoint", "data_hash", "commit", "train_data_hash",
+    ]  # fmt: skip
     assert list(report["bbox"]) == list(report["segm"]) == list(SCORE_NAMES)
     assert report["images"] == 4
     assert report["checkpoint"] == result.checkpoint == "checkpoints/step_0000007.pt"

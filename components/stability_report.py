@@ -1,0 +1,136 @@
+"""A stability study in numbers and on paper: stability.json, and the same as CSV, Markdown, picture and terminal table.
+
+stability.json: {"seeds", "runs", "confidence", "bbox" and "segm": {"AP", …: {"values", "mean", "deviation", "interval"}}, "images",
+"data_hash", "train_data_hash", "config", "commits", "date"}. Scores are fractions; values stand in the order of the seeds; deviation
+is that of the sample; null where nothing can be said, as about the deviation of a single run.
+"""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from components.intervals import CONFIDENCE, estimate
+from components.results import TASKS, Result, identity
+from model.coco_eval import SCORE_NAMES
+
+TITLES = {"bbox": "box", "segm": "mask"}
+_NO_DEVIATION = "One seed has no deviation: at least two are needed, and stability.seeds names them."
+
+
+def stability_report(results: Sequence[Result], date: str) -> dict[str, Any]:
+    """The content of stability.json, of results that differ in nothing but their seeds, in the order of these.
+
+    Args:
+        date: ISO 8601, of the summary.
+    """
+    first = results[0].evaluation
+    config = identity(results[0].config)
+    del config["train.seed"]
+    return {
+        "seeds": [result.seed for result in results],
+        "runs": [result.run_dir.as_posix() for result in results],
+        "confidence": CONFIDENCE,
+        **{task: _scores([result.evaluation[task] for result in results]) for task in TASKS if first.get(task)},
+        "images": first["images"],
+        "data_hash": first["data_hash"],
+        "train_data_hash": first.get("train_data_hash"),
+        "config": config,
+        "commits": sorted({result.evaluation.get("commit") or "unknown" for result in results}),
+        "date": date,
+    }
+
+
+def _scores(evaluations: Sequence[dict[str, float | None]]) -> dict[str, Any]:
+    scores: dict[str, Any] = {}
+    for name in SCORE_NAMES:
+        values = [evaluation[name] for evaluation in evaluations]
+        known = [value for value in values if value is not None]
+        if len(known) == len(values):
+            scores[name] = {"values": values, **asdict(estimate(known))}
+        else:  # the ground truth has nothing of that size
+            scores[name] = {"values": values, "mean": None, "deviation": None, "interval": None}
+    return scores
+
+
+def csv_text(report: dict[str, Any]) -> str:
+    """Every score in a row, unrounded: seeds, mean, standard deviation, ends of the interval. Empty where nothing can be said."""
+    seeds = [f"seed_{seed}" for seed in report["seeds"]]
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["task", "score", *seeds, "mean", "standard_deviation", "interval_low", "interval_high"])
+    for task in _tasks(report):
+        for name, score in report[task].items():
+            interval = score["interval"] or (None, None)
+            table.writerow([task, name, *score["values"], score["mean"], score["deviation"], *interval])
+    return text.getvalue()
+
+
+def markdown_table(report: dict[str, Any]) -> str:
+    """The seed document's table: final AP of boxes and masks for each seed, mean, standard deviation, interval."""
+    lines = [_header(report), ["---", *["---:"] * (len(report["seeds"]) + 3)], *_rows(report)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def markdown_note(report: dict[str, Any]) -> str:
+    """What the table is of, in one sentence, and when and at which commit it was made."""
+    count, commits = len(report["seeds"]), ", ".join(commit[:7] + commit[40:] for commit in report["commits"])
+    told = f"AP at IoU 0.50:0.95 of {count} training run{'s' * (count > 1)} that differ in nothing but the seed"
+    note = f"{told}, on {report['images']} images; {report['date']}, commit {commits}."
+    return note if count > 1 else f"{note} {_NO_DEVIATION}"
+
+
+def terminal_table(report: dict[str, Any]) -> Table:
+    """The same table for the terminal; as many columns as it holds before they wrap."""
+    table = Table(title=f"stability over {len(report['seeds'])} seeds, {report['images']} images")
+    for column in _header(report):
+        table.add_column(column, justify="right" if column else "left")
+    for row in _rows(report):
+        table.add_row(*row)
+    if len(report["seeds"]) == 1:
+        table.caption = _NO_DEVIATION
+    return table
+
+
+def _header(report: dict[str, Any]) -> list[str]:
+    percent = f"{report['confidence']:.0%}".replace("%", " %")
+    return ["", *(f"Seed {seed}" for seed in report["seeds"]), "Mean", "Standard deviation", f"{percent} interval"]
+
+
+def _rows(report: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for task in _tasks(report):
+        score = report[task]["AP"]
+        deviation = "–" if score["deviation"] is None else f"{score['deviation']:.4f}"
+        interval = "–" if score["interval"] is None else "{:.3f} to {:.3f}".format(*score["interval"])
+        values = [f"{value:.3f}" for value in (*score["values"], score["mean"])]
+        rows.append([f"final AP {TITLES[task]}", *values, deviation, interval])
+    return rows
+
+
+def plot_stability(report: dict[str, Any], path: Path) -> None:
+    """A PNG: each seed's AP of boxes and masks as dots, their means as lines, the intervals of the means as bands."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    panel = figure.subplots()
+    places = range(len(report["seeds"]))
+    for task, color in zip(_tasks(report), ("tab:blue", "tab:orange"), strict=False):
+        score = report[task]["AP"]
+        panel.plot(places, score["values"], "o", color=color, label=f"{TITLES[task]} AP")
+        panel.axhline(score["mean"], color=color, linewidth=1)
+        if score["interval"]:
+            panel.axhspan(*score["interval"], color=color, alpha=0.15, linewidth=0)
+    panel.set_xticks(list(places), [str(seed) for seed in report["seeds"]])
+    panel.set(xlabel="seed", ylabel="AP (IoU 0.50:0.95)", title="lines: means; bands: their 95 % intervals")
+    panel.grid(alpha=0.3)
+    panel.legend()
+    figure.savefig(path, dpi=120)
+
+
+def _tasks(report: dict[str, Any]) -> list[str]:
+    """Boxes, and masks where the network has them."""
+    return [task for task in TASKS if task in report]
