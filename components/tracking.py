@@ -96,6 +96,22 @@ def open_tracker(
             tracker.finish(status)
 
 
+def end_run(config: Config, *, run_dir: Path, status: str) -> str:
+    """Say how the run of a folder ended, for stages that could not: they were killed, say, or it is others that failed.
+
+    Args:
+        status: FINISHED, FAILED or KILLED.
+
+    Returns:
+        The run's id; empty where no run was begun, or tracking is off.
+    """
+    path = run_dir / "mlflow_run.json"
+    if not config.tracking.enabled or not path.is_file() or not json.loads(path.read_text(encoding="utf-8"))["run_id"]:
+        return ""
+    _open_outbox(config, Journal(run_dir / "log.jsonl"), {}).finish(status)
+    return json.loads(path.read_text(encoding="utf-8"))["run_id"]
+
+
 def _open_outbox(config: Config, journal: Journal, tags: Mapping[str, str]) -> "MlflowTracker":
     tracking, run_dir = config.tracking, journal.path.parent
     run_name = tracking.run_name or run_dir.resolve().name
