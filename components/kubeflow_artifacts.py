@@ -105,7 +105,8 @@ def describe_benchmark(metrics: Artifact, result: BenchmarkResult) -> None:
 
 def describe_study(metrics: Artifact, page: Artifact, result: StabilityResult) -> None:
     """Mean and deviation of AP over the seeds, and a page with the table and the picture."""
-    figures, rows, report = {}, [], result.report
+    figures: dict[str, Any] = {}
+    rows, report = [], result.report
     for task, title in TITLES.items():
         if score := report.get(task, {}).get("AP"):
             figures |= {f"ap/{task}/mean": score["mean"], f"ap/{task}/deviation": score["deviation"]}
