@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import cuda_ops
 from components.torchvision_twin import torchvision_images, torchvision_targets, torchvision_twin
 from model.backbone import BasicBlock, Bottleneck
+from model.compilation import compile_parts
 from model.config import ModelConfig, Section, TrainConfig
 from model.data.collate import collate
 from model.data.dataset import Sample
@@ -54,6 +55,8 @@ class Case(Section):
     steps: int
     device: str
     model: ModelConfig
+    compile: bool = False  # train.compile, of ours
+    cuda_graph: bool = False  # train.cuda_graph, of ours
     processes: int = 1  # that train together, each with a batch of its own
 
 
@@ -99,6 +102,8 @@ def _steps(case: Case, ours: MaskRCNN, batch: Batch) -> dict[Name, Callable[[], 
 
 def _our_step(model: MaskRCNN, batch: Batch, case: Case) -> Callable[[], object]:
     device = batch.images.device
+    if case.compile:
+        compile_parts(model, device)
     if case.mode == "train":
         train, scaler = training_of(case), LossScaler(device, case.dtype)
         optimizer = make_optimizer(model, train)
@@ -139,7 +144,9 @@ def _detect(model: nn.Module, inputs: Batch | list[Tensor], dtype: str) -> objec
 
 def training_of(case: Case) -> TrainConfig:
     """Plain steps whose learning rate is too small to matter: random weights must not diverge meanwhile."""
-    return TrainConfig(batch_size=case.batch, base_lr=1e-9, warmup_iters=0, dtype=case.dtype)
+    return TrainConfig(
+        batch_size=case.batch, base_lr=1e-9, warmup_iters=0, dtype=case.dtype, cuda_graph=case.cuda_graph
+    )
 
 
 def _timed(step: Callable[[], object], device: torch.device) -> float:

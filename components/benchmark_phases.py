@@ -72,7 +72,8 @@ def measure(config: Config) -> dict[str, Any]:
     Returns:
         {"phases": {name: seconds}, "step_s", "flops", "peak_flops_per_s", "floor_s", …}, without torchvision.
     """
-    case = first_training_case(config)
+    # A compiled or graphed step has no phases that could be told apart.
+    case = first_training_case(config).model_copy(update={"compile": False, "cuda_graph": False})
     device = pick_device(case.device)
     torch.manual_seed(0)
     model = MaskRCNN(case.model, NUM_CLASSES).to_device(device)

@@ -54,6 +54,8 @@ def case(config: Config, **choices: Any) -> Case:
         steps=benchmark.steps,
         device=config.train.device,
         model=config.model,
+        compile=config.train.compile,
+        cuda_graph=config.train.cuda_graph,
         **choices,
     )
 
@@ -74,6 +76,8 @@ def measure_case(case: Case) -> list[dict[str, Any]]:
                 "batch": case.batch,
                 "height": case.height,
                 "width": case.width,
+                "compile": case.compile and name == "ours",
+                "cuda_graph": case.cuda_graph and name == "ours",
                 "images_per_s": case.batch / median,
                 "step_s": {"median": median, "p90": p90, "p99": p99},
                 "peak_memory_mib": memory.peak_memory_mib,
@@ -93,7 +97,7 @@ def metrics(report: dict[str, Any]) -> dict[str, float | None]:
     for row in report["cases"]:
         if row["model"] != "ours":
             continue
-        name = f"{row['mode']}_{row['dtype']}_batch{row['batch']}"
+        name = "_".join((row["mode"], row["dtype"], f"batch{row['batch']}", *_extras(row)))
         figures[f"throughput/{name}_images_per_s"] = row["images_per_s"]
         figures[f"throughput/{name}_step_s"] = row["step_s"]["median"]
         figures[f"throughput/{name}_peak_memory_mib"] = row["peak_memory_mib"]
@@ -109,7 +113,7 @@ def table(report: dict[str, Any]) -> Table:
         result.add_column(column, justify="right" if column else "left", no_wrap=True)
     for row in report["cases"]:
         if row["model"] == "ours":
-            result.add_row(f"{row['mode']} {row['dtype']} ×{row['batch']}", style="bold")
+            result.add_row(" ".join((row["mode"], row["dtype"], f"×{row['batch']}", *_extras(row))), style="bold")
         result.add_row(
             f"  {row['model']}",
             f"{row['images_per_s']:.3g}",
@@ -119,6 +123,11 @@ def table(report: dict[str, Any]) -> Table:
             _number(row.get("memory_ratio_to_torchvision"), ".2f"),
         )
     return result
+
+
+def _extras(row: dict[str, Any]) -> list[str]:
+    """What sped up our steps beyond their own code."""
+    return [name for name in ("compile", "cuda_graph") if row[name]]
 
 
 def _number(value: float | None, form: str) -> str:

@@ -79,6 +79,14 @@ class TrackingConfig(Section):
     log_checkpoints: bool = True  # the final checkpoint as an artifact
 
 
+class RegistryConfig(Section):
+    """Which models `maskrcnn register` takes into MLflow's registry, and under what name."""
+
+    model_name: Annotated[str, Field(pattern=r"^[^/:]+$")] = "maskrcnn"
+    min_bbox_ap: Fraction = 0.0  # a model of less is not registered
+    min_segm_ap: Fraction = 0.0
+
+
 _LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"  # DNS-1123, as namespaces, secrets and claims are named
 _VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
 _MIB = {"Mi": 1, "Gi": 1024, "Ti": 1024 * 1024}
@@ -167,6 +175,7 @@ class Config(Section):
     benchmark: BenchmarkConfig = BenchmarkConfig()
     stability: StabilityConfig = StabilityConfig()
     tracking: TrackingConfig = TrackingConfig()
+    registry: RegistryConfig = RegistryConfig()
     cluster: ClusterConfig = ClusterConfig()
 
     def flat(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ writes into train.output_dir: evaluation.json, inference/ and plots/. Scores are
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -29,14 +29,16 @@ from components.tracking import open_tracker
 from components.trained import Trained, load_trained, open_split
 from model.coco_backends import Backend, choose_backend
 from model.coco_eval import SCORE_NAMES, CocoEvaluation, Scores, evaluate_results, load_ground_truth
-from model.config import DataConfig
+from model.config import DataConfig, EvaluateConfig
 from model.data.index import CocoIndex
 from model.data.loader import eval_loader
+from model.data.views import views_loader
 from model.distributed import from_main, gather_on_main, is_main, pick_device, process_group, rank, world_size
 from model.engine import predict
 from model.mask_rcnn import MaskRCNN
 from model.postprocess import original_boxes, to_coco_results
 from model.structures import Batch, Detections
+from model.test_time import is_plain, predict_views
 
 _MAX_CLASSES_IN_TABLE = 20
 
@@ -69,9 +71,8 @@ def run(config: Config, *, checkpoint: str = "last") -> EvaluateResult:
     with process_group(pick_device(config.train.device), config.train.timeout_s):
         trained = load_trained(config, checkpoint)
         index = open_split(trained, config.evaluate.split)
-        data, batch_size = trained.config.data, config.evaluate.batch_size
-        dtype = trained.config.train.dtype
-        results = detect(trained.loaded.model, index, data, batch_size=batch_size, dtype=dtype, keep_tensors=True)
+        data, dtype = trained.config.data, trained.config.train.dtype
+        results = detect(trained.loaded.model, index, data, config.evaluate, dtype=dtype, keep_tensors=True)
         evaluation = from_main(None if results is None else _finish(config, trained, index, results, backend))
     return EvaluateResult(config.train.output_dir, trained.name, evaluation)
 
@@ -96,10 +97,10 @@ def _finish(
 
 
 def evaluate_model(model: MaskRCNN, config: Config) -> CocoEvaluation:
-    """Score a model that is still in training on `evaluate.split`; nothing is written."""
+    """Score a model that is still in training on `evaluate.split`, without test-time augmentation; nothing is written."""
     index = CocoIndex.open(config.data.prepared_dir, config.evaluate.split)
-    batch_size, dtype = config.evaluate.batch_size, config.train.dtype
-    results = detect(model, index, config.data, batch_size=batch_size, dtype=dtype)
+    plain = EvaluateConfig(batch_size=config.evaluate.batch_size)
+    results = detect(model, index, config.data, plain, dtype=config.train.dtype)
     evaluation = None
     if results is not None:
         evaluation = evaluate_results(
@@ -114,12 +115,12 @@ def detect(
     model: MaskRCNN,
     index: CocoIndex,
     data: DataConfig,
+    evaluate: EvaluateConfig,
     *,
-    batch_size: int,
     dtype: str = "float32",
     keep_tensors: bool = False,
 ) -> Results | None:
-    """Run a model over every image of a split, its batches shared among the processes.
+    """Run a model over every image of a split, its batches shared among the processes; augmented as `evaluate` says.
 
     Args:
         keep_tensors: also keep what the network computed; for COCO's 5,000 val images that is about a GiB of memory.
@@ -127,11 +128,16 @@ def detect(
     Returns:
         What all processes found, in an order that does not depend on their number; None in all but rank 0.
     """
-    loader = eval_loader(index, data, batch_size=batch_size, shard=(rank(), world_size()))
-    device = next(model.parameters()).device
+    device, shard = next(model.parameters()).device, (rank(), world_size())
+    batches: Iterable[tuple[Batch, Detections]]
+    if is_plain(evaluate):
+        loader = eval_loader(index, data, batch_size=evaluate.batch_size, shard=shard)
+        batches, total = predict(model, loader, device, dtype), len(loader)
+    else:
+        views = views_loader(index, data, evaluate.scales, batch_size=evaluate.batch_size, shard=shard)
+        batches, total = predict_views(model, views, evaluate, device, dtype), len(views)
     found = []
-    batches = predict(model, loader, device, dtype)
-    for batch, detections in track(batches, "detecting", total=len(loader), transient=True, disable=not is_main()):
+    for batch, detections in track(batches, "detecting", total=total, transient=True, disable=not is_main()):
         tensors = _tensors(batch, detections) if keep_tensors else []
         found.append(Results(*to_coco_results(batch, detections, index.category_ids), tensors))
     if not (of_ranks := gather_on_main(found)):

@@ -51,6 +51,11 @@ class RunFile:
     sent_lines: int = 0  # of the journal, from its start
     waiting: list[dict[str, Any]] = field(default_factory=list)  # {"kind": …, "arguments": …}, oldest first
 
+    @staticmethod
+    def read(path: Path) -> "RunFile":
+        """What a run's folder says; empty where it says nothing yet."""
+        return RunFile(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else RunFile()
+
 
 class Outbox:
     """Hands a journal, and whatever else is posted, to a server."""
@@ -59,7 +64,7 @@ class Outbox:
         self._journal = journal
         self._path = path
         self._server = server
-        self._file = RunFile(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else RunFile()
+        self._file = RunFile.read(path)
         if (self._file.uri, self._file.experiment) != (server.uri, experiment):
             self._file.run_id = ""  # the run of another server or experiment cannot be continued on this one
         self._file.uri, self._file.experiment = server.uri, experiment

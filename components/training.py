@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from components.cli import STATUS_OF_SIGTERM
 from components.config import Config, ConfigError, save_config
 from components.tracking import Tracker
 from components.training_log import TrainingLog, peak_memory_mib
+from model.average import WeightAverage
 from model.checkpoint import last_checkpoint, mark_best, read_checkpoint, save_checkpoint
+from model.compilation import compile_parts
 from model.data.index import CocoIndex
 from model.data.loader import batches_per_epoch, train_loader
 from model.distributed import (
@@ -29,6 +32,7 @@ from model.distributed import (
 )
 from model.engine import Step, set_determinism, train_steps
 from model.errors import UserError
+from model.graphs import why_not_graphed
 from model.mask_rcnn import MaskRCNN
 from model.optim import make_optimizer
 from model.precision import LossScaler, set_float32_products
@@ -36,7 +40,7 @@ from model.weights import load_weights
 
 # What may differ between a run and its continuation: where and how long it goes on, and what it says meanwhile.
 FREE_TO_CHANGE = (
-    "device", "processes", "keep_last", "log_period", "checkpoint_period", "max_iters", "output_dir", "resume", "timeout_s",
+    "device", "processes", "compile", "cuda_graph", "keep_last", "log_period", "checkpoint_period", "max_iters", "output_dir", "resume", "timeout_s",
 )  # fmt: skip
 
 
@@ -66,7 +70,12 @@ class Training:
             report = load_weights(self.model, config.model, self.index.class_names, self.index.category_ids)
             console.print(str(report), highlight=False)
         self.model.to_device(device)
+        if config.train.compile:
+            compile_parts(self.model, device)
+        if config.train.cuda_graph and (reason := why_not_graphed(config.train, device)):
+            console.print(f"train.cuda_graph: steps run without graphs, since {reason}", highlight=False)
         self.optimizer = make_optimizer(self.model, config.train)
+        self.average = WeightAverage(self.model, config.train.ema_decay) if config.train.ema_decay else None
         self.scaler = LossScaler(device, config.train.dtype)
         self.step, self.best_ap, self.reached_target, self.nonfinite_in_row = 0, -1.0, False, 0
         self.is_reconfigured = False
@@ -103,6 +112,8 @@ class Training:
         try:
             for step in self._with_progress(steps):
                 self.step = step.number
+                if self.average is not None:
+                    self.average.update(step.number)
                 window.append(step)
                 self._watch(step)
                 ends_epoch = config.evaluate.every_epoch and step.number % epoch == 0
@@ -137,7 +148,8 @@ class Training:
         wait_for_all()
 
     def _state(self) -> dict[str, Any]:
-        return {
+        average = {} if self.average is None else {"average": self.average.state_dict()}
+        return average | {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -172,6 +184,8 @@ class Training:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
         self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.step, self.best_ap = state["step"], state["best_ap"]
         self.reached_target, self.nonfinite_in_row = state["reached_target"], state["nonfinite_in_row"]
         self.is_reconfigured = state["config"] != self.config.model_dump(mode="json")
@@ -234,7 +248,8 @@ class Training:
         from components.evaluate import evaluate_model
 
         evaluate = self.config.evaluate
-        evaluation = evaluate_model(self.model, self.config)
+        with nullcontext() if self.average is None else self.average.applied():
+            evaluation = evaluate_model(self.model, self.config)
         bbox, segm = evaluation.bbox["AP"] or 0.0, evaluation.segm["AP"] or 0.0
         tracker.log_metrics({"epoch/ap_bbox": bbox, "epoch/ap_segm": segm}, self.step)
         self.console.print(f"step {self.step}: box AP {bbox:.4f}, mask AP {segm:.4f}", highlight=False)
@@ -284,7 +299,10 @@ def check_divisible(config: Config) -> None:
 def differences(state: dict[str, Any], config: Config, data_hash: str) -> list[str]:
     """What sets a checkpoint's run apart from this one, as `key: then → now`; empty where it may be continued."""
     then, now = state["config"], config.model_dump(mode="json")
-    keys = [("data", key) for key in ("buckets", "min_sizes_px", "max_size_px", "horizontal_flip")]
+    keys = [
+        ("data", key)
+        for key in ("buckets", "min_sizes_px", "max_size_px", "horizontal_flip", "scale_jitter", "crop_size_px")
+    ]
     keys += [("model", key) for key in now["model"]]
     keys += [("train", key) for key in now["train"] if key not in FREE_TO_CHANGE]
     changes = [

@@ -111,11 +111,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_model(path: Path, device: torch.device) -> LoadedModel:
-    """The network of a checkpoint, ready to detect."""
+    """The network of a checkpoint, ready to detect: with the moving average of its weights where there is one."""
     state = read_checkpoint(path)
     config, class_names = state["config"], tuple(state["class_names"])
     model = MaskRCNN(ModelConfig.model_validate_json(json.dumps(config["model"])), len(class_names))
-    model.load_state_dict(state["model"])
+    model.load_state_dict(state["model"] | state.get("average", {}))
     return LoadedModel(
         model=model.to_device(device).eval(),
         config=config,
@@ -125,6 +125,19 @@ def load_model(path: Path, device: torch.device) -> LoadedModel:
         data_hash=state["data_hash"],
         path=path,
     )
+
+
+def save_weights(loaded: LoadedModel, path: Path) -> None:
+    """Write what using a network needs, and nothing that only continuing its training would; `load_model` reads it."""
+    state = {
+        "model": {name: tensor.cpu() for name, tensor in loaded.model.state_dict().items()},
+        "config": loaded.config,
+        "class_names": list(loaded.class_names),
+        "category_ids": list(loaded.category_ids),
+        "step": loaded.step,
+        "data_hash": loaded.data_hash,
+    }
+    torch.save(state, path)
 
 
 def _point(run_dir: Path, name: str, path: Path) -> None:

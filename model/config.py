@@ -61,6 +61,10 @@ class DataConfig(Section):
     eval_max_size_px: PositiveInt = 1333
     buckets: tuple[tuple[PositiveInt, PositiveInt], ...] = ((800, 1088), (800, 1344), (1088, 800), (1344, 800))
     horizontal_flip: Fraction = 0.5
+    # Large-scale jitter while training: the image is fitted into crop_size_px times a factor drawn from this range, then cut to
+    # crop_size_px (height, width) at a random place; min_sizes_px and max_size_px are not used then. Empty: none.
+    scale_jitter: Annotated[tuple[PositiveFloat, ...], Field(max_length=2)] = ()
+    crop_size_px: tuple[PositiveInt, PositiveInt] = (1024, 1024)
     workers: NonNegativeInt = 2  # processes that decode; 0 decodes in the training process
     shapes: ShapesConfig = ShapesConfig()
 
@@ -73,10 +77,16 @@ class DataConfig(Section):
                 raise ValueError(f"buckets must be multiples of 32 (the stride of the coarsest level), got {side}")
         if len(set(self.buckets)) != len(self.buckets) or not self.buckets:
             raise ValueError(f"buckets must be one or more different (height, width) pairs, got {self.buckets}")
-        for name, short, long in (
-            ("min_sizes_px", max(self.min_sizes_px), self.max_size_px),
-            ("eval_min_size_px", self.eval_min_size_px, self.eval_max_size_px),
-        ):
+        limits = [("eval_min_size_px", self.eval_min_size_px, self.eval_max_size_px)]
+        if not self.scale_jitter:
+            limits.append(("min_sizes_px", max(self.min_sizes_px), self.max_size_px))
+        elif len(self.scale_jitter) != 2 or self.scale_jitter[0] > self.scale_jitter[1]:
+            raise ValueError(
+                f"scale_jitter must be empty or a lowest and a highest factor, got {list(self.scale_jitter)}"
+            )
+        elif self.crop_size_px not in self.buckets:
+            raise ValueError(f"buckets must hold crop_size_px with scale_jitter: add {list(self.crop_size_px)} to them")
+        for name, short, long in limits:
             if short > long:
                 raise ValueError(f"{name} must not exceed the longer side's limit, got {short} > {long}")
             for height, width in ((short, long), (long, short)):
@@ -102,6 +112,7 @@ class ModelConfig(Section):
     box_head_channels: PositiveInt = 1024
     mask_head_channels: PositiveInt = 256
     mask_head_convs: PositiveInt = 4
+    class_agnostic_boxes: bool = False  # one box a proposal, whatever its class
     # Anchors: one size a level, P2 to P6.
     anchor_sizes_px: tuple[PositiveFloat, ...] = (32, 64, 128, 256, 512)
     aspect_ratios: tuple[PositiveFloat, ...] = (0.5, 1.0, 2.0)
@@ -172,6 +183,9 @@ class TrainConfig(Section):
     deterministic: bool = (
         False  # the same losses on the same machine, bit for bit, at some cost on a GPU (the CPU's always are)
     )
+    compile: bool = False  # torch.compile of the dense parts of the network: a minute or more once, for faster steps
+    # One launch a step: a CUDA graph for each bucket. On one GPU, without accumulation; elsewhere steps run as they are, and a line says why.
+    cuda_graph: bool = False
     max_iters: PositiveInt = 90000
     batch_size: PositiveInt = 16  # images a step, over all micro-batches and processes
     accumulation_steps: PositiveInt = 1  # micro-batches a step
@@ -186,8 +200,12 @@ class TrainConfig(Section):
     lr_gamma: PositiveFloat = 0.1
     warmup_iters: NonNegativeInt = 500
     warmup_factor: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0 / 3.0
-    warmup_method: Literal["linear", "constant"] = "linear"
+    # mlperf_linear: the rate rises by warmup_factor itself each step, up to the scaled base_lr; it must not start below 0.
+    warmup_method: Literal["linear", "constant", "mlperf_linear"] = "linear"
     clip_grad_norm: NonNegativeFloat = 0.0  # 0 does not clip
+    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = (
+        0.0  # of the moving average of weights that is evaluated; 0: none
+    )
     log_period: PositiveInt = 20
     checkpoint_period: PositiveInt = 2500
     keep_last: NonNegativeInt = 0  # newest checkpoints kept beside the best; 0 keeps all
@@ -203,7 +221,18 @@ class TrainConfig(Section):
             )
         if list(self.lr_steps) != sorted(set(self.lr_steps)):
             raise ValueError(f"lr_steps must rise, got {list(self.lr_steps)}")
+        lowest = self.peak_lr - self.warmup_iters * self.warmup_factor
+        if self.warmup_method == "mlperf_linear" and lowest < -1e-9 * self.peak_lr:
+            raise ValueError(
+                f"warmup_factor must be at most {self.peak_lr / self.warmup_iters:.6g} with mlperf_linear, the rate {self.peak_lr:g} over "
+                f"{self.warmup_iters} warmup_iters, got {self.warmup_factor:g}: the rate would start below 0"
+            )
         return self
+
+    @property
+    def peak_lr(self) -> float:
+        """The rate after warm-up: base_lr for the real batch."""
+        return self.base_lr * self.batch_size / self.lr_batch_size
 
     @property
     def micro_batch_size(self) -> int:
@@ -222,3 +251,8 @@ class EvaluateConfig(Section):
     skip_eval: bool = False  # write predictions only
     split: Literal["train", "val"] = "val"
     drawn_images: NonNegativeInt = 16  # images with predictions drawn on them
+    # Test-time augmentation: detections of all scales, and their mirror images, unite; masks are averaged.
+    scales: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (1.0,)  # of data.eval_min_size_px and its like
+    flip: bool = False
+    soft_nms: Literal["off", "linear", "gaussian"] = "off"  # neighbours lose score, instead of being dropped
+    soft_nms_sigma: PositiveFloat = 0.5  # of gaussian

@@ -8,10 +8,10 @@ Nothing here waits for the device: what a step yields are tensors, read only by 
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import tee
+from itertools import islice, tee
 
 import torch
 from torch import Tensor, nn
@@ -19,21 +19,18 @@ from torch import Tensor, nn
 from model.config import TrainConfig
 from model.data.prefetch import prefetch
 from model.distributed import mean_over_ranks, without_reduction
+from model.graphs import GraphedUpdates, why_not_graphed
 from model.mask_rcnn import MaskRCNN
 from model.optim import learning_rate, set_learning_rate, step_unless
 from model.precision import LossScaler, autocast, set_float32_products
-from model.structures import Batch, Detections
+from model.structures import Batch, Detections, Outcome
 
 
 @dataclass(frozen=True)
-class Step:
+class Step(Outcome):
     """One update of the weights, or none where a loss or a gradient was not finite."""
 
     number: int  # 1, 2, …
-    losses: dict[str, Tensor]  # scalars on the device, mean over micro-batches and processes
-    grad_norm: Tensor  # scalar, before clipping
-    skipped: Tensor  # scalar: 1 where the weights were left alone
-    diverged: Tensor  # scalar: 1 where that was not just float16's loss scale being too large
     image_ids: list[int]  # this process's
     learning_rate: float
     data_s: float  # waiting for the loader
@@ -69,27 +66,62 @@ def train_steps(
     model.train()
     device = next(model.parameters()).device
     on_device = prefetch(batches, device)
+    graphed = None
+    if train.cuda_graph and not why_not_graphed(train, device):
+        graphed = GraphedUpdates(lambda batch: _update(model, [batch], optimizer, train, scaler), device)
     for number in range(start_step + 1, train.max_iters + 1):
-        began, data_s, image_ids = time.perf_counter(), 0.0, []
-        totals: dict[str, Tensor] = {}
-        set_learning_rate(optimizer, learning_rate(train, number))
-        for micro_step in range(train.accumulation_steps):
-            waited = time.perf_counter()
-            batch = next(on_device)
-            data_s += time.perf_counter() - waited
-            image_ids += batch.image_ids.tolist()
-            # A static graph is learned from a first backward that reduces; to reduce a mean once more changes nothing.
-            is_reduced = micro_step == train.accumulation_steps - 1 or number == start_step + 1
-            with nullcontext() if is_reduced else without_reduction(model):
-                losses = _backward(model, batch, train, scaler)
-            totals = {name: totals.get(name, 0) + loss.detach() for name, loss in losses.items()}
-        means = mean_over_ranks(torch.stack(list(totals.values())))
-        grad_norm, skipped, diverged = _update(model, optimizer, train, scaler, means)
-        losses = dict(zip(totals, means, strict=True))
+        began, rate = time.perf_counter(), learning_rate(train, number)
+        set_learning_rate(optimizer, rate)
+        micro_batches = list(islice(on_device, train.accumulation_steps))
+        data_s = time.perf_counter() - began
+        if graphed:
+            outcome = graphed(*micro_batches)
+        else:
+            outcome = _update(model, micro_batches, optimizer, train, scaler, is_first=number == start_step + 1)
+        image_ids = torch.cat([batch.image_ids for batch in micro_batches]).tolist()
         step_s = time.perf_counter() - began
         yield Step(
-            number, losses, grad_norm, skipped, diverged, image_ids, learning_rate(train, number), data_s, step_s
+            **vars(outcome), number=number, image_ids=image_ids, learning_rate=rate, data_s=data_s, step_s=step_s
         )
+
+
+def _update(
+    model: nn.Module,
+    micro_batches: Sequence[Batch],
+    optimizer: torch.optim.Optimizer,
+    train: TrainConfig,
+    scaler: LossScaler,
+    *,
+    is_first: bool = False,
+) -> Outcome:
+    """Change the weights unless something is not finite; the decision is made on the device, and alike in all processes."""
+    means = _gradients(model, micro_batches, train, scaler, is_first=is_first)
+    scaler.unscale_(optimizer)
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if train.clip_grad_norm:
+        torch.nn.utils.clip_grads_with_norm_(parameters, train.clip_grad_norm, grad_norm)
+    is_loss_finite = torch.isfinite(torch.stack(list(means.values())).sum())
+    skipped = ~(torch.isfinite(grad_norm) & is_loss_finite)
+    diverged = skipped & (~is_loss_finite | scaler.is_exhausted)
+    step_unless(optimizer, skipped.float())
+    scaler.update()
+    return Outcome(means, grad_norm, skipped.float(), diverged.float())
+
+
+def _gradients(
+    model: nn.Module, micro_batches: Sequence[Batch], train: TrainConfig, scaler: LossScaler, *, is_first: bool
+) -> dict[str, Tensor]:
+    """Forward and backward of each micro-batch; the mean losses over all of them and all processes."""
+    totals: dict[str, Tensor] = {}
+    for number, batch in enumerate(micro_batches, start=1):
+        # A static graph is learned from a first backward that reduces; to reduce a mean once more changes nothing.
+        is_reduced = number == len(micro_batches) or is_first
+        with nullcontext() if is_reduced else without_reduction(model):
+            losses = _backward(model, batch, train, scaler)
+        totals = {name: totals.get(name, 0) + loss.detach() for name, loss in losses.items()}
+    means = mean_over_ranks(torch.stack(list(totals.values())))
+    return dict(zip(totals, means, strict=True))
 
 
 def _backward(model: nn.Module, batch: Batch, train: TrainConfig, scaler: LossScaler) -> dict[str, Tensor]:
@@ -98,23 +130,6 @@ def _backward(model: nn.Module, batch: Batch, train: TrainConfig, scaler: LossSc
     losses = {name: loss / train.accumulation_steps for name, loss in losses.items()}
     scaler.scale(torch.stack(list(losses.values())).sum()).backward()
     return losses
-
-
-def _update(
-    model: nn.Module, optimizer: torch.optim.Optimizer, train: TrainConfig, scaler: LossScaler, losses: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Change the weights unless something is not finite; the decision is made on the device, and alike in all processes."""
-    scaler.unscale_(optimizer)
-    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
-    grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if train.clip_grad_norm:
-        torch.nn.utils.clip_grads_with_norm_(parameters, train.clip_grad_norm, grad_norm)
-    is_loss_finite = torch.isfinite(losses.sum())
-    skipped = ~(torch.isfinite(grad_norm) & is_loss_finite)
-    diverged = skipped & (~is_loss_finite | scaler.is_exhausted)
-    step_unless(optimizer, skipped.float())
-    scaler.update()
-    return grad_norm, skipped.float(), diverged.float()
 
 
 def predict(

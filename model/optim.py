@@ -46,6 +46,9 @@ def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimize
         optimizer = fused_sgd(groups_and_rates, lr=learning_rate(train, 1), momentum=train.momentum, set_grad_none=True)
     else:
         optimizer = torch.optim.SGD(groups_and_rates, lr=learning_rate(train, 1), momentum=train.momentum, fused=True)
+    if train.cuda_graph:  # what a graph reads must be a tensor
+        for group in optimizer.param_groups:
+            group["lr"] = torch.tensor(learning_rate(train, 1), device=group["params"][0].device)
     if train.momentum:  # torch leaves the buffers of a skipped first step uninitialised
         for parameter in itertools.chain(*groups.values()):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -62,9 +65,11 @@ def _apex_sgd(train: TrainConfig, groups: list[dict[str, Any]]) -> Callable[...,
     except ImportError as error:
         why = f"it cannot be imported ({error})"
     else:
-        if groups[0]["params"][0].is_cuda:
+        if groups[0]["params"][0].is_cuda and not train.cuda_graph:
             return FusedSGD
         why = "its FusedSGD runs on CUDA alone, and the weights are on the CPU"
+        if train.cuda_graph:
+            why = "its FusedSGD takes the learning rate from the host, which train.cuda_graph rules out"
     if train.apex == "required":
         raise UserError(
             f"train.apex=required: needs NVIDIA's apex, but {why}; NGC's PyTorch images have it, and it can be built from github.com/NVIDIA/apex with "
@@ -75,18 +80,23 @@ def _apex_sgd(train: TrainConfig, groups: list[dict[str, Any]]) -> Callable[...,
 
 def learning_rate(train: TrainConfig, step: int) -> float:
     """The rate of step 1, 2, … : base_lr scaled to the batch size, warmed up, then divided at each of lr_steps."""
-    rate = train.base_lr * train.batch_size / train.lr_batch_size
-    rate *= train.lr_gamma ** sum(step > boundary for boundary in train.lr_steps)
-    if step <= train.warmup_iters:
-        done = (step - 1) / train.warmup_iters if train.warmup_method == "linear" else 0.0
+    left = max(train.warmup_iters - (step - 1), 0)  # steps of warm-up from here on
+    rate = train.peak_lr
+    if left and train.warmup_method == "mlperf_linear":
+        rate = max(rate - left * train.warmup_factor, 0.0)
+    elif left:
+        done = 1 - left / train.warmup_iters if train.warmup_method == "linear" else 0.0
         rate *= train.warmup_factor * (1 - done) + done
-    return rate
+    return rate * train.lr_gamma ** sum(step > boundary for boundary in train.lr_steps)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Give each group `rate` times its factor."""
     for group in optimizer.param_groups:
-        group["lr"] = rate * group["lr_factor"]
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate * group["lr_factor"])
+        else:
+            group["lr"] = rate * group["lr_factor"]
 
 
 def step_unless(optimizer: torch.optim.Optimizer, skipped: Tensor) -> None:

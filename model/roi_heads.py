@@ -19,6 +19,7 @@ from model.config import ModelConfig
 from model.matching import per_image_mean, sample_matches
 from model.rpn import SMOOTH_L1_BETA, Proposals
 from model.structures import Batch, Detections, Targets
+from model.suppression import Candidates, keep_best
 
 ROI_STREAM = 2
 MIN_BOX_SIDE_PX = 1e-2
@@ -48,12 +49,12 @@ class BoxHead(nn.Module):
 
 
 class BoxPredictor(nn.Module):
-    """Class logits [R, 1 + C] and box deltas of every class [R, 1 + C, 4]."""
+    """Class logits [R, 1 + C] and box deltas of every class [R, 1 + C, 4], or, class-agnostic, of all classes together [R, 1, 4]."""
 
-    def __init__(self, channels: int, num_classes: int) -> None:
+    def __init__(self, channels: int, num_classes: int, *, class_agnostic: bool) -> None:
         super().__init__()
         self.cls_score = nn.Linear(channels, 1 + num_classes)
-        self.bbox_pred = nn.Linear(channels, (1 + num_classes) * 4)
+        self.bbox_pred = nn.Linear(channels, 4 if class_agnostic else (1 + num_classes) * 4)
         nn.init.normal_(self.cls_score.weight, std=0.01)
         nn.init.normal_(self.bbox_pred.weight, std=0.001)
         nn.init.zeros_(self.cls_score.bias)
@@ -100,7 +101,9 @@ class RoIHeads(nn.Module):
         self.config = config
         grouped = norm_layer("group_norm") if config.norm == "group_norm" else None
         self.box_head = BoxHead(config)
-        self.box_predictor = BoxPredictor(config.box_head_channels, num_classes)
+        self.box_predictor = BoxPredictor(
+            config.box_head_channels, num_classes, class_agnostic=config.class_agnostic_boxes
+        )
         widths = [config.fpn_channels] + [config.mask_head_channels] * config.mask_head_convs
         self.mask_head = nn.Sequential(
             *(conv_layer(i, o, 3, grouped, relu=True) for i, o in itertools.pairwise(widths))
@@ -156,7 +159,7 @@ class RoIHeads(nn.Module):
         return min(int(self.config.roi_batch_size * self.config.roi_positive_fraction), is_positive.shape[1])
 
     def box_logits(self, pyramid: list[Tensor], boxes: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Class logits [N, R, 1 + C] and deltas [N, R, 1 + C, 4] of boxes [N, R, 4]."""
+        """Class logits [N, R, 1 + C] and deltas [N, R, 1 + C, 4] (or [N, R, 1, 4], class-agnostic) of boxes [N, R, 4]."""
         pooled = self._pool(pyramid, boxes, batch, self.config.box_pool_size)
         logits, deltas = self.box_predictor(self.box_head(pooled))
         return logits.unflatten(0, boxes.shape[:2]), deltas.unflatten(0, boxes.shape[:2])
@@ -174,7 +177,7 @@ class RoIHeads(nn.Module):
         class_losses = F.cross_entropy(logits.flatten(0, 1), rois.labels.flatten(), reduction="none")
         gt_boxes = batch.targets.gt_boxes.gather(1, rois.gt_rows[..., None].expand(-1, -1, 4))
         gt_deltas = cuda_ops.encode_boxes(gt_boxes, rois.boxes, self.config.box_reg_weights)
-        own_class = rois.labels[..., None, None].expand(-1, -1, 1, 4)
+        own_class = rois.labels.clamp(max=deltas.shape[2] - 1)[..., None, None].expand(-1, -1, 1, 4)
         own_deltas = deltas.gather(2, own_class).squeeze(2)  # [N, S, 4]
         box_losses = F.smooth_l1_loss(own_deltas, gt_deltas, beta=SMOOTH_L1_BETA, reduction="none").sum(2)
         return {
@@ -200,31 +203,30 @@ class RoIHeads(nn.Module):
         Unlike training, this asks the host twice how many candidates there are: results go to the host anyway, and shapes
         that fit cost less than shapes that hold the worst case.
         """
+        candidates = self.candidates(pyramid, proposals, batch)
+        return keep_best(candidates, self.config.nms_iou, self.config.detections_per_image)
+
+    def candidates(self, pyramid: list[Tensor], proposals: Proposals, batch: Batch) -> Candidates:
+        """Every class of every proposal that scores above model.score_threshold, best first."""
         config = self.config
         logits, deltas = self.box_logits(pyramid, proposals.boxes, batch)
         scores = logits.softmax(2)[..., 1:]  # [N, P, C]
         is_real = torch.arange(scores.shape[1], device=scores.device) < proposals.num_proposals[:, None]
+        classes = scores.shape[2]
         scores = scores.masked_fill(~(is_real[..., None] & (scores > config.score_threshold)), -torch.inf).flatten(1)
         most = int((scores > -torch.inf).sum(1).max())
-        scores, candidates = scores.sort(dim=1, descending=True, stable=True)
-        scores, candidates = scores[:, :most], candidates[:, :most]  # [N, Q]: candidates are (proposal, class) pairs
-        classes = deltas.shape[2] - 1
-        rows, labels = candidates // classes, candidates % classes + 1
+        scores, places = scores.sort(dim=1, descending=True, stable=True)
+        scores, places = scores[:, :most], places[:, :most]  # [N, Q] of (proposal, class) pairs
+        rows, labels = places // classes, places % classes + 1
+        own_deltas = rows if config.class_agnostic_boxes else rows * (classes + 1) + labels
         boxes = cuda_ops.decode_boxes(
-            deltas.flatten(1, 2).gather(1, (rows * (classes + 1) + labels)[..., None].expand(-1, -1, 4)),
+            deltas.flatten(1, 2).gather(1, own_deltas[..., None].expand(-1, -1, 4)),
             proposals.boxes.gather(1, rows[..., None].expand(-1, -1, 4)),
             config.box_reg_weights,
         )
         boxes = clip_boxes(boxes, batch.image_sizes)
         scores = scores.masked_fill(((boxes[..., 2:] - boxes[..., :2]) < MIN_BOX_SIDE_PX).any(2), -torch.inf)
-        idxs, counts = cuda_ops.batched_nms(
-            boxes, scores, config.nms_iou, min(config.detections_per_image, most), groups=labels
-        )
-        idxs = idxs[:, : int(counts.max())]
-        is_kept = torch.arange(idxs.shape[1], device=idxs.device) < counts[:, None]
-        boxes = boxes.gather(1, idxs[..., None].expand(-1, -1, 4)) * is_kept[..., None]
-        scores = scores.gather(1, idxs).masked_fill(~is_kept, 0.0)
-        return boxes, scores, labels.gather(1, idxs) * is_kept, counts
+        return Candidates(boxes, scores, labels)
 
     def _pool(self, pyramid: list[Tensor], boxes: Tensor, batch: Batch, size: int) -> Tensor:
         """[N·R, channels, size, size]."""

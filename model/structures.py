@@ -1,4 +1,4 @@
-"""What flows between the parts: packed polygons, batches, detections.
+"""What flows between the parts: packed polygons, batches, detections, outcomes of updates.
 
 Shapes: N images, H × W the bucket, G ground-truth rows (padded), I = N·G instances, T polygon parts, V vertices,
 D detections. Boxes are (x1, y1, x2, y2) in pixels; sizes are (height, width).
@@ -86,6 +86,21 @@ class Detections:
     labels: Tensor  # [N, D] int64, 1 … classes
     num_detections: Tensor  # [N] int64
     mask_probs: Tensor  # [N, D, M, M] float32, 0 to 1, in the frame of the box
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an update of the weights tells: scalars on the device."""
+
+    losses: dict[str, Tensor]  # mean over micro-batches and processes
+    grad_norm: Tensor  # before clipping
+    skipped: Tensor  # 1 where the weights were left alone, since a loss or a gradient was not finite
+    diverged: Tensor  # 1 where that was not just float16's loss scale being too large
+
+    def map(self, change: Change) -> "Outcome":
+        """Every tensor changed alike."""
+        losses = {name: change(loss) for name, loss in self.losses.items()}
+        return replace(self, losses=losses, **_changed(self, change))
 
 
 def _changed(record: Any, change: Change) -> dict[str, Any]:

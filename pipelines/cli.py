@@ -15,6 +15,7 @@ STAGES = {
     "evaluate": "box and mask AP of a checkpoint, per class too",
     "predict": "find and draw the objects on any images",
     "benchmark": "throughput, step time and memory, beside torchvision",
+    "register": "take an evaluated model into MLflow's registry",
     "pytorchjob": "train on Kubernetes: submit a PyTorchJob and follow it to its end",
     "pipeline": "all of these as one pipeline, on Kubeflow or on this machine",
 }

@@ -4,6 +4,7 @@ Training runs over a permutation an epoch, without end. Each image waits in the 
 outlive the epoch, so no image is dropped or doubled. All that is random about a sample follows from (seed, epoch, image).
 """
 
+import signal
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import count, islice
@@ -52,13 +53,18 @@ def eval_loader(index: CocoIndex, data: DataConfig, *, batch_size: int, shard: t
     Args:
         shard: rank and number of processes. Each takes every so-many-th batch, whole, so that no result depends on their number.
     """
+    return _loader(CocoDataset(index, data, training=False), eval_batches(index, data, batch_size, shard), data)
+
+
+def eval_batches(index: CocoIndex, data: DataConfig, batch_size: int, shard: tuple[int, int]) -> list[list[int]]:
+    """One process's batches of image indices, each of one bucket."""
     buckets = _nominal_buckets(index, data, data.eval_min_size_px, data.eval_max_size_px)
     batches: list[list[int]] = []
     for bucket in range(len(data.buckets)):
         members = np.flatnonzero(buckets == bucket).tolist()
         batches += [members[first : first + batch_size] for first in range(0, len(members), batch_size)]
     rank, world_size = shard
-    return _loader(CocoDataset(index, data, training=False), batches[rank::world_size], data)
+    return batches[rank::world_size]
 
 
 def batches_per_epoch(index: CocoIndex, batch_size: int) -> int:
@@ -73,7 +79,7 @@ class GroupedBatchSampler(Sampler[list[tuple[int, int]]]):
         self._images = np.flatnonzero(index.has_instances)
         if not len(self._images):
             raise UserError("the train split has no image with an instance to learn (crowds do not count)")
-        self._buckets = _nominal_buckets(index, data, max(data.min_sizes_px), data.max_size_px)
+        self._buckets = _training_buckets(index, data)
         self._batch_size, self._seed, self._start_batch = batch_size, seed, start_batch
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -120,6 +126,13 @@ def _splitmix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return state ^ (state >> np.uint64(31))
 
 
+def _training_buckets(index: CocoIndex, data: DataConfig) -> NDArray[np.int64]:
+    """As `_nominal_buckets`, at the largest training size; a crop looks alike whatever it was cut from."""
+    if data.scale_jitter:
+        return np.full(len(index), _place(data, data.crop_size_px), dtype=np.int64)
+    return _nominal_buckets(index, data, max(data.min_sizes_px), data.max_size_px)
+
+
 def _nominal_buckets(index: CocoIndex, data: DataConfig, min_size_px: int, max_size_px: int) -> NDArray[np.int64]:
     """The bucket (its place in data.buckets) of each image resized to the given limits: [n]."""
     sizes, inverse = np.unique(index.sizes, axis=0, return_inverse=True)
@@ -141,4 +154,10 @@ def _loader(
         num_workers=data.workers,
         persistent_workers=data.workers > 0,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_outlive_sigterm,
     )
+
+
+def _outlive_sigterm(worker: int) -> None:
+    """Batch systems send SIGTERM to every process of a job, but training ends by its own decision, and its workers with it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

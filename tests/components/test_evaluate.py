@@ -20,7 +20,7 @@ from components import evaluate, train
 from components.config import Config, save_config
 from components.trained import load_trained
 from model.coco_eval import SCORE_NAMES, evaluate_results, load_ground_truth
-from model.config import TrainConfig
+from model.config import EvaluateConfig, TrainConfig
 from model.data.index import CocoIndex
 from model.errors import UserError
 
@@ -144,7 +144,7 @@ def test_model_in_training_scores_the_same_and_stays_in_training(
 def test_batch_size_changes_no_result(trained_run: Config) -> None:
     model = load_trained(trained_run, "last").loaded.model
     index = CocoIndex.open(trained_run.data.prepared_dir, "val")
-    one, four = (evaluate.detect(model, index, trained_run.data, batch_size=size) for size in (1, 4))
+    one, four = (evaluate.detect(model, index, trained_run.data, EvaluateConfig(batch_size=size)) for size in (1, 4))
     assert len(one.bbox) == len(four.bbox) > 0
     for a, b in zip(one.segm, four.segm, strict=True):
         assert a["image_id"] == b["image_id"]
@@ -215,3 +215,21 @@ def test_misspelt_override_ends_with_an_error_line(
         evaluate.main(["--params", str(tmp_path / "params.yaml"), "evaluate.splt=val"])
     assert end.value.code == 2
     assert "evaluate.split" in capsys.readouterr().err
+
+
+def test_several_scales_and_sides_reach_the_results(trained_run: Config) -> None:
+    """Each image is found once, in pixels of its file, whatever the scales and processes' batches."""
+    model = load_trained(trained_run, "last").loaded.model
+    index = CocoIndex.open(trained_run.data.prepared_dir, "val")
+    options = {"scales": (1.0, 0.7, 1.5), "flip": True, "soft_nms": "gaussian"}
+    one, four = (
+        evaluate.detect(model, index, trained_run.data, EvaluateConfig(batch_size=size, **options), keep_tensors=True)
+        for size in (1, 4)
+    )
+    assert {result["image_id"] for result in one.bbox} == set(index.image_ids.tolist())
+    assert len(one.bbox) == len(four.bbox) == len(one.segm)
+    scores = [[result["score"] for result in results.bbox] for results in (one, four)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+    for image in one.tensors:
+        height, width = image["size"]
+        assert (image["boxes"] <= torch.tensor([width, height, width, height]) + 1e-2).all()

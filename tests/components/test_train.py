@@ -14,7 +14,7 @@ import torch
 
 from components import download, prepare, train, training
 from components.config import Config, ConfigError, load_config, save_config
-from model.checkpoint import find_checkpoint, last_checkpoint, read_checkpoint
+from model.checkpoint import find_checkpoint, last_checkpoint, load_model, read_checkpoint
 
 TINY = Path(__file__).with_name("tiny.yaml")
 STEPS = 8
@@ -181,3 +181,18 @@ def test_seeds_give_different_runs(shapes: Path, unbroken: Path) -> None:
     config = small_config(shapes, "seed1", "train.seed=1", "train.max_iters=1")
     train.run(config, skip_test=True)
     assert losses(config.train.output_dir)[0] != losses(unbroken)[0]
+
+
+def test_the_average_of_weights_resumes_exactly_and_is_what_is_evaluated(shapes: Path) -> None:
+    def averaged(name: str, *overrides: str) -> Config:
+        return small_config(shapes, name, "train.ema_decay=0.5", *overrides)
+
+    whole, halves = averaged("average"), averaged("average_halved", "train.max_iters=3")
+    for config in (whole, halves, averaged("average_halved")):
+        train.run(config, skip_test=True)
+    paths = [config.train.output_dir / "checkpoints" / f"step_{STEPS:07d}.pt" for config in (whole, halves)]
+    one, other = (read_checkpoint(path) for path in paths)
+    assert all(torch.equal(other["average"][name], value) for name, value in one["average"].items())
+    assert any(not torch.equal(one["model"][name], value) for name, value in one["average"].items())
+    network = load_model(paths[0], torch.device("cpu")).model.state_dict()
+    assert all(torch.equal(network[name], one["average"].get(name, value)) for name, value in one["model"].items())

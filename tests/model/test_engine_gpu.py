@@ -1,5 +1,6 @@
-"""Whole training steps on a GPU: the CPU's losses, no wait of the host, every precision, repeated bits."""
+"""Whole training steps on a GPU: the CPU's losses, no wait of the host, every precision, repeated bits, graphs."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -8,12 +9,14 @@ import torch
 
 from model.config import ModelConfig, TrainConfig
 from model.engine import Step, set_determinism, train_steps
+from model.graphs import TargetSizes, pad_targets
 from model.mask_rcnn import MaskRCNN
 from model.optim import make_optimizer
 from model.precision import LossScaler, set_float32_products
 from model.structures import Batch
 
 pytestmark = pytest.mark.gpu
+CUDA = torch.device("cuda")
 STEPS = 3
 
 
@@ -73,3 +76,65 @@ def test_deterministic_steps_repeat_in_every_bit(tiny_config: Callable[..., Mode
     finally:
         set_determinism(False)
     assert first == again
+
+
+def graphed(
+    config: ModelConfig, batches: list[Batch], dtype: str, *, cuda_graph: bool, debug_sync: bool = False
+) -> tuple[MaskRCNN, list[Step]]:
+    """Steps whose learning rate changes each time; with debug_sync, the last two must not make the host wait."""
+    torch.manual_seed(0)
+    model = MaskRCNN(config, 3).to_device(CUDA)
+    train = TrainConfig(
+        batch_size=2, lr_batch_size=2, base_lr=1e-3, warmup_iters=20, max_iters=len(batches), dtype=dtype,
+        cuda_graph=cuda_graph, apex="off",
+    )  # fmt: skip
+    set_float32_products(CUDA, dtype)
+    pinned = iter([batch.pin_memory() for batch in batches])
+    steps = train_steps(model, pinned, make_optimizer(model, train), train, LossScaler(CUDA, dtype))
+    taken = [next(steps) for _ in range(len(batches) - 2)]
+    try:
+        torch.cuda.set_sync_debug_mode("error" if debug_sync else "default")
+        taken += list(steps)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return model, taken
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_graphs_of_two_buckets_train_as_plain_steps_do(
+    dtype: str, tiny_config: Callable[..., ModelConfig], shapes_batch: Callable[..., Batch]
+) -> None:
+    batches = [shapes_batch(images=2, size=size, seed=seed) for seed in range(6) for size in (128, 192)]
+    _, plain = graphed(tiny_config(), batches, dtype, cuda_graph=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a capture that fails warns
+        _, replayed = graphed(tiny_config(), batches, dtype, cuda_graph=True, debug_sync=True)
+    for expected, got in zip(losses(plain), losses(replayed), strict=True):
+        assert got == pytest.approx(expected, rel=0.02 if dtype != "float32" else 2e-3, abs=1e-4)
+    assert [step.learning_rate for step in replayed] == [step.learning_rate for step in plain]
+
+
+def test_a_graph_skips_a_step_that_is_not_finite(
+    tiny_config: Callable[..., ModelConfig], shapes_batch: Callable[..., Batch]
+) -> None:
+    good = shapes_batch(images=2, size=128)
+    assert good.targets is not None
+    boxes = good.targets.gt_boxes.clone()
+    boxes[0, 0, 2] = float("nan")
+    bad = replace(good, targets=replace(good.targets, gt_boxes=boxes))
+    model, steps = graphed(tiny_config(), [good] * 6 + [bad, good, bad, good], "float32", cuda_graph=True)
+    assert [step.skipped.item() for step in steps] == [0] * 6 + [1, 0, 1, 0]
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+def test_more_ground_truth_than_before_makes_a_new_graph(
+    tiny_config: Callable[..., ModelConfig], shapes_batch: Callable[..., Batch]
+) -> None:
+    small = shapes_batch(images=2, size=128)
+    assert small.targets is not None
+    large = replace(small, targets=pad_targets(small.targets, TargetSizes(64, 256, 4096, 128, 16)))
+    batches = [small] * 6 + [large] * 6 + [small] * 3
+    _, plain = graphed(tiny_config(), batches, "float32", cuda_graph=False)
+    _, replayed = graphed(tiny_config(), batches, "float32", cuda_graph=True)
+    for expected, got in zip(losses(plain), losses(replayed), strict=True):
+        assert got == pytest.approx(expected, rel=2e-3, abs=1e-4)

@@ -81,3 +81,17 @@ def test_steps_are_those_of_torchs_own_sgd() -> None:
             its.step()
             its.zero_grad()
     torch.testing.assert_close(list(layer.parameters()), list(twin.parameters()))
+
+
+def test_mlperf_warmup_adds_its_factor_each_step_up_to_the_rate() -> None:
+    """MLPerf's batch of 96: the rate 0.12 over 625 steps of 0.000192."""
+    train = TrainConfig(
+        batch_size=96, base_lr=0.02, warmup_method="mlperf_linear", warmup_iters=625, warmup_factor=0.000192
+    )
+    rates = {1: 0.0, 2: 0.000192, 313: 312 * 0.000192, 625: 624 * 0.000192, 626: 0.12, 60001: 0.012}
+    assert {step: learning_rate(train, step) for step in rates} == pytest.approx(rates, abs=1e-12)
+
+
+def test_mlperf_warmup_below_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"warmup_factor must be at most 0\.0002 with mlperf_linear"):
+        TrainConfig(base_lr=0.02, warmup_method="mlperf_linear", warmup_iters=100, warmup_factor=0.001)

@@ -1,0 +1,131 @@
+"""Cutting a window out of an annotated image: pixels, boxes and polygons.
+
+A window is (top, left, height, width) in whole pixels of the image. Polygons keep the even-odd rule, so keyholes (see polygons.py)
+stay holes. Source of the clipping: Sutherland & Hodgman, Reentrant polygon clipping (1974), one side of the window after another.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.data.index import CocoInstances
+from model.data.transforms import Floats, Pixels, Size
+
+Window = tuple[int, int, int, int]
+
+MIN_SIDE_PX = 1e-2  # what is left of an instance, and smaller, is not worth learning
+
+
+def draw_window(image: Size, crop: Size, rng: np.random.Generator) -> Window:
+    """A window of the crop's size, or the image's where that is smaller, anywhere within the image."""
+    height, width = min(image[0], crop[0]), min(image[1], crop[1])
+    top = int(rng.integers(image[0] - height + 1))
+    left = int(rng.integers(image[1] - width + 1))
+    return top, left, height, width
+
+
+def crop_image(pixels: Pixels, window: Window) -> Pixels:
+    """The pixels of the window, a view: [height, width, 3]."""
+    top, left, height, width = window
+    return pixels[top : top + height, left : left + width]
+
+
+def crop_instances(instances: CocoInstances, window: Window) -> CocoInstances:
+    """What is seen of the instances through the window, in its pixels; those that are not seen are gone.
+
+    The box of an instance that is cut becomes that of its remaining outline, or, where it has none, of its remaining box.
+    """
+    top, left, height, width = window
+    limits = np.array([width, height], dtype=np.float32)
+    shift = np.array([left, top], dtype=np.float32)
+    xy, boxes = instances.xy - shift, instances.boxes - np.tile(shift, 2)
+    kept, new_boxes, parts_of_instances = [], [], []
+    for k, box in enumerate(boxes):
+        first, last = instances.instance_offsets[k : k + 2]
+        parts = [xy[start:stop] for start, stop in _spans(instances.part_offsets[first : last + 1])]
+        if (box[:2] < 0).any() or (box[2:] > limits).any():
+            parts, box = _cut(parts, box, limits)
+        if (box[2:] - box[:2] >= MIN_SIDE_PX).all():
+            kept.append(k)
+            new_boxes.append(box)
+            parts_of_instances.append(parts)
+    every_part = [part for parts in parts_of_instances for part in parts]
+    return CocoInstances(
+        boxes=np.array(new_boxes, dtype=np.float32).reshape(-1, 4),
+        labels=instances.labels[kept],
+        is_crowd=instances.is_crowd[kept],
+        xy=np.concatenate([np.zeros((0, 2), dtype=np.float32), *every_part]),
+        part_offsets=_offsets([len(part) for part in every_part]),
+        instance_offsets=_offsets([len(parts) for parts in parts_of_instances]),
+    )
+
+
+def clip_polygon(xy: Floats, limits: Floats) -> Floats:
+    """The part of a polygon [v, 2] within (0, 0) and limits (x, y): [w, 2], where w may be 0.
+
+    Parts that the window separates stay joined along its side, by edges that enclose nothing.
+    """
+    for axis in (0, 1):
+        for limit, sign in ((0.0, 1.0), (float(limits[axis]), -1.0)):
+            if len(xy) and (sign * xy[:, axis] < sign * limit).any():
+                xy = _clip_side(xy, axis, limit, sign)
+    return xy
+
+
+def enclosed_box(xy: Floats, limits: Floats) -> Floats:
+    """The box [4] of what a clipped polygon encloses, (0, 0, 0, 0) for nothing: edges that cancel out are no outline.
+
+    Those are the bridges of keyholes, which are walked both ways, and along a side of the window all that is walked an even number of times.
+    """
+    edges = np.concatenate([xy, np.roll(xy, -1, axis=0)], axis=1)  # [w, 4]
+    ends = []
+    for axis in (0, 1):
+        for limit in (0.0, limits[axis]):
+            is_along = (edges[:, axis] == limit) & (edges[:, axis + 2] == limit)
+            walked = np.sort(edges[is_along][:, [1 - axis, 3 - axis]].ravel()).reshape(
+                -1, 2
+            )  # odd from one to the next
+            places = walked[walked[:, 1] - walked[:, 0] > MIN_SIDE_PX].ravel()
+            ends.append(np.stack([places, np.full_like(places, limit)], 1)[:, :: -1 if axis == 0 else 1])
+            edges = edges[~is_along]
+    is_turned = (edges[:, 0] > edges[:, 2]) | ((edges[:, 0] == edges[:, 2]) & (edges[:, 1] > edges[:, 3]))
+    edges[is_turned] = edges[is_turned][:, [2, 3, 0, 1]]
+    single, times = np.unique(edges, axis=0, return_counts=True)
+    outline = np.concatenate([single[times % 2 == 1].reshape(-1, 2), *ends])
+    return np.concatenate([outline.min(0), outline.max(0)]) if len(outline) else np.zeros(4, dtype=np.float32)
+
+
+def _clip_side(xy: Floats, axis: int, limit: float, sign: float) -> Floats:
+    """Keep one side of a line: each vertex there, and a new one where an edge crosses over."""
+    depth = sign * (xy[:, axis] - limit)  # ≥ 0 stays
+    following, following_depth = np.roll(xy, -1, axis=0), np.roll(depth, -1)
+    stays = depth >= 0
+    crosses = stays != (following_depth >= 0)
+    # From the inner end to the outer one, so that an edge walked both ways is cut at the same point.
+    inner, outer = np.where(stays[:, None], xy, following), np.where(stays[:, None], following, xy)
+    inner_depth, outer_depth = np.where(stays, depth, following_depth), np.where(stays, following_depth, depth)
+    share = inner_depth / np.where(crosses, inner_depth - outer_depth, 1.0)
+    crossing = inner + share[:, None] * (outer - inner)
+    crossing[:, axis] = limit
+    both = np.stack([xy, crossing], axis=1).reshape(-1, 2)  # a vertex, then the crossing of the edge that leaves it
+    return both[np.stack([stays, crosses], axis=1).ravel()].astype(np.float32)
+
+
+def _cut(parts: list[Floats], box: Floats, limits: Floats) -> tuple[list[Floats], Floats]:
+    """Parts and box of an instance that reaches beyond the window."""
+    if not parts:
+        return [], np.clip(box, 0, np.tile(limits, 2))
+    clipped = [clip_polygon(part, limits) for part in parts]
+    boxes = [enclosed_box(part, limits) for part in clipped]
+    remaining = [k for k, box in enumerate(boxes) if (box[2:] > box[:2]).all()]
+    if not remaining:
+        return [], np.zeros(4, dtype=np.float32)
+    of_parts = np.stack([boxes[k] for k in remaining])
+    return [clipped[k] for k in remaining], np.concatenate([of_parts[:, :2].min(0), of_parts[:, 2:].max(0)])
+
+
+def _spans(offsets: NDArray[np.int64]) -> list[tuple[int, int]]:
+    return list(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True))
+
+
+def _offsets(lengths: list[int]) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
