@@ -90,11 +90,22 @@ def benchmark(params: str, overrides: list[str], model: Input[Model], metrics: O
 
 
 @_component
+def register(params: str, overrides: list[str], model: Input[Model], registered: Output[Model]) -> None:
+    """Take the model into MLflow's registry, if its AP reaches register.min_bbox_ap and register.min_segm_ap."""
+    from components import kubeflow_artifacts, kubeflow_step, register
+
+    with kubeflow_step.configured(params, overrides) as config:
+        result = register.run(config) if config.tracking.enabled else None
+        kubeflow_artifacts.describe_registration(registered, config, result)
+
+
+@_component
 def seeds(params: str, overrides: list[str]) -> list[int]:
-    """The seeds of a study."""
+    """The seeds of a study, whose MLflow run begins here."""
     from components import kubeflow_step
 
     with kubeflow_step.configured(params, overrides) as config:
+        kubeflow_step.begin_study(config)
         return list(config.stability.seeds)
 
 

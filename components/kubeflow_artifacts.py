@@ -17,6 +17,7 @@ from components.download import DownloadResult
 from components.environment import git_commit
 from components.predict import PredictResult
 from components.prepare import PrepareResult
+from components.register import RegisterResult
 from components.stability import StabilityResult
 from components.stability_report import TITLES
 from model.checkpoint import CheckpointError, last_checkpoint
@@ -101,6 +102,15 @@ def describe_benchmark(metrics: Artifact, result: BenchmarkResult) -> None:
         key: value for name, module in measured.items() for key, value in module.metrics(result.report[name]).items()
     }
     _describe(metrics, {"path": str(result.path), "commit": result.report["commit"], **figures})
+
+
+def describe_registration(registered: Artifact, config: Config, result: RegisterResult | None) -> None:
+    """What became of a model that may be good enough; None where MLflow is off."""
+    if result is None:
+        _describe(registered, {"told": "not registered: tracking.enabled is false"})
+        return
+    facts = {"told": result.told, "version": result.version, "is_champion": result.is_champion}
+    _describe(registered, facts | {"name": config.registry.model_name, "model_uri": result.model_uri})
 
 
 def describe_study(metrics: Artifact, page: Artifact, result: StabilityResult) -> None:

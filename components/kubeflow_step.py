@@ -17,7 +17,7 @@ from pathlib import Path
 from components.cli import user_errors
 from components.config import Config, ConfigError, parse_config, save_config
 from components.results import read_result, require_final
-from components.tracking import end_run
+from components.tracking import end_run, open_tracker
 from model.errors import UserError
 
 COMPILED = "MASKRCNN_COMPILED"  # of a step's pod: the values that were compiled into it, as JSON
@@ -69,6 +69,12 @@ def of_seed(config: Config, seed: int) -> Config:
     """The training of one seed of a study."""
     told = {"seed": seed, "output_dir": config.stability.output_dir / f"seed_{seed}"}
     return config.model_copy(update={"train": config.train.model_copy(update=told)})
+
+
+def begin_study(config: Config) -> None:
+    """Begin or continue the MLflow run of a study, the parent of those of its seeds."""
+    with open_tracker(config, run_dir=config.stability.output_dir, metrics_csv=False):
+        pass
 
 
 def in_processes(stage: str, config: Config, *options: str) -> None:

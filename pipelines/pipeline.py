@@ -5,7 +5,7 @@
   run-local  run the same pipeline on this machine, without a cluster
   manifest   print the training job that the pipeline would submit
 
---pipeline training (the default): download, prepare, train, evaluate, predict, benchmark. --pipeline stability: the same training from
+--pipeline training (the default): download, prepare, train, evaluate, predict, benchmark, register. --pipeline stability: the same training from
 each of stability.seeds, and a table. `maskrcnn pipeline <action> --help` tells an action's options.
 """
 

@@ -20,9 +20,6 @@ _USER = 1000  # of the image; k8s/job/pod.yaml has the same
 _ON_ACCELERATOR = {"evaluate", "predict", "benchmark"}  # training has pods of its own
 _LIGHT = {"train", "seeds", "finish"}  # these wait, or read a little
 _LIGHT_CPU, _LIGHT_MEMORY = "1", "4Gi"
-# Only what looks at nothing but its arguments: the others read or write a volume, which a cache knows nothing of. They are quick to
-# see that their work is done.
-_CACHED = {"seeds"}
 # A pod that was evicted, or whose node was lost, is begun again. kfp cannot tell that from an error of the step itself, so that is
 # repeated too: once, but for the network's sake more often.
 _RETRIES = {"download": 3}
@@ -38,7 +35,8 @@ class Placement:
 
     def place(self, step: str, task: PipelineTask) -> PipelineTask:
         """Prepare one task for where it will run; `step` is its component's name."""
-        task.set_caching_options(step in _CACHED)
+        # Every step reads or writes a volume or MLflow, which a cache knows nothing of. Stages see by themselves what is done already.
+        task.set_caching_options(False)
         return task if self.config is None else _in_pod(step, task, self.config)
 
 

@@ -33,6 +33,7 @@ class Server:
     def __init__(self, endpoint: str, token_file: Path | None, namespace: str) -> None:
         self.endpoint = (endpoint or os.environ.get(ENDPOINT, "")).rstrip("/")
         self.namespace = namespace
+        self.scope: dict[str, Any] = {"namespace": namespace} if namespace else {}  # of what has a namespace
         if not self.endpoint.startswith(("http://", "https://")):
             raise PipelinesError(
                 f"--endpoint: must be the URL of Kubeflow Pipelines, http(s)://…, got {self.endpoint!r}; {ENDPOINT} serves too. From outside "

@@ -80,16 +80,15 @@ def _mlflow(config: Config) -> str:
 def _upload(server: Server, name: str, text: str) -> Any:
     """The version of this text: the one that is there, or a new one."""
     digest = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    namespace = {"namespace": server.namespace} if server.namespace else {}
     pipeline = server.find(
-        "find the pipeline", server.pipelines.pipeline_service_list_pipelines, "pipelines", name, **namespace
+        "find the pipeline", server.pipelines.pipeline_service_list_pipelines, "pipelines", name, **server.scope
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{digest}.yaml"
         path.write_text(text, encoding="utf-8")
         if pipeline is None:
             pipeline = server.ask(
-                "upload the pipeline", server.uploads.upload_pipeline, str(path), name=name, **namespace
+                "upload the pipeline", server.uploads.upload_pipeline, str(path), name=name, **server.scope
             )
             print(f"pipeline {name} is new: {server.link('pipelines', pipeline.pipeline_id)}", flush=True)
         list_versions = server.pipelines.pipeline_service_list_pipeline_versions
@@ -108,12 +107,15 @@ def _upload(server: Server, name: str, text: str) -> Any:
 
 
 def _experiment(server: Server, name: str) -> str:
-    namespace = {"namespace": server.namespace} if server.namespace else {}
     found = server.find(
-        "find the experiment", server.experiments.experiment_service_list_experiments, "experiments", name, **namespace
+        "find the experiment",
+        server.experiments.experiment_service_list_experiments,
+        "experiments",
+        name,
+        **server.scope,
     )
     if found is None:
-        wanted = kfp_server_api.V2beta1Experiment(display_name=name, **namespace)
+        wanted = kfp_server_api.V2beta1Experiment(display_name=name, **server.scope)
         found = server.ask("create the experiment", server.experiments.experiment_service_create_experiment, wanted)
     return found.experiment_id
 

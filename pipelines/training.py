@@ -15,7 +15,7 @@ NAMES = {"training": "maskrcnn-training", "stability": "maskrcnn-stability"}
 
 
 def training(placement: Placement, params: str, overrides: list[str]) -> BaseComponent:
-    """download → prepare → train → evaluate → predict → benchmark; then, whatever came of them, the MLflow run is marked as ended.
+    """download → prepare → train → evaluate → predict → benchmark → register if it is good enough; then, whatever came of them, the MLflow run is marked as ended.
 
     Args:
         placement: where it will run.
@@ -37,7 +37,8 @@ def training(placement: Placement, params: str, overrides: list[str]) -> BaseCom
             model = trained.outputs["model"]
             scored = place("evaluate", kubeflow.evaluate(**told, model=model))
             drawn = place("predict", kubeflow.predict(**told, model=model).after(scored))
-            place("benchmark", kubeflow.benchmark(**told, model=model).after(drawn))
+            timed = place("benchmark", kubeflow.benchmark(**told, model=model).after(drawn))
+            place("register", kubeflow.register(**told, model=model).after(timed))
 
     return pipeline
 
