@@ -91,7 +91,7 @@ def benchmark(params: str, overrides: list[str], model: Input[Model], metrics: O
 
 @_component
 def register(params: str, overrides: list[str], model: Input[Model], registered: Output[Model]) -> None:
-    """Take the model into MLflow's registry, if its AP reaches register.min_bbox_ap and register.min_segm_ap."""
+    """Take the model into MLflow's registry, if its AP reaches registry.min_bbox_ap and registry.min_segm_ap."""
     from components import kubeflow_artifacts, kubeflow_step, register
 
     with kubeflow_step.configured(params, overrides) as config:

@@ -80,29 +80,24 @@ def _mlflow(config: Config) -> str:
 def _upload(server: Server, name: str, text: str) -> Any:
     """The version of this text: the one that is there, or a new one."""
     digest = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    pipeline = server.find(
-        "find the pipeline", server.pipelines.pipeline_service_list_pipelines, "pipelines", name, **server.scope
-    )
+    list_pipelines = server.pipelines.pipeline_service_list_pipelines
+    pipeline = server.find("find the pipeline", list_pipelines, "pipelines", name, **server.scope)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{digest}.yaml"
         path.write_text(text, encoding="utf-8")
-        if pipeline is None:
-            pipeline = server.ask(
-                "upload the pipeline", server.uploads.upload_pipeline, str(path), name=name, **server.scope
-            )
-            print(f"pipeline {name} is new: {server.link('pipelines', pipeline.pipeline_id)}", flush=True)
+        what = "has changed"
+        if pipeline is None:  # the server makes a version of it, too, under the pipeline's own name
+            upload = server.uploads.upload_pipeline
+            pipeline = server.ask("upload the pipeline", upload, str(path), name=name, **server.scope)
+            what = "is new"
+        told: dict[str, Any] = {"pipeline_id": pipeline.pipeline_id}
         list_versions = server.pipelines.pipeline_service_list_pipeline_versions
-        ask = {"pipeline_id": pipeline.pipeline_id}
-        version = server.find("find the version", list_versions, "pipeline_versions", digest, **ask)
+        version = server.find("find the version", list_versions, "pipeline_versions", digest, **told)
         if version is None:
-            version = server.ask(
-                "upload the version",
-                server.uploads.upload_pipeline_version,
-                str(path),
-                name=digest,
-                pipelineid=pipeline.pipeline_id,
-            )
-            print(f"pipeline {name} has a new version, {digest}", flush=True)
+            told = {"name": digest, "pipelineid": pipeline.pipeline_id}
+            version = server.ask("upload the version", server.uploads.upload_pipeline_version, str(path), **told)
+            link = server.link("pipelines", f"{pipeline.pipeline_id}/version/{version.pipeline_version_id}")
+            print(f"pipeline {name} {what}, version {digest}: {link}", flush=True)
     return version
 
 
