@@ -237,7 +237,9 @@ def _parse_yaml(text: str, where: str) -> dict[str, Any]:
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise ConfigError(f"{where}: must hold sections ({', '.join(Config.model_fields)}), got a {type(tree).__name__}")
+        raise ConfigError(
+            f"{where}: must hold sections ({', '.join(Config.model_fields)}), got a {type(tree).__name__}"
+        )
     return tree
 
 

@@ -46,6 +46,8 @@ def configured(params: str, overrides: Sequence[str], seed: int = -1) -> Iterato
         if compiled := os.environ.get(COMPILED):
             _require_as_compiled(config, json.loads(compiled))
             os.chdir(config.cluster.working_dir)
+            # A step has one GPU at most; the processes of the training job are counted by `cluster`.
+            config = config.model_copy(update={"train": config.train.model_copy(update={"processes": 1})})
         yield config if seed < 0 else of_seed(config, seed)
 
 
