@@ -189,14 +189,7 @@ def load_config(path: str | Path = "params.yaml", overrides: Iterable[str] = ())
     Raises:
         ConfigError: if the file is absent or not YAML, or a key is unknown, or a value out of range.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such parameter file. `maskrcnn recipe shapes_demo` writes one to params.yaml.")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from error
-    return parse_config(text, overrides, str(path))
+    return parse_config(_read_text(Path(path)), overrides, str(path))
 
 
 def parse_config(text: str, overrides: Iterable[str] = (), where: str = "params") -> Config:
@@ -227,6 +220,24 @@ def config_text(config: Config) -> str:
     yaml.default_flow_style = False  # what ruamel writes in flow style it cannot always read: ":'" in a mapping
     yaml.dump(config.model_dump(mode="json"), stream)
     return stream.getvalue()
+
+
+def read_flat(path: str | Path) -> dict[str, Any]:
+    """The values of a parameter file by dotted name, as they stand and unchecked: the file may be of another version.
+
+    Raises:
+        ConfigError: if it is no parameter file at all.
+    """
+    return _flatten(_parse_yaml(_read_text(Path(path)), str(path)))
+
+
+def _read_text(path: Path) -> str:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such parameter file. `maskrcnn recipe shapes_demo` writes one to params.yaml.")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from error
 
 
 def _parse_yaml(text: str, where: str) -> dict[str, Any]:

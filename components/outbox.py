@@ -48,6 +48,7 @@ class RunFile:
     run_id: str = ""
     uri: str = ""
     experiment: str = ""
+    parent_id: str = ""  # of the run that this one is a child of
     sent_lines: int = 0  # of the journal, from its start
     waiting: list[dict[str, Any]] = field(default_factory=list)  # {"kind": …, "arguments": …}, oldest first
 
@@ -82,6 +83,11 @@ class Outbox:
         """Send one thing that is no metric, or keep it for later."""
         self._file.waiting.append({"kind": kind, "arguments": arguments})
         self.flush()
+
+    def belong_to(self, parent_id: str) -> None:
+        """Tell whose child this run is."""
+        self._file.parent_id = parent_id
+        self.post("parent", run_id=parent_id)
 
     def flush(self, *, urgent: bool = False) -> None:
         """Send everything that waits, if the server can be reached. `urgent` sends now rather than a little later.

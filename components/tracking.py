@@ -6,6 +6,7 @@
 One MLflow run a trained model: its id lies in `<run>/mlflow_run.json`, and every stage that opens a tracker on the same folder logs
 into it. `log.jsonl` is the truth; what MLflow has not yet received is sent with the next success, at the end, or by the
 next stage, so an unreachable server costs one warning and no number. `MLFLOW_TRACKING_URI` and `MLFLOW_RUN_ID` go first.
+A run whose folder lies in the folder of another is its child, as the seeds of a stability study are.
 """
 
 import logging
@@ -114,11 +115,22 @@ def delivered_run(run_dir: Path) -> str:
     return file.run_id
 
 
+def send_rest(config: Config, *, run_dir: Path) -> None:
+    """Send what the finished run of a folder still has to tell, and whose child it is, if MLflow was away when it ended."""
+    file = RunFile.read(run_dir / _RUN_FILE)
+    is_known = file.parent_id == RunFile.read(run_dir.parent / _RUN_FILE).run_id
+    if config.tracking.enabled and file.uri and (file.waiting or not is_known):
+        _open_outbox(config, Journal(run_dir / "log.jsonl"), {}).finish("FINISHED")
+
+
 def _open_outbox(config: Config, journal: Journal, tags: Mapping[str, str]) -> "MlflowTracker":
     tracking, run_dir = config.tracking, journal.path.parent
     run_name = tracking.run_name or run_dir.resolve().name
     server = MlflowServer(tracking_uri(tracking), tracking.experiment, run_name)
     outbox = Outbox(journal, run_dir / _RUN_FILE, server, experiment=tracking.experiment)
+    parent = RunFile.read(run_dir.parent / _RUN_FILE)
+    if parent.run_id and (parent.uri, parent.experiment) == (server.uri, tracking.experiment):
+        outbox.belong_to(parent.run_id)
     outbox.post("tags", tags=dict(tags))
     params = {**config.flat(), "tracking.uri": server.uri}  # without the password it may hold
     outbox.post("params", params={name: str(value) for name, value in params.items()})

@@ -57,6 +57,7 @@ class MlflowServer:
         senders: dict[str, Callable[..., None]] = {
             "params": self._send_params,
             "tags": self._send_tags,
+            "parent": self._send_parent,
             "artifact": self._send_artifact,
             "dataset": self._send_dataset,
             "status": self._send_status,
@@ -91,6 +92,9 @@ class MlflowServer:
         from mlflow.entities import RunTag
 
         self._client.log_batch(self._run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+
+    def _send_parent(self, run_id: str) -> None:
+        self._send_tags({"mlflow.parentRunId": run_id})
 
     def _send_artifact(self, path: str, folder: str) -> None:
         send = self._client.log_artifacts if Path(path).is_dir() else self._client.log_artifact

@@ -6,7 +6,8 @@ import pytest
 
 from components import kubeflow_step
 from components.config import Config, config_text
-from components.kubeflow_step import COMPILED, compiled_values, configured, job_id, of_seed
+from components.kubeflow_step import COMPILED, compiled_values, configured, job_id
+from components.stability_seeds import seed_config
 from components.tracking import open_tracker
 
 
@@ -72,7 +73,7 @@ def test_what_was_compiled_in_cannot_be_overridden_by_a_run(
 
 
 def test_a_job_is_that_of_its_pipeline_run_and_seed(config: Config):
-    ids = {job_id(of_seed(config, seed), run) for seed in (1, 2) for run in ("0a1b2c3d-4", "9f8e7d6c-5")}
+    ids = {job_id(seed_config(config, seed), run) for seed in (1, 2) for run in ("0a1b2c3d-4", "9f8e7d6c-5")}
     assert ids == {"seed_1-0a1b2c3d", "seed_2-0a1b2c3d", "seed_1-9f8e7d6c", "seed_2-9f8e7d6c"}
 
 
