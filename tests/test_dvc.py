@@ -32,6 +32,7 @@ IDLE_CODE = {
         "launch",
         "outbox",
         "tracking",
+        "tracking_monitor",
         "tracking_server",
         "training_log",
     )
