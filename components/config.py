@@ -210,6 +210,15 @@ def save_config(config: Config, path: str | Path) -> None:
         yaml.dump(config.model_dump(mode="json"), file)
 
 
+def read_flat(path: str | Path) -> dict[str, Any]:
+    """The values of a parameter file by dotted name, as they stand and unchecked: the file may be of another version.
+
+    Raises:
+        ConfigError: if it is no parameter file at all.
+    """
+    return _flatten(_read_yaml(Path(path)))
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{path}: no such parameter file. `maskrcnn recipe shapes_demo` writes one to params.yaml.")

@@ -48,6 +48,7 @@ class RunFile:
     run_id: str = ""
     uri: str = ""
     experiment: str = ""
+    parent_id: str = ""  # of the run that this one is a child of
     sent_lines: int = 0  # of log.jsonl, from its start
     sent_system_lines: int = 0  # of system.jsonl
     outages: int = 0  # how often the server was found away
@@ -100,6 +101,11 @@ class Outbox:
         with self._state:
             self._file.waiting.append({"kind": kind, "arguments": arguments})
             self._save()
+
+    def belong_to(self, parent_id: str) -> None:
+        """Tell whose child this run is."""
+        self._file.parent_id = parent_id
+        self.post("parent", run_id=parent_id)
 
     def rewind(self, step: int) -> None:
         """Forget the journal's lines after a step, sent or not."""

@@ -7,6 +7,7 @@ One MLflow run a trained model: its id lies in `<run>/mlflow_run.json`, and ever
 into it. `log.jsonl` is the truth; a thread sends it, so no step waits for a server, and what MLflow has not yet received is sent as soon as it
 is back, at the end, or by the next stage: an outage costs one warning and no number, and the run's tag `tracking.outages` counts it.
 `MLFLOW_TRACKING_URI` and `MLFLOW_RUN_ID` go first.
+A run whose folder lies in the folder of another is its child, as the seeds of a stability study are.
 """
 
 import logging
@@ -100,12 +101,23 @@ def delivered_run(run_dir: Path) -> str:
     return file.run_id
 
 
+def send_rest(config: Config, *, run_dir: Path) -> None:
+    """Send what the finished run of a folder still has to tell, and whose child it is, if MLflow was away when it ended."""
+    file = RunFile.read(run_dir / _RUN_FILE)
+    is_known = file.parent_id == RunFile.read(run_dir.parent / _RUN_FILE).run_id
+    if config.tracking.enabled and file.uri and (file.waiting or not is_known):
+        _open_outbox(config, Journal(run_dir / "log.jsonl"), {}).finish("FINISHED")
+
+
 def _open_outbox(config: Config, journal: Journal, tags: Mapping[str, str]) -> "MlflowTracker":
     tracking, run_dir = config.tracking, journal.path.parent
     run_name = tracking.run_name or run_dir.resolve().name
     server = MlflowServer(tracking_uri(tracking), tracking.experiment, run_name)
     system = Journal(run_dir / "system.jsonl")
     outbox = Outbox(journal, system, run_dir / _RUN_FILE, server, experiment=tracking.experiment)
+    parent = RunFile.read(run_dir.parent / _RUN_FILE)
+    if parent.run_id and (parent.uri, parent.experiment) == (server.uri, tracking.experiment):
+        outbox.belong_to(parent.run_id)
     outbox.post("origin", tags=dict(tags))
     params = {**config.flat(), "tracking.uri": server.uri}  # without the password it may hold
     outbox.post("params", params={name: str(value) for name, value in params.items()})

@@ -66,6 +66,7 @@ class MlflowServer:
             "params": self._send_params,
             "tags": self._send_tags,
             "origin": self._send_origin,
+            "parent": self._send_parent,
             "artifact": self._send_artifact,
             "dataset": self._send_dataset,
             "status": self._send_status,
@@ -107,6 +108,9 @@ class MlflowServer:
         known = self._client.get_run(self._run_id).data.tags
         changed = {f"changed/{name}": value for name, value in tags.items() if known.get(name, value) != value}
         self._send_tags({name: value for name, value in tags.items() if name not in known} | changed)
+
+    def _send_parent(self, run_id: str) -> None:
+        self._send_tags({"mlflow.parentRunId": run_id})
 
     def _send_artifact(self, path: str, folder: str) -> None:
         send = self._client.log_artifacts if Path(path).is_dir() else self._client.log_artifact
