@@ -116,7 +116,9 @@ def errors(runs: Sequence[RunData], found: dict[str, dict[str, ErrorTypes]], why
     """TIDE's kinds of error by run name and task; a table for each task."""
     tables = []
     for task, label in TASKS.items():
-        of_runs = [(slot, run.name, found[run.name][task]) for slot, run in enumerate(runs) if task in found.get(run.name, {})]
+        of_runs = [
+            (slot, run.name, found[run.name][task]) for slot, run in enumerate(runs) if task in found.get(run.name, {})
+        ]
         if not of_runs:
             continue
         worst = max(kind.delta_ap for _, _, types in of_runs for kind in types.kinds) or 1.0
@@ -140,9 +142,7 @@ def errors(runs: Sequence[RunData], found: dict[str, dict[str, ErrorTypes]], why
 def pictures(galleries: Sequence[Gallery]) -> Chapter:
     """The worst and the best images of each run."""
     shown = [gallery for gallery in galleries if gallery.pictures]
-    note = (
-        "Ground truth left, predictions of score 0.5 and above right; images ordered by F1 at IoU 0.5, of masks where there are masks."
-    )
+    note = "Ground truth left, predictions of score 0.5 and above right; images ordered by F1 at IoU 0.5, of masks where there are masks."
     return Chapter(
         "pictures", "Worst and best images", [note] if shown else ["No pictures: see what is missing."], galleries=shown
     )
