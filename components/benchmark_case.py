@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 import cuda_ops
 from components.torchvision_twin import torchvision_images, torchvision_targets, torchvision_twin
-from model.backbone import BasicBlock, Bottleneck
 from model.compilation import compile_parts
 from model.config import ModelConfig, Section, TrainConfig
 from model.data.collate import collate
@@ -30,6 +29,7 @@ from model.engine import set_determinism, train_steps
 from model.mask_rcnn import MaskRCNN
 from model.optim import make_optimizer
 from model.precision import LossScaler, autocast, set_float32_products
+from model.resnet import BasicBlock, Bottleneck
 from model.structures import Batch
 
 NUM_CLASSES = 80  # COCO's
@@ -221,6 +221,8 @@ def _proposed_boxes(model: MaskRCNN, batch: Batch, case: Case) -> list[Boxes]:
 
 def _calibrate_scores(model: MaskRCNN, batch: Batch, case: Case) -> None:
     """Spread each class's logits over the proposals, then raise the background until few candidates are left."""
+    if model.roi_heads is None:  # proposals are as many whatever their scores
+        return
     seen: list[Tensor] = []
     hook = model.roi_heads.box_predictor.register_forward_hook(lambda module, args, output: seen.append(output[0]))
     model(batch)

@@ -101,11 +101,9 @@ def delivered_run(run_dir: Path) -> str:
 
 def send_rest(config: Config, *, run_dir: Path) -> None:
     """Send what the finished run of a folder still has to tell, and whose child it is, if MLflow was away when it ended."""
-    path = run_dir / _RUN_FILE
-    if not config.tracking.enabled or not path.is_file():
-        return
-    file, parent_id = RunFile.read(path), RunFile.read(run_dir.parent / _RUN_FILE).run_id
-    if file.waiting or file.parent_id != parent_id:
+    file = RunFile.read(run_dir / _RUN_FILE)
+    is_known = file.parent_id == RunFile.read(run_dir.parent / _RUN_FILE).run_id
+    if config.tracking.enabled and file.uri and (file.waiting or not is_known):
         _open_outbox(config, Journal(run_dir / "log.jsonl"), {}).finish("FINISHED")
 
 

@@ -64,7 +64,7 @@ def random_boxes(*shape: int, device: torch.device) -> Tensor:
 
 
 def anchors(device: torch.device) -> Tensor:
-    return cuda_ops.generate_anchors(LEVEL_SHAPES, IMAGE_SIZE, ANCHOR_SIZES, RATIOS, device)
+    return cuda_ops.generate_anchors(LEVEL_SHAPES, IMAGE_SIZE, [(size,) for size in ANCHOR_SIZES], RATIOS, device)
 
 
 def anchor_case(device: torch.device) -> Case:

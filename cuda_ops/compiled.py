@@ -6,13 +6,14 @@ registration.py.
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import torch
 from torch import Tensor
 
 import cuda_ops.registration  # noqa: F401  # tells torch of shapes and gradients
 from cuda_ops import reference
+from cuda_ops.reference.anchors import Conventions, anchor_strides
 from cuda_ops.reference.masks import RunLengthCode
 from cuda_ops.reference.polygons import PackedPolygons
 
@@ -65,17 +66,19 @@ def enlarge_bilinear(image: Tensor, size: tuple[int, int], is_mirrored: bool = F
 def generate_anchors(
     feature_sizes: Sequence[tuple[int, int]],
     image_size: tuple[int, int],
-    sizes: Sequence[float],
+    sizes: Sequence[Sequence[float]],
     aspect_ratios: Sequence[float],
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
+    conventions: Conventions = "torchvision",
 ) -> Tensor:
     """See `cuda_ops.generate_anchors`."""
     if dtype not in KERNEL_DTYPES:
-        return reference.generate_anchors(feature_sizes, image_size, sizes, aspect_ratios, device, dtype)
+        return reference.generate_anchors(feature_sizes, image_size, sizes, aspect_ratios, device, dtype, conventions)
     like = torch.empty(0, device=device, dtype=dtype)
-    flat_sizes = [side for size in feature_sizes for side in size]
-    return _ops.generate_anchors(like, flat_sizes, image_size, sizes, aspect_ratios)
+    strides = anchor_strides(feature_sizes, image_size, conventions)
+    flat = [list(chain.from_iterable(pairs)) for pairs in (feature_sizes, strides, sizes)]
+    return _ops.generate_anchors(like, *flat, aspect_ratios, conventions == "torchvision")
 
 
 def match_boxes(
@@ -96,14 +99,20 @@ def multilevel_roi_align(
     image_size: tuple[int, int],
     output_size: int,
     sampling_ratio: int,
+    aligned: bool,
 ) -> Tensor:
     """See `cuda_ops.multilevel_roi_align`."""
     if boxes.dtype not in KERNEL_DTYPES:
         return reference.multilevel_roi_align(
-            features, boxes, image_size=image_size, output_size=output_size, sampling_ratio=sampling_ratio
+            features,
+            boxes,
+            image_size=image_size,
+            output_size=output_size,
+            sampling_ratio=sampling_ratio,
+            aligned=aligned,
         )
     scales = [2.0 ** round(math.log2(level.shape[2] / image_size[0])) for level in features]
-    return _ops.multilevel_roi_align(list(features), boxes.detach(), scales, output_size, sampling_ratio)
+    return _ops.multilevel_roi_align(list(features), boxes.detach(), scales, output_size, sampling_ratio, aligned)
 
 
 def rasterize_polygons(boxes: Tensor, instance_idxs: Tensor, polygons: PackedPolygons, size: int) -> Tensor:

@@ -6,12 +6,14 @@ shapes and no operator makes the host wait for the device.
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from cuda_ops import library, reference
+from cuda_ops.reference.anchors import Conventions
 from cuda_ops.reference.masks import RunLengthCode
 from cuda_ops.reference.polygons import PackedPolygons
 
@@ -22,36 +24,45 @@ if library.HAS_CPU:
 def generate_anchors(
     feature_sizes: Sequence[tuple[int, int]],
     image_size: tuple[int, int],
-    sizes: Sequence[float],
+    sizes: Sequence[Sequence[float]],
     aspect_ratios: Sequence[float],
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
+    conventions: Conventions = "torchvision",
 ) -> Tensor:
     """Anchors of every cell of every level.
 
     Args:
         feature_sizes: (height, width) of each level's feature map, finest first.
-        image_size: padded (height, width) in pixels; a level's stride is image_size // feature size on either axis.
-        sizes: side of a square anchor in pixels, one a level.
+        image_size: padded (height, width) in pixels, from which the strides of the levels follow, see `conventions`.
+        sizes: sides of a square anchor in pixels, as many for each level.
         aspect_ratios: height / width, shared by all levels.
         device: where the anchors are made.
         dtype: a floating type.
+        conventions: torchvision: corners relative to the cell are rounded to whole pixels, and a level's stride is image_size // feature
+            size on either axis. detectron2: nothing is rounded, and strides are powers of two.
 
     Returns:
-        [A, 4], ordered by level, y, x, ratio. Corners relative to the cell are rounded to whole pixels.
+        [A, 4], ordered by level, y, x, and within a cell by ratio and size (torchvision) or by size and ratio (detectron2).
 
     Raises:
         ValueError: if the levels of feature_sizes and sizes differ, or an argument is empty or not positive.
 
-    Source: Faster R-CNN (arXiv:1506.01497), FPN (arXiv:1612.03144); equals torchvision's AnchorGenerator.
+    Source: Faster R-CNN (arXiv:1506.01497), FPN (arXiv:1612.03144); equals torchvision's AnchorGenerator, or Detectron2's
+        DefaultAnchorGenerator.
     """
     op = "generate_anchors"
     _require(len(feature_sizes) == len(sizes) > 0, op, "sizes", f"one a level, {len(feature_sizes)}", len(sizes))
     _require(all(h > 0 and w > 0 for h, w in feature_sizes), op, "feature_sizes", "positive", list(feature_sizes))
-    _require(min(*image_size, *sizes) > 0, op, "image_size and sizes", "positive", (*image_size, *sizes))
+    is_even = len({len(level) for level in sizes}) == 1 and len(sizes[0]) > 0
+    _require(is_even, op, "sizes", "as many for each level, one at least", [len(level) for level in sizes])
+    flat_sizes = list(chain.from_iterable(sizes))
+    _require(min(*image_size, *flat_sizes) > 0, op, "image_size and sizes", "positive", (*image_size, *flat_sizes))
     _require(min(aspect_ratios, default=0) > 0, op, "aspect_ratios", "positive, at least one", list(aspect_ratios))
     device = torch.get_default_device() if device is None else torch.device(device)
-    return _serving(device).generate_anchors(feature_sizes, image_size, sizes, aspect_ratios, device, dtype)
+    return _serving(device).generate_anchors(
+        feature_sizes, image_size, sizes, aspect_ratios, device, dtype, conventions
+    )
 
 
 def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
@@ -193,6 +204,7 @@ def multilevel_roi_align(
     image_size: tuple[int, int],
     output_size: int,
     sampling_ratio: int,
+    aligned: bool = False,
 ) -> Tensor:
     """Pool each box from the pyramid level that suits its size.
 
@@ -202,15 +214,19 @@ def multilevel_roi_align(
         boxes: [N, R, 4] float, input pixels. They get no gradient; padding (without area, even nan) pools finite values.
         image_size: padded (height, width) of the input in pixels; level l has scale 2 ** round(log2(H_l / height)).
         output_size: O, bins on either axis.
-        sampling_ratio: samples of a bin on either axis.
+        sampling_ratio: samples of a bin on either axis; 0: adaptive, as many as the bin is cells long, rounded up, on each axis. (A box longer
+            than its level, so one that reaches out of the image, has no more of them than one as long as the longest side of a level.)
+        aligned: whether the centre of cell 0 lies half a cell from the image's border, as it should, rather than on it. Then boxes may also be
+            less than a cell wide; else they are widened to one.
 
     Returns:
         [N, R, C, O, O], dtype of the features, channels-last in memory: flattened over N and R, a channels-last batch.
 
     Raises:
-        ValueError: if a shape or dtype is not as above, or a number is not positive.
+        ValueError: if a shape or dtype is not as above, or a number is out of range.
 
-    Source: Mask R-CNN (arXiv:1703.06870), FPN (arXiv:1612.03144); equals torchvision's MultiScaleRoIAlign.
+    Source: Mask R-CNN (arXiv:1703.06870), FPN (arXiv:1612.03144); equals torchvision's MultiScaleRoIAlign, which is not aligned, and with
+        `aligned` Detectron2's ROIPooler with ROIAlignV2.
     """
     op = "multilevel_roi_align"
     _require_boxes(boxes, op, "boxes", dims=(3,))
@@ -226,10 +242,15 @@ def multilevel_roi_align(
     _require(len(boxes) == len(features[0]), op, "boxes", f"of {len(features[0])} images", boxes.shape)
     _require(min(image_size) > 0, op, "image_size", "positive", image_size)
     _require(output_size > 0, op, "output_size", "positive", output_size)
-    _require(sampling_ratio > 0, op, "sampling_ratio", "positive", sampling_ratio)
+    _require(sampling_ratio >= 0, op, "sampling_ratio", "0 or more", sampling_ratio)
     _require_one_device(op, boxes=boxes, **{f"features[{level}]": feature for level, feature in enumerate(features)})
     return _serving(boxes.device).multilevel_roi_align(
-        features, boxes, image_size=image_size, output_size=output_size, sampling_ratio=sampling_ratio
+        features,
+        boxes,
+        image_size=image_size,
+        output_size=output_size,
+        sampling_ratio=sampling_ratio,
+        aligned=aligned,
     )
 
 

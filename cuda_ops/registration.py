@@ -27,12 +27,14 @@ def _box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 def _generate_anchors(
     like: Tensor,
     feature_sizes: Sequence[int],
-    image_size: Sequence[int],
+    strides: Sequence[int],
     sizes: Sequence[float],
     aspect_ratios: Sequence[float],
+    rounded: bool,
 ) -> Tensor:
-    cells = sum(height * width for height, width in zip(feature_sizes[::2], feature_sizes[1::2], strict=True))
-    return like.new_empty(cells * len(aspect_ratios), 4)
+    levels = list(zip(feature_sizes[::2], feature_sizes[1::2], strict=True))
+    cells = sum(height * width for height, width in levels)
+    return like.new_empty(cells * (len(sizes) // len(levels)) * len(aspect_ratios), 4)
 
 
 @torch.library.register_fake("cuda_ops::match_boxes")
@@ -78,7 +80,7 @@ def _select_proposals(
 
 @torch.library.register_fake("cuda_ops::multilevel_roi_align")
 def _multilevel_roi_align(
-    features: list[Tensor], boxes: Tensor, scales: list[float], output_size: int, sampling_ratio: int
+    features: list[Tensor], boxes: Tensor, scales: list[float], output_size: int, sampling_ratio: int, aligned: bool
 ) -> Tensor:
     num_images, num_boxes = boxes.shape[:2]
     bins = features[0].new_empty(num_images, num_boxes, output_size, output_size, features[0].shape[1])
@@ -93,6 +95,7 @@ def _multilevel_roi_align_backward(
     channels_last: list[bool],
     scales: list[float],
     sampling_ratio: int,
+    aligned: bool,
     deterministic: bool,
 ) -> list[Tensor]:
     num_images, channels = grad.shape[0], grad.shape[2]
@@ -106,13 +109,13 @@ def _multilevel_roi_align_backward(
 
 def _save_pyramid(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     """Of the features the backward pass needs the shapes and layouts alone."""
-    features, boxes, ctx.scales, _, ctx.sampling_ratio = inputs
+    features, boxes, ctx.scales, _, ctx.sampling_ratio, ctx.aligned = inputs
     ctx.save_for_backward(boxes)
     ctx.sizes = [side for level in features for side in level.shape[2:]]
     ctx.channels_last = [level.stride(1) == 1 and level.stride(3) != 1 for level in features]
 
 
-def _pyramid_gradients(ctx: Any, grad: Tensor) -> tuple[list[Tensor], None, None, None, None]:
+def _pyramid_gradients(ctx: Any, grad: Tensor) -> tuple[list[Tensor], None, None, None, None, None]:
     """Gradients of the features in their layouts. Asked to be deterministic, it is, with another kernel, instead of an error."""
     gradients = torch.ops.cuda_ops.multilevel_roi_align_backward(
         grad,
@@ -121,9 +124,10 @@ def _pyramid_gradients(ctx: Any, grad: Tensor) -> tuple[list[Tensor], None, None
         ctx.channels_last,
         ctx.scales,
         ctx.sampling_ratio,
+        ctx.aligned,
         torch.are_deterministic_algorithms_enabled(),
     )
-    return gradients, None, None, None, None
+    return gradients, None, None, None, None, None
 
 
 torch.library.register_autograd("cuda_ops::multilevel_roi_align", _pyramid_gradients, setup_context=_save_pyramid)

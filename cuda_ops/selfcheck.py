@@ -47,7 +47,7 @@ def _squares(device: torch.device) -> Squares:
 
 
 def _anchors(device: torch.device) -> Tensor:
-    return ops.generate_anchors(LEVEL_SHAPES, IMAGE_SIZE, (32, 64, 128), (0.5, 1.0, 2.0), device)
+    return ops.generate_anchors(LEVEL_SHAPES, IMAGE_SIZE, ((32,), (64,), (128,)), (0.5, 1.0, 2.0), device)
 
 
 def _select_proposals(device: torch.device) -> tuple[Tensor, Tensor]:

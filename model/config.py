@@ -19,7 +19,10 @@ from pydantic import (
 )
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Resnet = Literal["resnet18", "resnet34", "resnet50", "resnet101"]
+Resnet = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x8d"]
+Rgb = tuple[float, float, float]
+# What torchvision's weights were trained with: (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225) of 255.
+TORCHVISION_MEAN, TORCHVISION_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 class Section(BaseModel):
@@ -99,21 +102,35 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    """The network: Mask R-CNN with a ResNet-FPN backbone; defaults are those of R50-FPN."""
+    """The network: an R-CNN with a ResNet body; defaults are those of Mask R-CNN R50-FPN."""
 
+    task: Literal["mask", "box", "proposals"] = "mask"  # Mask R-CNN, Faster R-CNN, or the region proposal network alone
+    # Whose anchors and RoIAlign. Goes with trained weights: torchvision's detectors need torchvision's.
+    conventions: Literal["detectron2", "torchvision"] = "detectron2"
     backbone: Resnet = "resnet50"
+    # What the heads see: a pyramid; stage res4, with res5 as the head of each RoI; or stage res5.
+    features: Literal["fpn", "c4", "c5"] = "fpn"
+    res5_dilation: Literal[1, 2] = 1  # 2, for c5: res5 is dilated instead of strided, so c5 has stride 16
+    stride_in_1x1: bool = False  # of a stage's first block; MSRA's weights: true; torchvision's: false, in its 3×3
+    # Pixels run from 0 to 255; mean and deviation are in the order of the channels. They go with the weights.
+    pixel_order: Literal["rgb", "bgr"] = "rgb"
+    pixel_mean: Rgb = TORCHVISION_MEAN
+    pixel_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = TORCHVISION_STD
     weights: str = "imagenet"  # none | imagenet | coco | path to a state dict or checkpoint
     norm: Literal["frozen_batch_norm", "batch_norm", "group_norm"] = (
-        "frozen_batch_norm"  # batch_norm: over a process's own images
+        "frozen_batch_norm"  # of the body (batch_norm: over a process's own images); group_norm: of FPN and convolutional heads too
     )
     # 1: stem; 2: stem and layer1; … 5: the whole body. Null: 2 with pre-trained weights, 0 from scratch.
     freeze_stages: Annotated[int, Field(ge=0, le=5)] | None = None
     fpn_channels: PositiveInt = 256
-    box_head_channels: PositiveInt = 1024
+    box_head: Literal["mlp", "conv", "res5"] = "mlp"  # two fully connected layers; convolutions and one; c4's res5
+    box_head_channels: PositiveInt = 1024  # of fully connected layers
+    box_head_convs: PositiveInt = 4  # of `conv`
+    box_head_conv_channels: PositiveInt = 256
     mask_head_channels: PositiveInt = 256
-    mask_head_convs: PositiveInt = 4
+    mask_head_convs: NonNegativeInt = 4  # before the transposed one
     class_agnostic_boxes: bool = False  # one box a proposal, whatever its class
-    # Anchors: one size a level, P2 to P6.
+    # Anchors: one size a level, P2 to P6; with c4 and c5 each size on the one level.
     anchor_sizes_px: tuple[PositiveFloat, ...] = (32, 64, 128, 256, 512)
     aspect_ratios: tuple[PositiveFloat, ...] = (0.5, 1.0, 2.0)
     # Region proposal network.
@@ -134,7 +151,8 @@ class ModelConfig(Section):
     box_reg_weights: tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat] = (10.0, 10.0, 5.0, 5.0)
     box_pool_size: PositiveInt = 7
     mask_pool_size: PositiveInt = 14
-    pool_sampling_ratio: PositiveInt = 2
+    # Samples of a bin on either axis; 0: adaptive, one a cell. Null: detectron2's 0 or torchvision's 2, as conventions say.
+    pool_sampling_ratio: NonNegativeInt | None = None
     # Detections.
     score_threshold: Fraction = 0.05
     nms_iou: Fraction = 0.5
@@ -146,18 +164,66 @@ class ModelConfig(Section):
             raise ValueError(f"rpn_bg_iou must be at most rpn_fg_iou, got {self.rpn_bg_iou} > {self.rpn_fg_iou}")
         if self.roi_bg_iou > self.roi_fg_iou:
             raise ValueError(f"roi_bg_iou must be at most roi_fg_iou, got {self.roi_bg_iou} > {self.roi_fg_iou}")
-        if len(self.anchor_sizes_px) != 5:
+        self._require_parts_that_fit()
+        if self.norm == "group_norm":
+            widths = {"mask_head_channels": self.mask_head_channels}
+            widths |= {"fpn_channels": self.fpn_channels} if self.features == "fpn" else {}
+            widths |= {"box_head_conv_channels": self.box_head_conv_channels} if self.box_head == "conv" else {}
+            for name, width in widths.items():
+                if width % 32:
+                    raise ValueError(f"{name} must be a multiple of 32 with group_norm, got {width}")
+        if self.weights in ("imagenet", "coco"):
+            self._require_torchvisions()
+        return self
+
+    def _require_parts_that_fit(self) -> None:
+        """Body, features and heads make one network."""
+        if self.features == "fpn" and len(self.anchor_sizes_px) != 5:
             raise ValueError(
                 f"anchor_sizes_px must give one size for each of the 5 levels P2 to P6, got {len(self.anchor_sizes_px)}"
             )
-        if self.norm == "group_norm" and (self.fpn_channels % 32 or self.mask_head_channels % 32):
-            raise ValueError("fpn_channels and mask_head_channels must be multiples of 32 with group_norm")
-        if self.norm == "group_norm" and self.weights in ("imagenet", "coco"):
+        if not self.anchor_sizes_px or not self.aspect_ratios:
+            raise ValueError("anchor_sizes_px and aspect_ratios must name at least one each, got none")
+        if (self.box_head == "res5") != (self.features == "c4"):
+            raise ValueError(
+                f"box_head must be res5 with features c4, and only there, got {self.box_head} with {self.features}"
+            )
+        if self.features == "c4" and self.box_pool_size % 2:
+            raise ValueError(f"box_pool_size must be even with c4, whose res5 halves it, got {self.box_pool_size}")
+        if self.features == "c4" and self.mask_pool_size != self.box_pool_size:
+            raise ValueError(
+                "mask_pool_size must be box_pool_size with c4, whose heads share res5, "
+                f"got {self.mask_pool_size} and {self.box_pool_size}"
+            )
+        if self.features == "c4" and (self.freeze_stages or 0) > 4:
+            raise ValueError("freeze_stages must be at most 4 with c4, whose body ends with layer3, got 5")
+        if self.res5_dilation == 2 and self.features != "c5":
+            raise ValueError(f"res5_dilation must be 1 but with features c5, got 2 with {self.features}")
+        if self.stride_in_1x1 and self.backbone in ("resnet18", "resnet34"):
+            raise ValueError(f"stride_in_1x1 must be false with {self.backbone}, whose blocks have no 1×1 convolution")
+
+    def _require_torchvisions(self) -> None:
+        """`imagenet` and `coco` are torchvision's weights, which want what they were trained with."""
+        if self.norm == "group_norm":
             raise ValueError(
                 f"weights {self.weights!r} were trained with batch norm and cannot serve group_norm; "
                 "set model.weights to none or to a path, or model.norm to frozen_batch_norm"
             )
-        return self
+        wanted: dict[str, object] = {"stride_in_1x1": False} | {
+            "pixel_order": "rgb", "pixel_mean": TORCHVISION_MEAN, "pixel_std": TORCHVISION_STD
+        }  # fmt: skip
+        if self.weights == "coco":
+            wanted |= {"conventions": "torchvision", "features": "fpn", "box_head": "mlp"}
+        for name, value in wanted.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"{name} must be {value} with weights {self.weights!r}, got {getattr(self, name)}")
+
+    @property
+    def sampling_ratio(self) -> int:
+        """RoIAlign's samples of a bin on either axis; 0 is adaptive."""
+        if self.pool_sampling_ratio is not None:
+            return self.pool_sampling_ratio
+        return 0 if self.conventions == "detectron2" else 2
 
     @property
     def frozen_stages(self) -> int:
@@ -246,7 +312,8 @@ class EvaluateConfig(Section):
     batch_size: PositiveInt = 8
     backend: Literal["auto", "hotcoco", "pycocotools"] = "auto"  # what computes AP; auto: hotcoco where it is installed
     every_epoch: bool = False  # also evaluate while training, after each pass over the data
-    min_bbox_ap: Fraction = 0.0  # with every_epoch: training ends when both are reached; 0 never ends it
+    # With every_epoch: training ends when both are reached, or the one that the model's task has; 0 never ends it.
+    min_bbox_ap: Fraction = 0.0
     min_segm_ap: Fraction = 0.0
     skip_eval: bool = False  # write predictions only
     split: Literal["train", "val"] = "val"

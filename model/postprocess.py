@@ -30,8 +30,8 @@ def to_coco_results(
         category_ids: COCO's id of label k at place k - 1.
 
     Returns:
-        Boxes: image_id, category_id, bbox (x, y, width, height), score. Masks: image_id, category_id, score and segmentation, a compressed
-        run-length encoding of the whole image whose counts are text, as JSON wants them.
+        Boxes: image_id, category_id, bbox (x, y, width, height), score. Masks, where the network has them: image_id, category_id, score and
+        segmentation, a compressed run-length encoding of the whole image whose counts are text, as JSON wants them; else an empty list.
     """
     all_boxes = original_boxes(batch, detections).cpu()
     scores, labels = detections.scores.cpu(), detections.labels.cpu()
@@ -43,12 +43,15 @@ def to_coco_results(
     ):
         count = counts[n]
         boxes = all_boxes[n, :count]
-        masks = encode(detections.mask_probs[n, :count], boxes, (height, width))
+        masks = None
+        if detections.mask_probs is not None:
+            masks = encode(detections.mask_probs[n, :count], boxes, (height, width))
         boxes_xywh = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()
         for i, (score, label) in enumerate(zip(scores[n, :count].tolist(), labels[n, :count].tolist(), strict=True)):
             common = {"image_id": image_id, "category_id": category_ids[label - 1], "score": score}
             bbox_results.append(common | {"bbox": boxes_xywh[i]})
-            segm_results.append(common | {"segmentation": masks[i]})
+            if masks is not None:
+                segm_results.append(common | {"segmentation": masks[i]})
     return bbox_results, segm_results
 
 

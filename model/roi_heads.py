@@ -1,22 +1,23 @@
 """RoI heads: from proposals to classes, boxes and masks.
 
 Shapes: N images, P proposals, G ground truths, S sampled RoIs (512), K mask RoIs (the first of the sampled: 128), C classes
-without background, D detections, M the mask's side (28). Boxes are (x1, y1, x2, y2) in input pixels; labels 1 … C, 0 is background.
-Source: Mask R-CNN (arXiv:1703.06870); heads of the FPN variant.
+without background, D detections, M the mask's side (28; c4: 14). Boxes are (x1, y1, x2, y2) in input pixels; labels 1 … C, 0 is background.
+Source: Mask R-CNN (arXiv:1703.06870).
 """
 
-import itertools
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import cuda_ops
-from model.backbone import conv_layer, norm_layer
+from model.backbone import feature_channels
+from model.box_head import BoxPredictor, make_box_head
 from model.config import ModelConfig
+from model.mask_head import MaskPredictor, make_mask_head
 from model.matching import per_image_mean, sample_matches
+from model.resnet import make_stage, stage_channels
 from model.rpn import SMOOTH_L1_BETA, Proposals
 from model.structures import Batch, Detections, Targets
 from model.suppression import Candidates, keep_best
@@ -36,82 +37,24 @@ class SampledRois:
     num_mask_rois: int  # K: no positive lies past this row
 
 
-class BoxHead(nn.Module):
-    """Two fully connected layers: [R, channels, 7, 7] → [R, box_head_channels]."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.fc6 = nn.Linear(config.fpn_channels * config.box_pool_size**2, config.box_head_channels)
-        self.fc7 = nn.Linear(config.box_head_channels, config.box_head_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu_(self.fc7(F.relu_(self.fc6(x.flatten(1)))))
-
-
-class BoxPredictor(nn.Module):
-    """Class logits [R, 1 + C] and box deltas of every class [R, 1 + C, 4], or, class-agnostic, of all classes together [R, 1, 4]."""
-
-    def __init__(self, channels: int, num_classes: int, *, class_agnostic: bool) -> None:
-        super().__init__()
-        self.cls_score = nn.Linear(channels, 1 + num_classes)
-        self.bbox_pred = nn.Linear(channels, 4 if class_agnostic else (1 + num_classes) * 4)
-        nn.init.normal_(self.cls_score.weight, std=0.01)
-        nn.init.normal_(self.bbox_pred.weight, std=0.001)
-        nn.init.zeros_(self.cls_score.bias)
-        nn.init.zeros_(self.bbox_pred.bias)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.cls_score(x).float(), self.bbox_pred(x).unflatten(1, (-1, 4)).float()
-
-
-class MaskPredictor(nn.Module):
-    """Upsample twofold, then one logit a pixel for the class asked for; logits of other classes are never computed."""
-
-    def __init__(self, in_channels: int, channels: int, num_classes: int) -> None:
-        super().__init__()
-        self.conv5_mask = nn.ConvTranspose2d(in_channels, channels, 2, 2)
-        self.mask_fcn_logits = nn.Conv2d(channels, 1 + num_classes, 1)
-        for module in (self.conv5_mask, self.mask_fcn_logits):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
-
-    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        """[R, channels, 14, 14], [R] int64 → [R, 28, 28] logits.
-
-        Without overlap a transposed convolution is a matrix product of each cell, and as such faster forward and backward; and the
-        four new cells need not stand in their places until they are logits.
-        """
-        height, width = x.shape[-2:]
-        cells = x.permute(0, 2, 3, 1).flatten(1, 2)  # [R, 14², channels], a view of channels-last memory
-        weight = self.conv5_mask.weight.permute(2, 3, 1, 0).flatten(0, 2)  # [4·channels, channels]: dy, dx, channel
-        bias = cast(Tensor, self.conv5_mask.bias).repeat(4)
-        x = F.relu_(F.linear(cells, weight, bias)).unflatten(2, (4, -1)).flatten(1, 2)  # [R, 28², channels]
-        kernels = F.embedding(labels, self.mask_fcn_logits.weight.flatten(1)).to(x.dtype)  # [R, channels]
-        class_bias = F.embedding(labels, cast(Tensor, self.mask_fcn_logits.bias)[:, None])  # [R, 1]
-        logits = torch.matmul(x, kernels[..., None]).squeeze(2) + class_bias  # [R, 28²]: y, x, dy, dx
-        logits = logits.float().unflatten(1, (height, width, 2, 2))
-        return logits.transpose(2, 3).flatten(3).flatten(1, 2)
-
-
 class RoIHeads(nn.Module):
     """Losses of sampled proposals, or detections."""
 
     def __init__(self, config: ModelConfig, num_classes: int) -> None:
         super().__init__()
         self.config = config
-        grouped = norm_layer("group_norm") if config.norm == "group_norm" else None
-        self.box_head = BoxHead(config)
-        self.box_predictor = BoxPredictor(
-            config.box_head_channels, num_classes, class_agnostic=config.class_agnostic_boxes
-        )
-        widths = [config.fpn_channels] + [config.mask_head_channels] * config.mask_head_convs
-        self.mask_head = nn.Sequential(
-            *(conv_layer(i, o, 3, grouped, relu=True) for i, o in itertools.pairwise(widths))
-        )
-        for module in self.mask_head.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        self.mask_predictor = MaskPredictor(widths[-1], config.mask_head_channels, num_classes)
+        channels = feature_channels(config)
+        if config.features == "c4":  # the body's last stage, at work on each RoI; box and mask share what it makes
+            self.res5: nn.Module = make_stage(config, 3)
+            channels = stage_channels(config)[3]
+        else:
+            self.res5 = nn.Identity()
+        self.box_head, box_channels = make_box_head(config, channels)
+        self.box_predictor = BoxPredictor(box_channels, num_classes, class_agnostic=config.class_agnostic_boxes)
+        self.has_masks = config.task == "mask"
+        if self.has_masks:
+            self.mask_head, mask_channels = make_mask_head(config, channels)
+            self.mask_predictor = MaskPredictor(mask_channels, config.mask_head_channels, num_classes)
 
     def forward(
         self, features: list[Tensor], proposals: Proposals, batch: Batch
@@ -120,10 +63,14 @@ class RoIHeads(nn.Module):
         if self.training:
             assert batch.targets is not None
             rois = self.sample(proposals, batch.targets, batch.seeds)
-            losses = self.box_losses(pyramid, rois, batch)
-            return None, losses | {"mask": self.mask_loss(pyramid, rois, batch)}
+            pooled = self.pool(pyramid, rois.boxes, batch, self.config.box_pool_size)
+            losses = self.box_losses(pooled, rois, batch.targets)
+            return None, losses | (self.mask_losses(pyramid, pooled, rois, batch) if self.has_masks else {})
         boxes, scores, labels, num_detections = self.detect(pyramid, proposals, batch)
-        mask_probs = self.mask_logits(pyramid, boxes, labels, batch).sigmoid()
+        mask_probs = None
+        if self.has_masks:
+            pooled = self.pool(pyramid, boxes, batch, self.config.mask_pool_size)
+            mask_probs = self.mask_logits(pooled, labels).sigmoid()
         return Detections(boxes, scores, labels, num_detections, mask_probs), {}
 
     @torch.no_grad()
@@ -158,24 +105,21 @@ class RoIHeads(nn.Module):
             return max(1, int(is_positive.sum(1).max()))
         return min(int(self.config.roi_batch_size * self.config.roi_positive_fraction), is_positive.shape[1])
 
-    def box_logits(self, pyramid: list[Tensor], boxes: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Class logits [N, R, 1 + C] and deltas [N, R, 1 + C, 4] (or [N, R, 1, 4], class-agnostic) of boxes [N, R, 4]."""
-        pooled = self._pool(pyramid, boxes, batch, self.config.box_pool_size)
-        logits, deltas = self.box_predictor(self.box_head(pooled))
-        return logits.unflatten(0, boxes.shape[:2]), deltas.unflatten(0, boxes.shape[:2])
+    def box_logits(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Class logits [N, R, 1 + C] and deltas [N, R, 1 + C, 4] ([N, R, 1, 4] if class-agnostic) of RoIs with features [N, R, channels, O, O]."""
+        logits, deltas = self.box_predictor(self.box_head(pooled.flatten(0, 1)))
+        return logits.unflatten(0, pooled.shape[:2]), deltas.unflatten(0, pooled.shape[:2])
 
-    def mask_logits(self, pyramid: list[Tensor], boxes: Tensor, labels: Tensor, batch: Batch) -> Tensor:
-        """[N, R, M, M] logits of the masks of boxes [N, R, 4] for labels [N, R]."""
-        pooled = self._pool(pyramid, boxes, batch, self.config.mask_pool_size)
-        logits = self.mask_predictor(self.mask_head(pooled), labels.flatten())
-        return logits.unflatten(0, boxes.shape[:2])
+    def mask_logits(self, pooled: Tensor, labels: Tensor) -> Tensor:
+        """[N, R, M, M] logits of the masks for labels [N, R] of RoIs with features [N, R, channels, O, O]."""
+        logits = self.mask_predictor(self.mask_head(pooled.flatten(0, 1)), labels.flatten())
+        return logits.unflatten(0, labels.shape)
 
-    def box_losses(self, pyramid: list[Tensor], rois: SampledRois, batch: Batch) -> dict[str, Tensor]:
+    def box_losses(self, pooled: Tensor, rois: SampledRois, targets: Targets) -> dict[str, Tensor]:
         """Cross entropy over the sampled RoIs, smooth L1 over the positive ones, in their class's deltas."""
-        assert batch.targets is not None
-        logits, deltas = self.box_logits(pyramid, rois.boxes, batch)
+        logits, deltas = self.box_logits(pooled)
         class_losses = F.cross_entropy(logits.flatten(0, 1), rois.labels.flatten(), reduction="none")
-        gt_boxes = batch.targets.gt_boxes.gather(1, rois.gt_rows[..., None].expand(-1, -1, 4))
+        gt_boxes = targets.gt_boxes.gather(1, rois.gt_rows[..., None].expand(-1, -1, 4))
         gt_deltas = cuda_ops.encode_boxes(gt_boxes, rois.boxes, self.config.box_reg_weights)
         own_class = rois.labels.clamp(max=deltas.shape[2] - 1)[..., None, None].expand(-1, -1, 1, 4)
         own_deltas = deltas.gather(2, own_class).squeeze(2)  # [N, S, 4]
@@ -185,15 +129,34 @@ class RoIHeads(nn.Module):
             "box_reg": per_image_mean(box_losses * (rois.labels > 0), rois.weights),
         }
 
-    def mask_loss(self, pyramid: list[Tensor], rois: SampledRois, batch: Batch) -> Tensor:
-        """Binary cross entropy of the pixels of the positive RoIs' own class."""
+    def mask_losses(
+        self, pyramid: list[Tensor], box_features: Tensor, rois: SampledRois, batch: Batch
+    ) -> dict[str, Tensor]:
+        """Binary cross entropy of the pixels of the positive RoIs' own class. With c4, on the features of the box head."""
         assert batch.targets is not None
         share = rois.num_mask_rois
         boxes, labels, gt_rows = rois.boxes[:, :share], rois.labels[:, :share], rois.gt_rows[:, :share]
-        logits = self.mask_logits(pyramid, boxes, labels, batch)  # [N, K, M, M]
+        if self.config.features == "c4":
+            pooled = box_features[:, :share]
+        else:
+            pooled = self.pool(pyramid, boxes, batch, self.config.mask_pool_size)
+        logits = self.mask_logits(pooled, labels)  # [N, K, M, M]
         gt_masks = cuda_ops.rasterize_polygons(boxes, gt_rows, batch.targets.polygons, logits.shape[-1])
         losses = F.binary_cross_entropy_with_logits(logits, gt_masks, reduction="none").mean((2, 3))  # [N, K]
-        return per_image_mean(losses, (labels > 0).float())
+        return {"mask": per_image_mean(losses, (labels > 0).float())}
+
+    def pool(self, pyramid: list[Tensor], boxes: Tensor, batch: Batch, size: int) -> Tensor:
+        """Features [N, R, channels, O, O] of boxes [N, R, 4]: O = size, or half of it after res5."""
+        height, width = batch.images.shape[-2:]
+        pooled = cuda_ops.multilevel_roi_align(
+            pyramid,
+            boxes,
+            image_size=(height, width),
+            output_size=size,
+            sampling_ratio=self.config.sampling_ratio,
+            aligned=self.config.conventions == "detectron2",
+        )
+        return self.res5(pooled.flatten(0, 1)).unflatten(0, boxes.shape[:2])
 
     def detect(
         self, pyramid: list[Tensor], proposals: Proposals, batch: Batch
@@ -209,7 +172,7 @@ class RoIHeads(nn.Module):
     def candidates(self, pyramid: list[Tensor], proposals: Proposals, batch: Batch) -> Candidates:
         """Every class of every proposal that scores above model.score_threshold, best first."""
         config = self.config
-        logits, deltas = self.box_logits(pyramid, proposals.boxes, batch)
+        logits, deltas = self.box_logits(self.pool(pyramid, proposals.boxes, batch, config.box_pool_size))
         scores = logits.softmax(2)[..., 1:]  # [N, P, C]
         is_real = torch.arange(scores.shape[1], device=scores.device) < proposals.num_proposals[:, None]
         classes = scores.shape[2]
@@ -227,17 +190,6 @@ class RoIHeads(nn.Module):
         boxes = clip_boxes(boxes, batch.image_sizes)
         scores = scores.masked_fill(((boxes[..., 2:] - boxes[..., :2]) < MIN_BOX_SIDE_PX).any(2), -torch.inf)
         return Candidates(boxes, scores, labels)
-
-    def _pool(self, pyramid: list[Tensor], boxes: Tensor, batch: Batch, size: int) -> Tensor:
-        """[N·R, channels, size, size]."""
-        height, width = batch.images.shape[-2:]
-        return cuda_ops.multilevel_roi_align(
-            pyramid,
-            boxes,
-            image_size=(height, width),
-            output_size=size,
-            sampling_ratio=self.config.pool_sampling_ratio,
-        ).flatten(0, 1)
 
 
 def clip_boxes(boxes: Tensor, image_sizes: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Region proposal network: from feature maps to proposals.
 
-Shapes: N images, L levels, A anchors of one image over all levels, A / ratios cells of the feature maps, C channels, G ground-truth boxes,
-padded, S sampled anchors, P proposals.
-Boxes are (x1, y1, x2, y2) in input pixels. Source: Faster R-CNN (arXiv:1506.01497); values of the R50-FPN 1x schedule.
+Shapes: N images, L levels, A anchors of one image over all levels, A / k cells of the feature maps with k anchors each, C channels,
+G ground-truth boxes, padded, S sampled anchors, P proposals.
+Boxes are (x1, y1, x2, y2) in input pixels. Source: Faster R-CNN (arXiv:1506.01497); one head for all levels.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import cuda_ops
-from model.backbone import conv_layer
+from model.anchors import Grid, anchors_per_cell, make_grid
+from model.backbone import feature_channels
 from model.config import ModelConfig
+from model.layers import conv_layer
 from model.matching import per_image_mean, sample_matches
 from model.structures import Batch, Targets
 
@@ -28,15 +30,8 @@ class Proposals:
     """Candidate boxes, best first; rows from num_proposals[n] on are padding."""
 
     boxes: Tensor  # [N, P, 4] float32
+    scores: Tensor  # [N, P] float32, 0 to 1: that there is an object; 0 for padding
     num_proposals: Tensor  # [N] int64
-
-
-@dataclass(frozen=True)
-class Grid:
-    """What the sizes of the feature maps say."""
-
-    anchors: Tensor  # [A, 4] float32
-    neighbors: Tensor  # [A / ratios, 9] int64, see cell_neighbors
 
 
 class RPNHead(nn.Module):
@@ -53,11 +48,11 @@ class RPNHead(nn.Module):
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[int]]:
-        """Objectness logits [N, A], box deltas [N, A, 4], both ordered (level, y, x, ratio), and the anchors of each level."""
+        """Objectness logits [N, A], box deltas [N, A, 4], both ordered (level, y, x, anchor), and the anchors of each level."""
         logits, deltas = [], []
         for feature in features:
             hidden = self.conv(feature)
-            # Channels-last memory is already (y, x, ratio): no copy but the one that joins the levels.
+            # Channels-last memory is already (y, x, anchor): no copy but the one that joins the levels.
             logits.append(self.cls_logits(hidden).permute(0, 2, 3, 1).flatten(1))
             deltas.append(self.bbox_pred(hidden).permute(0, 2, 3, 1).flatten(1))
         level_sizes = [level.shape[1] for level in logits]
@@ -71,31 +66,21 @@ class RPNHead(nn.Module):
 
         Args:
             idxs: [N, S] int64 into the A anchors.
-            neighbors: [A / ratios, 9] from `cell_neighbors`.
+            neighbors: [A / k, 9] from `cell_neighbors`.
 
         Returns:
             Objectness logits [N, S] and box deltas [N, S, 4], float32.
         """
-        cells, ratio = idxs // self.cls_logits.out_channels, idxs % self.cls_logits.out_channels
+        cells, anchor = idxs // self.cls_logits.out_channels, idxs % self.cls_logits.out_channels
         conv = cast(nn.Conv2d, self.conv.get_submodule("0.0"))
         kernel = conv.weight.permute(0, 2, 3, 1).flatten(1)  # [C, 9·C], as the patches are
         hidden = F.relu_(F.linear(gather_patches(features, neighbors[cells]), kernel, conv.bias))  # [N, S, C]
         logits = F.linear(hidden, self.cls_logits.weight.flatten(1), self.cls_logits.bias).float()
         deltas = F.linear(hidden, self.bbox_pred.weight.flatten(1), self.bbox_pred.bias).float()
-        own_deltas = ratio[..., None, None].expand(-1, -1, 1, 4)
-        return logits.gather(2, ratio[..., None]).squeeze(2), deltas.unflatten(2, (-1, 4)).gather(
+        own_deltas = anchor[..., None, None].expand(-1, -1, 1, 4)
+        return logits.gather(2, anchor[..., None]).squeeze(2), deltas.unflatten(2, (-1, 4)).gather(
             2, own_deltas
         ).squeeze(2)
-
-
-def cell_neighbors(feature_sizes: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
-    """[cells, 9] int64: the 3×3 cells around each cell of all levels, numbered (level, y, x); -1 lies outside of the level."""
-    levels, first = [], 0
-    for height, width in feature_sizes:
-        grid = torch.arange(first, first + height * width, device=device).view(height, width)
-        levels.append(F.pad(grid, (1, 1, 1, 1), value=-1).unfold(0, 3, 1).unfold(1, 3, 1).reshape(-1, 9))
-        first += height * width
-    return torch.cat(levels)
 
 
 def gather_patches(features: Sequence[Tensor], neighbors: Tensor) -> Tensor:
@@ -116,7 +101,7 @@ class RPN(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.head = RPNHead(config.fpn_channels, len(config.aspect_ratios))
+        self.head = RPNHead(feature_channels(config), anchors_per_cell(config))
         self._grids: dict[tuple[torch.device, tuple[int, int]], Grid] = {}
 
     def forward(self, features: Sequence[Tensor], batch: Batch) -> tuple[Proposals, dict[str, Tensor]]:
@@ -134,14 +119,7 @@ class RPN(nn.Module):
         key = (features[0].device, (height, width))
         if key not in self._grids:
             sizes = [(feature.shape[-2], feature.shape[-1]) for feature in features]
-            anchors = cuda_ops.generate_anchors(
-                sizes,
-                (height, width),
-                self.config.anchor_sizes_px,
-                self.config.aspect_ratios,
-                device=features[0].device,
-            )
-            self._grids[key] = Grid(anchors, cell_neighbors(sizes, features[0].device))
+            self._grids[key] = make_grid(self.config, sizes, (height, width), features[0].device)
         return self._grids[key]
 
     @torch.no_grad()
@@ -163,9 +141,9 @@ class RPN(nn.Module):
         scores = scores.gather(2, idxs).masked_fill_(~is_kept, -torch.inf).flatten(1)  # [N, L·kept]
         boxes = boxes.gather(2, idxs[..., None].expand(-1, -1, -1, 4)).flatten(1, 2)
         scores, best = scores.topk(min(post_nms, scores.shape[1]), dim=1)  # [N, P]
-        num_proposals = (scores > -torch.inf).sum(1)
-        boxes = boxes.gather(1, best[..., None].expand(-1, -1, 4))
-        return Proposals(boxes * (scores > -torch.inf)[..., None], num_proposals)
+        is_real = scores > -torch.inf
+        boxes = boxes.gather(1, best[..., None].expand(-1, -1, 4)) * is_real[..., None]
+        return Proposals(boxes, scores.masked_fill(~is_real, 0.0), is_real.sum(1))
 
     def losses(self, features: Sequence[Tensor], grid: Grid, targets: Targets, seeds: Tensor) -> dict[str, Tensor]:
         """Binary cross entropy of objectness over the sampled anchors, smooth L1 of the boxes over the positive ones."""

@@ -85,7 +85,7 @@ class Detections:
     scores: Tensor  # [N, D] float32, 0 to 1
     labels: Tensor  # [N, D] int64, 1 … classes
     num_detections: Tensor  # [N] int64
-    mask_probs: Tensor  # [N, D, M, M] float32, 0 to 1, in the frame of the box
+    mask_probs: Tensor | None  # [N, D, M, M] float32, 0 to 1, in the frame of the box; None without a mask head
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 // Anchors of one cell. The order of operations is that of reference/anchors.py, so results agree in every bit. Both
-// kernels get them from the host: there are a dozen.
+// kernels get them from the host: there are a dozen or so.
 #pragma once
 
 #include <cmath>
@@ -8,13 +8,34 @@
 
 namespace cuda_ops {
 
-// Centred on 0, corners rounded to whole pixels, halves to even; ratio is height / width.
+// Centred on 0, corners rounded to whole pixels, halves to even; ratio is height / width. torchvision's.
 template <class T>
-inline Box<T> cell_anchor(double size, double ratio) {
+inline Box<T> rounded_anchor(double size, double ratio) {
   const T h_ratio = std::sqrt(static_cast<T>(ratio));
   const T height = h_ratio * static_cast<T>(size), width = T(1) / h_ratio * static_cast<T>(size);
   const T x = std::nearbyint(width / 2), y = std::nearbyint(height / 2);
   return {-x, -y, x, y};
+}
+
+// Centred on 0, rounded to T alone. Detectron2's.
+template <class T>
+inline Box<T> exact_anchor(double size, double ratio) {
+  const double width = std::sqrt(size * size / ratio), height = ratio * width;
+  const T x = static_cast<T>(width / 2), y = static_cast<T>(height / 2);
+  return {-x, -y, x, y};
+}
+
+// Of each size and ratio: by ratio, then size if they are rounded, else by size, then ratio.
+template <class T>
+std::vector<Box<T>> cell_anchors(const double* sizes, int64_t num_sizes, const std::vector<double>& ratios, bool rounded) {
+  std::vector<Box<T>> anchors;
+  const auto num_ratios = static_cast<int64_t>(ratios.size());
+  for (int64_t i = 0; i < num_sizes * num_ratios; ++i) {
+    anchors.push_back(
+        rounded ? rounded_anchor<T>(sizes[i % num_sizes], ratios[i / num_sizes])
+                : exact_anchor<T>(sizes[i / num_ratios], ratios[i % num_ratios]));
+  }
+  return anchors;
 }
 
 template <class T>
@@ -30,12 +51,13 @@ struct Level {
   }
 };
 
-// feature_sizes: height and width of each level, one after the other.
-inline std::vector<Level> pyramid(const std::vector<int64_t>& feature_sizes, const std::vector<int64_t>& image_size) {
+// feature_sizes and strides: height and width, or y and x, of each level, one after the other.
+inline std::vector<Level> pyramid(const std::vector<int64_t>& feature_sizes, const std::vector<int64_t>& strides) {
+  STD_TORCH_CHECK(
+      feature_sizes.size() == strides.size(), "generate_anchors: strides must be two a level, as feature_sizes are");
   std::vector<Level> levels;
   for (size_t i = 0; i < feature_sizes.size(); i += 2) {
-    const int64_t height = feature_sizes[i], width = feature_sizes[i + 1];
-    levels.push_back({height, width, image_size[0] / height, image_size[1] / width});
+    levels.push_back({feature_sizes[i], feature_sizes[i + 1], strides[i], strides[i + 1]});
   }
   return levels;
 }

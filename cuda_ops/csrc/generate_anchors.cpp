@@ -1,4 +1,4 @@
-// Anchors of every cell of a pyramid → [A, 4], ordered by level, y, x, ratio.
+// Anchors of every cell of a pyramid → [A, 4], ordered by level, y, x, anchor of the cell.
 #include "anchors.h"
 
 namespace cuda_ops {
@@ -21,17 +21,17 @@ Box<T>* write_level(const Level& level, const std::vector<Box<T>>& cell, Box<T>*
 }
 
 Tensor generate_anchors_cpu(
-    const Tensor& like, std::vector<int64_t> feature_sizes, std::vector<int64_t> image_size, std::vector<double> sizes,
-    std::vector<double> aspect_ratios) {
-  const auto levels = pyramid(feature_sizes, image_size);
-  const auto num_ratios = static_cast<int64_t>(aspect_ratios.size());
-  auto anchors = torch::stable::new_empty(like, {num_cells(levels) * num_ratios, 4});
+    const Tensor& like, std::vector<int64_t> feature_sizes, std::vector<int64_t> strides, std::vector<double> sizes,
+    std::vector<double> aspect_ratios, bool rounded) {
+  const auto levels = pyramid(feature_sizes, strides);
+  const auto num_sizes = static_cast<int64_t>(sizes.size() / levels.size());  // of a level
+  const auto per_cell = num_sizes * static_cast<int64_t>(aspect_ratios.size());
+  auto anchors = torch::stable::new_empty(like, {num_cells(levels) * per_cell, 4});
   dispatch_float(like.scalar_type(), "generate_anchors", [&](auto zero) {
     using T = decltype(zero);
     auto* out = reinterpret_cast<Box<T>*>(anchors.mutable_data_ptr());
     for (size_t i = 0; i < levels.size(); ++i) {
-      std::vector<Box<T>> cell;
-      for (const double ratio : aspect_ratios) cell.push_back(cell_anchor<T>(sizes[i], ratio));
+      const auto cell = cell_anchors<T>(sizes.data() + i * num_sizes, num_sizes, aspect_ratios, rounded);
       out = write_level(levels[i], cell, out);
     }
   });
@@ -41,10 +41,11 @@ Tensor generate_anchors_cpu(
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(cuda_ops, m) {
-  // `like` has no elements: it tells the device, by which torch chooses the kernel, and the dtype.
+  // `like` has no elements: it tells the device, by which torch chooses the kernel, and the dtype. Sizes: as many for
+  // each level, one level after another.
   m.def(
-      "generate_anchors(Tensor like, int[] feature_sizes, int[] image_size, float[] sizes, float[] aspect_ratios) "
-      "-> Tensor");
+      "generate_anchors(Tensor like, int[] feature_sizes, int[] strides, float[] sizes, float[] aspect_ratios, "
+      "bool rounded) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(cuda_ops, CPU, m) {

@@ -215,7 +215,7 @@ void pool(const Levels<const T>& levels, const Tensor& boxes, const Pyramid& pyr
   // A thread walks the boxes of an image for one slice, then for the next: what neighbours share stays in the cache.
   torch::stable::parallel_for(0, num_slices * num_boxes, grain, [&](int64_t begin, int64_t end) {
     Scratch<W> scratch;
-    const int64_t max_cells = 2 * grid.sampling_ratio * grid.output_size;
+    const int64_t max_cells = int64_t{grid.max_taps()} * grid.output_size;
     scratch.sums.resize((levels.any_planar ? max_width(pyramid) : max_cells) * slice);
     scratch.offsets.resize(max_cells);
     for (int64_t i = begin; i < end; ++i) {
@@ -301,10 +301,10 @@ void scatter(const Tensor& grad, const Tensor& boxes, const Pyramid& pyramid, Gr
 
 Tensor multilevel_roi_align_cpu(
     const std::vector<Tensor>& features, const Tensor& boxes, const std::vector<double>& scales, int64_t output_size,
-    int64_t sampling_ratio) {
+    int64_t sampling_ratio, bool aligned) {
   const auto levels = readable(features);
   const auto pyramid = pyramid_of(scales, sizes_of(levels));
-  const Grid grid{static_cast<int>(output_size), static_cast<int>(sampling_ratio)};
+  const Grid grid = grid_of(output_size, sampling_ratio, aligned, pyramid);
   auto out = new_output(levels[0], boxes, levels[0].size(1), output_size);
   if (out.numel() == 0) return out;
   dispatch_features(levels[0].scalar_type(), [&](auto zero) {
@@ -316,9 +316,9 @@ Tensor multilevel_roi_align_cpu(
 
 std::vector<Tensor> multilevel_roi_align_backward_cpu(
     const Tensor& grad, const Tensor& boxes, const std::vector<int64_t>& sizes, const std::vector<bool>& channels_last,
-    const std::vector<double>& scales, int64_t sampling_ratio, bool) {
+    const std::vector<double>& scales, int64_t sampling_ratio, bool aligned, bool) {
   const auto pyramid = pyramid_of(scales, sizes);
-  const Grid grid{static_cast<int>(grad.size(3)), static_cast<int>(sampling_ratio)};
+  const Grid grid = grid_of(grad.size(3), sampling_ratio, aligned, pyramid);
   std::vector<Tensor> result;
   dispatch_features(grad.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
@@ -338,11 +338,11 @@ std::vector<Tensor> multilevel_roi_align_backward_cpu(
 
 STABLE_TORCH_LIBRARY_FRAGMENT(cuda_ops, m) {
   m.def(
-      "multilevel_roi_align(Tensor[] features, Tensor boxes, float[] scales, int output_size, int sampling_ratio) "
-      "-> Tensor");
+      "multilevel_roi_align(Tensor[] features, Tensor boxes, float[] scales, int output_size, int sampling_ratio, "
+      "bool aligned) -> Tensor");
   m.def(
       "multilevel_roi_align_backward(Tensor grad, Tensor boxes, SymInt[] sizes, bool[] channels_last, float[] scales, "
-      "int sampling_ratio, bool deterministic) -> Tensor[]");
+      "int sampling_ratio, bool aligned, bool deterministic) -> Tensor[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(cuda_ops, CPU, m) {

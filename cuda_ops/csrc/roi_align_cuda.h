@@ -58,12 +58,12 @@ struct Parts {
   int64_t bins, bin_parts, channel_parts, count;
 };
 
-// Cells and weights of all bins of one box, in shared memory: taps [2, O, 2S] for rows and columns, and how many a bin
+// Cells and weights of all bins of one box, in shared memory: taps [2, O, max_taps] for rows and columns, and how many a bin
 // has.
 template <class W>
 struct SharedTaps {
   __device__ SharedTaps(unsigned char* memory, Grid grid)
-      : per_bin(2 * grid.sampling_ratio),
+      : per_bin(grid.max_taps()),
         taps(reinterpret_cast<Tap<W>*>(memory)),
         counts(reinterpret_cast<int*>(taps + 2 * grid.output_size * per_bin)) {}
 
@@ -75,7 +75,8 @@ struct SharedTaps {
       with_roi(boxes, box, pyramid, grid, [&](const auto& roi) {
         const auto start = is_row ? roi.y : roi.x, bin_size = is_row ? roi.bin_height : roi.bin_width;
         const int32_t size = is_row ? pyramid.heights[roi.level] : pyramid.widths[roi.level];
-        counts[i] = taps_of(start, bin_size, bin, grid, size, taps + i * per_bin);
+        const int num_samples = is_row ? roi.samples_y : roi.samples_x;
+        counts[i] = taps_of(start, bin_size, bin, num_samples, size, taps + i * per_bin);
         if (i == 0) *level = roi.level;
       });
     }
@@ -95,7 +96,7 @@ struct SharedTaps {
   }
 
   static int64_t bytes(Grid grid) {
-    return 2 * int64_t{grid.output_size} * (2 * int64_t{grid.sampling_ratio} * sizeof(Tap<W>) + sizeof(int));
+    return 2 * int64_t{grid.output_size} * (grid.max_taps() * int64_t{sizeof(Tap<W>)} + int64_t{sizeof(int)});
   }
 
   int per_bin;
@@ -134,8 +135,8 @@ template <class W>
 int64_t tap_bytes(Grid grid) {
   const int64_t bytes = SharedTaps<W>::bytes(grid);
   STD_TORCH_CHECK(
-      bytes <= kMaxTapBytes, "multilevel_roi_align: output_size times sampling_ratio must be smaller on CUDA, got ",
-      grid.output_size, " times ", grid.sampling_ratio);
+      bytes <= kMaxTapBytes, "multilevel_roi_align: output_size times the samples of a bin must be smaller on CUDA, got ",
+      grid.output_size, " times ", grid.max_samples);
   return bytes;
 }
 

@@ -36,7 +36,7 @@ class Plan {
  public:
   // boxes: [N, R, 4], contiguous.
   Plan(const Tensor& boxes, const Pyramid& pyramid, Grid grid, GroupBy group_by)
-      : boxes_per_image_(boxes.size(1)), max_taps_(2 * grid.output_size * grid.sampling_ratio), group_by_(group_by) {
+      : boxes_per_image_(boxes.size(1)), max_taps_(int64_t{grid.output_size} * grid.max_taps()), group_by_(group_by) {
     const int64_t num_boxes = boxes.size(0) * boxes_per_image_;
     levels_.resize(num_boxes);
     num_cells_.resize(2 * num_boxes);
@@ -51,8 +51,14 @@ class Plan {
         for (int64_t box = begin; box < end; ++box) {
           const auto roi = roi_of(rows[box], pyramid, grid);
           levels_[box] = roi.level;
-          add_axis(2 * box, roi.y, roi.bin_height, pyramid.heights[roi.level], grid);
-          add_axis(2 * box + 1, roi.x, roi.bin_width, pyramid.widths[roi.level], grid);
+          const auto row_taps = [&](int bin, Tap<W>* taps) {
+            return taps_of(roi.y, roi.bin_height, bin, roi.samples_y, pyramid.heights[roi.level], taps);
+          };
+          const auto column_taps = [&](int bin, Tap<W>* taps) {
+            return taps_of(roi.x, roi.bin_width, bin, roi.samples_x, pyramid.widths[roi.level], taps);
+          };
+          add_axis(2 * box, grid.output_size, row_taps);
+          add_axis(2 * box + 1, grid.output_size, column_taps);
         }
       });
     });
@@ -88,15 +94,16 @@ class Plan {
         taps_.data() + row * max_taps_};
   }
 
-  template <class B>
-  void add_axis(int64_t row, B start, B bin_size, int32_t size, Grid grid) {
+  // taps_of_bin(bin, taps) writes the taps of a bin, whose idx are cells, and returns their number.
+  template <class F>
+  void add_axis(int64_t row, int output_size, const F& taps_of_bin) {
     int32_t* cells = cells_.data() + row * max_taps_;
     int32_t* begins = begins_.data() + row * (max_taps_ + 1);
     Tap<W>* taps = taps_.data() + row * max_taps_;
     int32_t num_cells = 0, num_taps = 0;
-    for (int bin = 0; bin < grid.output_size; ++bin) {
+    for (int bin = 0; bin < output_size; ++bin) {
       begins[bin] = num_taps;
-      num_taps += taps_of(start, bin_size, bin, grid, size, taps + num_taps);
+      num_taps += taps_of_bin(bin, taps + num_taps);
       for (int32_t t = begins[bin]; t < num_taps; ++t) {
         // Bins go from left to right, so a known cell is among the last ones; to list one twice would be no error.
         const int32_t cell = taps[t].idx;
@@ -106,9 +113,9 @@ class Plan {
         taps[t].idx = k;
       }
     }
-    begins[grid.output_size] = num_taps;
+    begins[output_size] = num_taps;
     num_cells_[row] = num_cells;
-    if (group_by_ == GroupBy::kCell) regroup(num_cells, grid.output_size, begins, taps);
+    if (group_by_ == GroupBy::kCell) regroup(num_cells, output_size, begins, taps);
   }
 
   // From bins with their cells to cells with their bins.

@@ -1,10 +1,11 @@
 """RoIAlign over a feature pyramid, as one weighted sum of table rows for each output bin.
 
-Shapes: N images, R boxes an image, L levels of [N, C, H_l, W_l], O output size, S sampling ratio. Boxes are
+Shapes: N images, R boxes an image, L levels of [N, C, H_l, W_l], O output size, S samples of a bin on one axis. Boxes are
 (x1, y1, x2, y2) in input pixels. A bin averages S × S samples of 4 corners each: 2S rows × 2S columns of the feature map
-with weights that factor into a row part and a column part. Gathering and weighing is `embedding_bag`'s work, whose backward
+with weights that factor into a row part and a column part. Where sampling is adaptive, S is the most that a box within its
+image may need, and what a box does not need weighs 0. Gathering and weighing is `embedding_bag`'s work, whose backward
 is the gradient of the features; boxes get none.
-Source: Mask R-CNN (arXiv:1703.06870), section 3; FPN (arXiv:1612.03144), equation 1; borders are torchvision's (aligned=False).
+Source: Mask R-CNN (arXiv:1703.06870), section 3; FPN (arXiv:1612.03144), equation 1; borders are torchvision's.
 """
 
 import math
@@ -18,6 +19,16 @@ from torch.nn import functional as F
 CANONICAL_SIZE_PX = 224
 CANONICAL_LEVEL = 4
 MAX_CHUNK_BYTES = 64 * 2**20  # of indices and weights at once
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How bins are sampled on either axis."""
+
+    output_size: int  # O
+    max_samples: int  # S
+    is_adaptive: bool  # a bin takes as many samples as it is cells long, S at most; else S
+    aligned: bool
 
 
 @dataclass(frozen=True)
@@ -43,13 +54,16 @@ def multilevel_roi_align(
     image_size: tuple[int, int],
     output_size: int,
     sampling_ratio: int,
+    aligned: bool,
 ) -> Tensor:
     """See `cuda_ops.multilevel_roi_align`."""
     pyramid = _flatten_pyramid(features)
     num_images, num_boxes = boxes.shape[:2]
+    longest = max(max(shape) for shape in pyramid.level_shapes)
+    sampling = Sampling(output_size, sampling_ratio or -(-longest // output_size), sampling_ratio == 0, aligned)
     with torch.no_grad():
-        rows, columns = _corners(pyramid, boxes, image_size, output_size, sampling_ratio)
-    taps = 4 * sampling_ratio**2
+        rows, columns = _corners(pyramid, boxes, image_size, sampling)
+    taps = 4 * sampling.max_samples**2
     tap_bytes = rows[0].element_size() + rows[1].element_size()
     chunk = max(1, MAX_CHUNK_BYTES // (tap_bytes * taps * output_size**2))  # boxes
     pooled = [
@@ -69,7 +83,7 @@ def _pool(table: Tensor, row_idx: Tensor, row_weight: Tensor, column_idx: Tensor
 
 
 def _corners(
-    pyramid: _Pyramid, boxes: Tensor, image_size: tuple[int, int], output_size: int, sampling_ratio: int
+    pyramid: _Pyramid, boxes: Tensor, image_size: tuple[int, int], sampling: Sampling
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Table offsets and weights of the rows, then of the columns, that each bin's samples touch: four [N·R, O, 2S]."""
     num_images, num_boxes = boxes.shape[:2]
@@ -87,9 +101,9 @@ def _corners(
         num_boxes, output_size=num_images * num_boxes
     )
     first = _by_level(level, first_rows, torch.int32) + image * height * width
-    x1, y1, x2, y2 = (boxes * scale[:, None]).unbind(-1)
-    y, y_weight = _axis(y1, y2, height, output_size, sampling_ratio)
-    x, x_weight = _axis(x1, x2, width, output_size, sampling_ratio)
+    x1, y1, x2, y2 = (boxes * scale[:, None] - (0.5 if sampling.aligned else 0.0)).unbind(-1)
+    y, y_weight = _axis(y1, y2, height, sampling)
+    x, x_weight = _axis(x1, x2, width, sampling)
     y = y.mul_(width[:, None, None]).add_(first[:, None, None])
     return (y, y_weight), (x, x_weight)
 
@@ -111,19 +125,24 @@ def _by_level(level: Tensor, values: Sequence[float], dtype: torch.dtype) -> Ten
     return chosen
 
 
-def _axis(start: Tensor, end: Tensor, size: Tensor, output_size: int, sampling_ratio: int) -> tuple[Tensor, Tensor]:
+def _axis(start: Tensor, end: Tensor, size: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """Cells and bilinear weights along one axis: start, end, size [B] → int32 and float [B, O, 2S].
 
     A sample outside -1 … size counts as 0; one nearer is moved onto the border.
     """
-    bin_size = (end - start).clamp_(min=1)[:, None, None] / output_size
-    bins = torch.arange(output_size, device=start.device, dtype=start.dtype)[:, None]
-    samples = torch.arange(sampling_ratio, device=start.device, dtype=start.dtype) + 0.5
-    at = start[:, None, None] + bins * bin_size + samples * bin_size / sampling_ratio  # [B, O, S]
+    length = end - start if sampling.aligned else (end - start).clamp_(min=1)
+    bin_size = length[:, None, None] / sampling.output_size
+    bins = torch.arange(sampling.output_size, device=start.device, dtype=start.dtype)[:, None]
+    samples = torch.arange(sampling.max_samples, device=start.device, dtype=start.dtype)
+    count = torch.full_like(bin_size, sampling.max_samples)  # [B, 1, 1]
+    if sampling.is_adaptive:
+        count = bin_size.ceil().clamp_(0, sampling.max_samples)
+    share = 1 / count.clamp(min=1)
+    at = start[:, None, None] + bins * bin_size + (samples + 0.5) * bin_size / count.clamp(min=1)  # [B, O, S]
     size = size[:, None, None]
-    inside = ((at >= -1) & (at <= size)).to(at.dtype).div_(sampling_ratio)
+    inside = ((at >= -1) & (at <= size) & (samples < count)).to(at.dtype) * share
     last = size - 1
-    at = torch.minimum(at.clamp_(min=0), last.to(at.dtype))
+    at = torch.minimum(at.nan_to_num_().clamp_(min=0), last.to(at.dtype))
     low = at.int()
     high = torch.minimum(low + 1, last)
     high_weight = at.sub_(low)

@@ -174,7 +174,7 @@ def test_matches_on_a_gpu_of_boxes_that_are_not_finite_equal_those_of_the_refere
 @compiled_only
 def test_anchors_of_a_pyramid_match_as_in_torchvision_with_any_number_of_threads(random_boxes):
     sizes = [(104, 168), (52, 84), (26, 42), (13, 21), (7, 11)]
-    anchors = generate_anchors(sizes, (416, 672), (32, 64, 128, 256, 512), (0.5, 1.0, 2.0))
+    anchors = generate_anchors(sizes, (416, 672), ((32,), (64,), (128,), (256,), (512,)), (0.5, 1.0, 2.0))
     gt_boxes = random_boxes(2, 20, seed=0, extent=400.0)
     num_gt = torch.tensor([20, 3])
     expected = torchvision_matches(anchors, gt_boxes, num_gt, 0.7, 0.3, True)

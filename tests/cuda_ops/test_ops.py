@@ -22,7 +22,7 @@ POOL = {"image_size": (64, 64), "output_size": 2, "sampling_ratio": 2}
 
 # What each operator is given by every test here.
 CALLS = {
-    "generate_anchors": (([(4, 4), (2, 2)], (64, 64), (8, 16), (0.5, 2.0)), {}),
+    "generate_anchors": (([(4, 4), (2, 2)], (64, 64), ((8,), (16,)), (0.5, 2.0)), {"conventions": "detectron2"}),
     "box_iou": ((BOXES, BOXES), {}),
     "match_boxes": ((BOXES[0], BOXES, COUNTS, 0.7, 0.3), {"low_quality": True}),
     "select_proposals": ((SCORES, BOXES / 99, BOXES[0], torch.tensor([[64, 64], [32, 64]]), (2, 1), 2), {}),
@@ -102,7 +102,8 @@ def test_on_a_gpu_the_results_are_the_same_and_the_host_never_waits(name):
 @pytest.mark.parametrize(
     ("name", "position", "wrong", "message"),
     [
-        ("generate_anchors", 2, (8,), r"generate_anchors: sizes must be one a level, 2, got 1"),
+        ("generate_anchors", 2, ((8,),), r"generate_anchors: sizes must be one a level, 2, got 1"),
+        ("generate_anchors", 2, ((8,), (16, 32)), r"generate_anchors: sizes must be as many for each level"),
         ("generate_anchors", 0, [(4, 0), (2, 2)], r"generate_anchors: feature_sizes must be positive, got \[\(4, 0\)"),
         ("generate_anchors", 3, (), r"generate_anchors: aspect_ratios must be positive, at least one, got \[\]"),
         ("generate_anchors", 1, (0, 64), r"generate_anchors: image_size and sizes must be positive"),
@@ -166,10 +167,17 @@ def test_tensors_of_two_devices_are_named(name, position):
         getattr(cuda_ops, name)(*args, **kwargs)
 
 
-@pytest.mark.parametrize("name", POOL)
-def test_wrong_numbers_of_roi_align_are_named(name):
-    wrong = POOL | {name: (0, 64) if name == "image_size" else 0}
-    with pytest.raises(ValueError, match=f"multilevel_roi_align: {name} must be positive"):
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("image_size", (0, 64), "positive"),
+        ("output_size", 0, "positive"),
+        ("sampling_ratio", -1, "0 or more, got -1"),
+    ],
+)
+def test_wrong_numbers_of_roi_align_are_named(name, value, told):
+    wrong = POOL | {name: value}
+    with pytest.raises(ValueError, match=f"multilevel_roi_align: {name} must be {told}"):
         cuda_ops.multilevel_roi_align(FEATURES, BOXES, **wrong)
 
 

@@ -1,9 +1,10 @@
-"""RoIAlign: torchvision's MultiScaleRoIAlign, forward and backward."""
+"""RoIAlign: torchvision's MultiScaleRoIAlign and, aligned or adaptive, its RoIAlign of one level; forward and backward."""
 
 import random
 
 import pytest
 import torch
+from torchvision import ops
 from torchvision.ops import MultiScaleRoIAlign
 
 import cuda_ops
@@ -39,9 +40,28 @@ def torchvision_pooled(features, boxes, output_size, sampling_ratio):
     return pooled.unflatten(0, boxes.shape[:2])
 
 
-def pool(features, boxes, output_size=3, sampling_ratio=2):
+def roi_aligned(features, boxes, output_size, sampling_ratio, aligned):
+    """torchvision's RoIAlign of one level, which knows `aligned` and adaptive sampling, on the level of each box."""
+    scales = [1 / stride for stride in STRIDES[: len(features)]]
+    levels = roi_align.assign_levels(boxes.flatten(0, 1), scales)
+    image = torch.arange(len(boxes)).repeat_interleave(boxes.shape[1])
+    rois = torch.cat((image[:, None].to(boxes), boxes.flatten(0, 1)), 1)
+    pooled = features[0].new_zeros(len(rois), features[0].shape[1], output_size, output_size)
+    for level, (feature, scale) in enumerate(zip(features, scales, strict=True)):
+        rows = (levels == level).nonzero().flatten()
+        of_level = ops.roi_align(feature, rois[rows], output_size, scale, sampling_ratio or -1, aligned)
+        pooled = pooled.index_put((rows,), of_level)
+    return pooled.unflatten(0, boxes.shape[:2])
+
+
+def pool(features, boxes, output_size=3, sampling_ratio=2, aligned=False):
     return multilevel_roi_align(
-        features, boxes, image_size=IMAGE_SIZE, output_size=output_size, sampling_ratio=sampling_ratio
+        features,
+        boxes,
+        image_size=IMAGE_SIZE,
+        output_size=output_size,
+        sampling_ratio=sampling_ratio,
+        aligned=aligned,
     )
 
 
@@ -80,12 +100,14 @@ def random_case(seed, device="cpu"):
     if draw.random() < 0.3:
         boxes = boxes.permute(2, 1, 0).contiguous().permute(2, 1, 0)
     features = [level.detach().to(device).requires_grad_() for level in features]
-    output_size, sampling_ratio = draw.choice(((7, 2), (14, 2), (1, 1), (3, 3), (5, 1), (2, 4)))
-    return features, boxes.to(device), draw.choice(LAYOUTS), output_size, sampling_ratio
+    output_size, sampling_ratio = draw.choice(
+        ((7, 2), (14, 2), (1, 1), (3, 3), (5, 1), (2, 4), (7, 0), (14, 0), (3, 0))
+    )
+    return features, boxes.to(device), draw.choice(LAYOUTS), output_size, sampling_ratio, draw.random() < 0.5
 
 
-def pooled_and_gradients(features, boxes, layout, output_size, sampling_ratio):
-    pooled = pool(laid_out(features, layout), boxes, output_size, sampling_ratio)
+def pooled_and_gradients(features, boxes, layout, output_size, sampling_ratio, aligned=False):
+    pooled = pool(laid_out(features, layout), boxes, output_size, sampling_ratio, aligned)
     direction = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(0), dtype=pooled.dtype).to(pooled)
     direction[:, ::3] = 0
     return pooled, *torch.autograd.grad(pooled, features, direction)
@@ -146,6 +168,52 @@ def test_output_and_gradient_equal_those_of_torchvision(seed):
         torch.testing.assert_close(our_gradient, their_gradient, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("sampling_ratio", [0, 2])
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("seed", range(24))
+def test_aligned_and_adaptive_output_and_gradient_equal_those_of_torchvision(seed, aligned, sampling_ratio):
+    output_size = (7, 1, 3, 14)[seed % 4]
+    features, boxes = make_features(seed), make_boxes(seed, 1 + seed % 12)
+    boxes = boxes.clamp(min=0).minimum(torch.tensor([192.0, 128.0]).repeat(2))  # as proposals are
+    ours = pool(features, boxes, output_size, sampling_ratio, aligned)
+    theirs = roi_aligned(features, boxes, output_size, sampling_ratio, aligned)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    direction = torch.randn(ours.shape, generator=torch.Generator().manual_seed(seed))
+    for our_gradient, their_gradient in zip(
+        torch.autograd.grad(ours, features, direction), torch.autograd.grad(theirs, features, direction), strict=True
+    ):
+        torch.testing.assert_close(our_gradient, their_gradient, rtol=1e-4, atol=1e-4)
+
+
+def test_an_aligned_box_over_whole_cells_pools_these_cells():
+    """Half a pixel matters: without `aligned` each bin would mix its cell with the next one."""
+    (level,) = features = make_features(0, num_images=1, strides=(4,))
+    boxes = torch.tensor([[[8.0, 16.0, 20.0, 28.0]]])  # cells 2 to 4 of rows 4 to 6
+    pooled = pool(features, boxes, output_size=3, sampling_ratio=1, aligned=True)
+    torch.testing.assert_close(pooled[0, 0], level[0, :, 4:7, 2:5])
+
+
+def test_adaptive_sampling_takes_a_sample_a_cell():
+    """A bin of 4 × 4 cells is their mean; two samples on either axis would see just some of them."""
+    (level,) = features = make_features(1, num_images=1, strides=(4,))
+    boxes = torch.tensor([[[0.0, 0.0, 48.0, 48.0]]])
+    expected = torch.nn.functional.avg_pool2d(level[0, :, :12, :12], 4)
+    torch.testing.assert_close(pool(features, boxes, sampling_ratio=0, aligned=True)[0, 0], expected)
+
+
+def test_an_adaptive_bin_of_a_box_turned_inside_out_is_empty():
+    boxes = torch.tensor([[[50.0, 50.0, 20.0, 20.0]]] * 2)
+    pooled = pool(make_features(0), boxes, sampling_ratio=0, aligned=True)
+    assert torch.equal(pooled, torch.zeros_like(pooled))
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("side", [400.0, 1e6, 1e30])
+def test_a_box_far_out_of_the_image_costs_no_more_adaptive_samples(side, aligned):
+    features, boxes = make_features(0), torch.tensor([[[-side, -side, side, side]]] * 2)
+    assert pool(features, boxes, sampling_ratio=0, aligned=aligned).isfinite().all()
+
+
 @pytest.mark.parametrize("side", [111.0, 112.0, 113.0, 223.9, 223.9999, 224.0, 447.0, 448.0, 2000.0])
 def test_a_box_is_pooled_from_the_level_that_torchvision_chooses(side):
     features, boxes = make_features(0), torch.tensor([[[-20.0, -20.0, side - 20, side - 20]]] * 2)
@@ -156,7 +224,10 @@ def test_a_box_is_pooled_from_the_level_that_torchvision_chooses(side):
 def test_gradient_equals_finite_differences(layout):
     features = make_features(0, num_images=1, channels=2, strides=(32, 64), dtype=torch.float64)
     boxes = torch.tensor([[[0.0, 0.0, 100.0, 90.0], [30.0, 10.0, 190.0, 120.0]]], dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda *levels: pool(laid_out(levels, layout), boxes, output_size=2), features)
+    for sampling_ratio, aligned in ((2, False), (0, True)):
+        assert torch.autograd.gradcheck(
+            lambda *levels, case=(2, sampling_ratio, aligned): pool(laid_out(levels, layout), boxes, *case), features
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
@@ -168,11 +239,14 @@ def test_torch_is_told_all_about_the_operators(layout, dtype):
     boxes = make_boxes(0, 5)
     for requires_grad in (False, True):
         leaves = [level.requires_grad_(requires_grad) for level in features]
-        torch.library.opcheck(torch.ops.cuda_ops.multilevel_roi_align.default, (leaves, boxes, scales, 3, 2))
+        for sampling in ((2, False), (0, True)):
+            torch.library.opcheck(
+                torch.ops.cuda_ops.multilevel_roi_align.default, (leaves, boxes, scales, 3, *sampling)
+            )
     grad = pool([level.detach() for level in features], boxes)
     sizes = [side for level in features for side in level.shape[2:]]
     channels_last = [level.stride(1) == 1 for level in features]
-    args = (grad, boxes, sizes, channels_last, scales, 2, False)
+    args = (grad, boxes, sizes, channels_last, scales, 2, False, False)
     results = torch.library.opcheck(torch.ops.cuda_ops.multilevel_roi_align_backward.default, args)
     assert set(results.values()) == {"SUCCESS"}
 
@@ -297,7 +371,8 @@ def test_autocast_leaves_the_precision_of_the_features():
 def test_padding_pools_finite_values():
     values = (0.0, torch.nan, torch.inf, -1e30)
     boxes = torch.tensor([[[value] * 4 for value in values]] * 2)
-    assert pool(make_features(6), boxes).isfinite().all()
+    for sampling in ((2, False), (0, True)):
+        assert pool(make_features(6), boxes, 3, *sampling).isfinite().all()
 
 
 def test_no_boxes_pool_to_nothing_and_still_give_a_gradient():

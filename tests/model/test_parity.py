@@ -51,7 +51,7 @@ def theirs() -> nn.Module:
 
 
 def ours_like(theirs: nn.Module, **changes: object) -> MaskRCNN:
-    config = ModelConfig(backbone="resnet50", weights="none", **changes)  # type: ignore[arg-type]
+    config = ModelConfig(backbone="resnet50", weights="none", conventions="torchvision", **changes)  # type: ignore[arg-type]
     model = MaskRCNN(config, 90)
     model.load_state_dict(theirs.state_dict())
     return model

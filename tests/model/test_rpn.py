@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.anchors import cell_neighbors
 from model.config import ModelConfig
-from model.rpn import RPN, RPNHead, cell_neighbors
+from model.rpn import RPN, RPNHead
 from model.structures import Batch
 
 SIZES = [(6, 8), (3, 4), (2, 2), (1, 1)]

@@ -63,11 +63,11 @@ __global__ void __launch_bounds__(kThreads) pool_kernel(
 
 Tensor multilevel_roi_align_cuda(
     const std::vector<Tensor>& features, const Tensor& boxes, const std::vector<double>& scales, int64_t output_size,
-    int64_t sampling_ratio) {
+    int64_t sampling_ratio, bool aligned) {
   const OnDeviceOf device(boxes);
   const auto tensors = readable(features);
   const auto pyramid = pyramid_of(scales, sizes_of(tensors));
-  const Grid grid{static_cast<int>(output_size), static_cast<int>(sampling_ratio)};
+  const Grid grid = grid_of(output_size, sampling_ratio, aligned, pyramid);
   const int64_t channels = tensors[0].size(1);
   auto out = new_output(tensors[0], boxes, channels, output_size);
   if (out.numel() == 0) return out;

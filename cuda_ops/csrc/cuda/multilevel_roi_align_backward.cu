@@ -104,10 +104,10 @@ __device__ __forceinline__ bool reaches(B start, B bin_size, Grid grid, int64_t 
 // The weights that one bin gives to the kTile cells from `first` on.
 template <class W, class B>
 __device__ __forceinline__ void set_weights(
-    B start, B bin_size, int bin, Grid grid, int32_t size, int32_t first, W* weights) {
+    B start, B bin_size, int bin, int num_samples, int32_t size, int32_t first, W* weights) {
   for (int cell = 0; cell < kTile; ++cell) weights[cell] = 0;
-  for (int i = 0; i < grid.sampling_ratio; ++i) {
-    const Sample<B> sample = sample_of(start, bin_size, bin, i, grid.sampling_ratio, size);
+  for (int i = 0; i < num_samples; ++i) {
+    const Sample<B> sample = sample_of(start, bin_size, bin, i, num_samples, size);
     if (!sample.is_inside) continue;
     const int32_t low = sample.low - first, high = sample.high - first;
     if (0 <= low && low < kTile) weights[low] += static_cast<W>(sample.low_weight);
@@ -177,10 +177,11 @@ __global__ void __launch_bounds__(kThreads) gather_kernel(
             W* column_weights = weights + grid.output_size * kTile;
             for (int bin = threadIdx.x; bin < 2 * grid.output_size; bin += blockDim.x) {
               if (bin < grid.output_size) {
-                set_weights(roi.y, roi.bin_height, bin, grid, level.height, first_row, weights + bin * kTile);
+                set_weights(roi.y, roi.bin_height, bin, roi.samples_y, level.height, first_row, weights + bin * kTile);
               } else {
                 const int x = bin - grid.output_size;
-                set_weights(roi.x, roi.bin_width, x, grid, level.width, first_column, column_weights + x * kTile);
+                set_weights(
+                    roi.x, roi.bin_width, x, roi.samples_x, level.width, first_column, column_weights + x * kTile);
               }
             }
           });
@@ -246,10 +247,11 @@ std::vector<Tensor> gather(
 
 std::vector<Tensor> multilevel_roi_align_backward_cuda(
     const Tensor& grad, const Tensor& boxes, const std::vector<int64_t>& sizes, const std::vector<bool>& channels_last,
-    const std::vector<double>& scales, int64_t sampling_ratio, bool deterministic) {
+    const std::vector<double>& scales, int64_t sampling_ratio, bool aligned,
+    bool deterministic) {
   const OnDeviceOf device(grad);
   const auto pyramid = pyramid_of(scales, sizes);
-  const Grid grid{static_cast<int>(grad.size(3)), static_cast<int>(sampling_ratio)};
+  const Grid grid = grid_of(grad.size(3), sampling_ratio, aligned, pyramid);
   // [N, R, O, O, C], which is how the gradient of a channels-last output usually comes
   const auto bins = torch::stable::contiguous(torch::stable::transpose(torch::stable::transpose(grad, 3, 4), 2, 4));
   const auto rows = torch::stable::contiguous(boxes);
