@@ -57,6 +57,7 @@ def worst_and_best(
             ground_truth,
             bbox_results=of_images["bbox"][score.image_id],
             segm_results=of_images["segm"][score.image_id] if "segm" in of_images else [],
+            class_names=index.class_names,
         )
         return _embedded(drawing, _caption(index, i, score), share)
 

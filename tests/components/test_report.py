@@ -187,7 +187,9 @@ def test_a_model_without_masks_is_reported_by_what_it_has(
         evaluation[kind] = full.get(kind, {}) | scores
     evaluation["per_class"] = per_class if "bbox" in kinds else {}
     (tmp_path / "run" / "evaluation.json").write_text(json.dumps(evaluation))
-    text = report.run([tmp_path / "run"], output=tmp_path / "page.html", pictures=0).markdown.read_text()
+    result = report.run([tmp_path / "run"], output=tmp_path / "page.html", pictures=1)
+    text = result.markdown.read_text()
+    assert ("<img" in result.html.read_text()) == ("bbox" in kinds)
     assert headline in text
     assert "0.250" in text
     assert "mask" not in text.partition("## Configuration")[0]
