@@ -127,6 +127,7 @@ def test_the_commands_at_the_end_make_the_run_again(run_dir: Path, written: repo
     again = load_config(RECIPES / f"{line[1]}.yaml", shlex.split(line[2]))
     assert deciding(again.flat()) == deciding(load_config(run_dir / "config.yaml").flat())
     assert again.train.output_dir == run_dir
+    assert again.data.raw_dir == load_config(run_dir / "config.yaml").data.raw_dir
 
 
 def test_two_runs_stand_side_by_side_with_their_difference_first(
