@@ -1,10 +1,13 @@
 # `make` lists what can be done. Everything runs in .venv, which is made from requirements.lock on first use. CUDA kernels are
 # compiled for the GPUs of this machine; FORCE_CUDA=1 compiles them without one, for TORCH_CUDA_ARCH_LIST.
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-family gpu-test gpu-check sanitize lint ui bench lock clean
+.PHONY: help venv demo test test-slow test-family gpu-test gpu-check sanitize lint ui bench screenshots image image-cpu lock clean
 VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 5000
+DOCKER ?= docker
+IMAGE ?= maskrcnn:dev
+RUNS ?= runs/shapes_demo
 # DVC calls python by name.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -70,6 +73,19 @@ ui: venv  ## MLflow on the runs so far, at http://127.0.0.1:5000 (PORT=… for a
 bench: venv  ## throughput, step time and memory, and each operator, beside torchvision
 	$(BIN)/maskrcnn benchmark
 	$(BIN)/python -m cuda_ops.benchmark
+
+screenshots: venv  ## docs/images/ from mlflow.db and RUNS (runs/shapes_demo), by headless Chromium, which must be installed
+	PYTHONPATH=. $(BIN)/python docs/screenshots.py $(RUNS)
+
+image: VARIANT := gpu
+image:  ## the container image for NVIDIA GPUs; IMAGE=REGISTRY/NAME:TAG names it, DOCKER=podman builds it otherwise
+image-cpu: VARIANT := cpu
+image-cpu:  ## the one for CPUs
+image image-cpu:
+	@command -v $(DOCKER) > /dev/null || { echo "error: $(DOCKER) is not on PATH; install Docker, or name another builder: make $@ DOCKER=podman"; exit 1; }
+	@$(DOCKER) info > /dev/null 2>&1 || { echo "error: $(DOCKER) cannot reach its daemon; start it, and see that you may use it: $(DOCKER) info"; exit 1; }
+	$(DOCKER) build --build-arg VARIANT=$(VARIANT) --build-arg COMMIT="$$(git describe --always --dirty --abbrev=40 --exclude='*' 2> /dev/null)" \
+	  --tag $(IMAGE) .
 
 lock: venv  ## resolve requirements.lock anew from setup.py, keeping what is still allowed
 	$(BIN)/uv pip compile setup.py --all-extras --universal --python-version 3.11 \

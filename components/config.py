@@ -78,6 +78,14 @@ class TrackingConfig(Section):
     log_checkpoints: bool = True  # the final checkpoint as an artifact
 
 
+class RegistryConfig(Section):
+    """Which models `maskrcnn register` takes into MLflow's registry, and under what name."""
+
+    model_name: Annotated[str, Field(pattern=r"^[^/:]+$")] = "maskrcnn"
+    min_bbox_ap: Fraction = 0.0  # a model of less is not registered
+    min_segm_ap: Fraction = 0.0
+
+
 _LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"  # DNS-1123, as namespaces, secrets and claims are named
 _VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
 _MIB = {"Mi": 1, "Gi": 1024, "Ti": 1024 * 1024}
@@ -166,6 +174,7 @@ class Config(Section):
     benchmark: BenchmarkConfig = BenchmarkConfig()
     stability: StabilityConfig = StabilityConfig()
     tracking: TrackingConfig = TrackingConfig()
+    registry: RegistryConfig = RegistryConfig()
     cluster: ClusterConfig = ClusterConfig()
 
     def flat(self) -> dict[str, Any]:
@@ -196,6 +205,15 @@ def save_config(config: Config, path: str | Path) -> None:
     yaml.default_flow_style = False  # what ruamel writes in flow style it cannot always read: ":'" in a mapping
     with Path(path).open("w", encoding="utf-8") as file:
         yaml.dump(config.model_dump(mode="json"), file)
+
+
+def read_flat(path: str | Path) -> dict[str, Any]:
+    """The values of a parameter file by dotted name, as they stand and unchecked: the file may be of another version.
+
+    Raises:
+        ConfigError: if it is no parameter file at all.
+    """
+    return _flatten(_read_yaml(Path(path)))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -1,21 +1,22 @@
-"""Where a result was made: commit, hardware, versions. Stands in MLflow tags, evaluation.json and benchmark.json."""
+"""Where a result was made: commit, hardware, versions. Stands in MLflow tags, environment.json, evaluation.json and benchmark.json."""
 
 import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 
 def git_commit() -> str | None:
-    """The commit of the current directory, with `-dirty` where tracked files differ from it; None outside git."""
+    """The commit of the current directory, with `-dirty` where tracked files differ from it; outside git the image's, or None."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):  # no git, no repository, or no commit in it
-        return None
+        return os.environ.get("MASKRCNN_COMMIT") or None  # which the Dockerfile sets
 
 
 def hardware() -> dict[str, str | int]:
@@ -26,10 +27,22 @@ def hardware() -> dict[str, str | int]:
     return {"cpu": _cpu_name(), "cores": cores, "gpu": ", ".join(sorted(set(gpus))), "gpus": len(gpus)}
 
 
+def hardware_name(machine: dict[str, Any], processes: int) -> str:
+    """What `hardware` found, as a table names it: a process of training uses a GPU where there are some."""
+    if machine["gpus"]:
+        return f"{processes} × {machine['gpu']}"
+    return f"{machine['cpu']}, {machine['cores']} cores"
+
+
 def versions() -> dict[str, str]:
     """Python and the packages that decide what is computed and how fast."""
     packages = {name: _version(name) for name in ("torch", "torchvision", "numpy", "pycocotools", "hotcoco")}
     return {"python": platform.python_version(), **packages, "cuda": torch.version.cuda or ""}
+
+
+def environment() -> dict[str, Any]:
+    """Commit, hardware and versions, as the files of a run state them."""
+    return {"commit": git_commit(), "hardware": hardware(), "versions": versions()}
 
 
 def run_tags() -> dict[str, str]:

@@ -48,8 +48,14 @@ class RunFile:
     run_id: str = ""
     uri: str = ""
     experiment: str = ""
+    parent_id: str = ""  # of the run that this one is a child of
     sent_lines: int = 0  # of the journal, from its start
     waiting: list[dict[str, Any]] = field(default_factory=list)  # {"kind": …, "arguments": …}, oldest first
+
+    @staticmethod
+    def read(path: Path) -> "RunFile":
+        """What a run's folder says; empty where it says nothing yet."""
+        return RunFile(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else RunFile()
 
 
 class Outbox:
@@ -59,7 +65,7 @@ class Outbox:
         self._journal = journal
         self._path = path
         self._server = server
-        self._file = RunFile(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else RunFile()
+        self._file = RunFile.read(path)
         if (self._file.uri, self._file.experiment) != (server.uri, experiment):
             self._file.run_id = ""  # the run of another server or experiment cannot be continued on this one
         self._file.uri, self._file.experiment = server.uri, experiment
@@ -77,6 +83,11 @@ class Outbox:
         """Send one thing that is no metric, or keep it for later."""
         self._file.waiting.append({"kind": kind, "arguments": arguments})
         self.flush()
+
+    def belong_to(self, parent_id: str) -> None:
+        """Tell whose child this run is."""
+        self._file.parent_id = parent_id
+        self.post("parent", run_id=parent_id)
 
     def flush(self, *, urgent: bool = False) -> None:
         """Send everything that waits, if the server can be reached. `urgent` sends now rather than a little later.

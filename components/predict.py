@@ -8,29 +8,24 @@ COCO run-length encodings, in pixels of the image as it is looked at, so after i
 import json
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
 from components.cli import parse, stage_parser, user_errors
 from components.config import Config
 from components.journal import write_atomically
-from components.plots import NAMES_OF_PROPOSALS, draw_results, labels_of, spread
+from components.plots import spread
 from components.tracking import open_tracker
 from components.trained import Trained, load_trained, open_split
-from model.config import DataConfig
-from model.data.collate import collate, smallest_bucket
-from model.data.dataset import Sample
-from model.data.transforms import read_image, resize_image, resized_size
-from model.engine import predict
+from model.data.transforms import UNREADABLE, Pixels, read_image
 from model.errors import UserError
-from model.postprocess import to_coco_results
-from model.structures import Batch, Detections
+from model.predictor import Object, Predictor
+from model.visualize import draw_detections
 
 SUFFIXES = {
     ".jpg",
@@ -45,7 +40,6 @@ SUFFIXES = {
     ".pgm",
     ".jp2",
 }  # taken from folders
-_UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises on damaged files
 
 
 @dataclass(frozen=True)
@@ -141,84 +135,46 @@ def _val_images(trained: Trained, count: int) -> list[Source]:
 
 
 def _predict(trained: Trained, config: Config, sources: Sequence[Source], folder: Path) -> PredictResult:
-    model = trained.loaded.model
     result = PredictResult(folder, [])
-    samples = _read(sources, trained.config.data, result.unreadable)
-    batches = batched_by_bucket(samples, trained.config.data, config.predict.batch_size)
+    images = _read(sources, result.unreadable)
+    settings = config.predict
     folder.mkdir(parents=True, exist_ok=True)
-    found: dict[int, dict[str, Any]] = {}
-    device = next(model.parameters()).device
-    for batch, detections in predict(model, batches, device, trained.config.train.dtype):
-        found |= _describe(batch, detections, trained, sources, folder, config.predict.score_threshold)
-    result.images.extend(found[i] for i in sorted(found))
+    predictor = Predictor(trained.loaded)
+    found = predictor.objects(images, batch_size=settings.batch_size, score_threshold=settings.score_threshold)
+    entries = {i: _describe(sources[i], objects, predictor.class_names, folder) for i, objects in found}
+    result.images.extend(entries[i] for i in sorted(entries))
     return result
 
 
-def _read(sources: Sequence[Source], data: DataConfig, unreadable: list[dict[str, str]]) -> Iterator[Sample]:
-    """Decoded and resized images; `image_id` is their place among the sources."""
+def _read(sources: Sequence[Source], unreadable: list[dict[str, str]]) -> Iterator[tuple[int, Pixels]]:
+    """Decoded images with their places among the sources."""
     for i, source in enumerate(track(sources, "predicting", transient=True)):
         try:
-            pixels = read_image(source.path, apply_exif=source.apply_exif)
-        except _UNREADABLE as error:
+            yield i, read_image(source.path, apply_exif=source.apply_exif)
+        except UNREADABLE as error:
             unreadable.append({"file": str(source.path), "reason": str(error)})
-            continue
-        size = (pixels.shape[0], pixels.shape[1])
-        resized = resize_image(pixels, resized_size(size, data.eval_min_size_px, data.eval_max_size_px))
-        yield Sample(image=resized, image_id=i, original_size=size, seed=0, instances=None)
 
 
-def batched_by_bucket(samples: Iterable[Sample], data: DataConfig, batch_size: int) -> Iterator[Batch]:
-    """Batches of images that share a bucket; what is left over at the end comes in smaller ones."""
-    queues: dict[tuple[int, int], list[Sample]] = {}
-    for sample in samples:
-        height, width = sample.image.shape[:2]
-        bucket = smallest_bucket([(height, width)], data.buckets)
-        queue = queues.setdefault(bucket, [])
-        queue.append(sample)
-        if len(queue) == batch_size:
-            yield collate(queues.pop(bucket), data.buckets)
-    for queue in queues.values():
-        yield collate(queue, data.buckets)
-
-
-def _describe(
-    batch: Batch,
-    detections: Detections,
-    trained: Trained,
-    sources: Sequence[Source],
-    folder: Path,
-    score_threshold: float,
-) -> dict[int, dict[str, Any]]:
-    """Draw each image of a batch and return its entry of predictions.json, by place among the sources."""
-    category_ids, class_names = trained.loaded.category_ids, trained.loaded.class_names
-    if trained.config.model.task == "proposals":
-        class_names = NAMES_OF_PROPOSALS
-    all_bbox, all_segm = to_coco_results(batch, detections, category_ids)
-    entries = {}
-    for i, size in zip(batch.image_ids.tolist(), batch.original_sizes.tolist(), strict=True):
-        own = [k for k, r in enumerate(all_bbox) if r["image_id"] == i and r["score"] >= score_threshold]
-        bbox, segm = [all_bbox[k] for k in own], [all_segm[k] for k in own] if all_segm else []
-        masks = [{"segmentation": result["segmentation"]} for result in segm] or [{}] * len(bbox)
-        target = folder / sources[i].drawing
-        target.parent.mkdir(parents=True, exist_ok=True)
-        pixels = read_image(sources[i].path, apply_exif=sources[i].apply_exif)
-        draw_results(pixels, bbox, segm, category_ids, class_names).save(target, quality=92)
-        entries[i] = {
-            "file": str(sources[i].path),
-            "drawing": sources[i].drawing.as_posix(),
-            "size": size,
-            "detections": [
-                {
-                    "label": label,
-                    "class": class_names[label - 1],
-                    "score": box["score"],
-                    "bbox": [*box["bbox"][:2], box["bbox"][0] + box["bbox"][2], box["bbox"][1] + box["bbox"][3]],
-                }
-                | mask
-                for label, box, mask in zip(labels_of(bbox, category_ids), bbox, masks, strict=True)
-            ],
-        }
-    return entries
+def _describe(source: Source, objects: list[Object], class_names: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Draw an image's objects, and return its entry of predictions.json."""
+    target = folder / source.drawing
+    target.parent.mkdir(parents=True, exist_ok=True)
+    pixels = read_image(source.path, apply_exif=source.apply_exif)
+    drawing = draw_detections(
+        pixels,
+        [found["bbox"] for found in objects],
+        [found["label"] for found in objects],
+        class_names=class_names,
+        scores=[found["score"] for found in objects],
+        masks=[found["segmentation"] for found in objects if "segmentation" in found] or None,
+    )
+    drawing.save(target, quality=92)
+    return {
+        "file": str(source.path),
+        "drawing": source.drawing.as_posix(),
+        "size": list(pixels.shape[:2]),
+        "detections": objects,
+    }
 
 
 def _print(result: PredictResult) -> None:

@@ -67,7 +67,7 @@ def read_result(run_dir: Path) -> Result:
     for needed in (run_dir / "config.yaml", path):
         if not needed.is_file():
             raise ResultError(
-                f"{needed}: no such file; a finished run has it. `maskrcnn train train.output_dir={run_dir}` trains and evaluates one"
+                f"{needed}: no such file; a finished run has it. `maskrcnn train` trains and evaluates one, `maskrcnn stability` one a seed"
             )
     try:
         evaluation = json.loads(path.read_text(encoding="utf-8"))
@@ -102,7 +102,11 @@ def require_final(result: Result) -> None:
 
 def identity(config: Config) -> dict[str, Any]:
     """What a result depends on, under dotted names; the seed is one of them."""
-    flat = config.flat()
+    return deciding(config.flat())
+
+
+def deciding(flat: dict[str, Any]) -> dict[str, Any]:
+    """Those of a configuration's values, by dotted names, on which a result depends."""
     return {key: value for key, value in flat.items() if key.startswith(_DECIDING) and key not in _NOT_DECIDING}
 
 

@@ -1,102 +1,107 @@
-"""Is a result stable, or the luck of one seed? The same training from several seeds, and what their scores have in common.
+"""Is a result stable, or the luck of one seed? Trains and evaluates stability.seeds, and tells mean, deviation and interval of their AP.
 
-result = summarise([Path("runs/demo/seed_1"), Path("runs/demo/seed_2")], Path("runs/demo"))
-result.report["bbox"]["AP"]["mean"]
+A seed decides initialisation, data order, sampling and augmentation; all else is the same. Each is a run in
+`<stability.output_dir>/seed_<seed>/`; finished ones are kept and an interrupted one continues, so the same command goes on, with more seeds
+too. Writes stability.json, .csv, .md and .png there. In MLflow the study is a run, and each seed a child of it.
 """
 
-import json
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-from components.journal import write_atomically
-from components.results import Result, differences, identity, read_result, require_final
-from components.stability_report import csv_text, markdown_note, markdown_table, plot_stability, stability_report
-from model.errors import UserError
+from rich.console import Console
 
+from components.cli import parse, stage_parser, user_errors
+from components.config import Config, ConfigError
+from components.stability_report import markdown_note, summary_metrics, terminal_table
+from components.stability_seeds import find_finished, seed_config, train_seeds
+from components.stability_summary import StabilityError, StabilityResult, summarise
+from components.tracking import open_tracker, send_rest
 
-class StabilityError(UserError):
-    """Runs do not make one study."""
-
-
-@dataclass(frozen=True)
-class StabilityResult:
-    """A summary, and where it was written."""
-
-    output_dir: Path  # holds stability.json, .csv, .md and .png
-    report: dict[str, Any]  # the content of stability.json; its keys: components/stability_report.py
-
-    @property
-    def path(self) -> Path:
-        """Of stability.json."""
-        return self.output_dir / "stability.json"
+__all__ = ["StabilityError", "StabilityResult", "run", "summarise", "summarise_study", "train_study"]
 
 
-def summarise(run_dirs: Sequence[Path], output_dir: Path) -> StabilityResult:
-    """Mean, sample standard deviation and 95 % interval of finished runs that differ in nothing but their seeds.
-
-    Args:
-        run_dirs: each with the config.yaml and the evaluation.json of a finished run. Of one alone no deviation follows.
-        output_dir: where stability.json, .csv, .md and .png are written; made where absent.
+def run(config: Config) -> StabilityResult:
+    """Train and evaluate each of `stability.seeds` that is not finished, and summarise them all.
 
     Raises:
-        ResultError: if a run is not finished, or its final checkpoint not evaluated.
-        StabilityError: if there is no run, two share a seed, or they differ in more than the seed.
+        StabilityError: if stability.output_dir holds runs of another configuration or other data, or a seed failed.
+        SystemExit: with status 128 + its number, when a signal ended the study early.
     """
-    results = sorted(map(read_result, run_dirs), key=lambda result: result.seed)
-    _require_one_study(results)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    report = _dated(results, output_dir / "stability.json")
-    write_atomically(output_dir / "stability.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    write_atomically(output_dir / "stability.csv", csv_text(report))
-    write_atomically(output_dir / "stability.md", f"{markdown_table(report)}\n{markdown_note(report)}\n")
-    plot_stability(report, output_dir / "stability.png")
-    return StabilityResult(output_dir, report)
+    train_study(config, config.stability.seeds)
+    return summarise_study(config)
 
 
-def _require_one_study(results: Sequence[Result]) -> None:
-    if not results:
-        raise StabilityError(
-            "stability: must be of at least one finished run, got none; `maskrcnn stability` trains them"
-        )
-    for one, next_one in pairwise(results):
-        if one.seed == next_one.seed:
-            raise StabilityError(
-                f"{one.run_dir} and {next_one.run_dir}: seeds must differ, both have train.seed={one.seed}; leave one of them out"
-            )
-    for result in results:
-        require_final(result)
-        require_same(results[0], result)
+def train_study(config: Config, seeds: Sequence[int]) -> None:
+    """Train and evaluate those of some seeds that are not finished, `stability.parallel` at a time, within the study's MLflow run."""
+    if config.evaluate.skip_eval:
+        raise ConfigError("evaluate.skip_eval: must be false for a study, which is about scores")
+    study, console = config.stability, Console()
+    configs = [seed_config(config, seed) for seed in seeds]
+    missing = [one for one in configs if not config.train.resume or find_finished(one) is None]
+    for one in configs:
+        if one not in missing:
+            console.print(f"seed {one.train.seed}: finished before, kept", highlight=False)
+    if missing:
+        with open_tracker(config, run_dir=study.output_dir, metrics_csv=False):  # so that seeds find their parent
+            train_seeds(missing, study.parallel, console)
+    for one in configs:
+        _keep_evaluation(one)
 
 
-def require_same(one: Result, other: Result) -> None:
-    """Refuse two results that differ in more than the seed.
+def summarise_study(config: Config) -> StabilityResult:
+    """Summarise the finished runs of all `stability.seeds`, in files and in MLflow."""
+    study = config.stability
+    configs = [seed_config(config, seed) for seed in study.seeds]
+    known = _content(study.output_dir / "stability.json")
+    result = summarise([one.train.output_dir for one in configs], study.output_dir)
+    if _content(result.path) != known:
+        with open_tracker(config, run_dir=study.output_dir, metrics_csv=False) as tracker:
+            tracker.log_metrics(summary_metrics(result.report), step=len(study.seeds))
+            for suffix in (".json", ".csv", ".md", ".png"):
+                tracker.log_artifact(result.path.with_suffix(suffix))
+    send_rest(config, run_dir=study.output_dir)
+    for one in configs:
+        send_rest(one, run_dir=one.train.output_dir)
+    return result
 
-    Raises:
-        StabilityError: if they do; the message names the keys and their values.
-    """
-    found = differences([identity(one.config), identity(other.config)])
-    found.pop("train.seed", None)
-    told = [f"{key} ({json.dumps(a)} and {json.dumps(b)})" for key, (a, b) in found.items()]
-    names = ("the data evaluated on (data_hash)", "the data trained on (train_data_hash)")
-    told += [name for name, a, b in zip(names, one.data, other.data, strict=True) if a != b]
-    if told:
-        raise StabilityError(
-            f"{one.run_dir} and {other.run_dir}: must differ in the seed alone, but differ in {', '.join(told)}; "
-            "`maskrcnn compare` is for runs that differ in more"
-        )
+
+def _keep_evaluation(config: Config) -> None:
+    """A copy at a place apart from all else that a run's folder holds or comes to hold, for DVC to know it by."""
+    run_dir = config.train.output_dir
+    folder = run_dir.parent / "evaluations"
+    folder.mkdir(exist_ok=True)
+    shutil.copyfile(run_dir / "evaluation.json", folder / f"{run_dir.name}.json")
 
 
-def _dated(results: Sequence[Result], path: Path) -> dict[str, Any]:
-    """The report; one that says nothing new keeps its date."""
-    report = stability_report(results, datetime.now(UTC).date().isoformat())
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return report
-    # As JSON has it: tuples are lists there.
-    is_same = isinstance(before, dict) and {**before, "date": ""} == json.loads(json.dumps({**report, "date": ""}))
-    return before if is_same else report
+def _content(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
+
+
+def _show(result: StabilityResult) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(terminal_table(result.report))
+    console.print(markdown_note(result.report))
+    console.print(f"{result.path}, .csv, .md, .png")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line of `maskrcnn stability`."""
+    parser = stage_parser("stability", __doc__)
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("--seed", type=int, help="train and evaluate this one of stability.seeds alone; no summary")
+    one.add_argument("--summary", action="store_true", help="train nothing, summarise what is finished")
+    with user_errors():
+        args, config = parse(parser, argv)
+        if args.seed is not None:
+            if args.seed not in config.stability.seeds:
+                raise ConfigError(
+                    f"--seed: must be one of stability.seeds, {list(config.stability.seeds)}, got {args.seed}"
+                )
+            train_study(config, [args.seed])
+        else:
+            _show(summarise_study(config) if args.summary else run(config))
+
+
+if __name__ == "__main__":
+    main()

@@ -20,6 +20,7 @@ from components.results import TASKS, Result, identity
 from model.coco_eval import SCORE_NAMES
 
 TITLES = {"bbox": "box", "segm": "mask"}
+_TRACKED = ("AP", "AP50", "AP75")
 _NO_DEVIATION = "One seed has no deviation: at least two are needed, and stability.seeds names them."
 
 
@@ -86,12 +87,13 @@ def markdown_note(report: dict[str, Any]) -> str:
 
 
 def terminal_table(report: dict[str, Any]) -> Table:
-    """The same table for the terminal; as many columns as it holds before they wrap."""
-    table = Table(title=f"stability over {len(report['seeds'])} seeds, {report['images']} images")
-    for column in _header(report):
+    """The same table for the terminal, turned: a line for each seed, so that any number of them fits."""
+    table = Table(title=f"final AP, {report['images']} images")
+    header, rows = _header(report), _rows(report)
+    for column in ("", *(row[0].removeprefix("final AP ") for row in rows)):
         table.add_column(column, justify="right" if column else "left")
-    for row in _rows(report):
-        table.add_row(*row)
+    for place, name in enumerate(header[1:], start=1):
+        table.add_row(name, *(row[place] for row in rows), end_section=place == len(report["seeds"]))
     if len(report["seeds"]) == 1:
         table.caption = _NO_DEVIATION
     return table
@@ -111,6 +113,18 @@ def _rows(report: dict[str, Any]) -> list[list[str]]:
         values = [f"{value:.3f}" for value in (*score["values"], score["mean"])]
         rows.append([f"final AP {TITLES[task]}", *values, deviation, interval])
     return rows
+
+
+def summary_metrics(report: dict[str, Any]) -> dict[str, float | None]:
+    """AP, AP50 and AP75 over the seeds under their MLflow names: `ap_mean/bbox`, `ap_deviation/bbox`, `ap_low/bbox`, `ap_high/bbox`, …"""
+    metrics: dict[str, float | None] = {}
+    for task in _tasks(report):
+        for name in _TRACKED:
+            score = report[task][name]
+            low, high = score["interval"] or (None, None)
+            values = {"mean": score["mean"], "deviation": score["deviation"], "low": low, "high": high}
+            metrics |= {f"{name.lower()}_{what}/{task}": value for what, value in values.items()}
+    return metrics
 
 
 def plot_stability(report: dict[str, Any], path: Path) -> None:

@@ -13,6 +13,8 @@ from rich.progress import MofNCompleteColumn, Progress
 
 from components.cli import STATUS_OF_SIGTERM
 from components.config import Config, ConfigError, save_config
+from components.environment import environment
+from components.journal import write_atomically
 from components.tracking import Tracker
 from components.training_log import TrainingLog, peak_memory_mib
 from model.average import WeightAverage
@@ -85,6 +87,8 @@ class Training:
         if is_main():
             self.run_dir.mkdir(parents=True, exist_ok=True)
             save_config(config, self.run_dir / "config.yaml")
+            here = {**environment(), "processes": world_size()}
+            write_atomically(self.run_dir / "environment.json", json.dumps(here, indent=2) + "\n")
         self._unread: Step | None = None
         self._asked_to_end = torch.zeros((), device=device)
         self.sigterm = threading.Event()

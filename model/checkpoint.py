@@ -127,6 +127,19 @@ def load_model(path: Path, device: torch.device) -> LoadedModel:
     )
 
 
+def save_weights(loaded: LoadedModel, path: Path) -> None:
+    """Write what using a network needs, and nothing that only continuing its training would; `load_model` reads it."""
+    state = {
+        "model": {name: tensor.cpu() for name, tensor in loaded.model.state_dict().items()},
+        "config": loaded.config,
+        "class_names": list(loaded.class_names),
+        "category_ids": list(loaded.category_ids),
+        "step": loaded.step,
+        "data_hash": loaded.data_hash,
+    }
+    torch.save(state, path)
+
+
 def _point(run_dir: Path, name: str, path: Path) -> None:
     partial = run_dir / f".{name}.partial"
     with partial.open("w", encoding="utf-8") as file:

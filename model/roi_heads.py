@@ -68,7 +68,8 @@ class RoIHeads(nn.Module):
         boxes, scores, labels, num_detections = self.detect(pyramid, proposals, batch)
         mask_probs = None
         if self.has_masks:
-            mask_probs = self.mask_logits(pyramid, boxes, labels, batch).sigmoid()
+            pooled = self.pool(pyramid, boxes, batch, self.config.mask_pool_size)
+            mask_probs = self.mask_logits(pooled, labels).sigmoid()
         return Detections(boxes, scores, labels, num_detections, mask_probs), {}
 
     @torch.no_grad()
@@ -104,15 +105,11 @@ class RoIHeads(nn.Module):
         return min(int(self.config.roi_batch_size * self.config.roi_positive_fraction), is_positive.shape[1])
 
     def box_logits(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """Class logits [N, R, 1 + C] and deltas [N, R, 1 + C, 4] (or [N, R, 1, 4], class-agnostic) of RoIs with features [N, R, channels, O, O]."""
+        """Class logits [N, R, 1 + C] and deltas [N, R, 1 + C, 4] ([N, R, 1, 4] if class-agnostic) of RoIs with features [N, R, channels, O, O]."""
         logits, deltas = self.box_predictor(self.box_head(pooled.flatten(0, 1)))
         return logits.unflatten(0, pooled.shape[:2]), deltas.unflatten(0, pooled.shape[:2])
 
-    def mask_logits(self, pyramid: list[Tensor], boxes: Tensor, labels: Tensor, batch: Batch) -> Tensor:
-        """[N, R, M, M] logits of the masks of boxes [N, R, 4] for labels [N, R]."""
-        return self.mask_logits_of(self.pool(pyramid, boxes, batch, self.config.mask_pool_size), labels)
-
-    def mask_logits_of(self, pooled: Tensor, labels: Tensor) -> Tensor:
+    def mask_logits(self, pooled: Tensor, labels: Tensor) -> Tensor:
         """[N, R, M, M] logits of the masks for labels [N, R] of RoIs with features [N, R, channels, O, O]."""
         logits = self.mask_predictor(self.mask_head(pooled.flatten(0, 1)), labels.flatten())
         return logits.unflatten(0, labels.shape)
@@ -139,9 +136,10 @@ class RoIHeads(nn.Module):
         share = rois.num_mask_rois
         boxes, labels, gt_rows = rois.boxes[:, :share], rois.labels[:, :share], rois.gt_rows[:, :share]
         if self.config.features == "c4":
-            logits = self.mask_logits_of(box_features[:, :share], labels)  # [N, K, M, M]
+            pooled = box_features[:, :share]
         else:
-            logits = self.mask_logits(pyramid, boxes, labels, batch)
+            pooled = self.pool(pyramid, boxes, batch, self.config.mask_pool_size)
+        logits = self.mask_logits(pooled, labels)  # [N, K, M, M]
         gt_masks = cuda_ops.rasterize_polygons(boxes, gt_rows, batch.targets.polygons, logits.shape[-1])
         losses = F.binary_cross_entropy_with_logits(logits, gt_masks, reduction="none").mean((2, 3))  # [N, K]
         return {"mask": per_image_mean(losses, (labels > 0).float())}

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from model.config import EvaluateConfig
+from model.config import EvaluateConfig, ModelConfig
+from model.errors import UserError
 from model.mask_rcnn import MaskRCNN
 from model.precision import autocast, set_float32_products
 from model.roi_heads import RoIHeads
@@ -53,8 +54,15 @@ def detect_views(model: MaskRCNN, scales: Sequence[Batch], evaluate: EvaluateCon
     """Detections in the frame of the first scale, by a model in evaluation mode.
 
     The features of all views are held until the masks are made, so memory grows with their number; evaluate.batch_size makes up for it.
+
+    Raises:
+        UserError: if the network makes proposals alone.
     """
-    frame = scales[0]
+    heads, frame = model.roi_heads, scales[0]
+    if heads is None:
+        raise UserError(
+            "evaluate: scales, flip and soft_nms need a network that detects, got model.task=proposals; leave them as they are"
+        )
     views = [View(batch, False) for batch in scales]
     if evaluate.flip:
         views += [View(mirrored(batch), True) for batch in scales]
@@ -63,24 +71,17 @@ def detect_views(model: MaskRCNN, scales: Sequence[Batch], evaluate: EvaluateCon
         features = model.backbone(model.normalize(view.batch))
         proposals, _ = model.rpn(features, view.batch)
         pyramids.append(features[:4])
-        candidates = _heads(model).candidates(pyramids[-1], proposals, view.batch)
+        candidates = heads.candidates(pyramids[-1], proposals, view.batch)
         found.append(replace(candidates, boxes=to_frame(candidates.boxes, view, frame)))
-    boxes, scores, labels, num_detections = _suppress(_united(found), model, evaluate)
+    boxes, scores, labels, num_detections = _suppress(_united(found), heads.config, evaluate)
     mask_probs = None
-    if _heads(model).has_masks:
-        by_view = [
-            _mask_probs(model, pyramid, view, to_view(boxes, view, frame), labels)
+    if heads.has_masks:
+        looks = [
+            _mask_probs(heads, pyramid, view, to_view(boxes, view, frame), labels)
             for pyramid, view in zip(pyramids, views, strict=True)
         ]
-        mask_probs = torch.stack(by_view).mean(0)
+        mask_probs = torch.stack(looks).mean(0)
     return Detections(boxes, scores, labels, num_detections, mask_probs)
-
-
-def _heads(model: MaskRCNN) -> RoIHeads:
-    assert model.roi_heads is not None, (
-        "a network of proposals alone has nothing to unite; the configuration refuses it"
-    )
-    return model.roi_heads
 
 
 def mirrored(batch: Batch) -> Batch:
@@ -120,8 +121,7 @@ def _united(found: Sequence[Candidates]) -> Candidates:
     return Candidates(boxes, scores, labels)
 
 
-def _suppress(candidates: Candidates, model: MaskRCNN, evaluate: EvaluateConfig) -> Kept:
-    config = _heads(model).config
+def _suppress(candidates: Candidates, config: ModelConfig, evaluate: EvaluateConfig) -> Kept:
     if evaluate.soft_nms == "off":
         return keep_best(candidates, config.nms_iou, config.detections_per_image)
     return soften(
@@ -133,7 +133,8 @@ def _suppress(candidates: Candidates, model: MaskRCNN, evaluate: EvaluateConfig)
     )
 
 
-def _mask_probs(model: MaskRCNN, pyramid: list[Tensor], view: View, boxes: Tensor, labels: Tensor) -> Tensor:
+def _mask_probs(heads: RoIHeads, pyramid: list[Tensor], view: View, boxes: Tensor, labels: Tensor) -> Tensor:
     """[N, D, M, M] of boxes [N, D, 4] in the view; mirrored back."""
-    probs = _heads(model).mask_logits(pyramid, boxes, labels, view.batch).sigmoid()
+    pooled = heads.pool(pyramid, boxes, view.batch, heads.config.mask_pool_size)
+    probs = heads.mask_logits(pooled, labels).sigmoid()
     return probs.flip(3) if view.is_mirrored else probs

@@ -1,11 +1,10 @@
-"""Initial weights: from scratch, from torchvision, or from a file; and a plain account of what was used.
+"""Initial weights: from scratch, from torchvision, or from a file of any known format; and a plain account of what was used.
 
-All state dicts have torchvision's names (`maskrcnn_resnet50_fpn`), which are ours too; only that with features c4 layer4 is `roi_heads.res5`.
+none | imagenet | coco | path of a state dict, a checkpoint, or a pickle of Detectron or Detectron2
 """
 
-import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,16 +13,16 @@ from torchvision.models import get_model_weights
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, MaskRCNN_ResNet50_FPN_Weights
 
 from model.config import ModelConfig
-from model.errors import UserError
 from model.layers import FrozenBatchNorm2d
 from model.mask_rcnn import MaskRCNN
+from model.weights_conventions import check_conventions
+from model.weights_file import StoredWeights, WeightsError, read_stored_weights
+from model.weights_names import SPOKEN, NamedWeights, rename_weights
 
-BODIES = ("backbone.body.", "roi_heads.res5.")
 PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
-
-
-class WeightsError(UserError):
-    """Weights cannot be had, or do not fit the network."""
+# What may be absent as a whole, and then starts at random.
+PARTS = ("backbone.fpn.", "rpn.", "roi_heads.box_", "roi_heads.mask_")
+_SHOWN = 3  # names of a list in the log
 
 
 @dataclass(frozen=True)
@@ -32,18 +31,17 @@ class WeightsReport:
 
     source: str
     matched: int
-    initialised: tuple[str, ...] = ()  # parameters that keep their random values
-    unused: tuple[str, ...] = ()  # entries of the file that the network has no place for
+    initialised: Mapping[str, str] = field(default_factory=dict)  # parameter that keeps its random values → why
+    unused: Mapping[str, str] = field(default_factory=dict)  # entry of the file that has no place in the network → why
+    note: str = ""
 
     def __str__(self) -> str:
         if self.source == "none":
             return "weights: from scratch"
         text = f"weights: {self.source}: {self.matched} tensors loaded"
-        if self.initialised:
-            text += f", {len(self.initialised)} start at random ({_abridged(self.initialised)})"
-        if self.unused:
-            text += f", {len(self.unused)} not used ({_abridged(self.unused)})"
-        return text
+        text += "".join(f", {len(names)} start at random: {_told(why, names)}" for why, names in _by(self.initialised))
+        text += "".join(f", {len(names)} not used: {_told(why, names)}" for why, names in _by(self.unused))
+        return text + (f"; {self.note}" if self.note else "")
 
 
 def load_weights(
@@ -52,69 +50,82 @@ def load_weights(
     """Fill the network as `model.weights` says.
 
     Raises:
-        WeightsError: if a file is absent, damaged, cannot be fetched, or belongs to another architecture.
+        WeightsError: if a file is absent, damaged, unsafe, or cannot be fetched; or belongs to another architecture or other conventions.
     """
     if config.weights == "none":
         return WeightsReport("none", 0)
     if config.weights == "imagenet":
-        return _load_body(model, config)
+        published = get_model_weights(config.backbone)["IMAGENET1K_V1"]
+        named = rename_weights(StoredWeights(_fetch(published)), config, str(published))
+        return fit_weights(model, named, f"torchvision's {published}")
     if config.weights == "coco":
-        if config.backbone != "resnet50":
-            raise WeightsError(
-                f"model.weights=coco are a ResNet-50's, got model.backbone={config.backbone}; use imagenet"
-            )
-        # The detector without masks was trained on its own; proposals alone are those of either.
-        published = MaskRCNN_ResNet50_FPN_Weights if config.task == "mask" else FasterRCNN_ResNet50_FPN_Weights
-        weights = published.COCO_V1
-        state = _fetch(weights)
-        _absorb_eps(state)
-        rows = _rows_of_classes(weights.meta["categories"], class_names, category_ids)
-        if rows is not None:
-            state = {name: _pick_rows(name, value, rows) for name, value in state.items()}
-        return fit_state_dict(model, state, "torchvision's COCO_V1")
-    return fit_state_dict(model, _read_state_dict(Path(config.weights)), config.weights)
-
-
-def fit_state_dict(model: MaskRCNN, state: Mapping[str, Tensor], source: str) -> WeightsReport:
-    """Load what fits; predictors for another number of classes stay as initialised, anything else amiss is an error."""
-    own = model.state_dict()
-    state = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
-    unused = tuple(name for name in state if name not in own)
-    misfits = {name for name in own if name in state and own[name].shape != state[name].shape}
-    absent = {name for name in own if name not in state and not name.endswith("num_batches_tracked")}
-    wrong = sorted(name for name in misfits | absent if not name.startswith(PREDICTORS))
-    if wrong:
-        example = wrong[0]
-        got = f"{tuple(state[example].shape)}" if example in state else "nothing"
-        raise WeightsError(
-            f"{source}: must hold the weights of this network, but {len(wrong)} of {len(own)} tensors do not fit: {example} must be "
-            f"{tuple(own[example].shape)}, got {got}; check model.backbone, model.norm and the widths under `model`"
-        )
-    fitting = {name: value for name, value in state.items() if name in own and name not in misfits}
-    model.load_state_dict(fitting, strict=False)
-    return WeightsReport(source, len(fitting), tuple(sorted(misfits | absent)), unused)
-
-
-def _load_body(model: MaskRCNN, config: ModelConfig) -> WeightsReport:
-    weights = get_model_weights(config.backbone)["IMAGENET1K_V1"]
-    state = _fetch(weights)
-    own = model.state_dict()
-    fitting = {body_name(name, config): value for name, value in state.items() if body_name(name, config) in own}
-    model.load_state_dict(fitting, strict=False)
-    left = {name for name in own if name not in fitting and not name.endswith("num_batches_tracked")}
-    assert not any(name.startswith(BODIES) for name in left), left
-    initialised = tuple(name for name, _ in model.named_parameters() if name in left)
-    unused = tuple(
-        name for name in state if body_name(name, config) not in own and not name.endswith("num_batches_tracked")
+        return _load_coco(model, config, class_names, category_ids)
+    stored = read_stored_weights(Path(config.weights))
+    named = rename_weights(stored, config, config.weights)
+    is_told = check_conventions(stored, named, config, config.weights)
+    note = (
+        ""
+        if is_told
+        else "the file does not tell its model.pixel_*, stride_in_1x1 and conventions: yours are taken for its own"
     )
-    return WeightsReport(f"torchvision's {weights}", len(fitting), initialised, unused)
+    return fit_weights(model, named, f"{config.weights} ({SPOKEN[named.format]})", note)
 
 
-def body_name(name: str, config: ModelConfig) -> str:
-    """Where a classifier's parameter of torchvision's name stands in the network: `layer4.0.bn1.bias` → `backbone.body.layer4.0.bn1.bias`."""
-    if config.features == "c4" and name.startswith("layer4."):
-        return name.replace("layer4.", "roi_heads.res5.", 1)
-    return f"backbone.body.{name}"
+def fit_weights(model: MaskRCNN, named: NamedWeights, source: str, note: str = "") -> WeightsReport:
+    """Load what fits. A part that is absent as a whole, and predictors of another number of classes, stay as initialised.
+
+    Raises:
+        WeightsError: if the body, or anything else of a part that is there, is absent or of another shape.
+    """
+    own = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    state = named.tensors
+    absent_parts = [part for part in PARTS if not any(name.startswith(part) for name in state)]
+    misfits = {name for name in own if name in state and own[name].shape != state[name].shape}
+    if misfits & {name for name in own if name.startswith(PREDICTORS)}:
+        misfits |= {name for name in own if name.startswith(PREDICTORS)}  # classes stand or fall together
+    initialised = {}
+    for name in own:
+        if name in misfits and name.startswith(PREDICTORS):
+            initialised[name] = "another number of classes"
+        elif name not in state and name.startswith(tuple(absent_parts)):
+            initialised[name] = "the file has no such part"
+    _require_fit(own, state, initialised, source)
+    fitting = {name: value for name, value in state.items() if name in own and name not in initialised}
+    model.load_state_dict(fitting, strict=False)
+    unused = dict(named.unused) | {name: "the network has no such part" for name in state if name not in own}
+    return WeightsReport(source, len(fitting), initialised, unused, note)
+
+
+def _require_fit(
+    own: Mapping[str, Tensor], state: Mapping[str, Tensor], initialised: Mapping[str, str], source: str
+) -> None:
+    wrong = [
+        name for name in own if name not in initialised and getattr(state.get(name), "shape", None) != own[name].shape
+    ]
+    if not wrong:
+        return
+    example = wrong[0]
+    got = f"{tuple(state[example].shape)}" if example in state else "nothing"
+    raise WeightsError(
+        f"{source}: must hold the weights of this network, but {len(wrong)} of {len(own)} tensors do not fit: {example} must be "
+        f"{tuple(own[example].shape)}, got {got}; check model.backbone, model.features, model.norm and the widths under `model`"
+    )
+
+
+def _load_coco(
+    model: MaskRCNN, config: ModelConfig, class_names: Sequence[str], category_ids: Sequence[int]
+) -> WeightsReport:
+    if config.backbone != "resnet50":
+        raise WeightsError(f"model.weights=coco are a ResNet-50's, got model.backbone={config.backbone}; use imagenet")
+    # The detector without masks was trained on its own; proposals alone are those of either.
+    detector = MaskRCNN_ResNet50_FPN_Weights if config.task == "mask" else FasterRCNN_ResNet50_FPN_Weights
+    published = detector.COCO_V1
+    named = rename_weights(StoredWeights(_fetch(published)), config, str(published))
+    _absorb_eps(named.tensors)
+    rows = _rows_of_classes(published.meta["categories"], class_names, category_ids)
+    if rows is not None:
+        named.tensors.update({name: _pick_rows(name, value, rows) for name, value in named.tensors.items()})
+    return fit_weights(model, named, "torchvision's COCO_V1")
 
 
 def _fetch(weights: object) -> dict[str, Tensor]:
@@ -127,23 +138,6 @@ def _fetch(weights: object) -> dict[str, Tensor]:
         raise WeightsError(
             f"{weights}: cannot be fetched from {url} ({error}); put the file at {cache}, or set model.weights to none or a path"
         ) from error
-
-
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise WeightsError(
-            f"model.weights: must be none, imagenet, coco or the path of a file, got {path}, which does not exist"
-        )
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise WeightsError(
-            f"{path}: not a state dict that loads safely ({error}); save one with torch.save(model.state_dict(), …)"
-        ) from error
-    state = state.get("model", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(f"{path}: must hold a state dict or a checkpoint with one under `model`, got something else")
-    return state
 
 
 def _absorb_eps(state: dict[str, Tensor]) -> None:
@@ -172,5 +166,10 @@ def _pick_rows(name: str, value: Tensor, rows: list[int]) -> Tensor:
     return value[rows]
 
 
-def _abridged(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+def _by(reasons: Mapping[str, str]) -> list[tuple[str, list[str]]]:
+    """Each reason with its names."""
+    return [(why, [name for name in reasons if reasons[name] == why]) for why in dict.fromkeys(reasons.values())]
+
+
+def _told(why: str, names: Sequence[str]) -> str:
+    return f"{why} ({', '.join(names[:_SHOWN])}{', …' if len(names) > _SHOWN else ''})"

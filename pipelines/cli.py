@@ -15,6 +15,9 @@ STAGES = {
     "evaluate": "box and mask AP of a checkpoint, per class too",
     "predict": "find and draw the objects on any images",
     "benchmark": "throughput, step time and memory, beside torchvision",
+    "register": "take an evaluated model into MLflow's registry",
+    "stability": "train and evaluate several seeds: mean, deviation and interval of AP",
+    "report": "one page about finished runs; README's tables",
     "pytorchjob": "train on Kubernetes: submit a PyTorchJob and follow it to its end",
 }
 USAGE = "usage: maskrcnn <stage> [options] [section.key=value …]"

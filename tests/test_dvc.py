@@ -24,7 +24,17 @@ IDLE = {
 # Code that every stage uses and that changes none of its outputs.
 IDLE_CODE = {
     f"components/{name}.py"
-    for name in ("cli", "config", "environment", "journal", "launch", "outbox", "tracking", "training_log")
+    for name in (
+        "cli",
+        "config",
+        "environment",
+        "journal",
+        "launch",
+        "outbox",
+        "tracking",
+        "tracking_server",
+        "training_log",
+    )
 }
 IDLE_CODE |= {"model/config.py", "model/errors.py"}
 
@@ -68,7 +78,7 @@ def test_every_parameter_that_matters_is_some_stages():
     unused = {
         key
         for key in Config().flat()
-        if key not in used and not key.startswith(("cluster.", "stability.", "tracking."))
+        if key not in used and not key.startswith(("cluster.", "registry.", "stability.", "tracking."))
     }
     assert unused == IDLE
 

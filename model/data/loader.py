@@ -4,6 +4,7 @@ Training runs over a permutation an epoch, without end. Each image waits in the 
 outlive the epoch, so no image is dropped or doubled. All that is random about a sample follows from (seed, epoch, image).
 """
 
+import signal
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import count, islice
@@ -153,4 +154,10 @@ def _loader(
         num_workers=data.workers,
         persistent_workers=data.workers > 0,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_outlive_sigterm,
     )
+
+
+def _outlive_sigterm(worker: int) -> None:
+    """Batch systems send SIGTERM to every process of a job, but training ends by its own decision, and its workers with it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -5,6 +5,7 @@ Training, evaluation and prediction all decode and resize here, so they see the 
 """
 
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -20,27 +21,30 @@ Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Size = tuple[int, int]
 
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises on damaged images
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = 1
 
 
-def read_image(path: Path, *, apply_exif: bool = True) -> Pixels:
+def read_image(source: Path | BytesIO, *, apply_exif: bool = True) -> Pixels:
     """Decode any image that Pillow reads; an ordinary JPEG by libjpeg-turbo alone, with the same bits in less time.
 
     Args:
+        source: a file, or the bytes of one.
         apply_exif: turn the image as its EXIF orientation says.
 
     Returns:
         [h, w, 3] uint8 RGB. 16-bit values keep their upper byte; transparency is dropped.
 
     Raises:
-        OSError: if the file is absent, truncated or no image.
+        OSError: if the file is absent, truncated or no image. Some damage raises others of `UNREADABLE`.
     """
-    with Image.open(path) as image:
+    with Image.open(source) as image:
         if _is_ordinary_jpeg(image) and not (apply_exif and _is_turned(image)):
             # Damaged: Pillow mends what can be mended, and says what cannot.
             with suppress(ValueError):
-                return simplejpeg.decode_jpeg(path.read_bytes(), "RGB")
+                encoded = source.read_bytes() if isinstance(source, Path) else source.getvalue()
+                return simplejpeg.decode_jpeg(encoded, "RGB")
         image.load()
         turned = ImageOps.exif_transpose(image) if apply_exif else image
         return to_rgb(turned)

@@ -13,7 +13,7 @@ from scipy import stats
 from components.config import Config, config_from_dict, load_config, save_config
 from components.intervals import estimate
 from components.results import _DECIDING, _NOT_DECIDING, ResultError
-from components.stability import StabilityError, summarise
+from components.stability_summary import StabilityError, summarise
 from model.coco_eval import SCORE_NAMES
 
 TINY = Path(__file__).with_name("tiny.yaml")

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -138,13 +139,14 @@ def test_evaluation_does_not_depend_on_the_number_of_processes(
 def test_sigterm_saves_and_the_same_command_goes_on_exactly(
     processes: int, shapes: Path, alone: Config, together: Config
 ) -> None:
-    config = small_config(shapes, f"preempted_{processes}", f"train.processes={processes}")
+    config = small_config(shapes, f"preempted_{processes}", f"train.processes={processes}", "data.workers=1")
     params = shapes / f"preempted_{processes}.yaml"
     save_config(config, params)
     command = [sys.executable, "-m", "components.train", "--skip-test", "--params", str(params)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
     wait_for_steps(config, 3, process)
-    process.terminate()
+    os.killpg(process.pid, signal.SIGTERM)  # as batch systems do it: to the loader's workers, too
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 143, output
     assert "saved step" in output

@@ -13,7 +13,8 @@ from mlflow.entities import Run
 
 from components import outbox
 from components.config import Config, TrackingConfig
-from components.tracking import TrackingError, open_tracker
+from components.tracking import open_tracker
+from components.tracking_server import TrackingError
 
 
 @pytest.fixture(scope="module")

@@ -64,7 +64,7 @@ def set_at(tree: Any, place: tuple, value: Any) -> None:
 def test_the_base_lists_all_its_files():
     files = {path.name for path in (TREE / "base").iterdir()} - {"kustomization.yaml"}
     assert files == set(read((TREE / "base" / "kustomization.yaml").read_text())[0]["resources"])
-    assert OVERLAYS == ["cpu-dev", "gpu", "kueue", "restricted", "volcano"]
+    assert OVERLAYS == ["cpu-dev", "gpu", "kueue", "pipelines", "restricted", "volcano"]
 
 
 def test_every_manifest_of_the_base_is_known_to_the_api(kubernetes_schema: ModuleType):
@@ -77,7 +77,9 @@ def test_every_manifest_of_an_overlay_is_known_to_the_api(kubernetes_schema: Mod
     assert [fault for document in documents for fault in kubernetes_schema.faults(document)] == []
     names = [(document["kind"], document["metadata"]["name"]) for document in documents]
     assert len(set(names)) == len(names)
-    assert set(names) >= {(document["kind"], document["metadata"]["name"]) for document in base()}
+    left_out = {("Namespace", "maskrcnn"), ("NetworkPolicy", "default-deny")} if overlay == "pipelines" else set()
+    assert set(names) >= {(document["kind"], document["metadata"]["name"]) for document in base()} - left_out
+    assert not set(names) & left_out
 
 
 @by_overlay
@@ -192,6 +194,7 @@ def passes(kind: str, ours: dict[str, str], theirs: dict[str, str], port: int) -
 
 
 NAME, COMPONENT = "app.kubernetes.io/name", "app.kubernetes.io/component"
+OF_A_PIPELINE = "pipelines.kubeflow.org/v2_component"
 LABELS = {
     "trainer": {NAME: "maskrcnn", COMPONENT: "trainer"},
     "launcher": {NAME: "maskrcnn", COMPONENT: "launcher"},
@@ -262,13 +265,77 @@ def test_the_job_that_an_overlay_is_for_is_valid_there(kubernetes_schema: Module
     config = load_config(ROOT / "params.yaml", ["cluster.image=registry/maskrcnn:1", *launch_with(overlay)])
     job, documents = build(describe(config, "try-1")), resolved(overlay)
     assert kubernetes_schema.faults(job) == []
-    level = find(documents, "Namespace", "maskrcnn")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"]
-    assert level == ("restricted" if overlay == "restricted" else "baseline")
+    assert find(documents, "ServiceAccount", "trainer")["metadata"]["namespace"] == config.cluster.namespace
+    if overlay != "pipelines":  # whose namespace is that of Kubeflow Pipelines
+        level = find(documents, "Namespace", "maskrcnn")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"]
+        assert level == ("restricted" if overlay == "restricted" else "baseline")
     for replica in job["spec"]["pytorchReplicaSpecs"].values():
         assert kubernetes_schema.violations(replica["template"]["spec"]) == []
     if config.cluster.queue:
         kind = {"kueue": "LocalQueue", "volcano": "Queue"}[config.cluster.scheduler]
         assert find(documents, kind, config.cluster.queue)
+
+
+def test_beside_kubeflow_pipelines_no_pod_but_ours_is_bound_and_its_steps_may_launch():
+    documents = resolved("pipelines")
+    assert {d["metadata"]["namespace"] for d in documents} == {"kubeflow"}
+    for policy in (d for d in documents if d["kind"] == "NetworkPolicy"):
+        selector = policy["spec"]["podSelector"]
+        keys = {*selector.get("matchLabels", {}), *(e["key"] for e in selector.get("matchExpressions", []))}
+        assert keys, f"{policy['metadata']['name']} would bind every pod of the namespace"
+        assert keys <= {NAME, COMPONENT, OF_A_PIPELINE}
+    names = find(documents, "NetworkPolicy", "dns")["spec"]["podSelector"]["matchExpressions"][0]["values"]
+    assert set(names) == {labels[NAME] for who, labels in LABELS.items() if who != "stranger"}
+    subjects = find(documents, "RoleBinding", "launcher")["subjects"]
+    assert [(s["name"], s["namespace"]) for s in subjects] == [
+        ("launcher", "kubeflow"),
+        ("pipeline-runner", "kubeflow"),
+    ]
+
+
+def test_a_pipelines_pods_reach_its_services_and_the_api_server():
+    spec = find(base(), "NetworkPolicy", "pipeline")["spec"]
+    assert spec["podSelector"] == {"matchLabels": {OF_A_PIPELINE: "true"}}
+    services, anywhere = spec["egress"]
+    assert services == {"to": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kubeflow"}}}]}
+    assert {port["port"] for port in anywhere["ports"]} == {80, 443, 6443}
+
+
+def test_the_job_that_prepares_data_is_restricted_and_puts_them_where_training_looks(kubernetes_schema: ModuleType):
+    (job,) = read((TREE / "prepare.yaml").read_text())
+    assert kubernetes_schema.faults(job) == []
+    pod, config = job["spec"]["template"]["spec"], load_config(ROOT / "params.yaml")
+    assert kubernetes_schema.violations(pod) == []
+    (container,) = pod["containers"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    claims = {
+        volume["persistentVolumeClaim"]["claimName"]: volume["name"]
+        for volume in pod["volumes"]
+        if "persistentVolumeClaim" in volume
+    }
+    assert {f"{claim}:{mounts[name]}" for claim, name in claims.items()} <= set(config.cluster.volumes)
+    assert container["workingDir"] == config.cluster.working_dir
+    assert find(base(), "ServiceAccount", pod["serviceAccountName"])
+    labels = job["spec"]["template"]["metadata"]["labels"]
+    assert matches(find(base(), "NetworkPolicy", "download")["spec"]["podSelector"], labels)
+    assert matches(find(base(), "NetworkPolicy", "tracking")["spec"]["podSelector"], labels)
+
+
+def test_the_job_that_prepares_data_hands_overrides_to_both_stages(tmp_path: Path):
+    (job,) = read((TREE / "prepare.yaml").read_text())
+    stand_in = tmp_path / "maskrcnn"
+    stand_in.write_text('#!/bin/sh\necho "$@"\n')
+    stand_in.chmod(0o755)
+    command = [
+        *job["spec"]["template"]["spec"]["containers"][0]["command"],
+        "data.source=coco2017",
+        "data.raw_dir=data/raw/a b",
+    ]
+    said = subprocess.run(
+        command, env={"PATH": f"{tmp_path}:/bin:/usr/bin"}, capture_output=True, text=True, check=True
+    ).stdout
+    told = "data.source=coco2017 data.raw_dir=data/raw/a b"
+    assert said.splitlines() == [f"download {told}", f"prepare {told}"]
 
 
 def test_overlays_change_what_they_say():

@@ -1,0 +1,168 @@
+"""Take a trained model into MLflow's registry: `maskrcnn register [RUN]`, where RUN is a run's folder (train.output_dir by default).
+
+What is registered is the checkpoint that `maskrcnn evaluate` scored last, if it reaches registry.min_bbox_ap and registry.min_segm_ap.
+It loads without this program: mlflow.pyfunc.load_model("models:/maskrcnn@champion").predict([bytes of an image file]), or
+`mlflow models serve`. The alias `champion` moves to it if it beats the present champion on the same data.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rich.console import Console
+
+from components.cli import parse, stage_parser, user_errors
+from components.config import Config, PredictConfig
+from components.tracking import delivered_run, open_tracker
+from components.tracking_registry import Registry, Version, answers, write_model
+from components.tracking_server import TrackingError, tracking_uri
+from components.trained import Trained, load_trained
+from model.checkpoint import save_weights
+from model.errors import UserError
+
+_TASKS = {"bbox": "box AP", "segm": "mask AP"}
+
+
+@dataclass(frozen=True)
+class Scored:
+    """How well a checkpoint did, and on what."""
+
+    ap: dict[str, float]  # by task: bbox, and segm where there are masks
+    data_hash: str
+
+    def tags(self) -> dict[str, str]:
+        """As a version carries it."""
+        return {f"ap/{task}": repr(ap) for task, ap in self.ap.items()} | {"evaluation.data_hash": self.data_hash}
+
+    @staticmethod
+    def of_tags(tags: dict[str, str]) -> "Scored":
+        """What `tags` wrote."""
+        ap = {task: float(tags[f"ap/{task}"]) for task in _TASKS if f"ap/{task}" in tags}
+        return Scored(ap, tags.get("evaluation.data_hash", ""))
+
+
+@dataclass(frozen=True)
+class RegisterResult:
+    """What came of it."""
+
+    version: str | None  # None where the model is not good enough
+    is_champion: bool
+    told: str  # why
+    model_uri: str = ""  # as MLflow loads it
+
+
+def run(config: Config) -> RegisterResult:
+    """Register the evaluated checkpoint of `train.output_dir`, unless it scored too little; the same one twice is one version.
+
+    Raises:
+        UserError: if there is no evaluation, or its checkpoint is gone.
+        TrackingError: if MLflow is off, or cannot be reached.
+    """
+    if not config.tracking.enabled:
+        raise TrackingError("tracking.enabled: must be true to register a model, which MLflow keeps; got false")
+    run_dir = config.train.output_dir
+    checkpoint, scored = read_evaluation(run_dir / "evaluation.json")
+    if lacking := shortfall(config, scored):
+        result = RegisterResult(None, False, f"not registered: {lacking}")
+    else:
+        result = _register(config, run_dir / checkpoint, scored)
+    Console().print(result.told, highlight=False, soft_wrap=True)
+    return result
+
+
+def read_evaluation(path: Path) -> tuple[str, Scored]:
+    """The checkpoint that an evaluation.json is about, and its scores.
+
+    Raises:
+        UserError: if the file is absent, or has no scores.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such evaluation; `maskrcnn evaluate` scores a model, which registering needs")
+    document = json.loads(path.read_text(encoding="utf-8"))
+    ap = {task: document[task]["AP"] for task in _TASKS if document[task] and document[task]["AP"] is not None}
+    if not ap:
+        raise UserError(f"{path}: must hold AP, but has none; evaluate on annotated images, without --skip-eval")
+    return document["checkpoint"], Scored(ap, document["data_hash"])
+
+
+def shortfall(config: Config, scored: Scored) -> str:
+    """Which AP is below its registry.min_…, in words; empty where none is."""
+    minima = {"bbox": config.registry.min_bbox_ap, "segm": config.registry.min_segm_ap}
+    lacking = [
+        f"{title} {scored.ap.get(task, 0.0):.4f} is below registry.min_{task}_ap {minima[task]:.4f}"
+        for task, title in _TASKS.items()
+        if scored.ap.get(task, 0.0) < minima[task]
+    ]
+    return ", ".join(lacking)
+
+
+def beats(version: Version, champion: Version | None) -> tuple[bool, str]:
+    """Whether a version should be champion, and why, by mask AP, or by box AP where one of the two has no masks."""
+    if champion is None:
+        return True, "the champion, as the first"
+    if champion.number == version.number:
+        return True, "the champion already"
+    new, old = Scored.of_tags(version.tags), Scored.of_tags(champion.tags)
+    if new.data_hash != old.data_hash:
+        return False, (
+            f"not the champion: version {champion.number}, which is, was evaluated on other data; evaluate that run on this "
+            "data and register it again, or set the alias in MLflow"
+        )
+    task = next((task for task in ("segm", "bbox") if task in new.ap and task in old.ap), None)
+    if task is None:
+        return False, f"not the champion: version {champion.number}, which is, has no AP to compare with"
+    comparison = f"{_TASKS[task]} {new.ap[task]:.4f} against {old.ap[task]:.4f} of version {champion.number}"
+    is_better = new.ap[task] > old.ap[task]
+    return is_better, f"{'the new champion' if is_better else 'not the champion'}: {comparison}"
+
+
+def _register(config: Config, checkpoint: Path, scored: Scored) -> RegisterResult:
+    name, uri = config.registry.model_name, tracking_uri(config.tracking)
+    trained = load_trained(config, str(checkpoint))
+    with open_tracker(trained.config, run_dir=config.train.output_dir, metrics_csv=False):
+        pass  # the run exists from here on, and has what earlier stages could not send
+    run_id = delivered_run(config.train.output_dir)
+    with answers(uri):
+        registry = Registry(uri, name)
+        version = _version(registry, run_id, trained, scored, config.predict)
+        is_champion, why = beats(version, registry.champion())
+        if is_champion:
+            registry.crown(version)
+    told = f"{name} version {version.number}: {why}"
+    return RegisterResult(version.number, is_champion, told, f"models:/{name}/{version.number}")
+
+
+def _version(registry: Registry, run_id: str, trained: Trained, scored: Scored, predict: PredictConfig) -> Version:
+    """The version that this checkpoint is: a new one, or the one it became before, with its newest scores."""
+    with trained.loaded.path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    identity = {"run_id": run_id, "checkpoint_sha256": digest}
+    known = registry.find(identity)
+    if known is not None:
+        return registry.retag(known, scored.tags())
+    details = {"checkpoint": trained.name, "training.data_hash": trained.loaded.data_hash}
+    with TemporaryDirectory() as scratch:
+        weights, files = Path(scratch) / "model.pt", Path(scratch) / "files"
+        save_weights(trained.loaded, weights)
+        write_model(weights, files, predict)
+        return registry.add(run_id, files, step=trained.loaded.step, tags=identity | details | scored.tags())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line of `maskrcnn register`."""
+    parser = stage_parser("register", __doc__, operands="RUN")
+    with user_errors():
+        args, config = parse(parser, argv)
+        if len(args.operands) > 1:
+            raise UserError(f"register takes one run, got {' '.join(args.operands)}")
+        for run_dir in args.operands:
+            train = config.train.model_copy(update={"output_dir": Path(run_dir)})
+            config = config.model_copy(update={"train": train})
+        run(config)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Weights as they lie in files: torch's own, or the pickles of Detectron and Detectron2; read without running anybody's code.
+
+A pickle may name any function of any module to be called while it is read. Here it may name just what arrays are made of; with all else the
+file is refused, and nothing in it has run. torch's files are read with `weights_only=True`, which is as strict.
+"""
+
+import pickle
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.errors import UserError
+
+_TORCH_ZIP, _TORCH_LEGACY = b"PK", b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"  # the latter: its magic number, pickled
+_WRAPPERS = ("model", "blobs", "state_dict")  # of checkpoints, of Detectron's detectors, of many others
+# What NumPy's own pickles call to make an array, a number, and, since protocol 5, an array from bytes; "core" is NumPy 1's name for it.
+_NUMPY_MAKERS = {
+    "multiarray._reconstruct": np.zeros(0).__reduce__()[0],
+    "multiarray.scalar": np.float64(0).__reduce__()[0],
+    "numeric._frombuffer": np.zeros(1).__reduce_ex__(5)[0],
+}
+
+
+class WeightsError(UserError):
+    """Weights cannot be had, or do not fit the network."""
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """What a file holds."""
+
+    tensors: dict[str, Tensor]
+    author: str = ""  # Detectron2's own note of where a pickle comes from
+    config: Mapping[str, Any] = field(default_factory=dict)  # of a checkpoint of `maskrcnn train`
+
+
+def read_stored_weights(path: Path) -> StoredWeights:
+    """The tensors of a file, by the names they have there.
+
+    Raises:
+        WeightsError: if the file is absent or damaged, holds anything but arrays and plain containers, or no weights.
+    """
+    if not path.is_file():
+        raise WeightsError(
+            f"model.weights: must be none, imagenet, coco or the path of a file, got {path}, which does not exist"
+        )
+    content = _read(path)
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path}: must hold a state dict or a checkpoint with one, got a {type(content).__name__}")
+    wrapped = next((content[name] for name in _WRAPPERS if isinstance(content.get(name), dict)), content)
+    tensors = {str(name): _tensor(value) for name, value in wrapped.items() if _is_array(value)}
+    average = content.get("average", {}) if "config" in content else {}  # what `maskrcnn train` would evaluate
+    if not tensors:
+        raise WeightsError(f"{path}: must hold weights by name, but has none; its keys are {list(content)[:5]}")
+    config = content.get("config", {})
+    return StoredWeights(
+        tensors | average, str(content.get("__author__", "")), config if isinstance(config, dict) else {}
+    )
+
+
+def _read(path: Path) -> Any:
+    with path.open("rb") as file:
+        start = file.read(16)
+        file.seek(0)
+        try:
+            if start.startswith(_TORCH_ZIP) or start[2:].startswith(_TORCH_LEGACY):
+                return torch.load(file, map_location="cpu", weights_only=True)
+            return _ArraysOnly(file, encoding="latin1").load()  # Detectron's pickles are Python 2's
+        except WeightsError as error:
+            raise WeightsError(f"{path}: {error}") from error
+        except Exception as error:  # a damaged pickle may raise anything
+            raise WeightsError(
+                f"{path}: not weights that load safely ({error}); save a state dict with torch.save(model.state_dict(), …), "
+                "or arrays by name with pickle"
+            ) from error
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Refuses to look up anything but what NumPy arrays and plain containers need."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """What a pickle may call; see `pickle.Unpickler`."""
+        maker = f"{module}.{name}".removeprefix("numpy.core.").removeprefix("numpy._core.")
+        if module.startswith("numpy.") and maker in _NUMPY_MAKERS:
+            return _NUMPY_MAKERS[maker]
+        if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
+            return getattr(np, name)
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if (module, name) == ("_codecs", "encode"):  # how protocol 2 writes bytes
+            return _latin1
+        raise WeightsError(
+            f"must hold arrays and plain containers alone, but asks for {module}.{name}; refused, and nothing in it was run. "
+            "Use a file from whom you trust, or take the arrays out where it was made"
+        )
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise WeightsError(f"must write bytes as latin1, but asks for the codec {encoding}; refused")
+    return text.encode("latin1")
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in "fiu")
+
+
+def _tensor(value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    return torch.from_numpy(np.ascontiguousarray(value.astype(value.dtype.newbyteorder("="))))

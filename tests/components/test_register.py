@@ -1,0 +1,335 @@
+"""The register stage against a real MLflow database; what it registered is loaded and served by processes that know nothing of us."""
+
+import ast
+import base64
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from components import download, evaluate, predict, prepare, register
+from components.config import Config, load_config
+from components.register import RegisterResult, Scored, beats
+from components.tracking_registry import CHAMPION, REQUIREMENTS, Version
+from components.tracking_server import TrackingError
+from model.checkpoint import save_checkpoint
+from model.data.index import CocoIndex
+from model.errors import UserError
+from model.mask_rcnn import MaskRCNN
+
+TINY = Path(__file__).with_name("tiny.yaml")
+START_S = 120
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """An untrained network with its evaluation, as a run that no MLflow knows yet. Unsure heads: everything is written."""
+    root = tmp_path_factory.mktemp("register")
+    config = load_config(
+        TINY,
+        [
+            "data.source=shapes",
+            f"data.raw_dir={root}/raw",
+            f"data.prepared_dir={root}/prepared",
+            f"train.output_dir={root}/run",
+            "train.device=cpu",
+            "model.score_threshold=0.01",
+            "predict.score_threshold=0.0",
+        ],
+    )
+    download.run(config)
+    prepare.run(config)
+    index = CocoIndex.open(config.data.prepared_dir, "train")
+    torch.manual_seed(0)
+    state = {
+        "model": MaskRCNN(config.model, len(index.class_names)).state_dict(),
+        "optimizer": {"state": torch.zeros(1_000_000)},  # which using a model does not need
+        "config": config.model_dump(mode="json"),
+        "class_names": list(index.class_names),
+        "category_ids": list(index.category_ids),
+        "data_hash": index.data_hash,
+    }
+    save_checkpoint(config.train.output_dir, 7, state)
+    evaluate.run(config)
+    return config
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables, which take seconds to make."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def config(evaluated: Config, empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """That run alone in a folder, with a database of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copytree(evaluated.train.output_dir, tmp_path / "run")
+    shutil.copy(empty_database, tmp_path)
+    return with_values(evaluated, f"sqlite:///{tmp_path}/mlflow.db", train={"output_dir": tmp_path / "run"})
+
+
+def with_values(config: Config, uri: str = "", **sections: dict[str, Any]) -> Config:
+    if uri:
+        sections["tracking"] = {"enabled": True, "uri": uri}
+    changed = {name: getattr(config, name).model_copy(update=values) for name, values in sections.items()}
+    return config.model_copy(update=changed)
+
+
+def rescored(config: Config, **changes: Any) -> Config:
+    """The same run as if its evaluation had come out otherwise: mask and box AP, data_hash."""
+    path = config.train.output_dir / "evaluation.json"
+    document = json.loads(path.read_text())
+    for task in ("bbox", "segm"):
+        document[task]["AP"] = changes.get(task, document[task]["AP"])
+    document["data_hash"] = changes.get("data_hash", document["data_hash"])
+    path.write_text(json.dumps(document))
+    return config
+
+
+def another_run(config: Config, name: str) -> Config:
+    """A copy of a run under another name, which MLflow does not know."""
+    folder = config.train.output_dir.with_name(name)
+    shutil.copytree(config.train.output_dir, folder, ignore=shutil.ignore_patterns("mlflow_run.json"))
+    return with_values(config, train={"output_dir": folder})
+
+
+def versions(config: Config) -> list[str]:
+    client = MlflowClient(tracking_uri=config.tracking.uri)
+    return [str(found.version) for found in client.search_model_versions("name = 'maskrcnn'")]
+
+
+def champion(config: Config) -> str:
+    client = MlflowClient(tracking_uri=config.tracking.uri)
+    return str(client.get_model_version_by_alias("maskrcnn", CHAMPION).version)
+
+
+def predicted(config: Config, images: list[Path], output: Path) -> list[dict[str, Any]]:
+    """What `maskrcnn predict` writes of images, less its paths."""
+    predict.run(config, images, output=output)
+    entries = json.loads((output / "predictions.json").read_text())["images"]
+    return [{"size": entry["size"], "detections": entry["detections"]} for entry in entries]
+
+
+def val_images(config: Config) -> list[Path]:
+    index = CocoIndex.open(config.data.prepared_dir, "val")
+    return [index.image_path(i) for i in range(len(index))]
+
+
+def strange_environment(uri: str) -> dict[str, str]:
+    """Of a process that finds the packages, but not this repository."""
+    return {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"MLFLOW_TRACKING_URI": uri}
+
+
+LOADED = """
+import json, sys
+from pathlib import Path
+import mlflow
+model = mlflow.pyfunc.load_model(sys.argv[1])
+found = model.predict([Path(name).read_bytes() for name in sys.argv[2:]])
+import cuda_ops.library, model.predictor
+assert "components" not in sys.modules
+json.dump({"found": found, "code": [model.predictor.__file__, cuda_ops.library.__file__]}, sys.stdout)
+"""
+
+
+def test_a_registered_model_loads_without_us_and_finds_what_predict_finds(config: Config, tmp_path: Path) -> None:
+    result = register.run(config)
+    assert result == RegisterResult("1", True, "maskrcnn version 1: the champion, as the first", "models:/maskrcnn/1")
+    images = val_images(config)
+    outside = tmp_path / "elsewhere"
+    outside.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, f"models:/maskrcnn@{CHAMPION}", *map(str, images)],
+        cwd=outside,
+        env=strange_environment(config.tracking.uri),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["found"] == predicted(config, images, tmp_path / "out")
+    assert sum(len(image["detections"]) for image in told["found"]) > 0
+    repository = Path(__file__).resolve().parents[2]
+    assert not any(Path(file).is_relative_to(repository) for file in told["code"])
+
+
+def test_a_version_tells_where_it_is_from(config: Config) -> None:
+    register.run(config)
+    client = MlflowClient(tracking_uri=config.tracking.uri)
+    version = client.get_model_version("maskrcnn", "1")
+    run_id = json.loads((config.train.output_dir / "mlflow_run.json").read_text())["run_id"]
+    evaluation = json.loads((config.train.output_dir / "evaluation.json").read_text())
+    assert version.run_id == run_id
+    assert version.tags["checkpoint"] == "checkpoints/step_0000007.pt"
+    assert version.tags["evaluation.data_hash"] == evaluation["data_hash"]
+    assert float(version.tags["ap/segm"]) == evaluation["segm"]["AP"]
+    (output,) = client.get_run(run_id).outputs.model_outputs
+    assert (f"models:/{output.model_id}", output.step) == (version.source, 7)
+    files = Path(client.get_logged_model(output.model_id).artifact_location.removeprefix("file://"))
+    trained = config.train.output_dir / version.tags["checkpoint"]
+    assert (files / "artifacts" / "model.pt").stat().st_size < trained.stat().st_size - 3_900_000  # 4 MB of optimizer
+    assert not list(files.rglob("*.cpp"))
+
+
+def test_a_version_requires_every_package_that_its_code_imports() -> None:
+    repository = Path(__file__).resolve().parents[2]
+    files = [*(repository / "model").rglob("*.py"), *(repository / "cuda_ops").rglob("*.py")]
+    imported = {"mlflow"}
+    for statement in (s for file in files for s in ast.parse(file.read_text()).body):
+        if isinstance(statement, ast.Import):
+            imported |= {alias.name.partition(".")[0] for alias in statement.names}
+        elif isinstance(statement, ast.ImportFrom):
+            imported.add((statement.module or "").partition(".")[0])
+    outside = {"pillow" if name == "PIL" else name for name in imported - sys.stdlib_module_names}
+    assert outside - {"model", "cuda_ops", "mlflow"} <= set(REQUIREMENTS)
+
+
+def test_registering_twice_is_one_version(config: Config) -> None:
+    first = register.run(config)
+    second = register.run(config)
+    assert (first.version, second.version, versions(config)) == ("1", "1", ["1"])
+    assert second.is_champion
+
+
+def test_the_alias_moves_to_what_is_better_on_the_same_data_alone(config: Config) -> None:
+    register.run(rescored(config, bbox=0.5, segm=0.4))
+    worse = register.run(rescored(another_run(config, "worse"), bbox=0.6, segm=0.3))
+    assert (worse.version, worse.is_champion, champion(config)) == ("2", False, "1")
+    assert "mask AP 0.3000 against 0.4000 of version 1" in worse.told
+    strange = register.run(rescored(another_run(config, "strange"), segm=0.9, data_hash="other"))
+    assert (strange.version, strange.is_champion, champion(config)) == ("3", False, "1")
+    assert "other data" in strange.told
+    better = register.run(rescored(another_run(config, "better"), segm=0.41))
+    assert (better.version, better.is_champion, champion(config)) == ("4", True, "4")
+
+
+def test_a_champion_evaluated_on_new_data_can_be_compared_again(config: Config) -> None:
+    register.run(rescored(config, segm=0.4))
+    assert register.run(rescored(config, segm=0.2, data_hash="new")).version == "1"
+    assert register.run(rescored(another_run(config, "next"), segm=0.3, data_hash="new")).is_champion
+
+
+def test_a_model_below_the_threshold_is_not_registered(config: Config) -> None:
+    strict = with_values(rescored(config, bbox=0.5, segm=0.3), registry={"min_bbox_ap": 0.4, "min_segm_ap": 0.35})
+    result = register.run(strict)
+    assert result.version is None
+    assert result.told == "not registered: mask AP 0.3000 is below registry.min_segm_ap 0.3500"
+    assert versions(config) == []
+
+
+def test_without_masks_boxes_decide() -> None:
+    masks = Version("1", Scored({"bbox": 0.5, "segm": 0.4}, "d").tags())
+    assert beats(Version("2", Scored({"bbox": 0.6}, "d").tags()), masks)[0]
+    assert not beats(Version("2", Scored({"bbox": 0.4}, "d").tags()), masks)[0]
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "told"), [(None, "maskrcnn evaluate"), ({"bbox": None, "segm": None}, "must hold AP")]
+)
+def test_a_run_without_scores_is_refused(config: Config, evaluation: dict[str, Any] | None, told: str) -> None:
+    path = config.train.output_dir / "evaluation.json"
+    path.unlink()
+    if evaluation is not None:
+        path.write_text(json.dumps({**evaluation, "checkpoint": "checkpoints/step_0000007.pt", "data_hash": "d"}))
+    with pytest.raises(UserError, match=told):
+        register.run(config)
+
+
+def test_without_a_server_there_is_no_registering(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.socket() as taken:  # bound but not listening: connections are refused
+        taken.bind(("127.0.0.1", 0))
+        away = with_values(config, f"http://127.0.0.1:{taken.getsockname()[1]}")
+        with pytest.raises(TrackingError, match="must be reachable"):
+            register.run(away)
+
+
+def test_without_tracking_there_is_no_registering(config: Config) -> None:
+    with pytest.raises(TrackingError, match=r"tracking\.enabled"):
+        register.run(with_values(config, tracking={"enabled": False}))
+
+
+def test_the_command_takes_the_folder_of_a_run(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    register.main(
+        [
+            str(config.train.output_dir),
+            "--params",
+            str(TINY),
+            "tracking.enabled=true",
+            f"tracking.uri={config.tracking.uri}",
+        ]
+    )
+    assert "maskrcnn version 1: the champion, as the first" in capsys.readouterr().out
+
+
+@contextmanager
+def served(uri: str, tracking_uri: str, log: Path) -> Iterator[str]:
+    """The address of `mlflow models serve`, stopped at the end."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local", "--model-uri", uri]
+    with log.open("w") as output:
+        server = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port)],
+            cwd=log.parent, env=strange_environment(tracking_uri), stdout=output, stderr=output, start_new_session=True,
+        )  # fmt: skip
+    try:
+        address = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + START_S
+        while True:
+            try:
+                urllib.request.urlopen(f"{address}/ping", timeout=5).close()
+                break
+            except OSError:
+                assert server.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.2)
+        yield address
+    finally:
+        os.killpg(server.pid, 15)
+        server.wait(30)
+
+
+def ask(address: str, body: dict[str, Any]) -> Any:
+    request = urllib.request.Request(
+        f"{address}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)["predictions"]
+
+
+@pytest.mark.slow
+def test_a_server_of_the_model_answers_as_predict_does(config: Config, tmp_path: Path) -> None:
+    result = register.run(config)
+    images = val_images(config)
+    encoded = [base64.b64encode(path.read_bytes()).decode() for path in images]
+    expected = predicted(config, images, tmp_path / "out")
+    sure = max(found["score"] for image in expected for found in image["detections"])
+    with served(result.model_uri, config.tracking.uri, tmp_path / "serve.log") as address:
+        assert ask(address, {"inputs": encoded}) == expected
+        assert ask(address, {"dataframe_split": {"data": [[file] for file in encoded]}}) == expected
+        few = ask(address, {"inputs": encoded, "params": {"score_threshold": sure}})
+        assert sum(len(image["detections"]) for image in few) == 1
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            ask(address, {"inputs": [base64.b64encode(b"no image").decode()]})
+        assert refused.value.code == 400
+        assert "cannot be decoded" in refused.value.read().decode()
