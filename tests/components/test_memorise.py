@@ -34,8 +34,8 @@ def test_eight_real_images_are_learned_by_heart(coco_tiny: Path, tmp_path: Path)
 # Nets that learn in minutes on two cores: ResNet-18 from scratch, small heads.
 FAMILY = {
     "c4": [
-        "model.features=c4", "model.box_head=res5", "model.box_pool_size=8", "model.mask_pool_size=8", "model.mask_head_convs=0",
-        "model.rpn_pre_nms_top_n_train=1000", "model.pool_sampling_ratio=0",
+        "model.features=c4", "model.box_head=res5", "model.box_pool_size=6", "model.mask_pool_size=6", "model.mask_head_convs=0",
+        "model.pool_sampling_ratio=0", "model.roi_batch_size=16", "train.max_iters=200", "train.lr_steps=[160, 185]", "train.checkpoint_period=200",
     ],
     "c5_dilated": ["model.features=c5", "model.res5_dilation=2", "model.mask_head_convs=1"],
     "fpn_group_norm_heads": ["model.box_head=conv", "model.box_head_convs=2", "model.box_head_conv_channels=64"],
