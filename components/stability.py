@@ -16,7 +16,7 @@ from components.config import Config, ConfigError
 from components.stability_report import markdown_note, summary_metrics, terminal_table
 from components.stability_seeds import find_finished, seed_config, train_seeds
 from components.stability_summary import StabilityError, StabilityResult, summarise
-from components.tracking import send_rest, open_tracker
+from components.tracking import open_tracker, send_rest
 
 __all__ = ["StabilityError", "StabilityResult", "run", "summarise", "summarise_study", "train_study"]
 

@@ -18,7 +18,7 @@ from components.config import Config, ConfigError, load_config, save_config
 from components.stability_process import SeedProcess, _environment
 from components.stability_seeds import last_step, seed_config, train_seeds
 from components.stability_summary import StabilityError
-from components.tracking import send_rest, open_tracker
+from components.tracking import open_tracker, send_rest
 from model.checkpoint import last_checkpoint
 
 TINY = Path(__file__).with_name("tiny.yaml")

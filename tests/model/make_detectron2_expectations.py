@@ -73,14 +73,20 @@ def draw_weights(shapes: dict[str, list[int]]) -> dict[str, Tensor]:
     """Weights by Detectron2's names: random, and lively enough to detect things. RandomState's stream is frozen for ever."""
     weights = {}
     for name, shape in shapes.items():
-        random = np.random.RandomState(zlib.crc32(name.encode()))  # noqa: NPY002
+        random = np.random.RandomState(zlib.crc32(name.encode()))
         if name.endswith(("running_var", "norm.weight")):
             value = random.uniform(0.5, 1.5, shape) * (0.3 if "conv3.norm.weight" in name else 1.0)
         elif len(shape) == 1:
             value = random.standard_normal(shape) * 0.1
         else:
             value = random.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
-        gain = {"stem.conv1.weight": 0.01, "objectness_logits.weight": 2.0, "anchor_deltas.weight": 0.5, "cls_score.weight": 0.3, "bbox_pred.weight": 0.5}
+        gain = {
+            "stem.conv1.weight": 0.01,
+            "objectness_logits.weight": 0.3,
+            "anchor_deltas.weight": 0.5,
+            "cls_score.weight": 0.15,
+            "bbox_pred.weight": 0.5,
+        }
         value *= next((factor for ending, factor in gain.items() if name.endswith(ending)), 1.0)
         weights[name] = torch.from_numpy(value.astype(np.float32))
     return weights
@@ -88,7 +94,7 @@ def draw_weights(shapes: dict[str, list[int]]) -> dict[str, Tensor]:
 
 def draw_image(size: tuple[int, int]) -> Tensor:
     """[3, height, width] uint8 RGB: smooth blots."""
-    random = np.random.RandomState(size[0])  # noqa: NPY002
+    random = np.random.RandomState(size[0])
     coarse = torch.from_numpy(random.uniform(-60, 315, (1, 3, size[0] // 16, size[1] // 16)).astype(np.float32))
     image = nn.functional.interpolate(coarse, size, mode="bilinear", align_corners=True)
     return image[0].clamp(0, 255).round().to(torch.uint8)

@@ -66,4 +66,6 @@ NAMES = ("boxes", "scores", "classes", "masks")
 
 def one_image(size: tuple[int, int]) -> Batch:
     sizes = torch.tensor([size], dtype=torch.int32)
-    return Batch(draw_image(size)[None], sizes, sizes, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+    return Batch(
+        draw_image(size)[None], sizes, sizes, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    )
