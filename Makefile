@@ -1,12 +1,13 @@
 # `make` lists what can be done. Everything runs in .venv, which is made from requirements.lock on first use. CUDA kernels are
 # compiled for the GPUs of this machine; FORCE_CUDA=1 compiles them without one, for TORCH_CUDA_ARCH_LIST.
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow gpu-test gpu-check sanitize lint ui bench image image-cpu lock clean
+.PHONY: help venv demo test test-slow test-family gpu-test gpu-check sanitize lint ui bench screenshots image image-cpu lock clean
 VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 5000
 DOCKER ?= docker
 IMAGE ?= maskrcnn:dev
+RUNS ?= runs/shapes_demo
 # DVC calls python by name.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -18,7 +19,7 @@ export TORCH_CUDA_ARCH_LIST ?= $(GPUS)
 endif
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(VENV)/.built  ## .venv with the locked packages and this one; PYTHON=… picks the interpreter (3.11 or 3.12)
 
@@ -49,6 +50,9 @@ test: venv  ## the quick tests
 test-slow: venv  ## tests of minutes
 	$(BIN)/python -m pytest -m slow
 
+test-family: venv  ## each member of the network family learns four real images by heart (minutes each)
+	$(BIN)/python -m pytest -m slow tests/components/test_memorise.py
+
 gpu-test: venv  ## tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
@@ -69,6 +73,9 @@ ui: venv  ## MLflow on the runs so far, at http://127.0.0.1:5000 (PORT=… for a
 bench: venv  ## throughput, step time and memory, and each operator, beside torchvision
 	$(BIN)/maskrcnn benchmark
 	$(BIN)/python -m cuda_ops.benchmark
+
+screenshots: venv  ## docs/images/ from mlflow.db and RUNS (runs/shapes_demo), by headless Chromium, which must be installed
+	PYTHONPATH=. $(BIN)/python docs/screenshots.py $(RUNS)
 
 image: VARIANT := gpu
 image:  ## the container image for NVIDIA GPUs; IMAGE=REGISTRY/NAME:TAG names it, DOCKER=podman builds it otherwise

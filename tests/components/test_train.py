@@ -93,7 +93,7 @@ def test_ten_kills_in_a_row_change_no_bit_of_the_losses(shapes: Path, unbroken: 
 
 def test_a_run_leaves_what_it_promises(unbroken: Path) -> None:
     left = {path.relative_to(unbroken).as_posix() for path in unbroken.rglob("*") if path.is_file()}
-    assert {"config.yaml", "log.jsonl", "metrics.csv", "last_checkpoint"} <= left
+    assert {"config.yaml", "environment.json", "log.jsonl", "metrics.csv", "last_checkpoint"} <= left
     assert {f"checkpoints/step_{step:07d}.pt" for step in (3, 6, 8)} <= left
     names = losses(unbroken)[0]
     assert set(names) == {f"loss/{n}" for n in ("objectness", "rpn_box_reg", "classifier", "box_reg", "mask", "total")}

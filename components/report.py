@@ -1,0 +1,162 @@
+"""One page about finished runs: `maskrcnn report RUN…`, where RUN is the folder of a run, as runs/shapes_demo.
+
+Writes an HTML page that needs nothing beside itself, and a Markdown file of the same name without charts and pictures. Of
+several runs it shows what they differ in and sets their figures side by side; of any run it says what is missing. With --readme, the
+figures of the runs go into docs/results/ and the marked tables of README.md are made from there.
+"""
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup, escape
+from rich.console import Console
+
+from components import report_results, report_setup
+from components.cli import parse, stage_parser, user_errors
+from components.error_analysis import ErrorAnalysis, ErrorTypes
+from components.journal import write_atomically
+from components.report_data import RunData, read_run
+from components.report_layout import Chapter, Gallery, markdown_table
+from components.report_pictures import worst_and_best
+from components.report_speed import speed
+from components.tables import update_readme
+from model.coco_backends import Task
+from model.errors import UserError
+
+TEMPLATES = Path(__file__).with_name("templates")
+TASKS: tuple[Task, ...] = ("bbox", "segm")
+_PICTURE_BUDGET_BYTES = 3_500_000  # of a page that stays under 5 MB
+_NO_ERRORS = "No kinds of error: see what is missing under Environment."
+
+
+@dataclass(frozen=True)
+class ReportResult:
+    """What was written."""
+
+    html: Path
+    markdown: Path
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What is computed anew for a report, by the name of the run."""
+
+    errors: dict[str, dict[str, ErrorTypes]]  # run → task
+    galleries: list[Gallery]
+    trouble: str = ""  # why there is nothing, where that is not for want of files
+
+
+def run(run_dirs: Sequence[Path], *, output: Path, question: str = "", pictures: int = 4) -> ReportResult:
+    """Write the report of some runs as `output` and, in Markdown, beside it.
+
+    Args:
+        question: what the report is to answer; by default it is made of what the runs differ in.
+        pictures: how many of the worst, and of the best, images of each run are shown.
+
+    Raises:
+        UserError: if no run is named, one is named twice, or a folder holds none.
+    """
+    if not run_dirs:
+        raise UserError("report: must name at least one run, such as runs/shapes_demo")
+    if output.suffix != ".html":
+        raise UserError(f"--output: must end with .html, got {output}; the Markdown goes beside it")
+    if pictures < 0:
+        raise UserError(f"--pictures: must be 0 or more, got {pictures}")
+    runs = [read_run(run_dir) for run_dir in run_dirs]
+    if len({one.name for one in runs}) < len(runs):
+        raise UserError(f"report: runs must have different names, got {', '.join(one.name for one in runs)}")
+    chapters = _chapters(runs, question, _analyse(runs, pictures))
+    title = " · ".join(one.name for one in runs)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    markdown = output.with_suffix(".md")
+    for path in (output, markdown):
+        write_atomically(path, render(path.suffix, title, runs, chapters))
+    return ReportResult(output, markdown)
+
+
+def render(suffix: str, title: str, runs: Sequence[RunData], chapters: Sequence[Chapter]) -> str:
+    """The page as text: `.md` is Markdown, every other suffix HTML."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"code": _code, "markdown_table": markdown_table}
+    template = environment.get_template("report.md" if suffix == ".md" else "report.html")
+    parts = {name: Markup((TEMPLATES / f"report.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
+    made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
+    return template.render(title=title, made=made, names=[one.name for one in runs], chapters=chapters, **parts)
+
+
+def _chapters(runs: Sequence[RunData], question: str, found: Findings) -> list[Chapter]:
+    nearest = {one.name: report_setup.nearest_recipe(one) for one in runs if one.config}
+    return [
+        report_setup.question(runs, question),
+        report_setup.data(runs),
+        report_setup.configuration(runs, nearest),
+        report_results.losses(runs),
+        report_results.scores(runs),
+        report_results.classes(runs),
+        report_results.curves(runs),
+        report_results.sizes(runs),
+        report_results.errors(runs, found.errors, found.trouble or _NO_ERRORS),
+        report_results.pictures(found.galleries),
+        speed(runs),
+        report_setup.environment(runs),
+        report_setup.reproduce(runs, nearest),
+    ]
+
+
+def _analyse(runs: Sequence[RunData], pictures: int) -> Findings:
+    """Error types and pictures of the runs whose data and results are here."""
+    errors: dict[str, dict[str, ErrorTypes]] = {}
+    galleries: list[Gallery] = []
+    for one in runs:
+        results = {task: path for task in TASKS if task in one.scores and (path := one.inference_path(task))}
+        if one.index is None or not results:
+            continue
+        try:
+            analysis = ErrorAnalysis(one.index.ground_truth_path)
+        except ImportError as error:
+            return Findings(
+                {}, [], f"No kinds of error, no pictures: hotcoco, which finds them, cannot be imported ({error})."
+            )
+        errors[one.name] = {task: analysis.error_types(path, task) for task, path in results.items()}
+        budget_bytes = _PICTURE_BUDGET_BYTES // len(runs)
+        worst, best = worst_and_best(one.index, results, analysis, count=pictures, budget_bytes=budget_bytes)
+        galleries += [Gallery(f"{one.name}: worst", worst), Gallery(f"{one.name}: best", best)]
+    return Findings(errors, galleries)
+
+
+def _code(text: str) -> Markup:
+    """Plain text as HTML, what stands between backticks as code."""
+    parts = str(escape(text)).split("`")
+    return Markup("".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts)))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line of `maskrcnn report`; without a run it takes that of params.yaml."""
+    parser = stage_parser("report", __doc__, operands="RUN")
+    parser.add_argument("--output", type=Path, help="page to write (<RUN>/report.html; runs/report.html of several)")
+    parser.add_argument("--question", default="", help="what the report is to answer")
+    parser.add_argument("--pictures", type=int, default=4, help="worst and best images shown of each run (%(default)s)")
+    parser.add_argument("--readme", action="store_true", help="make README's tables from docs/results/ and these runs")
+    with user_errors():
+        args, config = parse(parser, argv)
+        run_dirs = [Path(word) for word in args.operands]
+        if args.readme:
+            update_readme(run_dirs, Path())
+            return
+        run_dirs = run_dirs or [config.train.output_dir]
+        output = args.output or (run_dirs[0] if len(run_dirs) == 1 else Path("runs")) / "report.html"
+        result = run(run_dirs, output=output, question=args.question, pictures=args.pictures)
+    Console().print(f"{result.html}, {result.markdown}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,257 @@
+"""A report of runs: everything that they hold, what they lack, and nothing from outside."""
+
+import importlib.util
+import json
+import re
+import shlex
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components import evaluate, report
+from components.config import Config, load_config, save_config
+from components.journal import Journal
+from components.recipe import RECIPES
+from components.report_data import read_run
+from components.report_layout import duration
+from components.report_setup import nearest_recipe
+from components.results import deciding
+from model.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+VOID = {"meta", "link", "img", "br", "hr", "line", "i"}
+
+
+class Page(HTMLParser):
+    """What a page holds; fails where an element is not closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []  # element, attribute, value
+        self.cells: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if set(self.open) & {"td", "th"}:
+            self.cells.append(data)
+
+
+def save_run(config: Config, checkpoint: str, run_dir: Path, seed: int = 0) -> Path:
+    """A finished run on real images: evaluated, with a journal of 30 steps; not benchmarked."""
+    train = config.train.model_copy(update={"output_dir": run_dir, "seed": seed})
+    config = config.model_copy(update={"train": train})
+    run_dir.mkdir(parents=True)
+    save_config(config, run_dir / "config.yaml")
+    journal = Journal(run_dir / "log.jsonl")
+    for step in range(1, 31):
+        journal.append(step, {"loss/total": 3 / step, "loss/mask": 1 / step, "time/step_s": 0.5, "time/data_s": 0.1})
+    evaluate.run(config, checkpoint=checkpoint)
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def run_dir(trained_run: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    checkpoint = str(trained_run.train.output_dir / "checkpoints" / "step_0000007.pt")
+    return save_run(trained_run, checkpoint, tmp_path_factory.mktemp("report") / "first")
+
+
+@pytest.fixture(scope="module")
+def written(run_dir: Path) -> report.ReportResult:
+    return report.run([run_dir], output=run_dir / "report.html", pictures=1)
+
+
+@pytest.fixture(scope="module")
+def page(written: report.ReportResult) -> Page:
+    return Page(written.html.read_text())
+
+
+def test_the_page_needs_nothing_beside_itself(written: report.ReportResult, page: Page) -> None:
+    text = written.html.read_text()
+    assert written.html.stat().st_size < 5_000_000
+    loaded = [value for _, name, value in page.attributes if name in ("src", "href", "srcset", "data", "action")]
+    assert all(value.startswith(("data:", "#")) for value in loaded)
+    assert not re.search(r"@import|url\((?!data:)|fetch\(|XMLHttpRequest|WebSocket|import\(", text)
+
+
+def test_every_score_stands_in_both_files(run_dir: Path, written: report.ReportResult, page: Page) -> None:
+    evaluation = json.loads((run_dir / "evaluation.json").read_text())
+    markdown = written.markdown.read_text()
+    for task in ("bbox", "segm"):
+        for name, value in evaluation[task].items():
+            told = "–" if value is None else f"{value:.3f}"
+            assert told in page.cells
+            assert re.search(rf"^\| {name} \|.* {told} \|", markdown, re.MULTILINE)
+    assert set(evaluation["per_class"]) <= set(page.cells)
+
+
+def test_charts_and_pictures_are_named_for_those_who_do_not_see_them(page: Page) -> None:
+    names = [value for tag, name, value in page.attributes if tag == "svg" and name == "aria-label"]
+    assert "all losses together: first ends at 0.1" in names
+    assert len(names) == 2 + 6  # two logged losses; precision over recall of boxes and masks at three IoUs
+    described = [value for tag, name, value in page.attributes if tag == "img" and name == "alt"]
+    assert len(described) in (1, 2)  # there is no best image where nothing was found
+    assert all(re.search(r"\.jpg: F1 \d\.\d\d", text) for text in described)
+
+
+def test_links_lead_to_chapters(page: Page) -> None:
+    targets = {value for _, name, value in page.attributes if name == "id"}
+    links = {value for tag, name, value in page.attributes if (tag, name) == ("a", "href")}
+    assert links
+    assert {link.removeprefix("#") for link in links} <= targets
+
+
+def test_what_is_missing_is_said_and_how_to_get_it(written: report.ReportResult) -> None:
+    markdown = written.markdown.read_text()
+    assert "first has no benchmark: `maskrcnn benchmark` makes one." in markdown
+    assert "benchmark.json is not there: `maskrcnn benchmark` writes it." in markdown
+
+
+def test_the_commands_at_the_end_make_the_run_again(run_dir: Path, written: report.ReportResult) -> None:
+    """The recipe with the overrides is the run's configuration, in all that decides a result."""
+    line = re.search(r"^maskrcnn recipe (\w+) (.*)$", written.markdown.read_text(), re.MULTILINE)
+    assert line is not None
+    again = load_config(RECIPES / f"{line[1]}.yaml", shlex.split(line[2]))
+    assert deciding(again.flat()) == deciding(load_config(run_dir / "config.yaml").flat())
+    assert again.train.output_dir == run_dir
+
+
+def test_two_runs_stand_side_by_side_with_their_difference_first(
+    trained_run: Config, run_dir: Path, tmp_path: Path
+) -> None:
+    checkpoint = str(trained_run.train.output_dir / "checkpoints" / "step_0000007.pt")
+    second = save_run(trained_run, checkpoint, tmp_path / "second", seed=5)
+    text = report.run([run_dir, second], output=tmp_path / "both.html", pictures=0).markdown.read_text()
+    assert "What difference does train.seed make between first and second?" in text
+    assert "| between the runs | first | second |\n|---|---:|---:|\n| train.seed | 0 | 5 |" in text
+    assert "| AP50 |" in text
+    page = Page((tmp_path / "both.html").read_text())
+    lines = [value for tag, name, value in page.attributes if (tag, name) == ("polyline", "data-name")]
+    assert lines.count("first") == lines.count("second") == 8
+    assert not [tag for tag, _, _ in page.attributes if tag == "img"]
+
+
+def test_a_run_that_has_but_a_benchmark_gets_a_page(tmp_path: Path) -> None:
+    case = {
+        "mode": "train",
+        "model": "ours",
+        "dtype": "float32",
+        "batch": 2,
+        "height": 64,
+        "width": 64,
+        "images_per_s": 3.0,
+    }
+    case |= {"step_s": {"median": 0.6, "p90": 0.7, "p99": 0.8}, "peak_memory_mib": None, "ratio_to_torchvision": None}
+    hardware = {"cpu": "some cpu", "cores": 4, "gpu": "", "gpus": 0}
+    (tmp_path / "bare").mkdir()
+    content = {"hardware": hardware, "versions": {"torch": "2.15"}, "commit": None, "steps": {"cases": [case]}}
+    (tmp_path / "bare" / "benchmark.json").write_text(json.dumps(content))
+    text = report.run([tmp_path / "bare"], output=tmp_path / "page.html").markdown.read_text()
+    assert "some cpu, 4 cores" in text
+    assert "No run has been evaluated" in text
+    assert "No run has logged a training step." in text
+    Page((tmp_path / "page.html").read_text())
+
+
+def test_other_data_in_the_same_place_are_not_taken_for_those_evaluated(run_dir: Path, tmp_path: Path) -> None:
+    """As a run without its data: scores stay, pictures and kinds of error go."""
+    shutil.copytree(run_dir, tmp_path / "run")
+    path = tmp_path / "run" / "evaluation.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"data_hash": "0" * 64}))
+    text = report.run([tmp_path / "run"], output=tmp_path / "page.html").markdown.read_text()
+    assert "The evaluated data (000000000000) are not in" in text
+    assert "ΔAP50" not in text
+    assert "| AP50 |" in text
+
+
+def test_a_journal_that_is_being_written_is_read_and_left_as_it_is(run_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_dir, tmp_path / "live")
+    journal = tmp_path / "live" / "log.jsonl"
+    journal.write_text(journal.read_text() + '{"step": 31, "ti')
+    before = journal.read_bytes()
+    assert read_run(tmp_path / "live").training[-1].step == 30
+    assert journal.read_bytes() == before
+
+
+def test_a_name_cannot_break_out_of_the_page(run_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_dir, tmp_path / "<script>alert(1)<&")
+    html = report.run(
+        [tmp_path / "<script>alert(1)<&"], output=tmp_path / "page.html", question="<b>?"
+    ).html.read_text()
+    assert "<script>alert" not in html
+    assert "<b>?" not in html
+    Page(html)
+
+
+def test_an_unchanged_recipe_is_recognised(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    shutil.copy(REPOSITORY / "recipes" / "coco2014_r50_fpn_1x_bs64.yaml", tmp_path / "run" / "config.yaml")
+    near = nearest_recipe(read_run(tmp_path / "run"))
+    assert (near.recipe, near.changes) == ("coco2014_r50_fpn_1x_bs64", {})
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["nowhere"], "does not exist"),
+        (["."], "must hold a run"),
+        (["RUN", "RUN"], "different names"),
+        (["RUN", "--output", "page.pdf"], "must end with .html"),
+        (["RUN", "--pictures", "-1"], "0 or more"),
+    ],
+)
+def test_what_cannot_be_reported_is_told(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:  # fmt: skip
+    save_config(Config(), tmp_path / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        report.main([str(run_dir) if word == "RUN" else word for word in words])
+    assert end.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+def test_no_run_at_all_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="at least one run"):
+        report.run([], output=tmp_path / "page.html")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(None, "–"), (59.6, "1 min 0 s"), (48, "48 s"), (386, "6 min 26 s"), (13020, "3 h 37 min")]
+)
+def test_durations_are_said_as_people_say_them(seconds: float | None, told: str) -> None:
+    assert duration(seconds) == told
+
+
+def load_screenshots() -> Any:
+    pytest.importorskip("playwright", reason="playwright, of the extra `dev`, drives the browser")
+    spec = importlib.util.spec_from_file_location("screenshots", REPOSITORY / "docs" / "screenshots.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_browser_opens_the_page_without_a_word_or_a_request(written: report.ReportResult) -> None:
+    screenshots = load_screenshots()
+    if (path := screenshots.find_browser()) is None:
+        pytest.skip("no Chromium on PATH")
+    with screenshots.browser_of(path) as browser, screenshots.opened_report(browser, written.html) as (page, facts):
+        readout = screenshots.hover_over_a_chart(page)
+        assert re.fullmatch(r"at \d+\nfirst  [\d.]+", readout)
+        assert (facts.console, facts.requests) == ([], [])
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")  # nothing reaches out of the window
