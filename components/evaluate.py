@@ -38,7 +38,6 @@ from model.distributed import from_main, gather_on_main, is_main, pick_device, p
 from model.engine import predict
 from model.mask_rcnn import NAMES_OF_PROPOSALS, MaskRCNN
 from model.postprocess import original_boxes, to_coco_results
-from model.predictor import NAMES_OF_PROPOSALS
 from model.structures import Batch, Detections
 from model.test_time import is_plain, predict_views
 

@@ -22,7 +22,6 @@ from model.mask_rcnn import NAMES_OF_PROPOSALS
 from model.postprocess import to_coco_results
 from model.structures import Batch, Detections
 
-NAMES_OF_PROPOSALS = ("object",)
 Object = dict[str, Any]
 
 
