@@ -87,6 +87,22 @@ def open_tracker(
             tracker.finish(status)
 
 
+def end_run(config: Config, *, run_dir: Path, status: str) -> str:
+    """Say how the run of a folder ended, for stages that could not: they were killed, say, or it is others that failed.
+
+    Args:
+        status: FINISHED, FAILED or KILLED.
+
+    Returns:
+        The run's id; empty where no run was begun, or tracking is off.
+    """
+    path = run_dir / _RUN_FILE
+    if not config.tracking.enabled or not RunFile.read(path).run_id:
+        return ""
+    _open_outbox(config, Journal(run_dir / "log.jsonl"), {}).finish(status)
+    return RunFile.read(path).run_id
+
+
 def delivered_run(run_dir: Path) -> str:
     """The id of a folder's MLflow run, which has received everything that the folder's stages had to tell.
 
