@@ -158,7 +158,13 @@ setup(
         "jinja2>=3.1,<4",
     ],
     extras_require={
-        "pipelines": ["kfp>=2.17,<3", "kfp-kubernetes>=2.17,<3", "kubernetes>=27,<31"],
+        "pipelines": [
+            "kfp>=2.17,<3",
+            "kfp-kubernetes>=2.17,<3",
+            "kfp-server-api>=2.17,<3",
+            "kubernetes>=27,<31",
+            "psutil>=5.9",
+        ],
         # nvcc without a CUDA installation, of the release of torch's own nvidia-cuda-runtime; not on other systems.
         "cuda": [
             f"{name}==13.2.*; sys_platform == 'linux'"

@@ -8,12 +8,13 @@ from typing import Any
 
 from components.config import read_flat
 from components.recipe import RECIPES
-from components.report_data import RunData
+from components.report_data import KINDS, RunData
 from components.report_layout import Chapter, Table, duration, number
 from components.report_speed import training_time_s
 from components.results import deciding, differences
 
 _SHOWN_CLASSES = 100
+_HEADLINES = (("bbox", "AP"), ("segm", "AP"), ("bbox", "AP50"), ("segm", "AP50"), ("proposals", "AR1000"))
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,13 @@ class Nearest:
 
 def question(runs: Sequence[RunData], asked: str) -> Chapter:
     """What the report is to answer, and the answer in one table."""
-    head = ["run", "box AP", "mask AP", "box AP50", "mask AP50", "steps", "time in steps"]
+    shown = [(kind, name) for kind, name in _HEADLINES if any(run.scores.get(kind) for run in runs)]
+    head = ["run", *(f"{KINDS[kind]} {name}" for kind, name in shown), "steps", "time in steps"]
     rows = []
     for run in runs:
-        scores = run.evaluation or {}
-        found = [(scores.get(task) or {}).get(name) for name in ("AP", "AP50") for task in ("bbox", "segm")]
+        found = [number(run.scores.get(kind, {}).get(name)) for kind, name in shown]
         steps = str(run.training[-1].step) if run.training else "–"
-        rows.append([run.name, *map(number, found), steps, duration(training_time_s(run))])
+        rows.append([run.name, *found, steps, duration(training_time_s(run))])
     return Chapter("question", "Question", [asked or _question(runs)], [Table(head, rows)])
 
 

@@ -30,6 +30,8 @@ _NOT_DECIDING = {f"train.{key}" for key in FREE_TO_CHANGE if key != "max_iters"}
     "evaluate.backend",
     "evaluate.drawn_images",
 }
+# Keys that decide nothing but a result's last bits: no part of its identity, yet worth telling where two results differ.
+_LAST_BITS = ("train.compile", "train.cuda_graph", "train.device", "train.processes")
 _STEP = re.compile(r"step_(\d+)\.pt$")
 
 
@@ -108,6 +110,12 @@ def identity(config: Config) -> dict[str, Any]:
 def deciding(flat: dict[str, Any]) -> dict[str, Any]:
     """Those of a configuration's values, by dotted names, on which a result depends."""
     return {key: value for key, value in flat.items() if key.startswith(_DECIDING) and key not in _NOT_DECIDING}
+
+
+def description(config: Config) -> dict[str, Any]:
+    """What is worth telling of how a result was made: its identity less the seed, and what decides its last bits."""
+    flat, decides = config.flat(), identity(config)
+    return {key: value for key, value in flat.items() if (key in decides or key in _LAST_BITS) and key != "train.seed"}
 
 
 def differences(identities: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from components.intervals import CONFIDENCE, estimate
-from components.results import TASKS, Result, identity
+from components.results import TASKS, Result, description
 from model.coco_eval import SCORE_NAMES
 
 TITLES = {"bbox": "box", "segm": "mask"}
@@ -31,8 +31,6 @@ def stability_report(results: Sequence[Result], date: str) -> dict[str, Any]:
         date: ISO 8601, of the summary.
     """
     first = results[0].evaluation
-    config = identity(results[0].config)
-    del config["train.seed"]
     return {
         "seeds": [result.seed for result in results],
         "runs": [result.run_dir.as_posix() for result in results],
@@ -41,7 +39,7 @@ def stability_report(results: Sequence[Result], date: str) -> dict[str, Any]:
         "images": first["images"],
         "data_hash": first["data_hash"],
         "train_data_hash": first.get("train_data_hash"),
-        "config": config,
+        "config": description(results[0].config),
         "commits": sorted({result.evaluation.get("commit") or "unknown" for result in results}),
         "date": date,
     }
@@ -128,20 +126,23 @@ def summary_metrics(report: dict[str, Any]) -> dict[str, float | None]:
 
 
 def plot_stability(report: dict[str, Any], path: Path) -> None:
-    """A PNG: each seed's AP of boxes and masks as dots, their means as lines, the intervals of the means as bands."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    panel = figure.subplots()
-    places = range(len(report["seeds"]))
-    for task, color in zip(_tasks(report), ("tab:blue", "tab:orange"), strict=False):
+    """A PNG with a panel for boxes and one for masks: each seed's AP as a dot, the mean as a line, its interval as a band."""
+    figure = Figure(figsize=(8, 5.5), layout="constrained")
+    tasks, places = _tasks(report), range(len(report["seeds"]))
+    panels = figure.subplots(len(tasks), 1, sharex=True, squeeze=False)[
+        :, 0
+    ]  # each on its own scale: deviations are small
+    for task, panel, color in zip(tasks, panels, ("tab:blue", "tab:orange"), strict=False):
         score = report[task]["AP"]
-        panel.plot(places, score["values"], "o", color=color, label=f"{TITLES[task]} AP")
+        panel.plot(places, score["values"], "o", color=color)
         panel.axhline(score["mean"], color=color, linewidth=1)
         if score["interval"]:
             panel.axhspan(*score["interval"], color=color, alpha=0.15, linewidth=0)
-    panel.set_xticks(list(places), [str(seed) for seed in report["seeds"]])
-    panel.set(xlabel="seed", ylabel="AP (IoU 0.50:0.95)", title="lines: means; bands: their 95 % intervals")
-    panel.grid(alpha=0.3)
-    panel.legend()
+        panel.set_ylabel(f"{TITLES[task]} AP")
+        panel.grid(alpha=0.3)
+    panels[0].set_title("a dot for each seed; line: mean; band: its 95 % interval", fontsize="medium")
+    panels[-1].set_xticks(list(places), [str(seed) for seed in report["seeds"]])
+    panels[-1].set_xlabel("seed")
     figure.savefig(path, dpi=120)
 
 

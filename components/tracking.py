@@ -85,6 +85,22 @@ def open_tracker(
             tracker.finish(status)
 
 
+def end_run(config: Config, *, run_dir: Path, status: str) -> str:
+    """Say how the run of a folder ended, for stages that could not: they were killed, say, or it is others that failed.
+
+    Args:
+        status: FINISHED, FAILED or KILLED.
+
+    Returns:
+        The run's id; empty where no run was begun, or tracking is off.
+    """
+    path = run_dir / _RUN_FILE
+    if not config.tracking.enabled or not RunFile.read(path).run_id:
+        return ""
+    _open_outbox(config, Journal(run_dir / "log.jsonl"), {}).finish(status)
+    return RunFile.read(path).run_id
+
+
 def delivered_run(run_dir: Path) -> str:
     """The id of a folder's MLflow run, which has received everything that the folder's stages had to tell.
 
@@ -101,11 +117,9 @@ def delivered_run(run_dir: Path) -> str:
 
 def send_rest(config: Config, *, run_dir: Path) -> None:
     """Send what the finished run of a folder still has to tell, and whose child it is, if MLflow was away when it ended."""
-    path = run_dir / _RUN_FILE
-    if not config.tracking.enabled or not path.is_file():
-        return
-    file, parent_id = RunFile.read(path), RunFile.read(run_dir.parent / _RUN_FILE).run_id
-    if file.waiting or file.parent_id != parent_id:
+    file = RunFile.read(run_dir / _RUN_FILE)
+    is_known = file.parent_id == RunFile.read(run_dir.parent / _RUN_FILE).run_id
+    if config.tracking.enabled and file.uri and (file.waiting or not is_known):
         _open_outbox(config, Journal(run_dir / "log.jsonl"), {}).finish("FINISHED")
 
 

@@ -44,10 +44,11 @@ class RoIHeads(nn.Module):
         super().__init__()
         self.config = config
         channels = feature_channels(config)
-        self.res5: nn.Module | None = None
         if config.features == "c4":  # the body's last stage, at work on each RoI; box and mask share what it makes
-            self.res5 = make_stage(config, 3)
+            self.res5: nn.Module = make_stage(config, 3)
             channels = stage_channels(config)[3]
+        else:
+            self.res5 = nn.Identity()
         self.box_head, box_channels = make_box_head(config, channels)
         self.box_predictor = BoxPredictor(box_channels, num_classes, class_agnostic=config.class_agnostic_boxes)
         self.has_masks = config.task == "mask"
@@ -155,7 +156,7 @@ class RoIHeads(nn.Module):
             sampling_ratio=self.config.sampling_ratio,
             aligned=self.config.conventions == "detectron2",
         )
-        return pooled if self.res5 is None else self.res5(pooled.flatten(0, 1)).unflatten(0, boxes.shape[:2])
+        return self.res5(pooled.flatten(0, 1)).unflatten(0, boxes.shape[:2])
 
     def detect(
         self, pyramid: list[Tensor], proposals: Proposals, batch: Batch

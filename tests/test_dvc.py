@@ -1,6 +1,7 @@
 """The local pipeline: dvc.yaml agrees with the code and with the parameters; DVC runs it with git and without."""
 
 import ast
+import json
 import os
 import shutil
 import subprocess
@@ -15,11 +16,23 @@ from components.config import Config
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STAGES: dict[str, Any] = YAML(typ="safe").load((REPOSITORY / "dvc.yaml").read_text())["stages"]
+STUDY: dict[str, Any] = YAML(typ="safe").load((REPOSITORY / "stability" / "dvc.yaml").read_text())["stages"]
 by_stage = pytest.mark.parametrize("stage", STAGES)
 
 # Parameters that change no result, so that no stage runs again for them.
 IDLE = {
-    f"train.{name}" for name in ("apex", "deterministic", "device", "log_period", "processes", "resume", "timeout_s")
+    f"train.{name}"
+    for name in (
+        "apex",
+        "compile",
+        "cuda_graph",
+        "deterministic",
+        "device",
+        "log_period",
+        "processes",
+        "resume",
+        "timeout_s",
+    )
 } | {"data.workers", "evaluate.backend"}
 # Code that every stage uses and that changes none of its outputs.
 IDLE_CODE = {
@@ -106,6 +119,29 @@ def test_what_follows_training_runs_anew_for_a_new_model(stage: str):
     assert {"${train.output_dir}/checkpoints", "${train.output_dir}/last_checkpoint"} <= set(STAGES[stage]["deps"])
 
 
+def test_a_seed_of_a_study_lists_what_training_and_evaluation_list():
+    set_by_the_study = {"train.seed", "train.output_dir"}
+    without_effect = {"evaluate.drawn_images", "evaluate.skip_eval"}  # on scores; and a study refuses to skip them
+    listed = {*STAGES["train"]["params"], *STAGES["evaluate"]["params"], "stability.output_dir"}
+    assert set(STUDY["seed"]["params"]) == listed - set_by_the_study - without_effect
+    drawing = {"components/plots.py"}
+    deps = {dep for stage in ("train", "evaluate") for dep in STAGES[stage]["deps"] if "train.output_dir" not in dep}
+    assert set(STUDY["seed"]["deps"]) == deps - drawing
+
+
+def test_checkpoints_of_seeds_outlive_an_interruption():
+    outs = {name: settings for out in STUDY["seed"]["outs"] for name, settings in out.items()}
+    assert len(outs) == 2
+    assert all(settings["persist"] for settings in outs.values())
+
+
+def test_a_summary_depends_on_the_code_that_computes_it():
+    used = imports("components/stability_summary.py", set()) - IDLE_CODE
+    used = {file for file in used if file.startswith("components/") and (REPOSITORY / file).stat().st_size}
+    training = {file for file in used if file in imports("components/training.py", {"components/training.py"})}
+    assert used - training <= set(STUDY["summary"]["deps"])
+
+
 def test_raw_data_is_never_deleted_nor_cached():
     assert STAGES["download"]["outs"] == [{"${data.raw_dir}": {"cache": False, "persist": True}}]
 
@@ -131,7 +167,15 @@ def tree(tmp_path: Path) -> Path:
         shutil.copytree(
             REPOSITORY / name, tmp_path / "repo" / name, ignore=shutil.ignore_patterns("__pycache__", "*.so")
         )
-    for name in (".dvc/config", ".dvc/.gitignore", ".dvcignore", ".gitignore", "dvc.yaml", "params.yaml"):
+    for name in (
+        ".dvc/config",
+        ".dvc/.gitignore",
+        ".dvcignore",
+        ".gitignore",
+        "dvc.yaml",
+        "params.yaml",
+        "stability/dvc.yaml",
+    ):
         (tmp_path / "repo" / name).parent.mkdir(exist_ok=True)
         shutil.copy(REPOSITORY / name, tmp_path / "repo" / name)
     return tmp_path / "repo"
@@ -176,9 +220,10 @@ TINY = {
 }
 
 
-def stages_run(tree: Path) -> list[str]:
+def stages_run(tree: Path, *targets: str) -> list[str]:
     """The stages that `dvc repro` found reason to run."""
-    return [line.split("'")[1] for line in dvc("repro", where=tree).splitlines() if line.startswith("Running stage")]
+    told = dvc("repro", *targets, where=tree).splitlines()
+    return [line.split("'")[1] for line in told if line.startswith("Running stage")]
 
 
 @pytest.mark.slow
@@ -219,3 +264,33 @@ def test_raw_data_outside_the_repository_stays_as_it_is(tree: Path):
     set_values(tree, data__val_annotations="annotations/instances_val.json")
     assert "Running stage 'prepare'" in dvc("repro", "prepare", where=tree)
     assert {path: path.stat().st_mtime_ns for path in sorted((tree.parent / "raw").rglob("*"))} == before
+
+
+@pytest.mark.slow
+def test_a_study_is_a_pipeline_of_its_own_and_another_seed_trains_alone(tree: Path):
+    set_values(tree, **TINY, stability__seeds=[1, 2])
+    study, seed = "stability/dvc.yaml", "stability/dvc.yaml:seed@{}"
+    assert stages_run(tree, study) == ["download", "prepare", seed.format(1), seed.format(2), f"{study}:summary"]
+    assert stages_run(tree, study) == []
+    set_values(tree, stability__seeds=[1, 2, 5], stability__parallel=3, evaluate__drawn_images=2)
+    assert stages_run(tree, study) == [seed.format(5), f"{study}:summary"]
+    report = json.loads((tree / "runs" / "shapes_demo_stability" / "stability.json").read_text())
+    assert report["seeds"] == [1, 2, 5]
+    set_values(tree, stability__seeds=[1, 5])
+    assert stages_run(tree, study) == [f"{study}:summary"]
+    assert sorted(stages_run(tree)) == sorted({*STAGES} - {"download", "prepare"}), "the main pipeline begins no study"
+    assert stages_run(tree, study) == [], "nor does it touch one"
+
+
+@pytest.mark.slow
+def test_an_interrupted_seed_continues_from_its_last_checkpoint(tree: Path):
+    """As an interruption leaves it: a checkpoint, but no evaluation, and no entry in dvc.lock that says the stage is done."""
+    set_values(tree, **TINY, stability__seeds=[1])
+    dvc("repro", "stability/dvc.yaml:seed@1", where=tree)
+    folder = tree / "runs" / "shapes_demo_stability"
+    (tree / "stability" / "dvc.lock").unlink()
+    (folder / "seed_1" / "evaluation.json").unlink()
+    (folder / "seed_1" / "last_checkpoint").write_text("checkpoints/step_0000002.pt\n")
+    (folder / "seed_1" / "checkpoints" / "step_0000004.pt").unlink()
+    dvc("repro", "stability/dvc.yaml:seed@1", where=tree)
+    assert "continuing from" in (folder / "seed_1.log").read_text()

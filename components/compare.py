@@ -1,0 +1,136 @@
+"""Is one configuration better than another, or is it noise? `maskrcnn compare RUN RUN…`, the others compared with the first.
+
+RUN is the folder of a run, or of a stability study, which has several seeds: runs/shapes_demo, runs/shapes_demo_stability. Tells which
+parameters differ, and for each score the difference with its 95 % interval and p value: by Student's paired test where both have the
+same seeds, by Welch's where they have not. One seed on a side tells nothing about noise.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from components.cli import user_errors
+from components.compare_text import parameter_table, score_table, sentences
+from components.config import Config
+from components.intervals import CONFIDENCE, paired_difference, welch_difference
+from components.journal import write_atomically
+from components.results import TASKS, description, differences, read_result
+from components.stability_report import stability_report
+from model.errors import UserError
+
+
+class CompareError(UserError):
+    """Results cannot be compared."""
+
+
+def run(run_dirs: Sequence[Path]) -> list[dict[str, Any]]:
+    """Compare each run or study but the first with the first.
+
+    Returns:
+        For each: {"before", "after": {"name", "seeds"}, "method": paired | welch | none, "confidence", "images", "parameters": key → [before,
+        after], "same_training_data", "bbox" and "segm": score → {"before", "after", "difference", "interval", "p"}, "sentences"}. Scores
+        are means over the seeds; None where nothing can be said.
+
+    Raises:
+        CompareError: if fewer than two are named, or they were not evaluated on the same data.
+        ResultError: if a folder holds no result.
+    """
+    if len(run_dirs) < 2:
+        raise CompareError(
+            f"compare: must name two runs or studies at least, got {len(run_dirs)}; the first is what the others are compared with"
+        )
+    first, *others = [(run_dir.as_posix(), _read(run_dir)) for run_dir in run_dirs]
+    return [_compare(first, other) for other in others]
+
+
+def _read(run_dir: Path) -> dict[str, Any]:
+    """A study as its stability.json tells of it. A run is a study of one seed."""
+    path = run_dir / "stability.json"
+    if not path.is_file():
+        return stability_report([read_result(run_dir)], date="")
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise CompareError(f"{path}: not JSON ({error}); `maskrcnn stability --summary` writes it anew") from error
+
+
+def _compare(before: tuple[str, dict[str, Any]], after: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+    (name, one), (other_name, other) = before, after
+    _require_same_evaluation(before, after)
+    method = _method(one["seeds"], other["seeds"])
+    comparison: dict[str, Any] = {
+        "before": {"name": name, "seeds": one["seeds"]},
+        "after": {"name": other_name, "seeds": other["seeds"]},
+        "method": method,
+        "confidence": CONFIDENCE,
+        "images": one["images"],
+        "parameters": _parameters(one["config"], other["config"]),
+        "same_training_data": one.get("train_data_hash") == other.get("train_data_hash"),
+    }
+    for task in TASKS:
+        if task in one and task in other:
+            comparison[task] = {score: _score(one[task][score], other[task][score], method) for score in one[task]}
+    return comparison | {"sentences": sentences(comparison)}
+
+
+def _require_same_evaluation(before: tuple[str, dict[str, Any]], after: tuple[str, dict[str, Any]]) -> None:
+    (name, one), (other_name, other) = before, after
+    if one["data_hash"] != other["data_hash"]:
+        told = [
+            f"{n}: {report['images']} images, data_hash {report['data_hash'][:12]}…" for n, report in (before, after)
+        ]
+        raise CompareError(
+            f"{name} and {other_name}: must be evaluated on the same data, got {' and '.join(told)}; "
+            "evaluate both with one data.prepared_dir and evaluate.split"
+        )
+
+
+def _method(seeds: Sequence[int], other_seeds: Sequence[int]) -> str:
+    if min(len(seeds), len(other_seeds)) == 1:
+        return "none"
+    return "paired" if sorted(seeds) == sorted(other_seeds) else "welch"
+
+
+def _parameters(one: dict[str, Any], other: dict[str, Any]) -> dict[str, list[Any]]:
+    """What differs; a key that a version before it did not know had its default."""
+    defaults = json.loads(json.dumps(description(Config())))
+    return differences([{**defaults, **json.loads(json.dumps(config))} for config in (one, other)])
+
+
+def _score(before: dict[str, Any], after: dict[str, Any], method: str) -> dict[str, Any]:
+    """Of one score over the seeds, which a report lists in rising order."""
+    if before["mean"] is None or after["mean"] is None:
+        return {"before": before["mean"], "after": after["mean"], "difference": None, "interval": None, "p": None}
+    difference = (paired_difference if method == "paired" else welch_difference)(before["values"], after["values"])
+    values = asdict(difference)
+    return {"before": before["mean"], "after": after["mean"], "difference": values.pop("mean"), **values}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line of `maskrcnn compare`."""
+    parser = argparse.ArgumentParser(
+        prog="maskrcnn compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folder of a run or of a stability study")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the comparisons there too, every score unrounded"
+    )
+    args = parser.parse_args(argv)
+    console = Console(highlight=False, soft_wrap=True)
+    with user_errors():
+        comparisons = run(args.runs)
+        for comparison in comparisons:
+            for part in (parameter_table(comparison), score_table(comparison), *comparison["sentences"]):
+                console.print(part)
+        if args.json:
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(args.json, json.dumps({"comparisons": comparisons}, indent=2, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""Comparisons: intervals against scipy and by hand, what is said in words, what is refused."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy import stats
+
+from components import compare
+from components.compare import CompareError
+from components.config import load_config, save_config
+from components.intervals import Difference, paired_difference, welch_difference
+from components.results import ResultError
+from components.stability_summary import summarise
+from model.coco_eval import SCORE_NAMES
+
+TINY = Path(__file__).with_name("tiny.yaml")
+BASE = {1: 0.700, 2: 0.720, 3: 0.740}
+BETTER = {1: 0.730, 2: 0.752, 3: 0.768}  # each seed by about 0.03, less than the seeds differ among themselves
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., Path]:
+    def make(name: str, seed: int, ap: float, *overrides: str, **evaluation: Any) -> Path:
+        run_dir = tmp_path / name
+        run_dir.mkdir(parents=True)
+        config = load_config(TINY, [f"train.seed={seed}", f"train.output_dir={run_dir}", *overrides])
+        save_config(config, run_dir / "config.yaml")
+        scores = {**dict.fromkeys(SCORE_NAMES, ap), "APl": None}
+        report = {
+            "bbox": scores,
+            "segm": dict.fromkeys(SCORE_NAMES, ap / 2),
+            "images": 4,
+            "checkpoint": "checkpoints/step_0000008.pt",
+            "data_hash": "da" * 32,
+            "train_data_hash": "7a" * 32,
+            "commit": "c" * 40,
+            **evaluation,
+        }
+        (run_dir / "evaluation.json").write_text(json.dumps(report))
+        return run_dir
+
+    return make
+
+
+@pytest.fixture
+def make_study(make_run: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    def make(name: str, ap: dict[int, float], *overrides: str, **evaluation: Any) -> Path:
+        runs = [make_run(f"{name}/seed_{seed}", seed, value, *overrides, **evaluation) for seed, value in ap.items()]
+        return summarise(runs, tmp_path / name).output_dir
+
+    return make
+
+
+def test_paired_difference_is_students() -> None:
+    before, after = list(BASE.values()), list(BETTER.values())
+    differences = [0.030, 0.032, 0.028]
+    found = paired_difference(before, after)
+    half = (
+        4.302653 * 0.002 / math.sqrt(3)
+    )  # 97.5 % point of t of 2 degrees of freedom × the differences' standard error
+    assert found.mean == pytest.approx(0.030)
+    assert found.interval == pytest.approx((0.030 - half, 0.030 + half), abs=1e-7)
+    assert found.p == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
+
+
+def test_welch_difference_is_welchs() -> None:
+    before, after = [0.70, 0.72, 0.74], [0.75, 0.76, 0.74, 0.75]
+    found = welch_difference(before, after)
+    errors = [stats.tvar(before) / 3, stats.tvar(after) / 4]
+    freedom = sum(errors) ** 2 / (errors[0] ** 2 / 2 + errors[1] ** 2 / 3)  # Welch and Satterthwaite's
+    half = stats.t.ppf(0.975, freedom) * math.sqrt(sum(errors))
+    assert found.mean == pytest.approx(0.03)
+    assert found.interval == pytest.approx((0.03 - half, 0.03 + half))
+    assert found.p == pytest.approx(2 * stats.t.sf(0.03 / math.sqrt(sum(errors)), freedom))
+
+
+@pytest.mark.parametrize("test", [paired_difference, welch_difference])
+def test_one_value_has_no_interval(test: Callable[..., Difference]) -> None:
+    assert test([0.5], [0.75]) == Difference(0.25, None, None)
+
+
+@pytest.mark.parametrize("test", [paired_difference, welch_difference])
+def test_no_spread_at_all_leaves_no_doubt(test: Callable[..., Difference]) -> None:
+    assert test([0.5, 0.5], [0.5, 0.5]) == Difference(0.0, (0.0, 0.0), 1.0)
+    assert test([0.5, 0.5], [0.75, 0.75]) == Difference(0.25, (0.25, 0.25), 0.0)
+
+
+def test_values_that_are_none_noise_are_found_by_pairs_alone(make_study: Callable[..., Path]) -> None:
+    """Seeds differ by more than the configurations, but in the same way in both."""
+    one, other = make_study("one", BASE), make_study("other", BETTER, "train.base_lr=0.01")
+    (comparison,) = compare.run([one, other])
+    assert comparison["method"] == "paired"
+    score = comparison["bbox"]["AP"]
+    assert (score["before"], score["after"]) == (pytest.approx(0.72), pytest.approx(0.75))
+    assert score["interval"][0] > 0
+    assert "other is better than" in comparison["sentences"][0]
+    assert welch_difference(list(BASE.values()), list(BETTER.values())).interval[0] < 0  # type: ignore[index]
+
+
+def test_noise_is_called_noise(make_study: Callable[..., Path]) -> None:
+    swapped = {1: 0.742, 2: 0.719, 3: 0.702}
+    (comparison,) = compare.run([make_study("one", BASE), make_study("other", swapped)])
+    assert "no difference is shown" in comparison["sentences"][0]
+    assert comparison["bbox"]["AP"]["p"] > 0.5
+
+
+def test_a_worse_configuration_is_called_worse(make_study: Callable[..., Path]) -> None:
+    (comparison,) = compare.run([make_study("one", BETTER), make_study("other", BASE)])
+    assert "other is worse than" in comparison["sentences"][0]
+    assert "−0.0300" in comparison["sentences"][0]
+
+
+def test_other_seeds_are_not_paired(make_study: Callable[..., Path]) -> None:
+    (comparison,) = compare.run([make_study("one", BASE), make_study("other", {4: 0.80, 5: 0.81})])
+    assert comparison["method"] == "welch"
+    expected = welch_difference(list(BASE.values()), [0.80, 0.81])
+    assert comparison["bbox"]["AP"]["interval"] == expected.interval
+    assert "3 and 2 seeds, Welch" in comparison["sentences"][0]
+
+
+def test_one_seed_each_says_nothing_about_noise(make_run: Callable[..., Path]) -> None:
+    (comparison,) = compare.run([make_run("one", 1, 0.7), make_run("other", 1, 0.8)])
+    assert comparison["method"] == "none"
+    assert comparison["bbox"]["AP"] == {
+        "before": 0.7, "after": 0.8, "difference": pytest.approx(0.1), "interval": None, "p": None,
+    }  # fmt: skip
+    assert "better or noise cannot be said: both have one seed only" in comparison["sentences"][-1]
+
+
+def test_a_run_beside_a_study_says_nothing_about_noise(
+    make_run: Callable[..., Path], make_study: Callable[..., Path]
+) -> None:
+    (comparison,) = compare.run([make_study("one", BASE), make_run("other", 1, 0.8)])
+    assert comparison["method"] == "none"
+    assert "other has one seed only" in comparison["sentences"][-1]
+
+
+def test_parameters_that_differ_are_told(make_run: Callable[..., Path]) -> None:
+    overrides = ("train.base_lr=0.01", "train.processes=2", "predict.images=3", "data.prepared_dir=elsewhere")
+    (comparison,) = compare.run([make_run("one", 1, 0.7), make_run("other", 2, 0.8, *overrides)])
+    assert comparison["parameters"] == {"train.base_lr": [0.02, 0.01], "train.processes": [1, 2]}
+
+
+def test_a_key_that_an_older_study_does_not_know_had_its_default(make_study: Callable[..., Path]) -> None:
+    one, other = make_study("one", BASE), make_study("other", BETTER)
+    report = json.loads((one / "stability.json").read_text())
+    del report["config"]["train.momentum"]
+    (one / "stability.json").write_text(json.dumps(report))
+    assert compare.run([one, other])[0]["parameters"] == {}
+
+
+def test_other_training_data_are_told(make_run: Callable[..., Path]) -> None:
+    (comparison,) = compare.run([make_run("one", 1, 0.7), make_run("other", 1, 0.8, train_data_hash="ff")])
+    assert "trained on different data" in comparison["sentences"][-1]
+
+
+def test_other_evaluation_data_are_refused(make_run: Callable[..., Path]) -> None:
+    with pytest.raises(CompareError, match=r"must be evaluated on the same data, got .*one: 4 images.*other: 9 images"):
+        compare.run([make_run("one", 1, 0.7), make_run("other", 1, 0.8, data_hash="ff", images=9)])
+
+
+def test_one_run_alone_is_refused(make_run: Callable[..., Path]) -> None:
+    with pytest.raises(CompareError, match="two runs or studies at least, got 1"):
+        compare.run([make_run("one", 1, 0.7)])
+
+
+def test_a_folder_without_a_result_is_refused(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(ResultError, match="no such file"):
+        compare.run([make_run("one", 1, 0.7), tmp_path])
+
+
+def test_several_are_each_compared_with_the_first(make_run: Callable[..., Path]) -> None:
+    runs = [make_run(name, 1, ap) for name, ap in (("one", 0.7), ("two", 0.8), ("three", 0.6))]
+    found = compare.run(runs)
+    assert [comparison["bbox"]["AP"]["difference"] for comparison in found] == pytest.approx([0.1, -0.1])
+
+
+def test_boxes_alone_are_compared_where_one_side_has_no_masks(make_run: Callable[..., Path]) -> None:
+    (comparison,) = compare.run([make_run("one", 1, 0.7), make_run("other", 1, 0.8, segm=None)])
+    assert "segm" not in comparison
+
+
+def test_the_command_prints_tables_and_writes_json(
+    make_study: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other = make_study("one", BASE), make_study("other", BETTER, "train.base_lr=0.01")
+    compare.main([str(one), str(other), "--json", str(tmp_path / "out" / "compare.json")])
+    told = capsys.readouterr().out
+    for words in ("train.base_lr", "box AP50", "+0.0300", "mask APl", "is better than"):
+        assert words in told
+    (comparison,) = json.loads((tmp_path / "out" / "compare.json").read_text())["comparisons"]
+    assert set(comparison["bbox"]) == set(SCORE_NAMES)
+    assert comparison["bbox"]["APl"] == {"before": None, "after": None, "difference": None, "interval": None, "p": None}
+
+
+def test_the_command_ends_with_status_2_and_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        compare.main([str(tmp_path)])
+    assert end.value.code == 2
+    assert "error: compare: must name two runs" in capsys.readouterr().err
