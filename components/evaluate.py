@@ -5,6 +5,7 @@ writes into train.output_dir: evaluation.json, inference/ and plots/. Scores are
 """
 
 import json
+import re
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -38,10 +39,10 @@ from model.engine import predict
 from model.errors import UserError
 from model.mask_rcnn import MaskRCNN
 from model.postprocess import original_boxes, to_coco_results
-from model.predictor import NAMES_OF_PROPOSALS
 from model.structures import Batch, Detections
 from model.test_time import is_plain, predict_views
 
+_NOT_IN_METRIC_NAMES = r"[^\w\-. ]"
 _MAX_CLASSES_IN_TABLE = 20
 _TITLES = {"bbox": "box", "segm": "mask", "proposals": "proposals"}
 
@@ -104,7 +105,7 @@ def _finish(
     report = evaluation_report(evaluation, results, index, trained.name)
     report["train_data_hash"] = trained.loaded.data_hash
     write_atomically(run_dir / "evaluation.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    _track(trained, run_dir, evaluation)
+    _track(config, trained, index, evaluation)
     _print(evaluation, run_dir, trained)
     return evaluation
 
@@ -192,6 +193,15 @@ def score_metrics(evaluation: CocoEvaluation) -> dict[str, float | None]:
     }
 
 
+def class_metrics(evaluation: CocoEvaluation) -> dict[str, float | None]:
+    """AP of each class under its MLflow name: `class_ap/segm/traffic light`, …; what such names cannot hold is `_`."""
+    return {
+        f"class_ap/{task}/{re.sub(_NOT_IN_METRIC_NAMES, '_', name)}": ap
+        for name, scores in evaluation.per_class.items()
+        for task, ap in scores.items()
+    }
+
+
 def write_inference(folder: Path, results: Results, evaluation: CocoEvaluation | None) -> None:
     """bbox.json and segm.json, or proposals.json (COCO results), predictions.pth (a dictionary of tensors an image), coco_results.pth (scores).
 
@@ -264,10 +274,15 @@ def _save(content: Any, path: Path) -> None:
     partial.replace(path)
 
 
-def _track(trained: Trained, run_dir: Path, evaluation: CocoEvaluation | None) -> None:
+def _track(config: Config, trained: Trained, index: CocoIndex, evaluation: CocoEvaluation | None) -> None:
+    run_dir, data = config.train.output_dir, trained.config.data
     with open_tracker(trained.config, run_dir=run_dir, metrics_csv=False) as tracker:
+        tracker.log_dataset(
+            f"{data.source}_{config.evaluate.split}", index.data_hash, data.prepared_dir, context="evaluation"
+        )
         if evaluation is not None:
-            tracker.log_metrics(score_metrics(evaluation), trained.loaded.step)
+            scores = score_metrics(evaluation) | class_metrics(evaluation)
+            tracker.log_metrics(scores, trained.loaded.step)
         tracker.log_artifact(run_dir / "evaluation.json")
         tracker.log_artifact(run_dir / "plots", "plots")
 

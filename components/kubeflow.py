@@ -114,13 +114,10 @@ def summarise(
     params: str, overrides: list[str], evaluations: Input[list[Metrics]], metrics: Output[Metrics], page: Output[HTML]
 ) -> None:
     """Mean and deviation of AP over the seeds of a study."""
-    from pathlib import Path
-
     from components import kubeflow_artifacts, kubeflow_step, stability
 
     with kubeflow_step.configured(params, overrides) as config:
-        run_dirs = [Path(evaluation.metadata["run_dir"]) for evaluation in evaluations]
-        kubeflow_artifacts.describe_study(metrics, page, stability.summarise(run_dirs, config.stability.output_dir))
+        kubeflow_artifacts.describe_study(metrics, page, stability.summarise_study(config))
 
 
 @_component

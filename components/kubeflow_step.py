@@ -17,6 +17,7 @@ from pathlib import Path
 from components.cli import user_errors
 from components.config import Config, ConfigError, parse_config, save_config
 from components.results import read_result, require_final
+from components.stability_seeds import seed_config
 from components.tracking import end_run, open_tracker
 from model.errors import UserError
 
@@ -46,7 +47,9 @@ def configured(params: str, overrides: Sequence[str], seed: int = -1) -> Iterato
         if compiled := os.environ.get(COMPILED):
             _require_as_compiled(config, json.loads(compiled))
             os.chdir(config.cluster.working_dir)
-        yield config if seed < 0 else of_seed(config, seed)
+            # A step has one GPU at most; the processes of the training job are counted by `cluster`.
+            config = config.model_copy(update={"train": config.train.model_copy(update={"processes": 1})})
+        yield config if seed < 0 else seed_config(config, seed)
 
 
 def compiled_values(config: Config) -> str:
@@ -63,12 +66,6 @@ def _require_as_compiled(config: Config, compiled: dict[str, object]) -> None:
                 f"{key}: must be as it was compiled into this pipeline, {json.dumps(value)}, got {json.dumps(flat[key])}; "
                 "compile or submit the pipeline anew with it"
             )
-
-
-def of_seed(config: Config, seed: int) -> Config:
-    """The training of one seed of a study."""
-    told = {"seed": seed, "output_dir": config.stability.output_dir / f"seed_{seed}"}
-    return config.model_copy(update={"train": config.train.model_copy(update=told)})
 
 
 def begin_study(config: Config) -> None:
@@ -98,7 +95,7 @@ def end_runs(config: Config, state: str, *, is_study: bool) -> None:
         is_study: whether the pipeline trained `stability.seeds`.
     """
     status = _STATUSES.get(state, "FAILED")
-    for one in [of_seed(config, seed) for seed in config.stability.seeds] if is_study else [config]:
+    for one in [seed_config(config, seed) for seed in config.stability.seeds] if is_study else [config]:
         run_dir = one.train.output_dir
         its_status = "FINISHED" if is_study and _is_final(run_dir) else status
         run_id = end_run(one, run_dir=run_dir, status=its_status)

@@ -14,6 +14,11 @@ from components.report_speed import training_time_s
 from components.results import deciding, differences
 
 _SHOWN_CLASSES = 100
+_PLACES = (
+    "data.raw_dir",
+    "data.prepared_dir",
+    "train.output_dir",
+)  # no part of what decides a result, but needed to make it again
 _HEADLINES = (("bbox", "AP"), ("segm", "AP"), ("bbox", "AP50"), ("segm", "AP50"), ("proposals", "AR1000"))
 
 
@@ -110,8 +115,11 @@ def reproduce(runs: Sequence[RunData], nearest: Mapping[str, Nearest]) -> Chapte
         commit = commit_of(run)
         if commit:
             commands.append(f"git checkout {commit.removesuffix('-dirty')}")
-        changes = {key: ours for key, (_, ours) in near.changes.items()}
-        changes["train.output_dir"] = run.config.get("train.output_dir")
+        recipe, changes = (
+            read_flat(RECIPES / f"{near.recipe}.yaml"),
+            {key: ours for key, (_, ours) in near.changes.items()},
+        )
+        changes |= {key: run.config[key] for key in _PLACES if run.config.get(key) not in (None, recipe[key])}
         overrides = [shlex.quote(f"{key}={_yaml(value)}") for key, value in changes.items()]
         commands += [" ".join(["maskrcnn recipe", near.recipe, *overrides]), "dvc repro"]
     commands.append(" ".join(["maskrcnn report", *(shlex.quote(str(run.run_dir)) for run in runs)]))

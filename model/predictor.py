@@ -2,12 +2,11 @@
 model share.
 
 An object is {"label": 1, 2, …, "class": its name, "score": 0 to 1, "bbox": [x1, y1, x2, y2], "segmentation": COCO RLE with text counts}, in
-pixels of the image that was given. Networks without masks (`model.task`) give no segmentation; all proposals are of one class.
+pixels of the image that was given; without a segmentation where the network has no masks.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import zip_longest
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,10 @@ from model.data.collate import collate, smallest_bucket
 from model.data.dataset import Sample
 from model.data.transforms import Pixels, resize_image, resized_size
 from model.engine import predict
+from model.mask_rcnn import NAMES_OF_PROPOSALS
 from model.postprocess import to_coco_results
 from model.structures import Batch, Detections
 
-NAMES_OF_PROPOSALS = ("object",)
 Object = dict[str, Any]
 
 
@@ -44,11 +43,9 @@ class Predictor:
         return cls(load_model(checkpoint, device))
 
     @property
-    def class_names(self) -> Sequence[str]:
-        """What the labels 1, 2, … of objects are called."""
-        if self._loaded.config["model"]["task"] == "proposals":
-            return NAMES_OF_PROPOSALS
-        return self._loaded.class_names
+    def class_names(self) -> tuple[str, ...]:
+        """Of labels 1, 2, …; proposals are of one class."""
+        return NAMES_OF_PROPOSALS if self._loaded.model.task == "proposals" else self._loaded.class_names
 
     def objects(
         self, images: Iterable[tuple[int, Pixels]], *, batch_size: int, score_threshold: float
@@ -78,7 +75,8 @@ class Predictor:
         found: dict[int, list[Object]] = {number: [] for number in batch.image_ids.tolist()}
         category_ids, class_names = self._loaded.category_ids, self.class_names
         boxes, masks = to_coco_results(batch, detections, category_ids)
-        for box, mask in zip_longest(boxes, masks):
+        outlines = [{"segmentation": mask["segmentation"]} for mask in masks] or [{}] * len(boxes)
+        for box, outline in zip(boxes, outlines, strict=True):
             if box["score"] < score_threshold:
                 continue
             place = category_ids.index(box["category_id"])
@@ -90,7 +88,7 @@ class Predictor:
                     "score": box["score"],
                     "bbox": [x, y, x + width, y + height],
                 }
-                | ({"segmentation": mask["segmentation"]} if mask else {})
+                | outline
             )
         return found
 

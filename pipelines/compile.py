@@ -46,7 +46,8 @@ class Request:
         rest = [word for word in self.overrides if not word.startswith((*_COMPILED_IN, _NOT_ON_CLUSTER))]
         config = load_config(self.params, compiled_in)
         tracking = config.tracking.model_copy(update={"uri": config.cluster.tracking_uri})
-        return config_text(config.model_copy(update={"tracking": tracking})), rest
+        cluster = config.cluster.model_copy(update={"context": ""})  # of this machine's kubeconfig; pods have none
+        return config_text(config.model_copy(update={"tracking": tracking, "cluster": cluster})), rest
 
 
 def compile_pipeline(request: Request, *, with_overrides: bool = True) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import kfp_server_api
 
-from components.config import Config
+from components.config import Config, ConfigError
 from model.errors import UserError
 from pipelines.compile import Request, compile_pipeline
 from pipelines.run_local import output_dir
@@ -54,6 +54,11 @@ def submit(
         WaitError: if the run has not ended in time; it goes on.
     """
     config = request.config
+    if server.namespace and server.namespace != config.cluster.namespace:
+        raise ConfigError(
+            f"--namespace: must be cluster.namespace, {config.cluster.namespace}, got {server.namespace}: steps and training share volumes, "
+            "and those are of one namespace"
+        )
     text = compile_pipeline(request, with_overrides=False)
     version = _upload(server, NAMES[request.pipeline], text)
     _, overrides = request.defaults()

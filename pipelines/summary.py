@@ -42,6 +42,7 @@ def main() -> None:
     console.print(summary_table(evaluation))
     for what, where in (("drawn predictions", run_dir / "predictions"), ("curves", run_dir / "plots")):
         console.print(f"{what + ':':<19}{where}")
+    console.print(f"all on one page:   maskrcnn report {run_dir}")
     console.print("all runs in MLflow: make ui")
 
 

@@ -178,7 +178,9 @@ def test_a_password_of_the_parameter_file_stays_out_too(params: Path):
 
 
 def test_a_run_may_change_params_and_overrides(params: Path):
-    spec, _ = documents(params, "train.seed=7", "cluster.nodes=4")
+    spec, _ = documents(
+        params, "train.seed=7", "cluster.nodes=4", "cluster.context=laptop"
+    )  # of a kubeconfig, not the pods'
     inputs = spec["root"]["inputDefinitions"]["parameters"]
     assert inputs["overrides"]["defaultValue"] == ["train.seed=7"]
     told = parse_config(inputs["params"]["defaultValue"], ["train.seed=8"])

@@ -125,7 +125,10 @@ def test_three_seeds_give_the_table(tmp_path: Path):
     assert report["bbox"]["AP"]["values"] == [evaluation["bbox"]["AP"] for evaluation in evaluations]
     assert "| final AP box |" in (study / "stability.md").read_text()
     assert metadata(tmp_path, "summarise", "metrics")["ap/bbox/mean"] == report["bbox"]["AP"]["mean"]
-    assert [found.info.status for found in mlflow_runs(tmp_path)] == ["FINISHED"] * 4  # the study and its seeds
+    runs = mlflow_runs(tmp_path)
+    assert [found.info.status for found in runs] == ["FINISHED"] * 4
+    (parent,) = [found for found in runs if found.info.run_name == "study"]
+    assert {found.data.tags.get("mlflow.parentRunId") for found in runs if found is not parent} == {parent.info.run_id}
 
 
 def test_a_failure_is_told_and_marks_the_run_failed(tmp_path: Path):

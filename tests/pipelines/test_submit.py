@@ -73,7 +73,19 @@ def test_the_stability_pipeline_is_another_pipeline(kubeflow: Any):
 
 def test_namespace_experiment_and_account_are_passed_on(kubeflow: Any):
     kubeflow.namespaces = {"team"}
-    assert submit(kubeflow, "--namespace", "team", "--experiment", "trial", "--service-account", "launcher") == 0
+    assert (
+        submit(
+            kubeflow,
+            "--namespace",
+            "team",
+            "cluster.namespace=team",
+            "--experiment",
+            "trial",
+            "--service-account",
+            "launcher",
+        )
+        == 0
+    )
     assert kubeflow.experiments[0] == {"display_name": "trial", "namespace": "team", "experiment_id": "e0"}
     assert kubeflow.runs[0]["service_account"] == "launcher"
     namespaces = {
@@ -84,10 +96,16 @@ def test_namespace_experiment_and_account_are_passed_on(kubeflow: Any):
 
 def test_a_missing_namespace_is_told(kubeflow: Any, capsys: pytest.CaptureFixture[str]):
     kubeflow.namespaces = {"team"}
-    assert submit(kubeflow, "--namespace", "temp") == 2
+    assert submit(kubeflow, "--namespace", "temp", "cluster.namespace=temp") == 2
     assert "404" in (told := capsys.readouterr().err)
     assert "namespace not found" in told
     assert "--namespace must be there" in told
+
+
+def test_steps_and_training_share_a_namespace(kubeflow: Any, capsys: pytest.CaptureFixture[str]):
+    assert submit(kubeflow, "--namespace", "team") == 2
+    assert "--namespace: must be cluster.namespace, maskrcnn, got team" in capsys.readouterr().err
+    assert not kubeflow.requests
 
 
 @pytest.mark.parametrize("way", ["variable", "file", "mounted"])
