@@ -36,8 +36,7 @@ from model.data.loader import eval_loader
 from model.data.views import views_loader
 from model.distributed import from_main, gather_on_main, is_main, pick_device, process_group, rank, world_size
 from model.engine import predict
-from model.errors import UserError
-from model.mask_rcnn import MaskRCNN
+from model.mask_rcnn import NAMES_OF_PROPOSALS, MaskRCNN
 from model.postprocess import original_boxes, to_coco_results
 from model.structures import Batch, Detections
 from model.test_time import is_plain, predict_views
@@ -75,20 +74,11 @@ def run(config: Config, *, checkpoint: str = "last") -> EvaluateResult:
     backend = choose_backend(config.evaluate.backend)  # an absent one is told before minutes of detection
     with process_group(pick_device(config.train.device), config.train.timeout_s):
         trained = load_trained(config, checkpoint)
-        _require_usable(trained.config.model.task, config.evaluate)
         index = open_split(trained, config.evaluate.split)
         data, dtype = trained.config.data, trained.config.train.dtype
         results = detect(trained.loaded.model, index, data, config.evaluate, dtype=dtype, keep_tensors=True)
         evaluation = from_main(None if results is None else _finish(config, trained, index, results, backend))
     return EvaluateResult(config.train.output_dir, trained.name, evaluation)
-
-
-def _require_usable(task: str, evaluate: EvaluateConfig) -> None:
-    if task == "proposals" and not is_plain(evaluate):
-        raise UserError(
-            "evaluate.scales, flip and soft_nms: must be [1.0], false and off for a model of proposals alone, which are not united; "
-            f"got {list(evaluate.scales)}, {evaluate.flip} and {evaluate.soft_nms}"
-        )
 
 
 def _finish(

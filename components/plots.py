@@ -60,9 +60,13 @@ def draw_comparison(
     *,
     bbox_results: list[dict[str, Any]],
     segm_results: list[dict[str, Any]],
-    class_names: Sequence[str],
+    class_names: Sequence[str] = (),
 ) -> Image.Image:
-    """Image i of a split twice: annotated, and with its results of at least DRAWN_SCORE, which have these names and perhaps masks."""
+    """Image i of a split twice: annotated, and with its results of at least DRAWN_SCORE, perhaps with masks.
+
+    Args:
+        class_names: what results are called; the names of the split where none are given.
+    """
     pixels = read_image(index.image_path(i), apply_exif=bool(index.apply_exif[i]))
     annotations = ground_truth.imgToAnns[int(index.image_ids[i])]
     annotated = draw_detections(
@@ -78,7 +82,7 @@ def draw_comparison(
         [bbox_results[k] for k in sure],
         [segm_results[k] for k in sure] if segm_results else [],
         index.category_ids,
-        class_names,
+        class_names or index.class_names,
     )
     return side_by_side([annotated, predicted], ["ground truth", f"predictions (score {DRAWN_SCORE} and above)"])
 

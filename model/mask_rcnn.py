@@ -15,6 +15,7 @@ from model.roi_heads import RoIHeads
 from model.rpn import RPN, Proposals
 from model.structures import Batch, Detections
 
+NAMES_OF_PROPOSALS = ("object",)  # they are all of class 1
 # By model.task.
 LOSSES: dict[str, tuple[str, ...]] = {
     "mask": ("objectness", "rpn_box_reg", "classifier", "box_reg", "mask"),
