@@ -17,7 +17,8 @@ from urllib3.exceptions import HTTPError
 from model.errors import UserError
 
 T = TypeVar("T")
-ENDPOINT = "KF_PIPELINES_ENDPOINT"  # kfp's own names for the first and the last of these
+ENDPOINT = "KF_PIPELINES_ENDPOINT"  # kfp's own names, but for TOKEN
+UI_ENDPOINT = "KF_PIPELINES_UI_ENDPOINT"  # for browsers, where that is another
 TOKEN = "KF_PIPELINES_TOKEN"
 TOKEN_FILE = "KF_PIPELINES_SA_TOKEN_PATH"
 _TIMES_S = (5, 30)  # to connect, and to answer
@@ -37,7 +38,7 @@ class Server:
         if not self.endpoint.startswith(("http://", "https://")):
             raise PipelinesError(
                 f"--endpoint: must be the URL of Kubeflow Pipelines, http(s)://…, got {self.endpoint!r}; {ENDPOINT} serves too. From outside "
-                "the cluster: kubectl -n kubeflow port-forward service/ml-pipeline 8888, then --endpoint http://127.0.0.1:8888"
+                "the cluster: kubectl -n kubeflow port-forward service/ml-pipeline-ui 8080:80, then --endpoint http://127.0.0.1:8080"
             )
         named = token_file or os.environ.get(TOKEN_FILE)
         self._token_file = Path(named) if named else None
@@ -54,7 +55,7 @@ class Server:
 
     def link(self, kind: str, name: str) -> str:
         """Where a browser finds something."""
-        return f"{self.endpoint}/#/{kind}/details/{name}"
+        return f"{os.environ.get(UI_ENDPOINT, self.endpoint).rstrip('/')}/#/{kind}/details/{name}"
 
     def ask(self, what: str, call: Callable[..., T], *arguments: Any, patience_s: float = 0.0, **options: Any) -> T:
         """The answer to one call.

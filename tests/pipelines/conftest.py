@@ -34,6 +34,7 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A parameter file for a cluster, in the current directory. Nothing of the environment speaks of servers."""
     for name in (
         "KF_PIPELINES_ENDPOINT",
+        "KF_PIPELINES_UI_ENDPOINT",
         "KF_PIPELINES_TOKEN",
         "KF_PIPELINES_SA_TOKEN_PATH",
         "MLFLOW_TRACKING_URI",

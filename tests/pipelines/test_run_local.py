@@ -47,8 +47,7 @@ def read(path: Path) -> Any:
 
 
 def artifacts(folder: Path, step: str) -> Path:
-    (found,) = (folder / "runs" / "pipeline").glob(f"*/{step}")
-    return found
+    return min((folder / "runs" / "pipeline").glob(f"*/{step}"))  # of the first run
 
 
 def metadata(folder: Path, step: str, artifact: str) -> Any:

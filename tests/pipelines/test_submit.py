@@ -216,6 +216,14 @@ def test_the_endpoint_is_taken_from_the_environment(kubeflow: Any, monkeypatch: 
     assert exit_.value.code == 0
 
 
+def test_links_are_those_of_the_user_interface(
+    kubeflow: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("KF_PIPELINES_UI_ENDPOINT", "https://kubeflow.example/pipeline/")
+    submit(kubeflow)
+    assert "run: https://kubeflow.example/pipeline/#/runs/details/r0" in capsys.readouterr().out
+
+
 def test_no_endpoint_is_told(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as exit_:
         main(["submit"])
