@@ -136,20 +136,22 @@ def nms_case(num_boxes: int, num_groups: int, device: torch.device) -> Case:
     )
 
 
-def pool_case(num_boxes: int, size: int, memory_format: torch.memory_format, device: torch.device) -> Case:
-    """Forward and backward for four images."""
+def pool_case(
+    num_boxes: int, size: int, memory_format: torch.memory_format, device: torch.device, sampling_ratio: int = 2
+) -> Case:
+    """Forward and backward for four images; a sampling_ratio of 0 is adaptive."""
     features = [
         torch.randn(4, CHANNELS, *shape, device=device).to(memory_format=memory_format).requires_grad_()
         for shape in LEVEL_SHAPES[:4]
     ]
     boxes = random_boxes(4, num_boxes, device=device)
-    pooler = torchvision.ops.MultiScaleRoIAlign(["0", "1", "2", "3"], size, 2)
+    pooler = torchvision.ops.MultiScaleRoIAlign(["0", "1", "2", "3"], size, sampling_ratio)
     named = {str(level): feature for level, feature in enumerate(features)}
     gradient = torch.randn(4 * num_boxes, CHANNELS, size, size, device=device)
 
     def ours() -> None:
         pooled = cuda_ops.multilevel_roi_align(
-            features, boxes, image_size=IMAGE_SIZE, output_size=size, sampling_ratio=2
+            features, boxes, image_size=IMAGE_SIZE, output_size=size, sampling_ratio=sampling_ratio
         )
         torch.autograd.grad(pooled.flatten(0, 1), features, gradient)
 
@@ -157,7 +159,8 @@ def pool_case(num_boxes: int, size: int, memory_format: torch.memory_format, dev
         torch.autograd.grad(pooler(named, list(boxes), [IMAGE_SIZE] * 4), features, gradient)
 
     layout = "channels-last" if memory_format == torch.channels_last else "NCHW"
-    return Case(f"multilevel_roi_align, 4 × {num_boxes} at {size}×{size}, {layout}", ours, "MultiScaleRoIAlign", theirs)
+    name = f"multilevel_roi_align, 4 × {num_boxes} at {size}×{size}, {layout}{'' if sampling_ratio else ', adaptive'}"
+    return Case(name, ours, "MultiScaleRoIAlign", theirs)
 
 
 def rasterize_case(device: torch.device) -> Case:
@@ -216,6 +219,7 @@ def cases(device: torch.device) -> list[Case]:
         nms_case(8819, 5, device),
         pool_case(512, 7, torch.channels_last, device),
         pool_case(512, 7, torch.contiguous_format, device),
+        pool_case(512, 7, torch.channels_last, device, sampling_ratio=0),
         pool_case(128, 14, torch.channels_last, device),
         pool_case(128, 14, torch.contiguous_format, device),
         rasterize_case(device),
