@@ -21,7 +21,18 @@ by_stage = pytest.mark.parametrize("stage", STAGES)
 
 # Parameters that change no result, so that no stage runs again for them.
 IDLE = {
-    f"train.{name}" for name in ("apex", "deterministic", "device", "log_period", "processes", "resume", "timeout_s")
+    f"train.{name}"
+    for name in (
+        "apex",
+        "compile",
+        "cuda_graph",
+        "deterministic",
+        "device",
+        "log_period",
+        "processes",
+        "resume",
+        "timeout_s",
+    )
 } | {"data.workers", "evaluate.backend"}
 # Code that every stage uses and that changes none of its outputs.
 IDLE_CODE = {
