@@ -1,7 +1,7 @@
 # `make` lists what can be done. Everything runs in .venv, which is made from requirements.lock on first use. CUDA kernels are
 # compiled for the GPUs of this machine; FORCE_CUDA=1 compiles them without one, for TORCH_CUDA_ARCH_LIST.
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow gpu-test gpu-check sanitize lint ui bench screenshots image image-cpu lock clean
+.PHONY: help venv demo test test-slow test-family gpu-test gpu-check sanitize lint ui bench screenshots image image-cpu lock clean
 VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 5000
@@ -49,6 +49,9 @@ test: venv  ## the quick tests
 
 test-slow: venv  ## tests of minutes
 	$(BIN)/python -m pytest -m slow
+
+test-family: venv  ## each member of the network family learns four real images by heart (minutes each)
+	$(BIN)/python -m pytest -m slow tests/components/test_memorise.py
 
 gpu-test: venv  ## tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu

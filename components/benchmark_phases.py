@@ -32,6 +32,7 @@ PARTS = {
     "fpn": ("backbone.fpn",),
     "rpn": ("rpn",),
     "box head": ("roi_heads.box_head", "roi_heads.box_predictor"),
+    "res5": ("roi_heads.res5",),
     "mask head": ("roi_heads.mask_head", "roi_heads.mask_predictor"),
     "roi heads": ("roi_heads",),
     "forward": ("",),
@@ -133,8 +134,9 @@ def _timed(model: nn.Module, optimizer: torch.optim.Optimizer, watch: Stopwatch)
         return lambda *_: watch.spans.append((name, starts[name].pop(), watch.mark()))
 
     hooks: list[Any] = []
+    modules = dict(model.named_modules())
     for part, paths in PARTS.items():
-        for module in (model.get_submodule(path) for path in paths):
+        for module in (modules[path] for path in paths if path in modules):
             hooks += [module.register_forward_pre_hook(begin(part)), module.register_forward_hook(end(part))]
     hooks.append(model.register_forward_hook(begin("backward")))
     hooks.append(optimizer.register_step_pre_hook(end("backward")))
@@ -149,11 +151,13 @@ def _timed(model: nn.Module, optimizer: torch.optim.Optimizer, watch: Stopwatch)
 
 def _phases(spans: dict[str, float]) -> dict[str, float]:
     """Seconds of phases that do not overlap and make up the step."""
-    forward, heads = spans["forward"], spans["roi heads"]
-    inner = {name: spans[name] for name in ("body", "fpn", "rpn", "box head", "mask head")}
-    sampling = heads - inner["box head"] - inner["mask head"]
+    forward, heads = spans["forward"], spans.get("roi heads", 0.0)
+    inner: dict[str, float] = {
+        name: spans[name] for name in ("body", "fpn", "rpn", "res5", "box head", "mask head") if name in spans
+    }
+    sampling = heads - sum(inner.get(name, 0.0) for name in ("res5", "box head", "mask head"))
     return {
-        "normalise": forward - sum(spans[name] for name in ("body", "fpn", "rpn")) - heads,
+        "normalise": forward - sum(inner.get(name, 0.0) for name in ("body", "fpn", "rpn")) - heads,
         **inner,
         "RoIs, losses": sampling,
         "backward": spans["backward"],

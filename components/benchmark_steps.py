@@ -4,6 +4,7 @@ Times are taken with both networks in one process, stepped in turn; memory with 
 weights are synthetic (see benchmark_case.py), so neither data nor a checkpoint is needed.
 """
 
+import logging
 from itertools import product
 from typing import Any
 
@@ -14,7 +15,9 @@ from rich.table import Table
 from components.benchmark_case import NUM_CLASSES, Case, Name
 from components.benchmark_process import in_fresh_process
 from components.config import Config
+from components.torchvision_twin import has_twin
 
+_log = logging.getLogger(__name__)
 _MEMORY_STEPS = 2  # the second holds what the first left behind, gradients and momentum too
 
 
@@ -30,7 +33,11 @@ def measure(config: Config) -> dict[str, Any]:
 def plan(config: Config) -> list[Case]:
     """The cases to measure, each with all networks."""
     benchmark = config.benchmark
-    networks: tuple[Name, ...] = ("ours", "torchvision") if benchmark.torchvision else ("ours",)
+    networks: tuple[Name, ...] = ("ours",)
+    if benchmark.torchvision and has_twin(config.model):
+        networks = ("ours", "torchvision")
+    elif benchmark.torchvision:
+        _log.warning("benchmark.torchvision: torchvision has no such network, so ours is timed alone")
     return [
         case(config, mode=mode, networks=networks, dtype=dtype, batch=batch)
         for mode, dtype, batch in product(benchmark.modes, benchmark.dtypes, benchmark.batch_sizes)

@@ -7,12 +7,13 @@ be and what it got; an unknown key names the nearest known one.
 """
 
 import difflib
+import io
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError, model_validator
 from ruamel.yaml import YAML, YAMLError
 
 from model.config import DataConfig, EvaluateConfig, Fraction, ModelConfig, Section, TrainConfig
@@ -76,6 +77,9 @@ class TrackingConfig(Section):
     experiment: Annotated[str, Field(min_length=1)] = "maskrcnn"
     run_name: str = ""  # empty: the name of train.output_dir
     log_checkpoints: bool = True  # the final checkpoint as an artifact
+    system_metrics_s: NonNegativeFloat = (
+        10.0  # between samples of processor, memory, disk, network and GPUs; 0 takes none
+    )
 
 
 class RegistryConfig(Section):
@@ -188,10 +192,19 @@ def load_config(path: str | Path = "params.yaml", overrides: Iterable[str] = ())
     Raises:
         ConfigError: if the file is absent or not YAML, or a key is unknown, or a value out of range.
     """
-    tree = _read_yaml(Path(path))
+    return parse_config(_read_text(Path(path)), overrides, str(path))
+
+
+def parse_config(text: str, overrides: Iterable[str] = (), where: str = "params") -> Config:
+    """The configuration of a parameter file's text; `where` names its place in errors.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    tree = _parse_yaml(text, where)
     for override in overrides:
         _apply_override(tree, override)
-    return _validate(tree, str(path))
+    return _validate(tree, where)
 
 
 def config_from_dict(tree: dict[str, Any], where: str) -> Config:
@@ -201,10 +214,15 @@ def config_from_dict(tree: dict[str, Any], where: str) -> Config:
 
 def save_config(config: Config, path: str | Path) -> None:
     """Write every value, defaults too, as a parameter file that `load_config` reads."""
-    yaml = YAML(typ="safe", pure=True)
+    Path(path).write_text(config_text(config), encoding="utf-8")
+
+
+def config_text(config: Config) -> str:
+    """Every value, defaults too, as the text of a parameter file; the same each time for the same configuration."""
+    yaml, stream = YAML(typ="safe", pure=True), io.StringIO()
     yaml.default_flow_style = False  # what ruamel writes in flow style it cannot always read: ":'" in a mapping
-    with Path(path).open("w", encoding="utf-8") as file:
-        yaml.dump(config.model_dump(mode="json"), file)
+    yaml.dump(config.model_dump(mode="json"), stream)
+    return stream.getvalue()
 
 
 def read_flat(path: str | Path) -> dict[str, Any]:
@@ -213,20 +231,29 @@ def read_flat(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: if it is no parameter file at all.
     """
-    return _flatten(_read_yaml(Path(path)))
+    return _flatten(_parse_yaml(_read_text(Path(path)), str(path)))
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_text(path: Path) -> str:
     if not path.is_file():
         raise ConfigError(f"{path}: no such parameter file. `maskrcnn recipe shapes_demo` writes one to params.yaml.")
     try:
-        tree = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-    except (YAMLError, UnicodeDecodeError) as error:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not YAML: {error}") from error
+
+
+def _parse_yaml(text: str, where: str) -> dict[str, Any]:
+    try:
+        tree = YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        raise ConfigError(f"{where}: not YAML: {error}") from error
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: must hold sections ({', '.join(Config.model_fields)}), got a {type(tree).__name__}")
+        raise ConfigError(
+            f"{where}: must hold sections ({', '.join(Config.model_fields)}), got a {type(tree).__name__}"
+        )
     return tree
 
 

@@ -7,8 +7,9 @@ Source: TIDE (arXiv:2008.08115); IoU of 0.5 makes a hit, IoU under 0.1 is backgr
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from model.coco_backends import Task
 from model.coco_eval import load_ground_truth
 
 SURE_SCORE = 0.5  # detections below it say nothing of an image
@@ -64,17 +65,17 @@ class ErrorAnalysis:
         self._hotcoco = hotcoco
         self._ground_truth = hotcoco.COCO(load_ground_truth(ground_truth).dataset)
 
-    def error_types(self, results: Path, task: Literal["bbox", "segm"]) -> ErrorTypes:
+    def error_types(self, results: Path, task: Task) -> ErrorTypes:
         """TIDE's error types of a file of COCO results."""
         found = self._evaluated(_read(results), task).tide_errors(pos_thr=0.5, bg_thr=0.1)
         counts, delta_ap = found["counts"], found["delta_ap"]
         kinds = [ErrorKind(name, meaning, counts[key], delta_ap[key]) for key, (name, meaning) in KINDS.items()]
         return ErrorTypes(found["ap_base"], kinds)
 
-    def image_scores(self, results: Path) -> list[ImageScore]:
-        """Masks of every image that holds an object or a detection, the worst image first."""
+    def image_scores(self, results: Path, task: Task) -> list[ImageScore]:
+        """Of every image that holds an object or a detection, the worst image first."""
         sure = [result for result in _read(results) if result["score"] >= SURE_SCORE]
-        summary = self._evaluated(sure, "segm").image_diagnostics(iou_thr=0.5)["img_summary"]
+        summary = self._evaluated(sure, task).image_diagnostics(iou_thr=0.5)["img_summary"]
         scores = [
             ImageScore(image_id, counts["f1"], counts["tp"], counts["fp"], counts["fn"])
             for image_id, counts in summary.items()

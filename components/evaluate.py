@@ -1,10 +1,11 @@
-"""Score a trained model on a prepared split: COCO's box and mask AP, result files, curves and drawings.
+"""Score a trained model on a prepared split: COCO's box and mask AP, or the recall of proposals; result files, curves, drawings.
 
 Takes the last checkpoint of train.output_dir unless told otherwise, with the network and image sizes it was trained with, and
 writes into train.output_dir: evaluation.json, inference/ and plots/. Scores are fractions; null where there was nothing to find.
 """
 
 import json
+import re
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -27,29 +28,32 @@ from components.launch import relaunch
 from components.plots import draw_comparison, plot_precision_recall, spread, write_precision_recall
 from components.tracking import open_tracker
 from components.trained import Trained, load_trained, open_split
-from model.coco_backends import Backend, choose_backend
-from model.coco_eval import SCORE_NAMES, CocoEvaluation, Scores, evaluate_results, load_ground_truth
+from model.coco_backends import AnyBackend, Backend, choose_backend
+from model.coco_eval import KINDS, CocoEvaluation, evaluate_proposals, evaluate_results, load_ground_truth
 from model.config import DataConfig, EvaluateConfig
 from model.data.index import CocoIndex
 from model.data.loader import eval_loader
 from model.data.views import views_loader
 from model.distributed import from_main, gather_on_main, is_main, pick_device, process_group, rank, world_size
 from model.engine import predict
-from model.mask_rcnn import MaskRCNN
+from model.mask_rcnn import NAMES_OF_PROPOSALS, MaskRCNN
 from model.postprocess import original_boxes, to_coco_results
 from model.structures import Batch, Detections
 from model.test_time import is_plain, predict_views
 
+_NOT_IN_METRIC_NAMES = r"[^\w\-. ]"
 _MAX_CLASSES_IN_TABLE = 20
+_TITLES = {"bbox": "box", "segm": "mask", "proposals": "proposals"}
 
 
 @dataclass(frozen=True)
 class Results:
-    """What a model found in a split: COCO results of boxes and masks in the same order, and tensors an image."""
+    """What a model found in a split: COCO results of boxes (or proposals) and masks in the same order, and tensors an image."""
 
     bbox: list[dict[str, Any]]
-    segm: list[dict[str, Any]]
+    segm: list[dict[str, Any]]  # empty without a mask head
     tensors: list[dict[str, Any]]  # empty unless they were asked for
+    task: str = "mask"  # model.task
 
 
 @dataclass(frozen=True)
@@ -85,13 +89,13 @@ def _finish(
     ground_truth = load_ground_truth(index.ground_truth_path)
     evaluation = None
     if not config.evaluate.skip_eval:
-        evaluation = evaluate_results(ground_truth, results.bbox, results.segm, backend=backend)
+        evaluation = score(ground_truth, results, backend)
     write_inference(run_dir / "inference", results, evaluation)
     write_plots(run_dir / "plots", results, evaluation, index, ground_truth, config.evaluate.drawn_images)
     report = evaluation_report(evaluation, results, index, trained.name)
     report["train_data_hash"] = trained.loaded.data_hash
     write_atomically(run_dir / "evaluation.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    _track(trained, run_dir, evaluation)
+    _track(config, trained, index, evaluation)
     _print(evaluation, run_dir, trained)
     return evaluation
 
@@ -103,12 +107,18 @@ def evaluate_model(model: MaskRCNN, config: Config) -> CocoEvaluation:
     results = detect(model, index, config.data, plain, dtype=config.train.dtype)
     evaluation = None
     if results is not None:
-        evaluation = evaluate_results(
-            index.ground_truth_path, results.bbox, results.segm, backend=config.evaluate.backend
-        )
+        evaluation = score(index.ground_truth_path, results, config.evaluate.backend)
     evaluation = from_main(evaluation)
     assert evaluation is not None
     return evaluation
+
+
+def score(ground_truth: Path | COCO, results: Results, backend: AnyBackend) -> CocoEvaluation:
+    """AP of boxes and, where the model has them, of masks; of a model of proposals, their recall."""
+    if results.task == "proposals":
+        return evaluate_proposals(ground_truth, results.bbox, backend=backend)
+    segm = results.segm if results.task == "mask" else None
+    return evaluate_results(ground_truth, results.bbox, segm, backend=backend)
 
 
 def detect(
@@ -145,8 +155,10 @@ def detect(
     in_order = [
         results for row in zip_longest(*of_ranks) for results in row if results
     ]  # rank r had batches r, r + size, …
-    fields = zip(*((part.bbox, part.segm, part.tensors) for part in in_order), strict=True)
-    return Results(*(list(chain.from_iterable(parts)) for parts in fields))
+    bbox, segm, tensors = (
+        list(chain.from_iterable(getattr(part, name) for part in in_order)) for name in ("bbox", "segm", "tensors")
+    )
+    return Results(bbox, segm, tensors, model.task)
 
 
 def evaluation_report(
@@ -154,8 +166,7 @@ def evaluation_report(
 ) -> dict[str, Any]:
     """The content of evaluation.json; scores are null where they were not computed."""
     return {
-        "bbox": evaluation and evaluation.bbox,
-        "segm": evaluation and evaluation.segm,
+        **{kind: evaluation and evaluation.scores[kind] for kind in KINDS[results.task]},
         "per_class": evaluation and evaluation.per_class,
         "images": len(index),
         "detections": len(results.bbox),
@@ -166,32 +177,40 @@ def evaluation_report(
 
 
 def score_metrics(evaluation: CocoEvaluation) -> dict[str, float | None]:
-    """Scores under their MLflow names: `ap/bbox`, `ap50/segm`, `ar100/bbox`, …"""
-    tasks: dict[str, Scores] = {"bbox": evaluation.bbox, "segm": evaluation.segm}
-    return {f"{name.lower()}/{task}": scores[name] for task, scores in tasks.items() for name in SCORE_NAMES}
+    """Scores under their MLflow names: `ap/bbox`, `ap50/segm`, `ar1000/proposals`, …"""
+    return {
+        f"{name.lower()}/{kind}": value for kind, scores in evaluation.scores.items() for name, value in scores.items()
+    }
+
+
+def class_metrics(evaluation: CocoEvaluation) -> dict[str, float | None]:
+    """AP of each class under its MLflow name: `class_ap/segm/traffic light`, …; what such names cannot hold is `_`."""
+    return {
+        f"class_ap/{task}/{re.sub(_NOT_IN_METRIC_NAMES, '_', name)}": ap
+        for name, scores in evaluation.per_class.items()
+        for task, ap in scores.items()
+    }
 
 
 def write_inference(folder: Path, results: Results, evaluation: CocoEvaluation | None) -> None:
-    """bbox.json and segm.json (COCO results), predictions.pth (a dictionary of tensors an image), coco_results.pth (scores).
+    """bbox.json and segm.json, or proposals.json (COCO results), predictions.pth (a dictionary of tensors an image), coco_results.pth (scores).
 
-    coco_results.pth is not written, and an older one goes, when there was no evaluation. Both load with `weights_only=True`.
+    Of another model's files in the folder none stays. coco_results.pth is not written when there was no evaluation. Both .pth load with
+    `weights_only=True`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for task, found in (("bbox", results.bbox), ("segm", results.segm)):
-        write_atomically(folder / f"{task}.json", orjson.dumps(found).decode())  # json takes ten times as long
+    for kind in _TITLES:
+        (folder / f"{kind}.json").unlink(missing_ok=True)
+    for kind in KINDS[results.task]:
+        found = results.segm if kind == "segm" else results.bbox
+        write_atomically(folder / f"{kind}.json", orjson.dumps(found).decode())  # json takes ten times as long
     _save(results.tensors, folder / "predictions.pth")
     scores_path = folder / "coco_results.pth"
     if evaluation is None:
         scores_path.unlink(missing_ok=True)
         return
     precision = {task: torch.from_numpy(values) for task, values in evaluation.precision.items()}  # [T, R] of coco_eval
-    scores = {
-        "bbox": evaluation.bbox,
-        "segm": evaluation.segm,
-        "per_class": evaluation.per_class,
-        "precision": precision,
-    }
-    _save(scores, scores_path)
+    _save({**evaluation.scores, "per_class": evaluation.per_class, "precision": precision}, scores_path)
 
 
 def write_plots(
@@ -202,10 +221,10 @@ def write_plots(
     ground_truth: COCO,
     drawn_images: int,
 ) -> None:
-    """precision_recall.png and .csv, and predictions/<image id>.jpg for some images from all over the split."""
+    """precision_recall.png and .csv (of proposals there are none), and predictions/<image id>.jpg for some images from all over the split."""
     shutil.rmtree(folder, ignore_errors=True)  # drawings of an earlier checkpoint
     (folder / "predictions").mkdir(parents=True)
-    if evaluation is not None:
+    if evaluation is not None and evaluation.precision:
         plot_precision_recall(evaluation, folder / "precision_recall.png")
         write_precision_recall(evaluation, folder / "precision_recall.csv")
     for i in spread(len(index), drawn_images):
@@ -216,7 +235,8 @@ def write_plots(
             i,
             ground_truth,
             bbox_results=[results.bbox[k] for k in places],
-            segm_results=[results.segm[k] for k in places],
+            segm_results=[results.segm[k] for k in places] if results.segm else [],
+            class_names=NAMES_OF_PROPOSALS if results.task == "proposals" else index.class_names,
         )
         drawing.save(folder / "predictions" / f"{image_id}.jpg", quality=90)
 
@@ -244,10 +264,15 @@ def _save(content: Any, path: Path) -> None:
     partial.replace(path)
 
 
-def _track(trained: Trained, run_dir: Path, evaluation: CocoEvaluation | None) -> None:
+def _track(config: Config, trained: Trained, index: CocoIndex, evaluation: CocoEvaluation | None) -> None:
+    run_dir, data = config.train.output_dir, trained.config.data
     with open_tracker(trained.config, run_dir=run_dir, metrics_csv=False) as tracker:
+        tracker.log_dataset(
+            f"{data.source}_{config.evaluate.split}", index.data_hash, data.prepared_dir, context="evaluation"
+        )
         if evaluation is not None:
-            tracker.log_metrics(score_metrics(evaluation), trained.loaded.step)
+            scores = score_metrics(evaluation) | class_metrics(evaluation)
+            tracker.log_metrics(scores, trained.loaded.step)
         tracker.log_artifact(run_dir / "evaluation.json")
         tracker.log_artifact(run_dir / "plots", "plots")
 
@@ -257,28 +282,28 @@ def _print(evaluation: CocoEvaluation | None, run_dir: Path, trained: Trained) -
     if evaluation is not None:
         console.print(f"{trained.name} on {evaluation.num_images} images", highlight=False, soft_wrap=True)
         console.print(score_table(evaluation))
-        if len(evaluation.per_class) <= _MAX_CLASSES_IN_TABLE:
+        if 0 < len(evaluation.per_class) <= _MAX_CLASSES_IN_TABLE:
             console.print(class_table(evaluation))
     console.print(f"drawn predictions: {run_dir / 'plots' / 'predictions'}", highlight=False, soft_wrap=True)
 
 
 def score_table(evaluation: CocoEvaluation) -> Table:
-    """The twelve scores of boxes and masks."""
+    """The twelve scores of boxes and masks, or the recall of proposals."""
     table = Table()
-    for column in ("", "box", "mask"):
+    for column in ("", *(_TITLES[kind] for kind in evaluation.scores)):
         table.add_column(column, justify="right" if column else "left")
-    for name in SCORE_NAMES:
-        table.add_row(name, _score(evaluation.bbox[name]), _score(evaluation.segm[name]))
+    for name in next(iter(evaluation.scores.values())):
+        table.add_row(name, *(_score(scores[name]) for scores in evaluation.scores.values()))
     return table
 
 
 def class_table(evaluation: CocoEvaluation) -> Table:
     """AP of each class."""
     table = Table()
-    for column in ("class", "box AP", "mask AP"):
+    for column in ("class", *(f"{_TITLES[kind]} AP" for kind in evaluation.scores)):
         table.add_column(column, justify="left" if column == "class" else "right")
     for name, scores in evaluation.per_class.items():
-        table.add_row(name, _score(scores["bbox"]), _score(scores["segm"]))
+        table.add_row(name, *(_score(scores[kind]) for kind in evaluation.scores))
     return table
 
 

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -118,7 +118,7 @@ def _check_folders(config: Config) -> None:
         ("data.prepared_dir", config.data.prepared_dir, False),
         ("train.output_dir", config.train.output_dir, True),
     ):
-        mount = _mount_of(PurePosixPath(cluster.working_dir) / path.as_posix(), cluster)
+        mount = volume_of(path, cluster)
         if mount is None:
             raise ConfigError(
                 f"{key}: must lie on a volume, got {path} in {cluster.working_dir}; mount a claim there with cluster.volumes, "
@@ -128,8 +128,10 @@ def _check_folders(config: Config) -> None:
             raise ConfigError(f"{key}: must be writable, got {path} on the read-only volume {mount} of cluster.volumes")
 
 
-def _mount_of(path: PurePosixPath, cluster: ClusterConfig) -> str | None:
-    under = [volume for volume in cluster.volumes if path.is_relative_to(volume.split(":")[1])]
+def volume_of(path: Path, cluster: ClusterConfig) -> str | None:
+    """The word of `cluster.volumes` that a path lies on, in pods; None where it lies on none."""
+    place = PurePosixPath(cluster.working_dir) / path.as_posix()
+    under = [volume for volume in cluster.volumes if place.is_relative_to(volume.split(":")[1])]
     return max(under, key=lambda volume: len(volume.split(":")[1]), default=None)
 
 

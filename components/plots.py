@@ -20,31 +20,30 @@ _TITLES = {"bbox": "boxes", "segm": "masks"}
 
 
 def plot_precision_recall(evaluation: CocoEvaluation, path: Path) -> None:
-    """A PNG with a panel for boxes and one for masks, and a curve for each IoU threshold."""
-    figure = Figure(figsize=(11, 4.8), layout="constrained")
-    panels = figure.subplots(1, 2, sharex=True, sharey=True)
-    for panel, (task, title) in zip(panels, _TITLES.items(), strict=True):
+    """A PNG with a panel for boxes and, where there are masks, one for them, and a curve for each IoU threshold."""
+    figure = Figure(figsize=(0.5 + 5.25 * len(evaluation.precision), 4.8), layout="constrained")
+    panels = figure.subplots(1, len(evaluation.precision), sharex=True, sharey=True, squeeze=False)[0]
+    for panel, task in zip(panels, evaluation.precision, strict=True):
         for i, threshold in enumerate(IOU_THRESHOLDS):
             color = (0.15 + 0.08 * i, 0.25 + 0.04 * i, 0.75 - 0.06 * i)
             panel.plot(RECALL_THRESHOLDS, evaluation.precision[task][i], color=color, label=f"IoU {threshold:.2f}")
         panel.plot(RECALL_THRESHOLDS, evaluation.precision[task].mean(axis=0), "k--", label="mean")
         panel.set(
-            title=f"{title}: AP {getattr(evaluation, task)['AP'] or 0:.3f}",
+            title=f"{_TITLES[task]}: AP {evaluation.scores[task]['AP'] or 0:.3f}",
             xlabel="recall",
             xlim=(0, 1),
             ylim=(0, 1.02),
         )
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("precision, mean over classes")
-    panels[1].legend(fontsize="small", loc="upper right")
+    panels[-1].legend(fontsize="small", loc="upper right")
     figure.savefig(path, dpi=120)
 
 
 def write_precision_recall(evaluation: CocoEvaluation, path: Path) -> None:
-    """The same curves as a table for DVC: recall, and precision of boxes and masks at IoU 0.50, 0.75 and on average."""
+    """The same curves as a table for DVC: recall, and precision of boxes and masks at IoU 0.50, 0.75 and on average; none of masks without them."""
     columns: dict[str, Sequence[float]] = {"recall": RECALL_THRESHOLDS}
-    for task in _TITLES:
-        precision = evaluation.precision[task]
+    for task, precision in evaluation.precision.items():
         curves = (precision[0], precision[5], precision.mean(axis=0))
         for name, curve in zip(("50", "75", "mean"), curves, strict=True):
             columns[f"{task}_{name}"] = [round(value, 6) for value in curve.tolist()]
@@ -61,8 +60,13 @@ def draw_comparison(
     *,
     bbox_results: list[dict[str, Any]],
     segm_results: list[dict[str, Any]],
+    class_names: Sequence[str] = (),
 ) -> Image.Image:
-    """Image i of a split twice: annotated, and with its results of at least DRAWN_SCORE."""
+    """Image i of a split twice: annotated, and with its results of at least DRAWN_SCORE, perhaps with masks.
+
+    Args:
+        class_names: what results are called; the names of the split where none are given.
+    """
     pixels = read_image(index.image_path(i), apply_exif=bool(index.apply_exif[i]))
     annotations = ground_truth.imgToAnns[int(index.image_ids[i])]
     annotated = draw_detections(
@@ -74,7 +78,11 @@ def draw_comparison(
     )
     sure = [k for k, result in enumerate(bbox_results) if result["score"] >= DRAWN_SCORE]
     predicted = draw_results(
-        pixels, [bbox_results[k] for k in sure], [segm_results[k] for k in sure], index.category_ids, index.class_names
+        pixels,
+        [bbox_results[k] for k in sure],
+        [segm_results[k] for k in sure] if segm_results else [],
+        index.category_ids,
+        class_names or index.class_names,
     )
     return side_by_side([annotated, predicted], ["ground truth", f"predictions (score {DRAWN_SCORE} and above)"])
 
@@ -86,14 +94,14 @@ def draw_results(
     category_ids: Sequence[int],
     class_names: Sequence[str],
 ) -> Image.Image:
-    """COCO results of one image, box k and mask k of one detection, drawn on its [H, W, 3] uint8 pixels."""
+    """COCO results of one image, box k and, unless there are none, mask k of one detection, drawn on its [H, W, 3] uint8 pixels."""
     return draw_detections(
         pixels,
         [_xyxy(result["bbox"]) for result in bbox_results],
         labels_of(bbox_results, category_ids),
         class_names=class_names,
         scores=[result["score"] for result in bbox_results],
-        masks=[result["segmentation"] for result in segm_results],
+        masks=[result["segmentation"] for result in segm_results] or None,
     )
 
 

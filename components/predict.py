@@ -139,10 +139,9 @@ def _predict(trained: Trained, config: Config, sources: Sequence[Source], folder
     images = _read(sources, result.unreadable)
     settings = config.predict
     folder.mkdir(parents=True, exist_ok=True)
-    found = Predictor(trained.loaded).objects(
-        images, batch_size=settings.batch_size, score_threshold=settings.score_threshold
-    )
-    entries = {i: _describe(sources[i], objects, trained.loaded.class_names, folder) for i, objects in found}
+    predictor = Predictor(trained.loaded)
+    found = predictor.objects(images, batch_size=settings.batch_size, score_threshold=settings.score_threshold)
+    entries = {i: _describe(sources[i], objects, predictor.class_names, folder) for i, objects in found}
     result.images.extend(entries[i] for i in sorted(entries))
     return result
 
@@ -167,7 +166,7 @@ def _describe(source: Source, objects: list[Object], class_names: Sequence[str],
         [found["label"] for found in objects],
         class_names=class_names,
         scores=[found["score"] for found in objects],
-        masks=[found["segmentation"] for found in objects],
+        masks=[found["segmentation"] for found in objects if "segmentation" in found] or None,
     )
     drawing.save(target, quality=92)
     return {

@@ -11,6 +11,7 @@ import difflib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -56,20 +57,37 @@ def run(name: str, overrides: Sequence[str] = (), *, output: Path, force: bool =
     return RecipeResult(recipe=recipe, output=output)
 
 
-def list_recipes() -> dict[str, str]:
-    """The names of all recipes, each with the first line of its header."""
-    return {path.stem: _first_line(path) for path in sorted(RECIPES.glob("*.yaml"))}
+@dataclass(frozen=True)
+class Recipe:
+    """What the header of a recipe says."""
+
+    name: str
+    purpose: str
+    hardware: str
+    time: str  # each of time and ap: and whether measured, cited or computed
+    ap: str
+
+    def __str__(self) -> str:
+        return f"{self.name}\n  {self.purpose}\n  Hardware: {self.hardware}\n  Time:     {self.time}\n  AP:       {self.ap}"
 
 
-def _first_line(path: Path) -> str:
+def list_recipes() -> list[Recipe]:
+    """All recipes, by name."""
+    return [_read_header(path) for path in sorted(RECIPES.glob("*.yaml"))]
+
+
+def _read_header(path: Path) -> Recipe:
+    """The first line is the purpose, lines of `# Word: …` are what the word names."""
     with path.open(encoding="utf-8") as file:
-        return file.readline().removeprefix("#").strip()
+        header = [line[1:].strip() for line in takewhile(lambda line: line.startswith("#"), file)]
+    said = {word: text.strip() for word, _, text in (line.partition(":") for line in header[1:])}
+    return Recipe(path.stem, header[0], said["Hardware"], said["Time"], said["AP"])
 
 
 def _find(name: str) -> Path:
     path = RECIPES / f"{name}.yaml"
     if path.parent != RECIPES or not path.is_file():
-        known = sorted(list_recipes())
+        known = sorted(recipe.stem for recipe in RECIPES.glob("*.yaml"))
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
         raise RecipeError(f"{name!r} is not a recipe; {hint}")
@@ -109,12 +127,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to it")
     parser.add_argument("--output", type=Path, default=Path("params.yaml"), help="file to write (%(default)s)")
     parser.add_argument("--force", action="store_true", help="overwrite a file that was changed by hand")
-    parser.add_argument("--list", action="store_true", help="list the recipes")
+    parser.add_argument("--list", action="store_true", help="list the recipes, each with its hardware, time and AP")
     args = parser.parse_intermixed_args(argv)
     with user_errors():
         if args.list or not args.name:
-            for name, purpose in list_recipes().items():
-                print(f"{name:<26} {purpose}")
+            print("\n\n".join(str(recipe) for recipe in list_recipes()))
             return
         result = run(args.name, args.overrides, output=args.output, force=args.force)
         print(

@@ -23,9 +23,11 @@ from components.report_layout import Chapter, Gallery, markdown_table
 from components.report_pictures import worst_and_best
 from components.report_speed import speed
 from components.tables import update_readme
+from model.coco_backends import Task
 from model.errors import UserError
 
 TEMPLATES = Path(__file__).with_name("templates")
+TASKS: tuple[Task, ...] = ("bbox", "segm")
 _PICTURE_BUDGET_BYTES = 3_500_000  # of a page that stays under 5 MB
 _NO_ERRORS = "No kinds of error: see what is missing under Environment."
 
@@ -115,8 +117,8 @@ def _analyse(runs: Sequence[RunData], pictures: int) -> Findings:
     errors: dict[str, dict[str, ErrorTypes]] = {}
     galleries: list[Gallery] = []
     for one in runs:
-        results = {task: one.inference_path(task) for task in report_results.TASKS}
-        if one.index is None or not all(results.values()):
+        results = {task: path for task in TASKS if task in one.scores and (path := one.inference_path(task))}
+        if one.index is None or not results:
             continue
         try:
             analysis = ErrorAnalysis(one.index.ground_truth_path)
@@ -124,8 +126,9 @@ def _analyse(runs: Sequence[RunData], pictures: int) -> Findings:
             return Findings(
                 {}, [], f"No kinds of error, no pictures: hotcoco, which finds them, cannot be imported ({error})."
             )
-        errors[one.name] = {task: analysis.error_types(path, task) for task, path in results.items() if path}  # type: ignore[arg-type]
-        worst, best = worst_and_best(one, analysis, count=pictures, budget_bytes=_PICTURE_BUDGET_BYTES // len(runs))
+        errors[one.name] = {task: analysis.error_types(path, task) for task, path in results.items()}
+        budget_bytes = _PICTURE_BUDGET_BYTES // len(runs)
+        worst, best = worst_and_best(one.index, results, analysis, count=pictures, budget_bytes=budget_bytes)
         galleries += [Gallery(f"{one.name}: worst", worst), Gallery(f"{one.name}: best", best)]
     return Findings(errors, galleries)
 

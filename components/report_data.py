@@ -14,6 +14,8 @@ from components.journal import Entry
 from model.data.index import CocoIndex
 from model.errors import UserError
 
+KINDS = {"bbox": "box", "segm": "mask", "proposals": "proposals"}  # of scores, with their names in tables
+
 
 @dataclass(frozen=True)
 class RunData:
@@ -37,9 +39,14 @@ class RunData:
         """The journal's lines that are training steps, oldest first."""
         return [entry for entry in self.journal if "loss/total" in entry.metrics]
 
-    def inference_path(self, task: str) -> Path | None:
-        """The COCO results of `bbox` or `segm`, where they were kept."""
-        path = self.run_dir / "inference" / f"{task}.json"
+    @property
+    def scores(self) -> dict[str, dict[str, float | None]]:
+        """Scores by kind: of boxes and masks, of boxes, of proposals, or none at all."""
+        return {kind: self.evaluation[kind] for kind in KINDS if self.evaluation and self.evaluation.get(kind)}
+
+    def inference_path(self, kind: str) -> Path | None:
+        """The COCO results of a kind, where they were kept."""
+        path = self.run_dir / "inference" / f"{kind}.json"
         return path if path.is_file() else None
 
 
@@ -86,7 +93,7 @@ def _missing(run_dir: Path, config: dict[str, Any], evaluation: Any, benchmark: 
         found.append(f"{run_dir}/log.jsonl is not there, so there are no loss curves.")
     if evaluation is None:
         found.append(f"{run_dir}/evaluation.json is not there: `maskrcnn evaluate` writes it.")
-    elif evaluation["bbox"] is None:
+    elif not any(evaluation.get(kind) for kind in KINDS):
         found.append(f"{run_dir} was evaluated with evaluate.skip_eval, so there are no scores.")
     if benchmark is None:
         found.append(f"{run_dir}/benchmark.json is not there: `maskrcnn benchmark` writes it.")

@@ -4,15 +4,17 @@ import base64
 import io
 import json
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from components.error_analysis import SURE_SCORE, ErrorAnalysis, ImageScore, extremes
 from components.plots import draw_comparison
-from components.report_data import RunData
+from model.coco_backends import Task
 from model.coco_eval import load_ground_truth
 from model.data.index import CocoIndex
 
@@ -32,26 +34,31 @@ class Picture:
 
 
 def worst_and_best(
-    run: RunData, analysis: ErrorAnalysis, *, count: int, budget_bytes: int
+    index: CocoIndex, results: Mapping[Task, Path], analysis: ErrorAnalysis, *, count: int, budget_bytes: int
 ) -> tuple[list[Picture], list[Picture]]:
-    """At most `count` pictures of each kind; nothing where the data or the results are not here.
+    """At most `count` pictures of each kind.
 
     Args:
+        results: files of COCO results of boxes and, where the model has them, of masks in the same order; the last one ranks the images.
         budget_bytes: of all pictures together, in base64.
     """
-    bbox_path, segm_path = run.inference_path("bbox"), run.inference_path("segm")
-    index = run.index
-    if index is None or bbox_path is None or segm_path is None or not count:
-        return [], []
-    worst, best = extremes(analysis.image_scores(segm_path), count)
-    bbox, segm = (_by_image(json.loads(path.read_text(encoding="utf-8"))) for path in (bbox_path, segm_path))
+    task, path = list(results.items())[-1]
+    worst, best = extremes(analysis.image_scores(path, task), count)
     ground_truth = load_ground_truth(index.ground_truth_path)
+    of_images = {kind: _by_image(json.loads(file.read_text(encoding="utf-8"))) for kind, file in results.items()}
     places = {int(image_id): i for i, image_id in enumerate(index.image_ids)}
     share = budget_bytes // max(1, len(worst) + len(best))
 
     def picture(score: ImageScore) -> Picture:
-        i, image_id = places[score.image_id], score.image_id
-        drawing = draw_comparison(index, i, ground_truth, bbox_results=bbox[image_id], segm_results=segm[image_id])
+        i = places[score.image_id]
+        drawing = draw_comparison(
+            index,
+            i,
+            ground_truth,
+            bbox_results=of_images["bbox"][score.image_id],
+            segm_results=of_images["segm"][score.image_id] if "segm" in of_images else [],
+            class_names=index.class_names,
+        )
         return _embedded(drawing, _caption(index, i, score), share)
 
     return [picture(score) for score in worst], [picture(score) for score in best]

@@ -4,12 +4,12 @@ A run has the colour of its place among the runs everywhere. Tables have a colum
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from components.charts import Axis, Series, line_chart, positive_bounds, thinned
 from components.error_analysis import ErrorTypes
-from components.report_data import RunData
+from components.report_data import KINDS, RunData
 from components.report_layout import Cell, Chapter, Chart, Gallery, Table, number
-from model.coco_eval import SCORE_NAMES
 
 LOSSES = {
     "loss/total": "all losses together",
@@ -19,7 +19,7 @@ LOSSES = {
     "loss/box_reg": "boxes",
     "loss/mask": "masks",
 }
-TASKS = {"bbox": "box", "segm": "mask"}
+TASKS = {kind: KINDS[kind] for kind in ("bbox", "segm")}
 _NOT_EVALUATED = "No run has been evaluated: `maskrcnn evaluate` does it."
 _CURVES = {"50": "IoU 0.50", "75": "IoU 0.75", "mean": "IoU 0.50 to 0.95"}
 _SIZES = {"small": ("s", "under 32² px"), "medium": ("m", "32² to 96² px"), "large": ("l", "over 96² px")}
@@ -44,44 +44,35 @@ def losses(runs: Sequence[RunData]) -> Chapter:
 
 
 def scores(runs: Sequence[RunData]) -> Chapter:
-    """COCO's twelve scores of boxes and masks."""
-    scored = _scored(runs)
-    head = ["", *(_columns(scored) if len(scored) > 1 else TASKS.values())]
-    rows = [
-        [name, *(number(run.evaluation[task][name]) for run in scored for task in TASKS)]  # type: ignore[index]
-        for name in SCORE_NAMES
-    ]
-    notes = [
-        f"{run.name}: {run.evaluation['checkpoint']} on the {run.evaluation['images']} images of {run.split}, {run.evaluation['detections']} detections."  # type: ignore[index]
-        for run in scored
-    ]
-    ending = "Average precision (AP) and recall (AR) as COCO defines them; AP without a number is the mean over IoU 0.50 to 0.95. A dash: nothing to find."
-    return Chapter(
-        "scores", "Scores", [*notes, ending] if scored else [_NOT_EVALUATED], [Table(head, rows)] if scored else []
+    """COCO's scores of boxes and masks, or of proposals."""
+    columns = _columns(runs, KINDS)
+    if not columns:
+        return Chapter("scores", "Scores", [_NOT_EVALUATED])
+    names = dict.fromkeys(name for column in columns for name in column.scores)
+    rows = [[name, *(number(column.scores.get(name)) for column in columns)] for name in names]
+    notes = [_evaluated(run) for run in runs if run.scores]
+    ending = (
+        "Average precision (AP) and recall (AR) as COCO defines them; AP without a number is the mean over IoU 0.50 to 0.95. "
+        "A dash: nothing to find."
     )
+    return Chapter("scores", "Scores", [*notes, ending], [Table(["", *_titles(columns)], rows)])
 
 
 def classes(runs: Sequence[RunData]) -> Chapter:
-    """AP of each class as bars, in the order of the first run's mask AP."""
-    scored = _scored(runs)
-    if not scored:
+    """AP of each class as bars, in the order of the first run's last kind: masks, where there are masks."""
+    columns = [column for column in _columns(runs, TASKS) if column.per_class]
+    if not columns:
         return Chapter("classes", "Classes", [_NOT_EVALUATED])
-    per_class = {run.name: run.evaluation["per_class"] for run in scored}  # type: ignore[index]
-    names = dict.fromkeys(name for run in scored for name in per_class[run.name])
-    first = per_class[scored[0].name]
-    order = sorted(names, key=lambda name: -((first.get(name) or {}).get("segm") or 0))
-    counts = _counts(scored[0], "per_class")
+    first = [column for column in columns if column.run is columns[0].run][-1]
+    names = dict.fromkeys(name for column in columns for name in column.per_class)
+    order = sorted(names, key=lambda name: -(first.per_class.get(name) or 0))
+    counts = _counts(first.run, "per_class")
     rows = [
-        [
-            name,
-            str(counts.get(name, "–")),
-            *(_bar((per_class[run.name].get(name) or {}).get(task), slot)
-              for slot, run in _slots(runs, scored) for task in TASKS),
-        ]
+        [name, str(counts.get(name, "–")), *(_bar(column.per_class.get(name), column.slot) for column in columns)]
         for name in order
-    ]  # fmt: skip
-    table = Table(["class", "instances", *_columns(scored)], rows)
-    return Chapter("classes", "Classes", ["AP at IoU 0.50 to 0.95, best masks first."], [table])
+    ]
+    note = f"AP at IoU 0.50 to 0.95, in the order of {first.run.name}'s {TASKS[first.kind]} AP."
+    return Chapter("classes", "Classes", [note], [Table(["class", "instances", *_titles(columns, "AP")], rows)])
 
 
 def curves(runs: Sequence[RunData]) -> Chapter:
@@ -89,44 +80,45 @@ def curves(runs: Sequence[RunData]) -> Chapter:
     charts = []
     for task, label in TASKS.items():
         for column, iou in _CURVES.items():
-            title = f"{label}es, {iou}" if task == "bbox" else f"{label}s, {iou}"
+            title = f"{label}, {iou}"
             series = [
                 Series(run.name, slot, run.precision_recall["recall"], run.precision_recall[f"{task}_{column}"])
                 for slot, run in enumerate(runs)
-                if run.precision_recall
+                if f"{task}_{column}" in run.precision_recall
             ]
             if series:
                 axes = Axis("recall", 0, 1), Axis("precision", 0, 1)
                 charts.append(Chart(title, line_chart(f"Precision over recall, {title}", series, *axes)))
-    return Chapter(
-        "curves", "Precision over recall", ["Mean over classes."] if charts else [_NOT_EVALUATED], charts=charts
-    )
+    note = "Mean over classes." if charts else _NOT_EVALUATED
+    return Chapter("curves", "Precision over recall", [note], charts=charts)
 
 
 def sizes(runs: Sequence[RunData]) -> Chapter:
     """AP and AR of small, medium and large objects."""
-    scored = _scored(runs)
-    if not scored:
+    columns = _columns(runs, TASKS)
+    if not columns:
         return Chapter("sizes", "Sizes", [_NOT_EVALUATED])
-    counts = _counts(scored[0], "per_size")
-    rows = []
-    for size, (letter, meaning) in _SIZES.items():
-        for kind in ("AP", "AR"):
-            values = [
-                _bar(run.evaluation[task][kind + letter], slot)  # type: ignore[index]
-                for slot, run in _slots(runs, scored)
-                for task in TASKS
-            ]
-            rows.append([f"{size}, {meaning}: {kind}", str(counts.get(size, "–")), *values])
+    counts = _counts(columns[0].run, "per_size")
+    rows = [
+        [
+            f"{size}, {meaning}: {score}",
+            str(counts.get(size, "–")),
+            *(_bar(column.scores[score + letter], column.slot) for column in columns),
+        ]
+        for size, (letter, meaning) in _SIZES.items()
+        for score in ("AP", "AR")
+    ]
     note = "COCO sorts objects by the area of their masks; the counts are by the area of their boxes, as `prepare` reports them."
-    return Chapter("sizes", "Sizes", [note], [Table(["size", "instances", *_columns(scored)], rows)])
+    return Chapter("sizes", "Sizes", [note], [Table(["size", "instances", *_titles(columns)], rows)])
 
 
 def errors(runs: Sequence[RunData], found: dict[str, dict[str, ErrorTypes]], why_not: str = "") -> Chapter:
     """TIDE's kinds of error by run name and task; a table for each task."""
     tables = []
     for task, label in TASKS.items():
-        of_runs = [(slot, run.name, found[run.name][task]) for slot, run in enumerate(runs) if run.name in found]
+        of_runs = [
+            (slot, run.name, found[run.name][task]) for slot, run in enumerate(runs) if task in found.get(run.name, {})
+        ]
         if not of_runs:
             continue
         worst = max(kind.delta_ap for _, _, types in of_runs for kind in types.kinds) or 1.0
@@ -150,9 +142,7 @@ def errors(runs: Sequence[RunData], found: dict[str, dict[str, ErrorTypes]], why
 def pictures(galleries: Sequence[Gallery]) -> Chapter:
     """The worst and the best images of each run."""
     shown = [gallery for gallery in galleries if gallery.pictures]
-    note = (
-        "Ground truth left, predictions of score 0.5 and above right; images ordered by F1 of their masks at IoU 0.5."
-    )
+    note = "Ground truth left, predictions of score 0.5 and above right; images ordered by F1 at IoU 0.5, of masks where there are masks."
     return Chapter(
         "pictures", "Worst and best images", [note] if shown else ["No pictures: see what is missing."], galleries=shown
     )
@@ -164,18 +154,40 @@ def _loss(run: RunData, slot: int, name: str) -> Series:
     return Series(run.name, slot, x, y)
 
 
-def _scored(runs: Iterable[RunData]) -> list[RunData]:
-    return [run for run in runs if run.evaluation is not None and run.evaluation["bbox"] is not None]
+@dataclass(frozen=True)
+class _Column:
+    """Scores of one kind of one run."""
+
+    slot: int
+    run: RunData
+    kind: str
+
+    @property
+    def scores(self) -> dict[str, float | None]:
+        return self.run.scores[self.kind]
+
+    @property
+    def per_class(self) -> dict[str, float | None]:
+        assert self.run.evaluation is not None
+        return {name: of_class[self.kind] for name, of_class in (self.run.evaluation["per_class"] or {}).items()}
 
 
-def _slots(runs: Sequence[RunData], chosen: Sequence[RunData]) -> list[tuple[int, RunData]]:
-    return [(slot, run) for slot, run in enumerate(runs) if run in chosen]
+def _columns(runs: Sequence[RunData], kinds: Iterable[str]) -> list[_Column]:
+    asked = set(kinds)
+    return [_Column(slot, run, kind) for slot, run in enumerate(runs) for kind in run.scores if kind in asked]
 
 
-def _columns(runs: Sequence[RunData]) -> list[str]:
-    if len(runs) == 1:
-        return [f"{label} AP" for label in TASKS.values()]
-    return [f"{run.name}: {label}" for run in runs for label in TASKS.values()]
+def _titles(columns: Sequence[_Column], what: str = "") -> list[str]:
+    """The run is named where there are several."""
+    is_one = all(column.run is columns[0].run for column in columns)
+    return [f"{'' if is_one else column.run.name + ': '}{KINDS[column.kind]} {what}".strip() for column in columns]
+
+
+def _evaluated(run: RunData) -> str:
+    found = run.evaluation
+    assert found is not None
+    what = f"{found['checkpoint']} on the {found['images']} images of {run.split}, {found['detections']} detections"
+    return f"{run.name}: {what}."
 
 
 def _counts(run: RunData, kind: str) -> dict[str, int]:

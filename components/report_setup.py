@@ -8,12 +8,18 @@ from typing import Any
 
 from components.config import read_flat
 from components.recipe import RECIPES
-from components.report_data import RunData
+from components.report_data import KINDS, RunData
 from components.report_layout import Chapter, Table, duration, number
 from components.report_speed import training_time_s
 from components.results import deciding, differences
 
 _SHOWN_CLASSES = 100
+_PLACES = (
+    "data.raw_dir",
+    "data.prepared_dir",
+    "train.output_dir",
+)  # no part of what decides a result, but needed to make it again
+_HEADLINES = (("bbox", "AP"), ("segm", "AP"), ("bbox", "AP50"), ("segm", "AP50"), ("proposals", "AR1000"))
 
 
 @dataclass(frozen=True)
@@ -26,13 +32,13 @@ class Nearest:
 
 def question(runs: Sequence[RunData], asked: str) -> Chapter:
     """What the report is to answer, and the answer in one table."""
-    head = ["run", "box AP", "mask AP", "box AP50", "mask AP50", "steps", "time in steps"]
+    shown = [(kind, name) for kind, name in _HEADLINES if any(run.scores.get(kind) for run in runs)]
+    head = ["run", *(f"{KINDS[kind]} {name}" for kind, name in shown), "steps", "time in steps"]
     rows = []
     for run in runs:
-        scores = run.evaluation or {}
-        found = [(scores.get(task) or {}).get(name) for name in ("AP", "AP50") for task in ("bbox", "segm")]
+        found = [number(run.scores.get(kind, {}).get(name)) for kind, name in shown]
         steps = str(run.training[-1].step) if run.training else "–"
-        rows.append([run.name, *map(number, found), steps, duration(training_time_s(run))])
+        rows.append([run.name, *found, steps, duration(training_time_s(run))])
     return Chapter("question", "Question", [asked or _question(runs)], [Table(head, rows)])
 
 
@@ -109,8 +115,11 @@ def reproduce(runs: Sequence[RunData], nearest: Mapping[str, Nearest]) -> Chapte
         commit = commit_of(run)
         if commit:
             commands.append(f"git checkout {commit.removesuffix('-dirty')}")
-        changes = {key: ours for key, (_, ours) in near.changes.items()}
-        changes["train.output_dir"] = run.config.get("train.output_dir")
+        recipe, changes = (
+            read_flat(RECIPES / f"{near.recipe}.yaml"),
+            {key: ours for key, (_, ours) in near.changes.items()},
+        )
+        changes |= {key: run.config[key] for key in _PLACES if run.config.get(key) not in (None, recipe[key])}
         overrides = [shlex.quote(f"{key}={_yaml(value)}") for key, value in changes.items()]
         commands += [" ".join(["maskrcnn recipe", near.recipe, *overrides]), "dvc repro"]
     commands.append(" ".join(["maskrcnn report", *(shlex.quote(str(run.run_dir)) for run in runs)]))

@@ -1,4 +1,4 @@
-"""torchvision's Mask R-CNN of our configuration, to be measured beside ours: the same layers, names and weights, the same numbers
+"""torchvision's Mask R-CNN, or Faster R-CNN, of our configuration, to be measured beside ours: the same layers, names and weights, the same numbers
 of proposals, samples and detections. Its resizing is off, and so is the pasting of masks: both networks end with 28 × 28 masks."""
 
 from functools import partial
@@ -8,10 +8,10 @@ import pycocotools.mask as coco_mask
 import torch
 import torchvision
 from torch import Tensor, nn
-from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
@@ -38,24 +38,52 @@ class _NormalizeOnly(GeneralizedRCNNTransform):
         return result
 
 
-def torchvision_twin(model: ModelConfig, num_classes: int) -> MaskRCNN:
+def has_twin(model: ModelConfig) -> bool:
+    """Whether torchvision can build this network: with a pyramid, strides in the 3×3, and RGB. Its anchors and RoIAlign are its own."""
+    is_torchvisions = model.features == "fpn" and not model.stride_in_1x1 and model.pixel_order == "rgb"
+    return is_torchvisions and model.task != "proposals" and not model.class_agnostic_boxes
+
+
+def torchvision_twin(model: ModelConfig, num_classes: int) -> FasterRCNN:
     """torchvision's network, to be filled by `load_state_dict(ours.state_dict())`. Background is not among `num_classes`."""
-    channels, mask_channels, classes = model.fpn_channels, model.mask_head_channels, num_classes + 1
-    grouped = _NORMS["group_norm"] if model.norm == "group_norm" else None
+    assert has_twin(model)
+    classes = num_classes + 1
     ratios = (tuple(model.aspect_ratios),) * len(model.anchor_sizes_px)
-    network = MaskRCNN(
+    network = (MaskRCNN if model.task == "mask" else FasterRCNN)(
         _backbone(model),
         rpn_anchor_generator=AnchorGenerator(tuple((size,) for size in model.anchor_sizes_px), ratios),
-        box_roi_pool=MultiScaleRoIAlign(_LEVELS, model.box_pool_size, model.pool_sampling_ratio),
-        box_head=TwoMLPHead(channels * model.box_pool_size**2, model.box_head_channels),
+        box_roi_pool=MultiScaleRoIAlign(_LEVELS, model.box_pool_size, model.sampling_ratio),
+        box_head=_box_head(model),
         box_predictor=FastRCNNPredictor(model.box_head_channels, classes),
-        mask_roi_pool=MultiScaleRoIAlign(_LEVELS, model.mask_pool_size, model.pool_sampling_ratio),
-        mask_head=MaskRCNNHeads(channels, [mask_channels] * model.mask_head_convs, 1, norm_layer=grouped),
-        mask_predictor=MaskRCNNPredictor(mask_channels, mask_channels, classes),
+        **(_mask_head(model, classes) if model.task == "mask" else {}),
         **_numbers(model),
     )
-    network.transform = _NormalizeOnly(1, 1, network.transform.image_mean, network.transform.image_std)
+    mean, std = ([value / 255 for value in values] for values in (model.pixel_mean, model.pixel_std))
+    network.transform = _NormalizeOnly(1, 1, mean, std)
     return network
+
+
+def _box_head(model: ModelConfig) -> nn.Module:
+    if model.box_head == "mlp":
+        return TwoMLPHead(model.fpn_channels * model.box_pool_size**2, model.box_head_channels)
+    size = (model.fpn_channels, model.box_pool_size, model.box_pool_size)
+    convs = [model.box_head_conv_channels] * model.box_head_convs
+    return FastRCNNConvFCHead(size, convs, [model.box_head_channels], norm_layer=_grouped(model))
+
+
+def _mask_head(model: ModelConfig, classes: int) -> dict[str, nn.Module]:
+    widths = [model.mask_head_channels] * model.mask_head_convs
+    last = [model.fpn_channels, *widths][-1]
+    return {
+        "mask_roi_pool": MultiScaleRoIAlign(_LEVELS, model.mask_pool_size, model.sampling_ratio),
+        "mask_head": MaskRCNNHeads(model.fpn_channels, widths, 1, norm_layer=_grouped(model)),
+        "mask_predictor": MaskRCNNPredictor(last, model.mask_head_channels, classes),
+    }
+
+
+def _grouped(model: ModelConfig) -> Any:
+    """The norm of pyramid and heads."""
+    return _NORMS["group_norm"] if model.norm == "group_norm" else None
 
 
 def torchvision_images(batch: Batch) -> list[Tensor]:
@@ -95,7 +123,7 @@ def _backbone(model: ModelConfig) -> BackboneWithFPN:
         return_layers={f"layer{k + 1}": level for k, level in enumerate(_LEVELS)},
         in_channels_list=widths,
         out_channels=model.fpn_channels,
-        norm_layer=_NORMS["group_norm"] if model.norm == "group_norm" else None,
+        norm_layer=_grouped(model),
     )
 
 

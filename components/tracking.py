@@ -4,8 +4,9 @@
         tracker.log_metrics({"loss/mask": 0.7}, step=20)
 
 One MLflow run a trained model: its id lies in `<run>/mlflow_run.json`, and every stage that opens a tracker on the same folder logs
-into it. `log.jsonl` is the truth; what MLflow has not yet received is sent with the next success, at the end, or by the
-next stage, so an unreachable server costs one warning and no number. `MLFLOW_TRACKING_URI` and `MLFLOW_RUN_ID` go first.
+into it. `log.jsonl` is the truth; a thread sends it, so no step waits for a server, and what MLflow has not yet received is sent as soon as it
+is back, at the end, or by the next stage: an outage costs one warning and no number, and the run's tag `tracking.outages` counts it.
+`MLFLOW_TRACKING_URI` and `MLFLOW_RUN_ID` go first.
 A run whose folder lies in the folder of another is its child, as the seeds of a stability study are.
 """
 
@@ -19,6 +20,7 @@ from components.config import Config
 from components.environment import run_tags
 from components.journal import Journal
 from components.outbox import Outbox, RunFile
+from components.tracking_monitor import SystemMonitor
 from components.tracking_server import MlflowServer, TrackingError, tracking_uri
 
 _RUN_FILE = "mlflow_run.json"
@@ -37,8 +39,8 @@ class Tracker(Protocol):
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """Copy a file, or the content of a folder, into the run's artifacts."""
 
-    def log_dataset(self, name: str, digest: str, path: Path) -> None:
-        """The identity of the data that was learned from."""
+    def log_dataset(self, name: str, digest: str, path: Path, *, context: str = "training") -> None:
+        """The identity of data; `context` says what it was for, `training` or `evaluation`."""
 
     def rewind(self, step: int) -> None:
         """Forget what the journal holds after a step, because training starts again from there."""
@@ -85,6 +87,22 @@ def open_tracker(
             tracker.finish(status)
 
 
+def end_run(config: Config, *, run_dir: Path, status: str) -> str:
+    """Say how the run of a folder ended, for stages that could not: they were killed, say, or it is others that failed.
+
+    Args:
+        status: FINISHED, FAILED or KILLED.
+
+    Returns:
+        The run's id; empty where no run was begun, or tracking is off.
+    """
+    path = run_dir / _RUN_FILE
+    if not config.tracking.enabled or not RunFile.read(path).run_id:
+        return ""
+    _open_outbox(config, Journal(run_dir / "log.jsonl"), {}).finish(status)
+    return RunFile.read(path).run_id
+
+
 def delivered_run(run_dir: Path) -> str:
     """The id of a folder's MLflow run, which has received everything that the folder's stages had to tell.
 
@@ -111,14 +129,17 @@ def _open_outbox(config: Config, journal: Journal, tags: Mapping[str, str]) -> "
     tracking, run_dir = config.tracking, journal.path.parent
     run_name = tracking.run_name or run_dir.resolve().name
     server = MlflowServer(tracking_uri(tracking), tracking.experiment, run_name)
-    outbox = Outbox(journal, run_dir / _RUN_FILE, server, experiment=tracking.experiment)
+    system = Journal(run_dir / "system.jsonl")
+    outbox = Outbox(journal, system, run_dir / _RUN_FILE, server, experiment=tracking.experiment)
     parent = RunFile.read(run_dir.parent / _RUN_FILE)
     if parent.run_id and (parent.uri, parent.experiment) == (server.uri, tracking.experiment):
         outbox.belong_to(parent.run_id)
-    outbox.post("tags", tags=dict(tags))
+    outbox.post("origin", tags=dict(tags))
     params = {**config.flat(), "tracking.uri": server.uri}  # without the password it may hold
     outbox.post("params", params={name: str(value) for name, value in params.items()})
-    return MlflowTracker(outbox)
+    outbox.open()
+    monitor = SystemMonitor(outbox.log_system, tracking.system_metrics_s, first_step=len(system.read()))
+    return MlflowTracker(outbox, monitor)
 
 
 class NullTracker:
@@ -130,7 +151,7 @@ class NullTracker:
 
     def log_artifact(self, path: Path, folder: str = "") -> None: ...
 
-    def log_dataset(self, name: str, digest: str, path: Path) -> None: ...
+    def log_dataset(self, name: str, digest: str, path: Path, *, context: str = "training") -> None: ...
 
     def rewind(self, step: int) -> None: ...
 
@@ -151,8 +172,10 @@ class JournalTracker(NullTracker):
 class MlflowTracker:
     """Keeps everything locally, then hands it to MLflow."""
 
-    def __init__(self, outbox: Outbox) -> None:
+    def __init__(self, outbox: Outbox, monitor: SystemMonitor) -> None:
         self._outbox = outbox
+        self._monitor = monitor
+        monitor.start()
 
     def log_metrics(self, metrics: Mapping[str, float | None], step: int) -> None:
         self._outbox.log(step, metrics)
@@ -163,8 +186,8 @@ class MlflowTracker:
     def log_artifact(self, path: Path, folder: str = "") -> None:
         self._outbox.post("artifact", path=str(path.resolve()), folder=folder)
 
-    def log_dataset(self, name: str, digest: str, path: Path) -> None:
-        self._outbox.post("dataset", name=name, digest=digest, path=str(path))
+    def log_dataset(self, name: str, digest: str, path: Path, *, context: str = "training") -> None:
+        self._outbox.post("dataset", name=name, digest=digest, path=str(path), context=context)
 
     def rewind(self, step: int) -> None:
         """MLflow cannot delete points: where it had received later steps, it will show both values of them."""
@@ -172,7 +195,6 @@ class MlflowTracker:
 
     def finish(self, status: str) -> None:
         """Send what waits and end the run as FINISHED, FAILED or KILLED."""
-        self._outbox.post("status", status=status)
-        self._outbox.flush(urgent=True)
-        if not self._outbox.is_empty:
+        self._monitor.stop()
+        if not self._outbox.close("status", status=status):
             _log.warning("MLflow has not received everything of this run; the next stage sends the rest")

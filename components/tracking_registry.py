@@ -163,7 +163,7 @@ def _signature(predict: PredictConfig) -> "ModelSignature":
             Property("class", DataType.string),
             Property("score", DataType.double),
             Property("bbox", Array(DataType.double)),
-            Property("segmentation", rle),
+            Property("segmentation", rle, required=False),
         ]
     )
     return ModelSignature(

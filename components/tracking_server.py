@@ -3,10 +3,13 @@
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+
+from filelock import FileLock
 
 from components.config import TrackingConfig
 from components.journal import Entry
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+_SQLITE = "sqlite:///"
 _METRICS_A_CALL = 1000  # MLflow's limits on log_batch
 _PARAMS_A_CALL = 100
 
@@ -36,7 +40,11 @@ class MlflowServer:
         self._run_id: str
 
     def connect(self, run_id: str) -> str:
-        self._client = make_client(self._full_uri)
+        with _alone_at(self._full_uri), _allowed(self.uri):
+            self._client = make_client(self._full_uri)
+            return self._begin(run_id)
+
+    def _begin(self, run_id: str) -> str:
         forced = os.environ.get("MLFLOW_RUN_ID", "")
         run = self._find_run(forced or run_id)
         if forced and run is None:
@@ -57,6 +65,7 @@ class MlflowServer:
         senders: dict[str, Callable[..., None]] = {
             "params": self._send_params,
             "tags": self._send_tags,
+            "origin": self._send_origin,
             "parent": self._send_parent,
             "artifact": self._send_artifact,
             "dataset": self._send_dataset,
@@ -91,7 +100,14 @@ class MlflowServer:
     def _send_tags(self, tags: dict[str, str]) -> None:
         from mlflow.entities import RunTag
 
-        self._client.log_batch(self._run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+        if tags:
+            self._client.log_batch(self._run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+
+    def _send_origin(self, tags: dict[str, str]) -> None:
+        """Where the run was made; where a later stage ran elsewhere, or with other code, is beside that."""
+        known = self._client.get_run(self._run_id).data.tags
+        changed = {f"changed/{name}": value for name, value in tags.items() if known.get(name, value) != value}
+        self._send_tags({name: value for name, value in tags.items() if name not in known} | changed)
 
     def _send_parent(self, run_id: str) -> None:
         self._send_tags({"mlflow.parentRunId": run_id})
@@ -100,12 +116,12 @@ class MlflowServer:
         send = self._client.log_artifacts if Path(path).is_dir() else self._client.log_artifact
         send(self._run_id, path, folder or None)
 
-    def _send_dataset(self, name: str, digest: str, path: str) -> None:
+    def _send_dataset(self, name: str, digest: str, path: str, context: str = "training") -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         # MLflow takes 36 characters of a digest; the whole one is in the tags.
         dataset = Dataset(name, digest[:36], source_type="local", source=json.dumps({"uri": path}))
-        self._client.log_inputs(self._run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+        self._client.log_inputs(self._run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
         self._send_tags({f"data_hash/{name}": digest})
 
     def _send_status(self, status: str) -> None:
@@ -122,16 +138,53 @@ class MlflowServer:
             raise
         return run if run.info.lifecycle_stage == "active" else None
 
+    def _make_experiment(self) -> str:
+        from mlflow.exceptions import MlflowException
+
+        place = _artifacts_beside(self._full_uri)
+        try:
+            return self._client.create_experiment(self._experiment, artifact_location=place)
+        except MlflowException as error:
+            made = self._client.get_experiment_by_name(self._experiment)
+            if error.error_code != "RESOURCE_ALREADY_EXISTS" or made is None:  # else another process was faster
+                raise
+            return made.experiment_id
+
     def _experiment_id(self) -> str:
         experiment = self._client.get_experiment_by_name(self._experiment)
         if experiment is None:
-            return self._client.create_experiment(self._experiment, artifact_location=_artifacts_beside(self._full_uri))
+            return self._make_experiment()
         if experiment.lifecycle_stage != "active":
             raise TrackingError(
                 f"tracking.experiment: {self._experiment!r} was deleted at {self.uri}; name another, or restore it: "
                 f"mlflow experiments restore -x {experiment.experiment_id}"
             )
         return experiment.experiment_id
+
+
+@contextmanager
+def _allowed(uri: str) -> Iterator[None]:
+    """Raises TrackingError where MLflow does not let this user in."""
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "error_code", "") not in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+            raise
+        raise TrackingError(
+            f"MLflow at {uri} must let this user in, but does not; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        ) from error
+
+
+@contextmanager
+def _alone_at(uri: str) -> Iterator[None]:
+    """Within it, no other process makes or alters the tables of a local database, which its first user does."""
+    if not uri.startswith(_SQLITE):
+        yield
+        return
+    path = Path(uri.removeprefix(_SQLITE))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(path.name + ".lock")):
+        yield
 
 
 def tracking_uri(tracking: TrackingConfig) -> str:
@@ -163,7 +216,7 @@ def make_client(uri: str) -> "MlflowClient":
 
 def _artifacts_beside(uri: str) -> str | None:
     """A local database keeps artifacts in `mlartifacts` beside itself; a server knows its own place."""
-    path = uri.removeprefix("sqlite:///")
+    path = uri.removeprefix(_SQLITE)
     return None if path == uri else (Path(path).resolve().parent / "mlartifacts").as_uri()
 
 

@@ -19,6 +19,7 @@ from components.tracking import Tracker
 from components.training_log import TrainingLog, peak_memory_mib
 from model.average import WeightAverage
 from model.checkpoint import last_checkpoint, mark_best, read_checkpoint, save_checkpoint
+from model.coco_eval import Kind
 from model.compilation import compile_parts
 from model.data.index import CocoIndex
 from model.data.loader import batches_per_epoch, train_loader
@@ -248,18 +249,21 @@ class Training:
         self.console.print(self.log.line(window[-1].number, window[-1].learning_rate), highlight=False, soft_wrap=True)
 
     def _evaluate(self, tracker: Tracker) -> bool:
-        """Score the present weights: True when they are the best so far by mask AP."""
+        """Score the present weights: True when they are the best so far, see CocoEvaluation.main_score."""
         from components.evaluate import evaluate_model
 
         evaluate = self.config.evaluate
         with nullcontext() if self.average is None else self.average.applied():
             evaluation = evaluate_model(self.model, self.config)
-        bbox, segm = evaluation.bbox["AP"] or 0.0, evaluation.segm["AP"] or 0.0
-        tracker.log_metrics({"epoch/ap_bbox": bbox, "epoch/ap_segm": segm}, self.step)
-        self.console.print(f"step {self.step}: box AP {bbox:.4f}, mask AP {segm:.4f}", highlight=False)
-        has_target = evaluate.min_bbox_ap > 0 or evaluate.min_segm_ap > 0
-        self.reached_target = has_target and bbox >= evaluate.min_bbox_ap and segm >= evaluate.min_segm_ap
-        is_best, self.best_ap = segm > self.best_ap, max(segm, self.best_ap)
+        names = {"bbox": "AP", "segm": "AP", "proposals": "AR1000"}
+        found = {kind: scores[names[kind]] or 0.0 for kind, scores in evaluation.scores.items()}
+        tracker.log_metrics({f"epoch/{names[k].lower()}_{k}": value for k, value in found.items()}, self.step)
+        told = ", ".join(f"{kind} {names[kind]} {value:.4f}" for kind, value in found.items())
+        self.console.print(f"step {self.step}: {told}", highlight=False)
+        targets: dict[Kind, float] = {"bbox": evaluate.min_bbox_ap, "segm": evaluate.min_segm_ap}
+        targets = {kind: least for kind, least in targets.items() if kind in found}
+        self.reached_target = any(targets.values()) and all(found[kind] >= least for kind, least in targets.items())
+        is_best, self.best_ap = evaluation.main_score > self.best_ap, max(evaluation.main_score, self.best_ap)
         return is_best
 
 

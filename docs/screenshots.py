@@ -175,26 +175,56 @@ def shoot_mlflow(browser: Browser, store: str, experiment: str, folder: Path) ->
         runs = ask(f"{api}/runs/search", {"experiment_ids": [experiment_id], "max_results": 20}).get("runs", [])
         evaluated = [run["info"]["run_id"] for run in runs if has_scores(run)]
         if len(evaluated) < 2:
-            sys.exit(
-                f"error: {store}: experiment {experiment} must hold two evaluated runs, got {len(evaluated)}; train another"
-            )
-        page = browser.new_context(viewport=VIEWPORT).new_page()
-        run_page = f"{url}/#/experiments/{experiment_id}/runs/{evaluated[0]}"
-        pair = quote(json.dumps(evaluated[:2]))
-        for name, address, awaited in (
-            ("mlflow_runs", f"{url}/#/experiments/{experiment_id}/runs", "text=Run Name"),
-            (
-                "mlflow_compare",
-                f"{url}/#/compare-runs?runs={pair}&experiments={quote(json.dumps([experiment_id]))}",
-                "text=Comparing",
-            ),
-            ("mlflow_losses", f"{run_page}/model-metrics", ".js-plotly-plot"),
-            ("mlflow_artifact", f"{run_page}/artifacts/plots/precision_recall.png", "img"),
+            sys.exit(f"error: {store}: {experiment} must hold two evaluated runs, got {len(evaluated)}; train another")
+        page = mlflow_page(browser, experiment_id)
+        table = f"{url}/#/experiments/{experiment_id}/runs"
+        run_page = f"{table}/{evaluated[-1]}"
+        pair = f"runs={quote(json.dumps(evaluated[-2:]))}&experiments={quote(json.dumps([experiment_id]))}"
+        for name, address, awaited, search in (
+            ("mlflow_runs", table, "text=Run Name", ""),
+            ("mlflow_compare", f"{table}?compareRunsMode=CHART", ".js-plotly-plot", "loss/"),
+            ("mlflow_parameters", f"{url}/#/compare-runs?{pair}", "text=Comparing", ""),
+            ("mlflow_losses", f"{run_page}/model-metrics", ".js-plotly-plot", "loss/"),
+            ("mlflow_artifact", f"{run_page}/artifacts/{drawing_of(url, evaluated[-1])}", "img", ""),
         ):
             page.goto(address, wait_until="domcontentloaded")
             page.wait_for_selector(awaited, timeout=90_000)
+            if search:
+                page.get_by_placeholder("Search metric charts").fill(search)
             page.wait_for_timeout(6_000)  # the UI draws in several passes, and says nowhere that it has done
+            if name == "mlflow_parameters":
+                page.get_by_text("Show diff only").first.click()
+                page.wait_for_timeout(1_000)
             save(page, folder / f"{name}.png")
+
+
+def mlflow_page(browser: Browser, experiment_id: str) -> Page:
+    """A window whose UI is set for training: no assistant, and columns that tell runs apart. Versions that know no such key pass over it."""
+    columns = ["metrics.`ap/bbox`", "metrics.`ap/segm`", "params.`model.backbone`", "params.`train.dtype`"]
+    stored = {
+        "mlflow.assistant.panelOpen_v1": "false",
+        "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true",
+        "mlflow.workflowType_v1": json.dumps("machine_learning"),
+        f'MLflowLocalStorage-1.1-ExperimentPage-["{experiment_id}"]-ReactComponentState': json.dumps(
+            {"selectedColumns": columns}
+        ),
+    }
+    context = browser.new_context(viewport=VIEWPORT)
+    entries = json.dumps(list(stored.items()))
+    context.add_init_script(
+        f"for (const [key, value] of {entries}) if (!localStorage.getItem(key)) localStorage.setItem(key, value);"
+    )
+    return context.new_page()
+
+
+def drawing_of(url: str, run_id: str) -> str:
+    """The path of a run's first drawn prediction among its artifacts."""
+    query = f"run_id={run_id}&path={quote('plots/predictions')}"
+    with urllib.request.urlopen(f"{url}/api/2.0/mlflow/artifacts/list?{query}", timeout=30) as answer:
+        files = json.load(answer).get("files", [])
+    if not files:
+        sys.exit(f"error: run {run_id} must hold drawings (evaluate.drawn_images > 0), got none")
+    return files[0]["path"]
 
 
 def has_scores(run: dict[str, Any]) -> bool:

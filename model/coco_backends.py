@@ -1,7 +1,7 @@
 """The two evaluators behind `evaluate.backend`: pycocotools, which defines the numbers, and hotcoco, which computes the same ones faster.
 
 Shapes: T IoU thresholds, R recall thresholds, K classes by category id, A area ranges (all, small, medium, large), M limits of
-detections an image and class (1, 10, 100). tests/model/test_coco_backends.py holds the two to equality, bit for bit.
+detections an image and class (1, 10, 100; of proposals an image 100, 1000). tests/model/test_coco_backends.py holds the two to equality, bit for bit.
 """
 
 import contextlib
@@ -24,6 +24,8 @@ AnyBackend = Literal["auto", "hotcoco", "pycocotools"]  # evaluate.backend
 Result = dict[str, Any]
 Task = Literal["bbox", "segm"]
 
+PROPOSAL_LIMITS = (100, 1000)
+
 _log = logging.getLogger(__name__)
 
 
@@ -44,6 +46,9 @@ class Evaluator(Protocol):
     def score(self, loaded: Any, task: Task) -> Curves:
         """Match what `load` gave with the ground truth."""
 
+    def score_proposals(self, loaded: Any) -> Curves:
+        """The same for boxes that may be of any class, PROPOSAL_LIMITS of an image: K is 1."""
+
 
 class PycocotoolsEvaluator:
     """The reference evaluator, in Python and C on one core."""
@@ -61,8 +66,16 @@ class PycocotoolsEvaluator:
 
     def score(self, loaded: COCO, task: Task) -> Curves:
         """See Evaluator."""
+        return self._curves(COCOeval(self._ground_truth, loaded, task))
+
+    def score_proposals(self, loaded: COCO) -> Curves:
+        """See Evaluator."""
+        evaluator = COCOeval(self._ground_truth, loaded, "bbox")
+        evaluator.params.useCats, evaluator.params.maxDets = 0, list(PROPOSAL_LIMITS)
+        return self._curves(evaluator)
+
+    def _curves(self, evaluator: COCOeval) -> Curves:
         with _silence():
-            evaluator = COCOeval(self._ground_truth, loaded, task)
             evaluator.evaluate()
             evaluator.accumulate()
         return Curves(evaluator.eval["precision"], evaluator.eval["recall"])
@@ -81,7 +94,15 @@ class HotcocoEvaluator:
 
     def score(self, loaded: Any, task: Task) -> Curves:
         """See Evaluator."""
-        evaluator = self._hotcoco.COCOeval(self._ground_truth, loaded, task)
+        return self._curves(self._hotcoco.COCOeval(self._ground_truth, loaded, task))
+
+    def score_proposals(self, loaded: Any) -> Curves:
+        """See Evaluator."""
+        evaluator = self._hotcoco.COCOeval(self._ground_truth, loaded, "bbox")
+        evaluator.params.use_cats, evaluator.params.max_dets = False, list(PROPOSAL_LIMITS)
+        return self._curves(evaluator)
+
+    def _curves(self, evaluator: Any) -> Curves:
         evaluator.evaluate()
         evaluator.accumulate()
         found = evaluator.eval  # a copy at each access

@@ -9,7 +9,14 @@ import torch
 from model.errors import UserError
 from model.mask_rcnn import MaskRCNN
 
-DENSE_PARTS = ("backbone", "rpn.head", "roi_heads.box_head", "roi_heads.box_predictor", "roi_heads.mask_head")
+DENSE_PARTS = (
+    "backbone",
+    "rpn.head",
+    "roi_heads.res5",
+    "roi_heads.box_head",
+    "roi_heads.box_predictor",
+    "roi_heads.mask_head",
+)  # those of them that a network has
 
 
 def compile_parts(model: MaskRCNN, device: torch.device) -> None:
@@ -26,8 +33,9 @@ def compile_parts(model: MaskRCNN, device: torch.device) -> None:
             f"train.compile=true: torch.compile must work on {device.type}, but compiling one line failed ({type(error).__name__}: {reason}); "
             "it needs a C++ compiler, and Triton for CUDA. Or set train.compile to false"
         ) from error
-    for part in DENSE_PARTS:
-        model.get_submodule(part).compile()
+    for name, part in model.named_modules():
+        if name in DENSE_PARTS:
+            part.compile()
 
 
 def _probe(x: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ from model.roi_heads import RoIHeads
 from model.rpn import RPN, Proposals
 from model.structures import Batch, Detections
 
+NAMES_OF_PROPOSALS = ("object",)  # they are all of class 1
 # By model.task.
 LOSSES: dict[str, tuple[str, ...]] = {
     "mask": ("objectness", "rpn_box_reg", "classifier", "box_reg", "mask"),
@@ -28,6 +29,7 @@ class MaskRCNN(nn.Module):
 
     def __init__(self, config: ModelConfig, num_classes: int) -> None:
         super().__init__()
+        self.task = config.task
         self.backbone = Backbone(config)
         self.rpn = RPN(config)
         self.roi_heads = RoIHeads(config, num_classes) if config.task != "proposals" else None

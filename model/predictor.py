@@ -2,7 +2,7 @@
 model share.
 
 An object is {"label": 1, 2, …, "class": its name, "score": 0 to 1, "bbox": [x1, y1, x2, y2], "segmentation": COCO RLE with text counts}, in
-pixels of the image that was given.
+pixels of the image that was given; without a segmentation where the network has no masks.
 """
 
 import json
@@ -18,6 +18,7 @@ from model.data.collate import collate, smallest_bucket
 from model.data.dataset import Sample
 from model.data.transforms import Pixels, resize_image, resized_size
 from model.engine import predict
+from model.mask_rcnn import NAMES_OF_PROPOSALS
 from model.postprocess import to_coco_results
 from model.structures import Batch, Detections
 
@@ -40,6 +41,11 @@ class Predictor:
             CheckpointError: if the file is absent or no checkpoint.
         """
         return cls(load_model(checkpoint, device))
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of labels 1, 2, …; proposals are of one class."""
+        return NAMES_OF_PROPOSALS if self._loaded.model.task == "proposals" else self._loaded.class_names
 
     def objects(
         self, images: Iterable[tuple[int, Pixels]], *, batch_size: int, score_threshold: float
@@ -67,8 +73,10 @@ class Predictor:
 
     def _by_image(self, batch: Batch, detections: Detections, score_threshold: float) -> dict[int, list[Object]]:
         found: dict[int, list[Object]] = {number: [] for number in batch.image_ids.tolist()}
-        category_ids, class_names = self._loaded.category_ids, self._loaded.class_names
-        for box, mask in zip(*to_coco_results(batch, detections, category_ids), strict=True):
+        category_ids, class_names = self._loaded.category_ids, self.class_names
+        boxes, masks = to_coco_results(batch, detections, category_ids)
+        outlines = [{"segmentation": mask["segmentation"]} for mask in masks] or [{}] * len(boxes)
+        for box, outline in zip(boxes, outlines, strict=True):
             if box["score"] < score_threshold:
                 continue
             place = category_ids.index(box["category_id"])
@@ -79,8 +87,8 @@ class Predictor:
                     "class": class_names[place],
                     "score": box["score"],
                     "bbox": [x, y, x + width, y + height],
-                    "segmentation": mask["segmentation"],
                 }
+                | outline
             )
         return found
 

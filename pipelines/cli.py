@@ -20,6 +20,7 @@ STAGES = {
     "register": "take an evaluated model into MLflow's registry",
     "report": "one page about finished runs; README's tables",
     "pytorchjob": "train on Kubernetes: submit a PyTorchJob and follow it to its end",
+    "pipeline": "all of these as one pipeline, on Kubeflow or on this machine",
 }
 USAGE = "usage: maskrcnn <stage> [options] [section.key=value …]"
 
@@ -32,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif words[0] == "--version":
         print(_version())
     elif words[0] in STAGES:
-        importlib.import_module(f"components.{words[0]}").main(words[1:])
+        floor = "pipelines" if words[0] == "pipeline" else "components"
+        importlib.import_module(f"{floor}.{words[0]}").main(words[1:])
     else:
         print(f"error: {_unknown(words[0])}", file=sys.stderr)
         sys.exit(2)

@@ -11,17 +11,21 @@ from components.cli import user_errors
 from components.config import load_config
 from model.errors import UserError
 
+RECALL_NAMES = ("AR100", "AR1000", "ARs1000", "ARm1000", "ARl1000")
 AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
 def summary_table(evaluation: dict[str, Any]) -> Table:
-    """Box and mask AP of an `evaluation.json` as fractions; a dash where there is no score."""
+    """Box and mask AP of an `evaluation.json`, or the recall of its proposals, as fractions; a dash where there is no score."""
     table = Table(title=f"{evaluation['images']} images, {evaluation['checkpoint']}")
     table.add_column("")
-    for name in AP_NAMES:
+    names = RECALL_NAMES if "proposals" in evaluation else AP_NAMES
+    for name in names:
         table.add_column(name, justify="right")
-    for kind, label in (("bbox", "box"), ("segm", "mask")):
-        scores = [(evaluation[kind] or {}).get(name) for name in AP_NAMES]  # no scores at all with evaluate.skip_eval
+    for kind, label in (("bbox", "box"), ("segm", "mask"), ("proposals", "proposals")):
+        if kind not in evaluation:
+            continue
+        scores = [(evaluation[kind] or {}).get(name) for name in names]  # no scores at all with evaluate.skip_eval
         table.add_row(label, *("–" if score is None else f"{score:.3f}" for score in scores))
     return table
 
@@ -38,6 +42,7 @@ def main() -> None:
     console.print(summary_table(evaluation))
     for what, where in (("drawn predictions", run_dir / "predictions"), ("curves", run_dir / "plots")):
         console.print(f"{what + ':':<19}{where}")
+    console.print(f"all on one page:   maskrcnn report {run_dir}")
     console.print("all runs in MLflow: make ui")
 
 

@@ -14,6 +14,7 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS = 400, 60, 6
 DOORS = {
     "mlflow": ("components/tracking*.py",),
     "kfp": ("components/kubeflow.py", "pipelines/*.py"),
+    "kfp_server_api": ("pipelines/*.py",),
     "kubernetes": ("components/pytorchjob.py",),
 }
 

@@ -45,6 +45,7 @@ IDLE_CODE = {
         "launch",
         "outbox",
         "tracking",
+        "tracking_monitor",
         "tracking_server",
         "training_log",
     )

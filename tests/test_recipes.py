@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 from ruamel.yaml import YAML
 
 from components.config import Config, load_config
+from model.mask_rcnn import MaskRCNN
+from model.optim import learning_rate
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
@@ -97,3 +100,110 @@ def test_learning_rate_follows_the_batch_and_all_see_as_many_images(name: str, l
     train = load_config(REPOSITORY / "recipes" / f"{name}.yaml").train
     assert train.base_lr * train.batch_size / train.lr_batch_size == pytest.approx(learning_rate)
     assert train.max_iters * train.batch_size == images
+
+
+SOLVER = {
+    "model.pool_sampling_ratio", "model.rpn_post_nms_top_n_train", "train.bias_lr_factor", "train.warmup_factor", "train.weight_decay_bias",
+    "evaluate.min_bbox_ap", "evaluate.min_segm_ap",
+}  # fmt: skip
+SEVERAL_SCALES = {"data.min_sizes_px", "train.warmup_iters"}
+SCHEDULE = {"train.max_iters", "train.lr_steps"}
+NO_PYRAMID = {"model.features", "model.rpn_pre_nms_top_n_train", "model.rpn_pre_nms_top_n_test"}
+# c4 and c5 keep 2000 proposals while training, as the base does.
+C4 = (SOLVER | SEVERAL_SCALES | NO_PYRAMID | {"model.box_head", "model.mask_head_convs", "model.box_pool_size"}) - {
+    "model.rpn_post_nms_top_n_train"
+}
+C5 = (SOLVER | SEVERAL_SCALES | NO_PYRAMID | {"model.res5_dilation"}) - {"model.rpn_post_nms_top_n_train"}
+BATCH = {"train.batch_size", "train.lr_batch_size", "train.base_lr"}
+PIXELS = {"model.pixel_order", "model.pixel_mean", "model.pixel_std"}
+
+# Beside train.output_dir, a recipe differs from coco2017_r50_fpn_1x in just these keys.
+DIFFERENCES: dict[str, set[str]] = {
+    "faster_rcnn_r50_fpn_1x": SOLVER | {"model.task"},
+    "mask_rcnn_r50_fpn_1x": SOLVER,
+    "mask_rcnn_r101_fpn_1x": SOLVER | {"model.backbone"},
+    "mask_rcnn_r50_c4_1x": C4,
+    "mask_rcnn_r101_c4_1x": C4 | {"model.backbone"},
+    "mask_rcnn_r50_c5_1x": C5,
+    "mask_rcnn_r101_c5_1x": C5 | {"model.backbone"},
+    "mask_rcnn_r50_fpn_2x": SOLVER | SCHEDULE,
+    "mask_rcnn_r50_fpn_gn_2x": SOLVER | SCHEDULE | PIXELS | {"model.norm", "model.box_head", "model.weights"},
+    "mask_rcnn_r50_fpn_3x": SOLVER | SEVERAL_SCALES | SCHEDULE,
+    "mask_rcnn_r101_fpn_3x": SOLVER | SEVERAL_SCALES | SCHEDULE | {"model.backbone"},
+    "mask_rcnn_x101_fpn_3x": SOLVER | SEVERAL_SCALES | SCHEDULE | {"model.backbone"},
+    "mask_rcnn_r50_fpn_lsj_100ep": SOLVER
+    | SCHEDULE
+    | BATCH
+    | {"data.scale_jitter", "data.buckets", "model.weights", "model.norm", "model.box_head", "model.freeze_stages"}
+    | {"train.dtype", "train.weight_decay"},
+    "mask_rcnn_r50_fpn_bs96_fast": SCHEDULE
+    | BATCH
+    | {"model.rpn_post_nms_top_n_train", "evaluate.every_epoch", "evaluate.min_segm_ap"}
+    | {"train.dtype", "train.warmup_factor", "train.warmup_iters", "train.warmup_method"},
+    "rpn_r50_fpn_1x": SOLVER | SEVERAL_SCALES | {"model.task", "model.rpn_post_nms_top_n_test"},
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+def test_a_recipe_differs_from_its_base_where_it_says(name: str):
+    base, recipe = (load_config(REPOSITORY / "recipes" / f"{n}.yaml").flat() for n in ("coco2017_r50_fpn_1x", name))
+    assert {key for key in recipe if recipe[key] != base[key]} == DIFFERENCES[name] | {"train.output_dir"}
+
+
+def test_no_recipe_is_without_a_check_of_its_values():
+    checked = {
+        "coco2014_r50_fpn_1x",
+        "coco2014_r50_fpn_1x_1gpu",
+        "coco2014_r50_fpn_1x_bs32",
+        "coco2014_r50_fpn_1x_bs64",
+    }
+    demos = {"shapes_demo", "coco_tiny"}
+    assert {recipe.stem for recipe in RECIPES} == checked | demos | {"coco2017_r50_fpn_1x"} | set(DIFFERENCES)
+
+
+@by_name
+def test_a_recipe_builds_its_network(recipe: Path):
+    with torch.device("meta"):
+        model = MaskRCNN(load_config(recipe).model, 80)
+    assert sum(parameter.numel() for parameter in model.parameters()) > 10_000_000
+
+
+WARM_UP_FROM_A_THOUSANDTH = {1: 0.00002, 251: 0.02 * (0.001 + 0.999 / 2), 501: 0.02}
+WARM_UP_OVER_A_THOUSAND = {1: 0.00002, 501: 0.02 * (0.001 + 0.999 / 2), 1001: 0.02}
+ONE_X = {60000: 0.02, 60001: 0.002, 80000: 0.002, 80001: 0.0002, 90000: 0.0002}
+TWO_X = {120000: 0.02, 120001: 0.002, 160000: 0.002, 160001: 0.0002, 180000: 0.0002}
+THREE_X = {210000: 0.02, 210001: 0.002, 250000: 0.002, 250001: 0.0002, 270000: 0.0002}
+SCHEDULES: dict[str, dict[int, float]] = {  # rates at steps; the last one is the end
+    "faster_rcnn_r50_fpn_1x": WARM_UP_FROM_A_THOUSANDTH | ONE_X,
+    "mask_rcnn_r50_fpn_1x": WARM_UP_FROM_A_THOUSANDTH | ONE_X,
+    "mask_rcnn_r101_fpn_1x": WARM_UP_FROM_A_THOUSANDTH | ONE_X,
+    "mask_rcnn_r50_c4_1x": WARM_UP_OVER_A_THOUSAND | ONE_X,
+    "mask_rcnn_r101_c4_1x": WARM_UP_OVER_A_THOUSAND | ONE_X,
+    "mask_rcnn_r50_c5_1x": WARM_UP_OVER_A_THOUSAND | ONE_X,
+    "mask_rcnn_r101_c5_1x": WARM_UP_OVER_A_THOUSAND | ONE_X,
+    "rpn_r50_fpn_1x": WARM_UP_OVER_A_THOUSAND | ONE_X,
+    "mask_rcnn_r50_fpn_2x": WARM_UP_FROM_A_THOUSANDTH | TWO_X,
+    "mask_rcnn_r50_fpn_gn_2x": WARM_UP_FROM_A_THOUSANDTH | TWO_X,
+    "mask_rcnn_r50_fpn_3x": WARM_UP_OVER_A_THOUSAND | THREE_X,
+    "mask_rcnn_r101_fpn_3x": WARM_UP_OVER_A_THOUSAND | THREE_X,
+    "mask_rcnn_x101_fpn_3x": WARM_UP_OVER_A_THOUSAND | THREE_X,
+    "mask_rcnn_r50_fpn_lsj_100ep": {1: 0.0067, 501: 0.1, 163889: 0.1, 163890: 0.01, 177547: 0.001, 184375: 0.001},
+    "mask_rcnn_r50_fpn_bs96_fast": {
+        1: 0.0,
+        2: 0.000192,
+        626: 0.12,
+        12000: 0.12,
+        12001: 0.012,
+        16001: 0.0012,
+        20000: 0.0012,
+    },
+    "coco2017_r50_fpn_1x": {1: 0.02 / 3, 501: 0.02} | ONE_X,
+    "coco2014_r50_fpn_1x": {1: 0.02 / 3, 501: 0.02} | ONE_X,
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_schedule_is_the_published_one(name: str):
+    train = load_config(REPOSITORY / "recipes" / f"{name}.yaml").train
+    assert {step: learning_rate(train, step) for step in SCHEDULES[name]} == pytest.approx(SCHEDULES[name], abs=1e-12)
+    assert train.max_iters == max(SCHEDULES[name])

@@ -73,9 +73,19 @@ def trained_run(coco_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Co
 
 @pytest.fixture(scope="session")
 def kubernetes_stub() -> ModuleType:
-    """The API server of kubernetes_stub.py; under importmode=importlib tests cannot import one another."""
-    path = Path(__file__).with_name("kubernetes_stub.py")
-    spec = importlib.util.spec_from_file_location("kubernetes_stub", path)
+    """The API server of kubernetes_stub.py."""
+    return neighbour("kubernetes_stub")
+
+
+@pytest.fixture(scope="session")
+def mlflow_server() -> ModuleType:
+    """The servers of mlflow_server.py."""
+    return neighbour("mlflow_server")
+
+
+def neighbour(name: str) -> ModuleType:
+    """A module that lies beside this file: under importmode=importlib tests cannot import one another."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -72,12 +72,49 @@ def test_twin_takes_our_weights_and_learns_the_same_layers(backbone: str, norm: 
     assert learnt(twin) == learnt(ours)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"task": "box"},
+        {"box_head": "conv", "box_head_convs": 2, "norm": "group_norm", "box_head_conv_channels": 32},
+        {"box_head": "conv", "box_head_convs": 1},
+        {"mask_head_convs": 0},
+    ],
+)
+def test_the_family_with_a_pyramid_has_a_twin(changes: dict[str, object]) -> None:
+    config = small_model(**changes)
+    twin = torchvision_twin(config, NUM_CLASSES)
+    twin.load_state_dict(MaskRCNN(config, NUM_CLASSES).state_dict())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"features": "c4", "box_head": "res5", "box_pool_size": 4, "mask_pool_size": 4, "mask_head_convs": 0},
+        {"task": "proposals"},
+    ],
+)
+def test_what_torchvision_cannot_build_is_timed_alone(
+    tmp_path: Path, changes: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = small_config(tmp_path).model_copy(update={"model": small_model(**changes)})
+    assert {case.networks for case in benchmark_steps.plan(config)} == {("ours",)}
+    assert "torchvision has no such network" in caplog.text
+    for mode in ("train", "inference"):
+        measured = measure(small_case(mode=mode, model=config.model, steps=1))
+        assert len(measured.step_s["ours"]) == 1
+    report = benchmark_phases.measure(config)
+    assert sum(report["phases"].values()) == pytest.approx(report["step_s"], rel=0.5)
+    assert ("box head" in report["phases"]) == (config.model.task != "proposals")
+
+
 def learnt(model: torch.nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def test_twin_detects_the_same_in_about_as_many_candidates_as_a_trained_network_has() -> None:
-    case = small_case(mode="inference", width=160)  # no padding, so that both see the same frame
+    model = small_model(conventions="torchvision")
+    case = small_case(mode="inference", width=160, model=model)  # no padding, so that both see the same frame
     ours = MaskRCNN(case.model, NUM_CLASSES)
     batch = calibrate(ours, case, CPU)
     twin = torchvision_twin(case.model, NUM_CLASSES)

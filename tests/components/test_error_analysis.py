@@ -78,12 +78,13 @@ def test_no_detection_at_all_misses_everything(scene: tuple[ErrorAnalysis, Path]
     types = scene[0].error_types(tmp_path / "none.json", "segm")
     assert types.ap50 == 0
     assert {kind.name: kind.count for kind in types.kinds if kind.count} == {"missed": 4}
-    assert [score.missed for score in scene[0].image_scores(tmp_path / "none.json")] == [2, 2]
+    assert [score.missed for score in scene[0].image_scores(tmp_path / "none.json", "bbox")] == [2, 2]
 
 
-def test_images_are_scored_by_their_sure_detections_worst_first(scene: tuple[ErrorAnalysis, Path]) -> None:
+@pytest.mark.parametrize("task", ["bbox", "segm"])
+def test_images_are_scored_by_their_sure_detections_worst_first(scene: tuple[ErrorAnalysis, Path], task: Any) -> None:
     """An image with neither object nor detection is no case."""
-    first, second = scene[0].image_scores(scene[1])
+    first, second = scene[0].image_scores(scene[1], task)
     assert (first.image_id, first.hits, first.false_alarms, first.missed) == (1, 1, 5, 1)
     assert first.f1 == pytest.approx(2 / 8)
     assert (second.image_id, second.hits, second.false_alarms, second.missed) == (2, 1, 0, 1)

@@ -127,6 +127,7 @@ def test_the_commands_at_the_end_make_the_run_again(run_dir: Path, written: repo
     again = load_config(RECIPES / f"{line[1]}.yaml", shlex.split(line[2]))
     assert deciding(again.flat()) == deciding(load_config(run_dir / "config.yaml").flat())
     assert again.train.output_dir == run_dir
+    assert again.data.raw_dir == load_config(run_dir / "config.yaml").data.raw_dir
 
 
 def test_two_runs_stand_side_by_side_with_their_difference_first(
@@ -164,6 +165,36 @@ def test_a_run_that_has_but_a_benchmark_gets_a_page(tmp_path: Path) -> None:
     assert "No run has been evaluated" in text
     assert "No run has logged a training step." in text
     Page((tmp_path / "page.html").read_text())
+
+
+@pytest.mark.parametrize(
+    ("kinds", "headline"),
+    [
+        ({"bbox": {"AP": 0.25, "AP50": 0.5}}, "| box AP | box AP50 |"),
+        ({"proposals": {"AR1000": 0.25}}, "| proposals AR1000 |"),
+    ],
+)
+def test_a_model_without_masks_is_reported_by_what_it_has(
+    run_dir: Path, tmp_path: Path, kinds: dict[str, dict[str, float]], headline: str
+) -> None:
+    """As evaluation leaves it of Faster R-CNN, and of an RPN alone."""
+    shutil.copytree(run_dir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "plots")
+    (tmp_path / "run" / "inference" / "segm.json").unlink()
+    evaluation = json.loads((run_dir / "evaluation.json").read_text())
+    full = {kind: evaluation.pop(kind) for kind in ("bbox", "segm")}
+    per_class = {name: {"bbox": of_class["bbox"]} for name, of_class in evaluation["per_class"].items()}
+    for kind, scores in kinds.items():
+        evaluation[kind] = full.get(kind, {}) | scores
+    evaluation["per_class"] = per_class if "bbox" in kinds else {}
+    (tmp_path / "run" / "evaluation.json").write_text(json.dumps(evaluation))
+    result = report.run([tmp_path / "run"], output=tmp_path / "page.html", pictures=1)
+    text = result.markdown.read_text()
+    assert ("<img" in result.html.read_text()) == ("bbox" in kinds)
+    assert headline in text
+    assert "0.250" in text
+    assert "mask" not in text.partition("## Configuration")[0]
+    assert ("box: AP50" in text) == ("bbox" in kinds)  # kinds of error
 
 
 def test_other_data_in_the_same_place_are_not_taken_for_those_evaluated(run_dir: Path, tmp_path: Path) -> None:

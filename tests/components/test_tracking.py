@@ -95,7 +95,7 @@ def test_lines_logged_together_travel_together(tmp_path: Path, database: str, mo
     monkeypatch.setattr(
         MlflowClient, "log_batch", lambda self, *args, **kwargs: calls.append(1) or log_batch(self, *args, **kwargs)
     )
-    monkeypatch.setattr(outbox, "_SEND_AFTER_S", 60.0)
+    monkeypatch.setattr(outbox, "_SEND_EVERY_S", 60.0)
     with open_tracker(config_for(database), run_dir=tmp_path / "run") as tracker:
         for step in range(1, 1002):
             tracker.log_metrics({"loss/a": step, "loss/b": -step}, step)

@@ -1,9 +1,11 @@
 """ResNet-FPN against torchvision's: values, sizes, what is frozen."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
@@ -13,6 +15,7 @@ from model.config import ModelConfig
 from model.layers import FrozenBatchNorm2d
 from model.mask_rcnn import MaskRCNN
 from model.structures import Batch
+from model.weights import body_name
 
 
 def shaken(module: nn.Module) -> nn.Module:
@@ -43,6 +46,50 @@ def test_pyramid_and_gradients_are_torchvisions(name: str) -> None:
         assert (parameter.grad is None) == (others[key].grad is None), key
         if parameter.grad is not None:
             torch.testing.assert_close(parameter.grad, others[key].grad, rtol=1e-6, atol=1e-9, msg=key)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("resnet50", {"features": "c4", "box_head": "res5", "box_pool_size": 14}),
+        ("resnet101", {"features": "c4", "box_head": "res5", "box_pool_size": 14}),
+        ("resnet50", {"features": "c5"}),
+        ("resnet50", {"features": "c5", "res5_dilation": 2}),
+        ("resnet50", {"stride_in_1x1": True}),
+        ("resnext101_32x8d", {}),
+    ],
+)
+def test_each_stage_is_torchvisions(name: str, changes: dict[str, Any]) -> None:
+    """Layer by layer, with shared weights; strides and dilation that torchvision's constructors do not offer are set on its blocks."""
+    torch.manual_seed(0)
+    theirs = shaken(getattr(torchvision.models, name)(weights=None)).double().eval()
+    if changes.get("stride_in_1x1"):
+        for stage in (theirs.layer2, theirs.layer3, theirs.layer4):
+            stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
+    if changes.get("res5_dilation") == 2:
+        theirs.layer4[0].conv2.stride = theirs.layer4[0].downsample[0].stride = (1, 1)
+        for block in theirs.layer4:
+            block.conv2.dilation = block.conv2.padding = (2, 2)
+    config = ModelConfig(backbone=name, weights="none", **changes)  # type: ignore[arg-type]
+    ours = MaskRCNN(config, 3).double().eval()
+    state = {body_name(key, config): value for key, value in theirs.state_dict().items() if not key.startswith("fc.")}
+    loaded = ours.load_state_dict(
+        {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}, strict=False
+    )
+    assert not loaded.unexpected_keys
+    with torch.no_grad():
+        x = torch.randn(1, 3, 64, 96, dtype=torch.float64)
+        features = ours.backbone.body(x)
+        x = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(x))))
+        for stage, feature in zip((theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4), features, strict=False):
+            x = stage(x)
+            torch.testing.assert_close(feature, x, rtol=1e-7, atol=1e-9)
+        assert len(features) == (3 if config.features == "c4" else 4)
+        if config.features == "c4":
+            assert ours.roi_heads is not None
+            assert ours.roi_heads.res5 is not None
+            pooled = torch.randn(5, 1024, 14, 14, dtype=torch.float64)
+            torch.testing.assert_close(ours.roi_heads.res5(pooled), theirs.layer4(pooled), rtol=1e-7, atol=1e-9)
 
 
 def test_the_network_has_torchvisions_parameters() -> None:

@@ -19,7 +19,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from model.coco_backends import Backend, Task, choose_backend, open_evaluator
-from model.coco_eval import SCORE_NAMES, evaluate_results, load_ground_truth, summarize
+from model.coco_eval import SCORE_NAMES, evaluate_proposals, evaluate_results, load_ground_truth, summarize
 from model.data.rle import rle_runs
 from model.errors import UserError
 
@@ -238,3 +238,25 @@ def test_hotcoco_asked_for_and_absent_is_an_error_that_tells_the_way_out(monkeyp
     monkeypatch.setitem(sys.modules, "hotcoco", None)
     with pytest.raises(UserError, match=r"evaluate.backend.*pip install hotcoco.*auto or pycocotools"):
         choose_backend("hotcoco")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_proposals_are_scored_as_pycocotools_does_without_categories(backend: Any, cases: list[Case]) -> None:
+    for case in cases:
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco = COCO()
+            coco.dataset = copy.deepcopy(case.dataset)
+            coco.createIndex()
+        found = evaluate_proposals(coco, case.results["bbox"], backend=backend).scores["proposals"]
+        if not case.results["bbox"]:
+            assert set(found.values()) <= {0.0, None}
+            continue
+        with contextlib.redirect_stdout(io.StringIO()):
+            oracle = COCOeval(coco, coco.loadRes(copy.deepcopy(case.results["bbox"])), "bbox")
+            oracle.params.useCats = 0
+            oracle.params.maxDets = [100, 1000]
+            oracle.evaluate()
+            oracle.accumulate()
+        recall = oracle.eval["recall"]  # [T, 1, A, M]
+        expected = [recall[:, 0, area, limit].mean() for limit in (0, 1) for area in range(4)]
+        assert list(found.values()) == [None if value < 0 else pytest.approx(value, abs=0) for value in expected]

@@ -11,7 +11,8 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from model.coco_eval import SCORE_NAMES, CocoEvaluation, evaluate_results, load_ground_truth
+from model.coco_backends import AnyBackend
+from model.coco_eval import SCORE_NAMES, CocoEvaluation, evaluate_proposals, evaluate_results, load_ground_truth
 
 Results = list[dict[str, Any]]
 
@@ -124,3 +125,50 @@ def test_result_of_an_unknown_image_is_refused(ground_truth: Path) -> None:
     stray = {"image_id": 5, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 0.5}
     with pytest.raises(ValueError, match=r"does not have: \[5\]"):
         evaluate_results(ground_truth, [stray], [])
+
+
+def box(x: float, side: float, score: float = 0.5, category: int = 1) -> dict[str, Any]:
+    return {"image_id": 1, "category_id": category, "bbox": [x, 0.0, side, side], "score": score}
+
+
+@pytest.mark.parametrize("backend", ["pycocotools", "hotcoco"])
+def test_recall_of_proposals_by_hand(tmp_path: Path, backend: AnyBackend) -> None:
+    """Two objects, small and medium. The first is found whole, by the 151st best box and whatever its class; the second to an IoU of 0.75."""
+    objects = [box(0, 10), box(100, 40, category=2)]
+    annotations = [
+        {
+            "id": i,
+            "image_id": 1,
+            "category_id": o["category_id"],
+            "bbox": o["bbox"],
+            "area": o["bbox"][2] ** 2,
+            "iscrowd": 0,
+        }
+        for i, o in enumerate(objects, 1)
+    ]
+    classes = [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]
+    images = [{"id": 1, "width": 1000, "height": 1000}]
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": classes}))
+    found = [box(500 + i, 20, 0.9) for i in range(149)] + [box(0, 10, 0.5, category=2)]
+    found.append({**box(100, 40, 0.95), "bbox": [100.0, 0.0, 40.0, 30.5]})  # IoU 0.7625: at 0.50, 0.55, … 0.75
+    evaluation = evaluate_proposals(path, found, backend=backend)
+    assert list(evaluation.scores) == ["proposals"]
+    scores = evaluation.scores["proposals"]
+    assert scores == pytest.approx(
+        {
+            "AR100": 0.3, "ARs100": 0.0, "ARm100": 0.6, "ARl100": None,
+            "AR1000": 0.8, "ARs1000": 1.0, "ARm1000": 0.6, "ARl1000": None,
+        }
+    )  # fmt: skip
+    assert evaluation.main_score == pytest.approx(0.8)
+
+
+def test_boxes_alone_are_scored_without_masks(ground_truth: Path, results: tuple[Results, Results]) -> None:
+    both, alone = evaluate_results(ground_truth, *results), evaluate_results(ground_truth, results[0], None)
+    assert alone.bbox == both.bbox
+    assert list(alone.scores) == list(alone.precision) == ["bbox"]
+    assert {name: scores["bbox"] for name, scores in both.per_class.items()} == {
+        name: scores["bbox"] for name, scores in alone.per_class.items()
+    }
+    assert (alone.main_score, both.main_score) == (both.bbox["AP"], both.segm["AP"])

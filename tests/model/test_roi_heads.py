@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 
+import cuda_ops
 from model.config import ModelConfig
 from model.mask_head import MaskPredictor
 from model.mask_rcnn import MaskRCNN
@@ -73,3 +75,62 @@ def test_mask_logits_are_those_of_the_layers_in_full(memory_format: torch.memory
 def test_no_rois_have_no_mask_logits() -> None:
     predictor = MaskPredictor(8, 6, num_classes=4)
     assert predictor(torch.zeros(0, 8, 3, 4), torch.zeros(0, dtype=torch.int64)).shape == (0, 6, 8)
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_c4_heads_are_torchvisions_blocks_on_torchvisions_roi_align(
+    tiny_config: Callable[..., ModelConfig], aligned: bool
+) -> None:
+    """RoIAlign, res5, mean, predictors: step by step from torchvision's parts with our weights."""
+    torch.manual_seed(0)
+    conventions = "detectron2" if aligned else "torchvision"
+    config = tiny_config(
+        backbone="resnet50", norm="batch_norm", features="c4", box_head="res5", conventions=conventions,
+        box_pool_size=14, mask_pool_size=14, mask_head_convs=0,
+    )  # fmt: skip
+    heads = MaskRCNN(config, 3).roi_heads.eval()
+    theirs = torchvision.models.resnet50(weights=None).layer4.eval()
+    theirs.load_state_dict(heads.res5.state_dict())
+    features, corners = torch.randn(2, 1024, 6, 8), torch.rand(2, 5, 2) * 40
+    boxes = torch.cat([corners, corners + torch.rand(2, 5, 2) * 60 + 5], 2)
+    labels = torch.tensor([[1, 2, 3, 1, 2], [3, 2, 1, 3, 2]])
+    batch = Batch(torch.zeros(2, 3, 96, 128), *[torch.tensor([[96, 128]] * 2)] * 2, torch.arange(2), torch.arange(2))
+    with torch.no_grad():
+        logits, deltas = heads.box_logits(heads.pool([features], boxes, batch, 14))
+        masks = heads.mask_logits([features], boxes, labels, batch)
+        sampling = -1 if aligned else 2
+        pooled = theirs(torchvision.ops.roi_align(features, list(boxes), 14, 1 / 16, sampling, aligned))
+        vectors = pooled.mean((2, 3))
+        torch.testing.assert_close(logits.flatten(0, 1), heads.box_predictor.cls_score(vectors), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            deltas.flatten(0, 1).flatten(1), heads.box_predictor.bbox_pred(vectors), rtol=1e-4, atol=1e-4
+        )
+        upsampled = F.relu(heads.mask_predictor.conv5_mask(pooled))
+        every_class = heads.mask_predictor.mask_fcn_logits(upsampled)  # [10, 4, 14, 14]
+        expected = every_class[torch.arange(10), labels.flatten()]
+        torch.testing.assert_close(masks.flatten(0, 1), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_c4_masks_learn_from_the_features_of_the_boxes(
+    tiny_config: Callable[..., ModelConfig], shapes_batch: Callable[..., Batch]
+) -> None:
+    """res5 runs once a step: the mask loss is that of features pooled anew, for the same RoIs."""
+    torch.manual_seed(0)
+    model = MaskRCNN(
+        tiny_config(features="c4", box_head="res5", box_pool_size=4, mask_pool_size=4, mask_head_convs=0), 3
+    ).train()
+    batch, heads = shapes_batch(images=2), model.roi_heads
+    runs: list[int] = []
+    heads.res5.register_forward_hook(lambda module, args, output: runs.append(len(output)))
+    features = model.backbone(model.normalize(batch))
+    proposals, _ = model.rpn(features, batch)
+    _, losses = heads(features, proposals, batch)
+    assert runs == [2 * 32]
+    rois = heads.sample(proposals, batch.targets, batch.seeds)
+    share = rois.num_mask_rois
+    logits = heads.mask_logits(features, rois.boxes[:, :share], rois.labels[:, :share], batch)
+    gt_masks = cuda_ops.rasterize_polygons(rois.boxes[:, :share], rois.gt_rows[:, :share], batch.targets.polygons, 4)
+    of_pixels = F.binary_cross_entropy_with_logits(logits, gt_masks, reduction="none").mean((2, 3))
+    is_positive = (rois.labels[:, :share] > 0).float()
+    expected = ((of_pixels * is_positive).sum(1) / is_positive.sum(1).clamp(min=1)).mean()
+    torch.testing.assert_close(losses["mask"], expected)

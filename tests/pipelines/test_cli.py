@@ -7,7 +7,7 @@ import pytest
 
 from pipelines.cli import STAGES, main
 
-HEAVY = ("torch", "torchvision", "pydantic", "mlflow", "numpy", "PIL", "rich", "ruamel", "dvc")
+HEAVY = ("torch", "torchvision", "pydantic", "mlflow", "numpy", "PIL", "rich", "ruamel", "dvc", "kfp")
 
 
 def test_help_lists_every_stage_in_a_line(capsys: pytest.CaptureFixture[str]):

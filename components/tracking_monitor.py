@@ -1,0 +1,58 @@
+"""What the machine does meanwhile: MLflow's own system metrics (psutil, NVML), through our journal, so that an outage costs none.
+
+Processor, memory, disk and network in all, and each GPU; of the machine of rank 0.
+"""
+
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
+
+Log = Callable[[int, Mapping[str, float | None]], None]
+
+
+class SystemMonitor:
+    """A thread that takes a sample at the end of every period."""
+
+    def __init__(self, log: Log, period_s: float, *, first_step: int) -> None:
+        """`log` is given the number of the sample, from first_step on, and its values; a period of 0 takes none."""
+        self._log, self._period_s, self._step = log, period_s, first_step
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._sample, name="system monitor", daemon=True)
+
+    def start(self) -> None:
+        """Begin to take samples."""
+        if self._period_s > 0:
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Take no more."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _sample(self) -> None:
+        probes = _probes()
+        while not self._stopping.wait(self._period_s):
+            values: dict[str, float | None] = {}
+            for probe in probes:
+                probe.collect_metrics()
+                values |= {f"system/{name}": value for name, value in probe.aggregate_metrics().items()}
+                probe.clear_metrics()
+            self._log(self._step, values)
+            self._step += 1
+
+
+def _probes() -> "list[BaseMetricsMonitor]":
+    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+    from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+    from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+    from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+
+    probes: list[BaseMetricsMonitor] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
+    with suppress(ImportError, RuntimeError):  # no NVML, or no GPU
+        probes.append(GPUMonitor())
+    return probes

@@ -1,0 +1,98 @@
+"""A pipeline as text: the intermediate representation that Kubeflow Pipelines takes, the same bytes each time for the same request.
+
+    text = compile_pipeline(Request("training", Path("params.yaml"), ["train.max_iters=90000"]))
+
+The parameter file becomes the default of the pipeline's parameter `params`, and overrides that of `overrides`, where a run can change
+both. Only what a pod is made of is compiled in, so an override of `cluster.*` goes into `params`.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from google.protobuf.json_format import MessageToDict
+from kfp.dsl.base_component import BaseComponent
+from ruamel.yaml import YAML
+
+from components.config import Config, ConfigError, config_text, load_config
+from components.job_description import volume_of
+from components.pytorchjob import make_manifest
+from pipelines.placement import on_cluster
+from pipelines.training import stability, training
+
+PIPELINES = {"training": training, "stability": stability}
+_COMPILED_IN = ("cluster.", "stability.parallel=")
+_NOT_ON_CLUSTER = "tracking.uri="  # pods take cluster.tracking_uri, and the URI of this machine may hold a password
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command line asks for."""
+
+    pipeline: str  # of PIPELINES
+    params: Path
+    overrides: Sequence[str]  # section.key=value
+
+    @property
+    def config(self) -> Config:
+        """With all overrides."""
+        return load_config(self.params, self.overrides)
+
+    def defaults(self) -> tuple[str, list[str]]:
+        """The texts of `params` and `overrides`, as pods may see them."""
+        compiled_in = [word for word in self.overrides if word.startswith(_COMPILED_IN)]
+        rest = [word for word in self.overrides if not word.startswith((*_COMPILED_IN, _NOT_ON_CLUSTER))]
+        config = load_config(self.params, compiled_in)
+        tracking = config.tracking.model_copy(update={"uri": config.cluster.tracking_uri})
+        cluster = config.cluster.model_copy(update={"context": ""})  # of this machine's kubeconfig; pods have none
+        return config_text(config.model_copy(update={"tracking": tracking, "cluster": cluster})), rest
+
+
+def compile_pipeline(request: Request, *, with_overrides: bool = True) -> str:
+    """The pipeline of a request, checked as far as that can be done before it runs.
+
+    Args:
+        with_overrides: make them the default of `overrides`; otherwise that is empty, and they are for each run to give.
+
+    Raises:
+        ConfigError, ManifestError: if its steps or its training job could not run so.
+    """
+    config = request.config
+    check(config, request.pipeline)
+    params, overrides = request.defaults()
+    pipeline = PIPELINES[request.pipeline](on_cluster(config), params, overrides if with_overrides else [])
+    return _to_yaml(pipeline)
+
+
+def _to_yaml(pipeline: BaseComponent) -> str:
+    """The documents that kfp's compiler writes. Its own file opens with a comment that a default of several lines breaks out of."""
+    yaml, stream = YAML(typ="safe", pure=True), io.StringIO()
+    yaml.default_flow_style = False
+    yaml.width = 4096
+    yaml.dump_all([MessageToDict(pipeline.pipeline_spec), MessageToDict(pipeline.platform_spec)], stream)
+    return stream.getvalue()
+
+
+def check(config: Config, pipeline: str) -> None:
+    """Refuse what would end as a failed pod.
+
+    Raises:
+        ConfigError, ManifestError: with what to change.
+    """
+    make_manifest(config)
+    written = {"data.raw_dir": config.data.raw_dir}
+    if pipeline == "stability":
+        written["stability.output_dir"] = config.stability.output_dir
+    for key, path in written.items():
+        if volume_of(path, config.cluster) is None:
+            raise ConfigError(
+                f"{key}: must lie on a volume, got {path} in {config.cluster.working_dir}; mount a claim there with "
+                f"cluster.volumes, now {list(config.cluster.volumes)}"
+            )
+    for key, value in config.flat().items():
+        if key != "tracking.uri" and isinstance(value, str) and "://" in value and urlsplit(value).password is not None:
+            raise ConfigError(
+                f"{key}: must hold no password, since all who see the pipeline see it; use cluster.secrets"
+            )

@@ -1,0 +1,159 @@
+"""Upload a pipeline to Kubeflow Pipelines where it is new or has changed, run it, and follow the run to its end.
+
+A pipeline of a name has versions, named after the digest of what was compiled. The same parameter file and cluster give the same version;
+overrides are the run's own arguments, so each run shows what was asked of it.
+"""
+
+import hashlib
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import kfp_server_api
+
+from components.config import Config, ConfigError
+from model.errors import UserError
+from pipelines.compile import Request, compile_pipeline
+from pipelines.run_local import output_dir
+from pipelines.server import Server
+from pipelines.training import NAMES
+
+_POLL_S = 5.0
+_PATIENCE_S = 300.0  # with a server that is away while a run is followed
+_ENDS = {"SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"}
+
+
+class WaitError(UserError):
+    """How a run ends could not be learned in time."""
+
+
+def submit(
+    request: Request,
+    server: Server,
+    *,
+    experiment: str = "",
+    service_account: str = "",
+    wait: bool = False,
+    timeout_s: float = 0.0,
+) -> int:
+    """Run the pipeline of a request.
+
+    Args:
+        experiment: of Kubeflow Pipelines; empty takes tracking.experiment.
+        service_account: that steps run as; empty leaves it to the server.
+        wait: follow the run to its end.
+        timeout_s: of waiting; 0 waits for ever.
+
+    Returns:
+        0, or with `wait` 1 if the run did not succeed.
+
+    Raises:
+        ConfigError, ManifestError: if it could not run so.
+        PipelinesError: if the server cannot be reached or refuses.
+        WaitError: if the run has not ended in time; it goes on.
+    """
+    config = request.config
+    if server.namespace and server.namespace != config.cluster.namespace:
+        raise ConfigError(
+            f"--namespace: must be cluster.namespace, {config.cluster.namespace}, got {server.namespace}: steps and training share volumes, "
+            "and those are of one namespace"
+        )
+    text = compile_pipeline(request, with_overrides=False)
+    version = _upload(server, NAMES[request.pipeline], text)
+    _, overrides = request.defaults()
+    run = kfp_server_api.V2beta1Run(
+        display_name=f"{request.pipeline} {output_dir(config, request.pipeline).name}",
+        experiment_id=_experiment(server, experiment or config.tracking.experiment),
+        pipeline_version_reference=kfp_server_api.V2beta1PipelineVersionReference(
+            pipeline_id=version.pipeline_id, pipeline_version_id=version.pipeline_version_id
+        ),
+        runtime_config=kfp_server_api.V2beta1RuntimeConfig(parameters={"overrides": overrides}),
+        service_account=service_account or None,
+    )
+    run_id = server.ask("run the pipeline", server.runs.run_service_create_run, run).run_id
+    print(f"run: {server.link('runs', run_id)}\n{_mlflow(config)}", flush=True)
+    return _follow(server, run_id, timeout_s) if wait else 0
+
+
+def _mlflow(config: Config) -> str:
+    if not config.tracking.enabled:
+        return "MLflow: off (tracking.enabled)"
+    return f"MLflow: experiment {config.tracking.experiment} at {config.cluster.tracking_uri}, as the steps reach it"
+
+
+def _upload(server: Server, name: str, text: str) -> Any:
+    """The version of this text: the one that is there, or a new one."""
+    digest = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    list_pipelines = server.pipelines.pipeline_service_list_pipelines
+    pipeline = server.find("find the pipeline", list_pipelines, "pipelines", name, **server.scope)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{digest}.yaml"
+        path.write_text(text, encoding="utf-8")
+        what = "has changed"
+        if pipeline is None:  # the server makes a version of it, too, under the pipeline's own name
+            upload = server.uploads.upload_pipeline
+            pipeline = server.ask("upload the pipeline", upload, str(path), name=name, **server.scope)
+            what = "is new"
+        told: dict[str, Any] = {"pipeline_id": pipeline.pipeline_id}
+        list_versions = server.pipelines.pipeline_service_list_pipeline_versions
+        version = server.find("find the version", list_versions, "pipeline_versions", digest, **told)
+        if version is None:
+            told = {"name": digest, "pipelineid": pipeline.pipeline_id}
+            version = server.ask("upload the version", server.uploads.upload_pipeline_version, str(path), **told)
+            link = server.link("pipelines", f"{pipeline.pipeline_id}/version/{version.pipeline_version_id}")
+            print(f"pipeline {name} {what}, version {digest}: {link}", flush=True)
+    return version
+
+
+def _experiment(server: Server, name: str) -> str:
+    found = server.find(
+        "find the experiment",
+        server.experiments.experiment_service_list_experiments,
+        "experiments",
+        name,
+        **server.scope,
+    )
+    if found is None:
+        wanted = kfp_server_api.V2beta1Experiment(display_name=name, **server.scope)
+        found = server.ask("create the experiment", server.experiments.experiment_service_create_experiment, wanted)
+    return found.experiment_id
+
+
+def _follow(server: Server, run_id: str, timeout_s: float) -> int:
+    until_s = time.monotonic() + timeout_s if timeout_s else float("inf")
+    told: dict[str, str] = {}
+    while True:
+        run = server.ask("look at the run", server.runs.run_service_get_run, run_id, patience_s=_PATIENCE_S)
+        _tell_changes(run, told)
+        if run.state in _ENDS:
+            return _end(run, server)
+        if time.monotonic() >= until_s:
+            raise WaitError(
+                f"run {run_id}: must end in --timeout {timeout_s:g} s, is {run.state} still; it goes on: {server.link('runs', run_id)}"
+            )
+        time.sleep(min(_POLL_S, max(0.0, until_s - time.monotonic())))
+
+
+def _tell_changes(run: Any, told: dict[str, str]) -> None:
+    """Say once what became of each step."""
+    for task in _tasks(run):
+        if task.state and told.get(task.task_id) != task.state:
+            told[task.task_id] = task.state
+            print(f"{task.display_name}: {task.state}", flush=True)
+
+
+def _end(run: Any, server: Server) -> int:
+    print(f"the run has ended: {run.state}", flush=True)
+    if run.state == "SUCCEEDED":
+        return 0
+    for task in _tasks(run):
+        if task.state == "FAILED":
+            print(f"{task.display_name} failed{f': {task.error.message}' if task.error else ''}", flush=True)
+    print(f"logs: {server.link('runs', run.run_id)}", flush=True)
+    return 1
+
+
+def _tasks(run: Any) -> list[Any]:
+    details = run.run_details.task_details if run.run_details else None
+    return sorted(details or [], key=lambda task: (str(task.start_time), task.display_name or ""))

@@ -1,0 +1,73 @@
+"""The pipelines: `training`, from raw data to a measured model, and `stability`, the same training from several seeds.
+
+The same definitions run on a cluster and on this machine. `Placement` makes the difference: what trains, and what a step's pod is like.
+Steps that write into one run's folder, and so into one MLflow run, go one after another.
+"""
+
+from kfp import dsl
+from kfp.dsl import Collected, ExitHandler, ParallelFor
+from kfp.dsl.base_component import BaseComponent
+
+from components import kubeflow
+from pipelines.placement import Placement
+
+NAMES = {"training": "maskrcnn-training", "stability": "maskrcnn-stability"}
+
+
+def training(placement: Placement, params: str, overrides: list[str]) -> BaseComponent:
+    """download → prepare → train → evaluate → predict → benchmark → register if it is good enough; then, whatever came of them, the MLflow run is marked as ended.
+
+    Args:
+        placement: where it will run.
+        params: the default of the parameter `params`.
+        overrides: the default of the parameter `overrides`.
+    """
+    place, defaults = placement.place, (params, list(overrides))
+
+    @dsl.pipeline(name=NAMES["training"], description="Mask R-CNN: from raw data to a model with its AP and speed.")
+    def pipeline(params: str = defaults[0], overrides: list[str] = defaults[1]) -> None:
+        told = {"params": params, "overrides": overrides}
+        with ExitHandler(place("finish", kubeflow.finish(**told, is_study=False))):
+            raw = place("download", kubeflow.download(**told))
+            data = place("prepare", kubeflow.prepare(**told, raw=raw.outputs["raw"]))
+            trained = place(
+                "train",
+                placement.train(**told, dataset=data.outputs["dataset"], pipeline_run=dsl.PIPELINE_JOB_ID_PLACEHOLDER),
+            )
+            model = trained.outputs["model"]
+            scored = place("evaluate", kubeflow.evaluate(**told, model=model))
+            drawn = place("predict", kubeflow.predict(**told, model=model).after(scored))
+            timed = place("benchmark", kubeflow.benchmark(**told, model=model).after(drawn))
+            place("register", kubeflow.register(**told, model=model).after(timed))
+
+    return pipeline
+
+
+def stability(placement: Placement, params: str, overrides: list[str]) -> BaseComponent:
+    """download → prepare → for each of stability.seeds: train → evaluate; then a table of their AP.
+
+    Args:
+        placement: where it will run.
+        params: the default of the parameter `params`.
+        overrides: the default of the parameter `overrides`.
+    """
+    place, defaults = placement.place, (params, list(overrides))
+
+    @dsl.pipeline(name=NAMES["stability"], description="Mask R-CNN from several seeds: mean and deviation of AP.")
+    def pipeline(params: str = defaults[0], overrides: list[str] = defaults[1]) -> None:
+        told = {"params": params, "overrides": overrides}
+        with ExitHandler(place("finish", kubeflow.finish(**told, is_study=True))):
+            raw = place("download", kubeflow.download(**told))
+            data = place("prepare", kubeflow.prepare(**told, raw=raw.outputs["raw"]))
+            listed = place("seeds", kubeflow.seeds(**told))
+            with ParallelFor(listed.output, parallelism=placement.parallel) as seed:
+                trained = place(
+                    "train",
+                    placement.train(
+                        **told, dataset=data.outputs["dataset"], pipeline_run=dsl.PIPELINE_JOB_ID_PLACEHOLDER, seed=seed
+                    ),
+                )
+                scored = place("evaluate", kubeflow.evaluate(**told, model=trained.outputs["model"], seed=seed))
+            place("summarise", kubeflow.summarise(**told, evaluations=Collected(scored.outputs["metrics"])))
+
+    return pipeline

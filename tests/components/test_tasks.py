@@ -1,0 +1,106 @@
+"""Faster R-CNN and proposals alone through the stages: what has no masks says nothing of masks, anywhere."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from components import evaluate, predict, train
+from components.config import Config
+from model.coco_eval import RECALL_NAMES, SCORE_NAMES
+from model.errors import UserError
+from pipelines.summary import summary_table
+
+TASKS = ("box", "proposals")
+by_task = pytest.mark.parametrize("task", TASKS)
+
+
+def of_task(trained_run: Config, task: str, folder: Path) -> Config:
+    """The data of trained_run, and a network of this task that is trained for two steps."""
+    model = trained_run.model.model_copy(update={"task": task})
+    changes: dict[str, Any] = {"max_iters": 2, "batch_size": 2, "lr_batch_size": 2, "base_lr": 1e-3, "log_period": 1}
+    settings = trained_run.train.model_copy(update={"output_dir": folder / "run", **changes})
+    scored = trained_run.evaluate.model_copy(update={"every_epoch": True, "min_segm_ap": 0.9})
+    return trained_run.model_copy(update={"model": model, "train": settings, "evaluate": scored})
+
+
+@pytest.fixture(scope="module")
+def runs(trained_run: Config, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Config]:
+    configs = {task: of_task(trained_run, task, tmp_path_factory.mktemp(task)) for task in TASKS}
+    for config in configs.values():
+        result = train.run(config)
+        assert result.step == 2
+        assert not result.reached_target
+    return configs
+
+
+@by_task
+def test_evaluation_holds_the_scores_of_the_task(runs: dict[str, Config], task: str) -> None:
+    run_dir = runs[task].train.output_dir
+    report = json.loads((run_dir / "evaluation.json").read_text())
+    kind, names = {"box": ("bbox", SCORE_NAMES), "proposals": ("proposals", RECALL_NAMES)}[task]
+    assert next(iter(report)) == kind
+    assert list(report[kind]) == list(names)
+    assert "segm" not in json.dumps(report)
+    assert report["detections"] > 0
+    assert report["per_class"] == {} if task == "proposals" else set(report["per_class"]["person"]) == {"bbox"}
+    text = "".join(column.header for column in summary_table(report).columns)  # type: ignore[misc]
+    assert ("AR1000" if task == "proposals" else "AP50") in text
+
+
+@by_task
+def test_files_and_metrics_are_those_of_the_task(runs: dict[str, Config], task: str) -> None:
+    run_dir = runs[task].train.output_dir
+    found = {path.name for path in (run_dir / "inference").iterdir()}
+    assert (
+        found
+        == {
+            "box": {"bbox.json", "predictions.pth", "coco_results.pth"},
+            "proposals": {"proposals.json", "predictions.pth", "coco_results.pth"},
+        }[task]
+    )
+    image = torch.load(run_dir / "inference" / "predictions.pth", weights_only=True)[0]
+    assert set(image) == {"image_id", "size", "boxes", "scores", "labels"}
+    entries = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
+    told = json.dumps(entries)
+    assert "loss/rpn_box_reg" in told
+    assert ("ap/bbox" in told) == (task == "box")
+    assert ("ar1000/proposals" in told) == (task == "proposals")
+    assert ("epoch/ap_bbox" if task == "box" else "epoch/ar1000_proposals") in told
+    assert "loss/mask" not in told
+    assert "/segm" not in told
+    with (run_dir / "metrics.csv").open() as file:
+        assert not [column for column in csv.DictReader(file).fieldnames or [] if "mask" in column or "segm" in column]
+    curves = run_dir / "plots" / "precision_recall.csv"
+    assert curves.is_file() == (task == "box")
+    assert task == "proposals" or curves.read_text().startswith("recall,bbox_50,bbox_75,bbox_mean\n")
+    assert len(list((run_dir / "plots" / "predictions").iterdir())) == 2
+
+
+@by_task
+def test_predictions_have_boxes_alone(runs: dict[str, Config], task: str) -> None:
+    config = runs[task]
+    shown = config.predict.model_copy(update={"score_threshold": 0.0, "images": 1})
+    result = predict.run(config.model_copy(update={"predict": shown}))
+    detections = result.images[0]["detections"]
+    assert detections
+    assert set(detections[0]) == {"label", "class", "score", "bbox"}
+    assert task == "box" or {found["class"] for found in detections} == {"object"}
+
+
+def test_proposals_are_not_united_over_views(runs: dict[str, Config]) -> None:
+    config = runs["proposals"]
+    flipped = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"flip": True})})
+    with pytest.raises(UserError, match=r"model\.task=proposals"):
+        evaluate.run(flipped)
+
+
+def test_boxes_are_united_over_views(runs: dict[str, Config]) -> None:
+    config = runs["box"]
+    flipped = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"flip": True})})
+    evaluation = evaluate.run(flipped).evaluation
+    assert evaluation is not None
+    assert list(evaluation.scores) == ["bbox"]

@@ -1,0 +1,71 @@
+"""Detections equal Detectron2's: a state dict in its names, its conventions, its order of channels; see make_detectron2_expectations.py."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from model.config import ModelConfig
+from model.mask_rcnn import MaskRCNN
+from model.structures import Batch
+from model.weights import fit_weights
+from model.weights_file import StoredWeights
+from model.weights_names import rename_weights
+
+from .make_detectron2_expectations import LAYOUTS, NUM_CLASSES, SIZES, STORED, draw_image, draw_weights
+
+COMMON: dict[str, Any] = {
+    "conventions": "detectron2",
+    "backbone": "resnet50",
+    "weights": "none",
+    "norm": "frozen_batch_norm",
+    "stride_in_1x1": True,
+    "pixel_order": "bgr",
+    "pixel_mean": (103.53, 116.28, 123.675),
+    "pixel_std": (1.0, 1.0, 1.0),
+    "box_head_channels": 32,
+    "rpn_pre_nms_top_n_test": 200,
+    "rpn_post_nms_top_n_test": 50,
+    "detections_per_image": 10,
+}
+OURS: dict[str, dict[str, Any]] = {
+    "fpn": {},
+    "c4": {"features": "c4", "box_head": "res5", "mask_head_convs": 0, "box_pool_size": 14, "mask_pool_size": 14},
+    "c5": {"features": "c5", "res5_dilation": 2},
+    "gn": {"norm": "group_norm", "stride_in_1x1": False, "box_head": "conv"},
+}
+
+
+@pytest.mark.parametrize(
+    "layout", [pytest.param(layout, marks=pytest.mark.slow if layout in ("c5", "gn") else ()) for layout in LAYOUTS]
+)
+def test_detections_are_detectron2s(layout: str) -> None:
+    stored = np.load(STORED, allow_pickle=False)
+    config = ModelConfig(**(COMMON | OURS[layout]))
+    model = MaskRCNN(config, NUM_CLASSES).eval()
+    weights = draw_weights(json.loads(str(stored[f"{layout}/shapes"])))
+    report = fit_weights(model, rename_weights(StoredWeights(weights), config, layout), layout)
+    assert not report.initialised
+    assert not report.unused
+    for i, size in enumerate(SIZES):
+        with torch.inference_mode():
+            found = model(one_image(size))
+        boxes, scores, classes, masks = (torch.from_numpy(stored[f"{layout}/{i}/{name}"]) for name in NAMES)
+        assert found.num_detections.tolist() == [len(boxes)]
+        assert len(boxes) >= 5, "the weights of this test must find something"
+        torch.testing.assert_close(found.scores[0], scores, rtol=0, atol=1e-4)
+        assert torch.equal(found.labels[0], classes + 1)
+        torch.testing.assert_close(found.boxes[0], boxes, rtol=0, atol=0.01)
+        torch.testing.assert_close(found.mask_probs[0], masks.float() / 255, rtol=0, atol=0.5 / 255 + 1e-3)
+
+
+NAMES = ("boxes", "scores", "classes", "masks")
+
+
+def one_image(size: tuple[int, int]) -> Batch:
+    sizes = torch.tensor([size], dtype=torch.int32)
+    return Batch(
+        draw_image(size)[None], sizes, sizes, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    )

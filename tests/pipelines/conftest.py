@@ -1,0 +1,50 @@
+"""What the tests of the pipelines share."""
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def kfp() -> Any:
+    """Skips where Kubeflow's packages, of the extra `pipelines`, are not installed."""
+    pytest.importorskip("kfp.kubernetes", reason="kfp-kubernetes, of the extra `pipelines`, is not installed")
+    return pytest.importorskip("kfp", reason="kfp, of the extra `pipelines`, is not installed")
+
+
+@pytest.fixture
+def kubeflow(kfp: Any) -> Iterator[Any]:
+    """The state of a server of Kubeflow Pipelines on loopback; under importmode=importlib tests cannot import one another."""
+    spec = importlib.util.spec_from_file_location("pipelines_stub", Path(__file__).with_name("pipelines_stub.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    stub = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = stub
+    spec.loader.exec_module(stub)
+    with stub.serve(stub.Kubeflow()) as state:
+        yield state
+
+
+@pytest.fixture
+def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A parameter file for a cluster, in the current directory. Nothing of the environment speaks of servers."""
+    for name in (
+        "KF_PIPELINES_ENDPOINT",
+        "KF_PIPELINES_TOKEN",
+        "KF_PIPELINES_SA_TOKEN_PATH",
+        "MLFLOW_TRACKING_URI",
+        "MLFLOW_RUN_ID",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "params.yaml"
+    path.write_text(
+        "train: {output_dir: runs/demo, batch_size: 8}\n"
+        "stability: {output_dir: runs/study}\n"
+        "cluster: {image: registry/maskrcnn:1, gpus_per_node: 2}\n"
+    )
+    return path

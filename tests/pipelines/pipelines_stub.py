@@ -1,0 +1,137 @@
+"""A small server of Kubeflow Pipelines (v2beta1) on loopback: pipelines, versions, experiments and runs, with faults on demand.
+
+It keeps what it is sent. `faults` are answers that go before all else, in order: an HTTP status, "hang" or "cut". A run takes the
+states of `states`, one at each look, and stays in the last.
+"""
+
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email import message_from_bytes
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+Json = dict[str, Any]
+ROOT = "/apis/v2beta1"
+
+
+class Kubeflow:
+    """The state behind the API."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.token = ""  # that a caller must have; empty asks for none
+        self.namespaces: set[str] | None = None  # None: a server of one user, which knows none
+        self.pipelines: list[Json] = []
+        self.versions: list[Json] = []
+        self.texts: dict[str, str] = {}  # by version
+        self.experiments: list[Json] = []
+        self.runs: list[Json] = []
+        self.states = ["PENDING", "RUNNING", "SUCCEEDED"]
+        self.tasks: list[Json] = []  # of every run
+        self.faults: list[int | str] = []
+        self.requests: list[tuple[str, str, dict[str, str]]] = []  # method, path, query
+
+    def answer(self, method: str, path: str, query: dict[str, str], body: Any) -> tuple[int, Json]:
+        """Status and content."""
+        if self.namespaces is not None and path in ("/experiments", "/pipelines", "/pipelines/upload"):
+            told = body if isinstance(body, dict) else query
+            if told.get("namespace") not in self.namespaces:
+                return 404, {"message": "namespace not found"}
+        if method == "GET" and re.fullmatch(r"/runs/[^/]+", path):
+            return self._look(path.rsplit("/", 1)[1])
+        lists = {"/pipelines": self.pipelines, "/experiments": self.experiments}
+        if method == "GET" and path in lists:
+            return 200, {path[1:]: _filtered(lists[path], query)}
+        if method == "GET" and path.endswith("/versions"):
+            own = [version for version in self.versions if version["pipeline_id"] == path.split("/")[2]]
+            return 200, {"pipeline_versions": _filtered(own, query)}
+        if method == "POST" and path == "/pipelines/upload":
+            pipeline = {"pipeline_id": f"p{len(self.pipelines)}", "display_name": query["name"]}
+            self.pipelines.append(pipeline)
+            self._add_version(pipeline["pipeline_id"], query["name"], body)  # as the server does
+            return 200, pipeline
+        if method == "POST" and path == "/pipelines/upload_version":
+            return 200, self._add_version(query["pipelineid"], query["name"], body)
+        if method == "POST" and path == "/experiments":
+            self.experiments.append({**body, "experiment_id": f"e{len(self.experiments)}"})
+            return 200, self.experiments[-1]
+        if method == "POST" and path == "/runs":
+            self.runs.append({**body, "run_id": f"r{len(self.runs)}"})
+            return 200, self.runs[-1]
+        return 404, {"message": f"no such path: {method} {path}"}
+
+    def _add_version(self, pipeline_id: str, name: str, text: Any) -> Json:
+        version = {"pipeline_id": pipeline_id, "pipeline_version_id": f"v{len(self.versions)}", "display_name": name}
+        self.versions.append(version)
+        self.texts[version["pipeline_version_id"]] = text
+        return version
+
+    def _look(self, run_id: str) -> tuple[int, Json]:
+        state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
+        return 200, {"run_id": run_id, "state": state, "run_details": {"task_details": self.tasks}}
+
+
+def _filtered(items: list[Json], query: dict[str, str]) -> list[Json]:
+    predicates = json.loads(query.get("filter", "{}")).get("predicates", [])
+    return [item for item in items if all(item[p["key"]] == p["stringValue"] for p in predicates)]
+
+
+@contextmanager
+def serve(kubeflow: Kubeflow) -> Iterator[Kubeflow]:
+    """The server of a state, at `kubeflow.url`."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: Any) -> None: ...
+
+        def _handle(self) -> None:
+            parts = urlsplit(self.path)
+            query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+            raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            kubeflow.requests.append((self.command, parts.path, query))
+            fault = kubeflow.faults.pop(0) if kubeflow.faults else 0
+            if fault == "hang":
+                time.sleep(1.5)
+            if fault in ("hang", "cut"):
+                self.close_connection = True
+            elif fault:
+                self._send(int(fault), {"message": "told to fail"})
+            elif kubeflow.token and self.headers.get("authorization") != f"Bearer {kubeflow.token}":
+                self._send(401, {"message": "Unauthenticated"})
+            elif not parts.path.startswith(ROOT):
+                self._send(404, {"message": "page not found"})
+            else:
+                self._send(*kubeflow.answer(self.command, parts.path.removeprefix(ROOT), query, self._body(raw)))
+
+        def _body(self, raw: bytes) -> Any:
+            kind = self.headers.get("Content-Type", "")
+            if kind.startswith("multipart/"):
+                message = message_from_bytes(f"Content-Type: {kind}\r\n\r\n".encode() + raw)
+                return message.get_payload()[0].get_payload(decode=True).decode()
+            return json.loads(raw) if raw else None
+
+        def _send(self, status: int, content: Json) -> None:
+            data = json.dumps(content).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        do_GET = do_POST = _handle  # noqa: N815
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    kubeflow.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield kubeflow
+    finally:
+        server.shutdown()
+        server.server_close()

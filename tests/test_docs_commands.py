@@ -1,0 +1,182 @@
+"""Command lines in the documents are right: each is read by the parser it is for, and what docs/kubeflow.md quotes and applies is there."""
+
+import argparse
+import ast
+import importlib
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from pipelines.cli import STAGES
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+KUBEFLOW = REPOSITORY / "docs" / "kubeflow.md"
+DOCUMENTS = [REPOSITORY / "README.md", KUBEFLOW]
+# Quoted in the table of failures, but said by pip, Kubernetes, MLflow or the system.
+SAID_BY_OTHERS = {
+    "ResolutionImpossible", "unbound immediate PersistentVolumeClaims", 'secret "mlflow" not found', "Invalid Host header",
+    "PermissionError", "/workspace", "Read-only file system", "train",
+}  # fmt: skip
+
+
+def blocks(document: Path, language: str) -> list[str]:
+    """The fenced blocks of a language; those of none show output."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return [text for name, text in found if name == language]
+
+
+def shell_blocks(document: Path) -> list[str]:
+    return blocks(document, "bash")
+
+
+def command_lines(document: Path) -> list[str]:
+    """What stands in a shell block or between backticks and calls our program."""
+    lines = [line for block in shell_blocks(document) for line in block.replace("\\\n", " ").splitlines()]
+    lines += re.findall(r"`(maskrcnn [^`]+)`", document.read_text())
+    return sorted({line.strip() for line in lines if line.strip().startswith("maskrcnn ") and "<" not in line})
+
+
+class ParsedError(Exception):
+    """A command line was read without fault."""
+
+
+@pytest.mark.parametrize(
+    "line", [line for document in DOCUMENTS for line in command_lines(document)], ids=lambda line: line[:60]
+)
+def test_command_lines_are_read_by_their_parsers(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The stage's own `main` is called, and left as soon as it has read the command line and the parameters."""
+    monkeypatch.chdir(REPOSITORY)
+    stage, *words = shlex.split(line, comments=True)[1:]
+    assert stage in STAGES
+    module = importlib.import_module(f"{'pipelines' if stage == 'pipeline' else 'components'}.{stage}")
+    if stage == "recipe":
+        module.main([*words, *([] if "--list" in words else ["--output", str(tmp_path / "params.yaml")])])
+        return
+
+    owner, name = (module, "parse") if hasattr(module, "parse") else (argparse.ArgumentParser, "parse_args")
+    read = getattr(owner, name)
+
+    def read_then_leave(*arguments: Any) -> None:
+        read(*arguments)
+        raise ParsedError
+
+    monkeypatch.setattr(owner, name, read_then_leave)
+    with pytest.raises(ParsedError):
+        module.main(words)
+
+
+@pytest.mark.parametrize("words", [["train", "--skip-tests"], ["train", "train.max_iter=5"], ["pipeline", "compile"]])
+def test_a_wrong_command_line_is_found(words: list[str]):
+    module = importlib.import_module("pipelines.pipeline" if words[0] == "pipeline" else f"components.{words[0]}")
+    with pytest.raises(SystemExit):
+        module.main(words[1:])
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_shell_blocks_are_shell(document: Path):
+    assert shell_blocks(document)
+    for block in shell_blocks(document):
+        text = re.sub(r"<[a-z ]+>", "PLACE", block)
+        done = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{block}\n{done.stderr}"
+
+
+def test_paths_exist():
+    text = re.sub(r"https?://\S+|github\.com/\S+", "", KUBEFLOW.read_text())
+    named = set(re.findall(r"(?<![\w/.])(?:k8s|docs|components|recipes|pipelines)/[\w./-]*\w", text))
+    assert {"k8s/prepare.yaml", "k8s/overlays/pipelines"} <= named
+    assert {path for path in named if not (REPOSITORY / path).exists()} == set()
+
+
+def test_every_overlay_is_named():
+    overlays = {path.name for path in (REPOSITORY / "k8s" / "overlays").iterdir()}
+    assert set(re.findall(r"k8s/overlays/([\w-]+)", KUBEFLOW.read_text())) == overlays
+
+
+def applied() -> list[dict[str, Any]]:
+    """What `kubectl apply -k` of the document's own walk makes."""
+    if not shutil.which("kubectl"):
+        pytest.skip("kubectl, which resolves overlays, is not installed")
+    folders = re.findall(r"^kubectl apply -k (k8s/\S+)", "\n".join(shell_blocks(KUBEFLOW)), flags=re.MULTILINE)
+    assert folders == ["k8s/overlays/pipelines"]
+    command = ["kubectl", "kustomize", str(REPOSITORY / folders[0])]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [document for document in YAML(typ="safe").load_all(told) if document]
+
+
+def test_what_the_walk_waits_for_and_forwards_is_made_by_it():
+    made = {(d["kind"].lower(), d["metadata"]["name"]): d["metadata"].get("namespace") for d in applied()}
+    made[("job", YAML(typ="safe").load((REPOSITORY / "k8s" / "prepare.yaml").read_text())["metadata"]["name"])] = (
+        "kubeflow"
+    )
+    text = "\n".join(shell_blocks(KUBEFLOW))
+    others = {("service", "ml-pipeline-ui")}  # of Kubeflow Pipelines
+    named = set(re.findall(r"-n kubeflow [^\n]*\b(service|deployment|job)/([a-z-]+)", text)) - others
+    assert named == {("service", "mlflow"), ("deployment", "mlflow"), ("job", "prepare")}
+    assert {made[what] for what in named} == {"kubeflow"}
+    role = re.search(r"create rolebinding \S+ --role=(\S+)", text)
+    assert role is not None
+    assert ("role", role[1]) in made
+
+
+def test_the_secret_has_every_key_that_is_asked_for():
+    def keys(node: Any) -> set[str]:
+        if isinstance(node, dict):
+            own = {node["secretKeyRef"]["key"]} if "secretKeyRef" in node else set()
+            return own.union(*map(keys, node.values()))
+        return set().union(*map(keys, node)) if isinstance(node, list) else set()
+
+    assert set(re.findall(r"--from-literal=([a-z-]+)=", KUBEFLOW.read_text())) == keys(applied())
+
+
+def said_by_us() -> list[str]:
+    """Every text in our code, as far as it stands in one piece, and the Makefile's."""
+    texts = [(REPOSITORY / "Makefile").read_text()]
+    for path in [REPOSITORY / "setup.py", *REPOSITORY.glob("components/*.py"), *REPOSITORY.glob("pipelines/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return texts
+
+
+def fragments(quoted: str) -> list[str]:
+    """The pieces between the places where names and numbers stand, and where the code joins two texts."""
+    pieces = re.split(r"…|; check |(?<=exit code )\d+, ", quoted)
+    return [piece.strip(" .:;") for piece in pieces if len(piece.strip(" .:;()s,")) > 3]
+
+
+def in_code(texts: list[str]) -> Callable[[str], bool]:
+    return lambda piece: any(piece in text for text in texts)
+
+
+def test_what_the_table_of_failures_quotes_is_what_the_code_says():
+    rows = re.findall(
+        r"^\| (.+?) \| .+ \| .+ \|$", KUBEFLOW.read_text().partition("## When a step fails")[2], flags=re.MULTILINE
+    )
+    quoted = {text for row in rows for text in re.findall(r"`([^`]+)`", row)} - SAID_BY_OTHERS
+    assert len(quoted) > 30
+    is_said = in_code(said_by_us())
+    assert {piece for text in quoted for piece in fragments(text) if not is_said(piece)} == set()
+
+
+def test_the_output_that_is_shown_is_what_the_code_says():
+    shown = blocks(KUBEFLOW, "")
+    assert len(shown) == 2
+    is_said = in_code(said_by_us())
+    for piece in (
+        "created in namespace",
+        "runs after",
+        "trained to step",
+        "succeeded",
+        "the run has ended:",
+        "MLflow: experiment",
+    ):
+        assert is_said(piece)
+        assert piece in "".join(shown)
