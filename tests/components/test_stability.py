@@ -83,7 +83,7 @@ def test_a_seed_twice_gives_the_same_losses_and_detections_and_another_seed_othe
 def test_a_seed_twice_gives_the_same_ap_and_another_seed_another(shapes: Path) -> None:
     one, other = assert_a_seed_decides_all(
         shapes / "..", f"data.raw_dir={shapes}/raw", f"data.prepared_dir={shapes}/prepared", f"stability.output_dir={shapes}/long",
-        "train.max_iters=80", "train.lr_steps=[70]", "train.warmup_iters=5",
+        "train.max_iters=100", "train.lr_steps=[90]", "train.warmup_iters=10", "train.base_lr=0.04", "evaluate.split=train",
     )  # fmt: skip
     assert 0 < one["evaluation"]["bbox"]["AP"] != other["evaluation"]["bbox"]["AP"] > 0
 
