@@ -31,7 +31,9 @@ def test_stages_and_recipes_exist(document: Path):
     # A namespace and an experiment have the program's name too.
     words = re.findall(r"(?<!-n )(?<!experiment )maskrcnn (?!-)([a-z]+)", document.read_text())
     assert set(words) <= set(STAGES)
-    assert set(re.findall(r"maskrcnn recipe ([a-z0-9_]+)", document.read_text())) <= {recipe.name for recipe in list_recipes()}
+    assert set(re.findall(r"maskrcnn recipe ([a-z0-9_]+)", document.read_text())) <= {
+        recipe.name for recipe in list_recipes()
+    }
 
 
 @by_document

@@ -3,7 +3,7 @@
     python tests/model/make_detectron2_expectations.py
 
 Needs Detectron2 (its Python part is enough); writes detectron2_expectations.npz beside this file. Weights and images are not stored: both are drawn
-from generators seeded by their names, here and in the test. Networks are Detectron2's R50-FPN, -C4, -DC5 and R50-FPN with group norm, but for
+from generators seeded by their names, here and in the test. Networks are Detectron2's R50-C4, -DC5 and R50-FPN with group norm, but for
 narrow fully connected layers and few proposals.
 """
 
@@ -47,7 +47,6 @@ FPN = HEADS | {
     "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3", "p4", "p5"],
 }
 LAYOUTS: dict[str, dict[str, Any]] = {
-    "fpn": FPN,
     "c4": {},
     "c5": HEADS
     | {
