@@ -17,7 +17,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from components.cli import user_errors
-from components.config import load_config
+from components.config import Config, load_config
 from model.errors import UserError
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
@@ -54,6 +54,26 @@ def run(name: str, overrides: Sequence[str] = (), *, output: Path, force: bool =
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text, encoding="utf-8")
     return RecipeResult(recipe=recipe, output=output)
+
+
+def nearest_recipe(config: Config) -> tuple[str, dict[str, Any]]:
+    """The recipe that a configuration differs from in the fewest values, and those values: what makes a run's result, told shortly."""
+    mine = _deciding(config)
+    changes = {}
+    for path in sorted(RECIPES.glob("*.yaml")):
+        theirs = _deciding(load_config(path))
+        changes[path.stem] = {name: value for name, value in mine.items() if theirs[name] != value}
+    name = min(changes, key=lambda name: len(changes[name]))
+    return name, changes[name]
+
+
+def _deciding(config: Config) -> dict[str, Any]:
+    """The values that decide how a model is trained and scored; not where files lie."""
+    return {
+        name: value
+        for name, value in config.flat().items()
+        if name.startswith(("data.", "model.", "train.", "evaluate.")) and not name.endswith("_dir")
+    }
 
 
 def list_recipes() -> dict[str, str]:

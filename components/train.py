@@ -21,6 +21,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from components.cli import parse, stage_parser, user_errors
 from components.config import Config
 from components.launch import relaunch
+from components.recipe import nearest_recipe
 from components.tracking import NullTracker, Tracker, open_tracker
 from components.training import Training
 from model.checkpoint import last_checkpoint
@@ -76,7 +77,13 @@ def _tracker(training: Training) -> Iterator[Tracker]:
     if not is_main():
         yield NullTracker()
         return
-    with open_tracker(training.config, run_dir=training.run_dir, data_hash=training.index.data_hash) as tracker:
+    recipe, changes = nearest_recipe(training.config)
+    tags = {"recipe": recipe}
+    if changes:
+        tags["recipe.changes"] = " ".join(f"{name}={value}" for name, value in changes.items())
+    with open_tracker(
+        training.config, run_dir=training.run_dir, data_hash=training.index.data_hash, tags=tags
+    ) as tracker:
         yield tracker
 
 

@@ -44,6 +44,7 @@ IDLE_CODE = {
         "journal",
         "launch",
         "outbox",
+        "recipe",
         "tracking",
         "tracking_monitor",
         "tracking_server",

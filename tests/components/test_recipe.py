@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from components.config import ConfigError, load_config
-from components.recipe import RECIPES, RecipeError, list_recipes, main, run
+from components.recipe import RECIPES, RecipeError, list_recipes, main, nearest_recipe, run
 
 
 @pytest.fixture
@@ -25,6 +25,13 @@ def test_overrides_change_just_their_values(output: Path):
         "train.seed": 3,
         "data.shapes.seed": 4,
     }
+
+
+def test_a_configuration_is_told_by_its_recipe_and_what_differs():
+    config = load_config(
+        RECIPES / "coco_tiny.yaml", ["train.base_lr=0.007", "train.output_dir=elsewhere", "tracking.enabled=false"]
+    )
+    assert nearest_recipe(config) == ("coco_tiny", {"train.base_lr": 0.007})
 
 
 def test_overrides_keep_comments_and_are_told_on_top(output: Path):
