@@ -1,5 +1,6 @@
 """Where a result was made: commit, hardware, versions. Stands in MLflow tags, environment.json, evaluation.json and benchmark.json."""
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -46,15 +47,21 @@ def environment() -> dict[str, Any]:
 
 
 def run_tags() -> dict[str, str]:
-    """Commit, state of the working tree, hardware and versions as MLflow tags."""
+    """Commit, state of the working tree and of DVC's lock, hardware and versions as MLflow tags."""
     described = git_commit()
     commit = (described or "").removesuffix("-dirty")
     tags = {"commit": commit, "mlflow.source.git.commit": commit}  # the second fills the UI's column of versions
     if described is not None:
         tags["dirty"] = str(described.endswith("-dirty")).lower()
+    tags["dvc.lock_md5"] = _md5(Path("dvc.lock"))  # of what DVC had made when this was made
     tags |= {f"hardware.{name}": str(value) for name, value in hardware().items()}
     tags |= {f"version.{name}": value for name, value in versions().items()}
     return {name: value for name, value in tags.items() if value}
+
+
+def _md5(path: Path) -> str:
+    """Empty where there is no such file."""
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() if path.is_file() else ""
 
 
 def _version(package: str) -> str:

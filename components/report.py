@@ -22,6 +22,7 @@ from components.report_data import RunData, read_run
 from components.report_layout import Chapter, Gallery, markdown_table
 from components.report_pictures import worst_and_best
 from components.report_speed import speed
+from components.results import nearest_recipe
 from components.tables import update_readme
 from model.coco_backends import Task
 from model.errors import UserError
@@ -94,7 +95,7 @@ def render(suffix: str, title: str, runs: Sequence[RunData], chapters: Sequence[
 
 
 def _chapters(runs: Sequence[RunData], question: str, found: Findings) -> list[Chapter]:
-    nearest = {one.name: report_setup.nearest_recipe(one) for one in runs if one.config}
+    nearest = {one.name: nearest_recipe(one.config) for one in runs if one.config}
     return [
         report_setup.question(runs, question),
         report_setup.data(runs),

@@ -3,7 +3,6 @@
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from components.config import read_flat
@@ -11,7 +10,7 @@ from components.recipe import RECIPES
 from components.report_data import KINDS, RunData
 from components.report_layout import Chapter, Table, duration, number
 from components.report_speed import training_time_s
-from components.results import deciding, differences
+from components.results import Nearest, deciding, differences
 
 _SHOWN_CLASSES = 100
 _PLACES = (
@@ -19,15 +18,16 @@ _PLACES = (
     "data.prepared_dir",
     "train.output_dir",
 )  # no part of what decides a result, but needed to make it again
+_COUNTS = {
+    "images": "images",
+    "images_without_instances": "images without an instance",
+    "instances": "instances",
+    "crowds": "regions of crowds",
+    "clipped_boxes": "boxes clipped to the frame",
+    "dropped": "annotations dropped",
+    "data_hash": "hash",
+}
 _HEADLINES = (("bbox", "AP"), ("segm", "AP"), ("bbox", "AP50"), ("segm", "AP50"), ("proposals", "AR1000"))
-
-
-@dataclass(frozen=True)
-class Nearest:
-    """The recipe that a run is most like, and what it changes there: name → (recipe's value, run's value)."""
-
-    recipe: str
-    changes: dict[str, tuple[Any, Any]]
 
 
 def question(runs: Sequence[RunData], asked: str) -> Chapter:
@@ -126,27 +126,6 @@ def reproduce(runs: Sequence[RunData], nearest: Mapping[str, Nearest]) -> Chapte
     dirty = [run.name for run in runs if commit_of(run).endswith("-dirty")]
     notes = [f"{', '.join(dirty)}: made with changes that were not committed."] if dirty else []
     return Chapter("reproduce", "To make it again", notes, commands=list(dict.fromkeys(commands)))
-
-
-def nearest_recipe(run: RunData) -> Nearest:
-    """The recipe with the fewest values that the run has changed, among those that decide the result."""
-    ours, found = deciding(run.config), []
-    for path in sorted(RECIPES.glob("*.yaml")):
-        theirs = {key: value for key, value in deciding(read_flat(path)).items() if key in ours}
-        changes = differences([theirs, {key: ours[key] for key in theirs}])
-        found.append(Nearest(path.stem, {key: (recipe, run_s) for key, (recipe, run_s) in changes.items()}))
-    return min(found, key=lambda near: len(near.changes))
-
-
-_COUNTS = {
-    "images": "images",
-    "images_without_instances": "images without an instance",
-    "instances": "instances",
-    "crowds": "regions of crowds",
-    "clipped_boxes": "boxes clipped to the frame",
-    "dropped": "annotations dropped",
-    "data_hash": "hash",
-}
 
 
 def _question(runs: Sequence[RunData]) -> str:

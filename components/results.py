@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.config import Config, load_config
+from components.config import Config, load_config, read_flat
+from components.recipe import RECIPES
 from components.training import FREE_TO_CHANGE
 from model.checkpoint import LAST
 from model.errors import UserError
@@ -116,6 +117,24 @@ def description(config: Config) -> dict[str, Any]:
     """What is worth telling of how a result was made: its identity less the seed, and what decides its last bits."""
     flat, decides = config.flat(), identity(config)
     return {key: value for key, value in flat.items() if (key in decides or key in _LAST_BITS) and key != "train.seed"}
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The recipe that a configuration is most like, and what it changes there: name → (recipe's value, its own value)."""
+
+    recipe: str
+    changes: dict[str, tuple[Any, Any]]
+
+
+def nearest_recipe(flat: dict[str, Any]) -> Nearest:
+    """The recipe of whose deciding values the fewest are others, in a configuration by dotted names (of an older version, maybe)."""
+    ours, found = deciding(flat), []
+    for path in sorted(RECIPES.glob("*.yaml")):
+        theirs = {key: value for key, value in deciding(read_flat(path)).items() if key in ours}
+        changes = differences([theirs, {key: ours[key] for key in theirs}])
+        found.append(Nearest(path.stem, {key: (recipe, own) for key, (recipe, own) in changes.items()}))
+    return min(found, key=lambda near: len(near.changes))
 
 
 def differences(identities: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:

@@ -17,8 +17,9 @@ from components.environment import hardware_name
 from components.journal import write_atomically
 from components.report_data import RunData, read_run
 from components.report_layout import Table, duration, markdown_table, number
-from components.report_setup import commit_of, nearest_recipe
+from components.report_setup import commit_of
 from components.report_speed import training_time_s
+from components.results import nearest_recipe
 from model.errors import UserError
 
 RESULTS = Path("docs/results")
@@ -212,7 +213,7 @@ _TABLES: dict[str, tuple[Callable[[Sequence[Record]], str], str]] = {
 
 def _training(run: RunData) -> Record:
     assert run.evaluation is not None
-    near, last = nearest_recipe(run), run.training[-1].time_s if run.training else None
+    near, last = nearest_recipe(run.config), run.training[-1].time_s if run.training else None
     environment = run.environment or run.benchmark or {}
     return {
         "recipe": near.recipe,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _SQLITE = "sqlite:///"
 _METRICS_A_CALL = 1000  # MLflow's limits on log_batch
 _PARAMS_A_CALL = 100
+_TAG_LENGTH = 5000
 
 
 class TrackingError(UserError):
@@ -101,7 +102,9 @@ class MlflowServer:
         from mlflow.entities import RunTag
 
         if tags:
-            self._client.log_batch(self._run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+            self._client.log_batch(
+                self._run_id, tags=[RunTag(name, value[:_TAG_LENGTH]) for name, value in tags.items()]
+            )
 
     def _send_origin(self, tags: dict[str, str]) -> None:
         """Where the run was made; where a later stage ran elsewhere, or with other code, is beside that."""

@@ -21,6 +21,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from components.cli import parse, stage_parser, user_errors
 from components.config import Config
 from components.launch import relaunch
+from components.results import nearest_recipe
 from components.tracking import NullTracker, Tracker, open_tracker
 from components.training import Training
 from model.checkpoint import last_checkpoint
@@ -76,7 +77,13 @@ def _tracker(training: Training) -> Iterator[Tracker]:
     if not is_main():
         yield NullTracker()
         return
-    with open_tracker(training.config, run_dir=training.run_dir, data_hash=training.index.data_hash) as tracker:
+    near = nearest_recipe(training.config.flat())
+    tags = {"recipe": near.recipe}
+    if near.changes:
+        tags["recipe.changes"] = " ".join(f"{name}={own}" for name, (_, own) in near.changes.items())
+    with open_tracker(
+        training.config, run_dir=training.run_dir, data_hash=training.index.data_hash, tags=tags
+    ) as tracker:
         yield tracker
 
 

@@ -44,6 +44,8 @@ IDLE_CODE = {
         "journal",
         "launch",
         "outbox",
+        "recipe",
+        "results",
         "tracking",
         "tracking_monitor",
         "tracking_server",

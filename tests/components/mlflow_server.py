@@ -54,7 +54,7 @@ class Server:
         ]
         command += ["--backend-store-uri", self.store, "--artifacts-destination", str(self.folder / "artifacts")]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_TRACKING")}
-        environment["MLFLOW_DISABLE_TELEMETRY"] = "true"
+        environment |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         if self.auth:
             config = self.folder / "auth.ini"
             config.write_text(

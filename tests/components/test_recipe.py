@@ -6,6 +6,7 @@ import pytest
 
 from components.config import ConfigError, load_config
 from components.recipe import RECIPES, RecipeError, main, run
+from components.results import Nearest, nearest_recipe
 
 
 @pytest.fixture
@@ -25,6 +26,12 @@ def test_overrides_change_just_their_values(output: Path):
         "train.seed": 3,
         "data.shapes.seed": 4,
     }
+
+
+def test_a_configuration_is_told_by_its_recipe_and_what_differs():
+    overrides = ["train.base_lr=0.007", "train.output_dir=elsewhere", "tracking.enabled=false"]
+    near = nearest_recipe(load_config(RECIPES / "coco_tiny.yaml", overrides).flat())
+    assert near == Nearest("coco_tiny", {"train.base_lr": (0.02, 0.007)})
 
 
 def test_overrides_keep_comments_and_are_told_on_top(output: Path):

@@ -17,8 +17,7 @@ from components.journal import Journal
 from components.recipe import RECIPES
 from components.report_data import read_run
 from components.report_layout import duration
-from components.report_setup import nearest_recipe
-from components.results import deciding
+from components.results import deciding, nearest_recipe
 from model.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -230,7 +229,7 @@ def test_a_name_cannot_break_out_of_the_page(run_dir: Path, tmp_path: Path) -> N
 def test_an_unchanged_recipe_is_recognised(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     shutil.copy(REPOSITORY / "recipes" / "coco2014_r50_fpn_1x_bs64.yaml", tmp_path / "run" / "config.yaml")
-    near = nearest_recipe(read_run(tmp_path / "run"))
+    near = nearest_recipe(read_run(tmp_path / "run").config)
     assert (near.recipe, near.changes) == ("coco2014_r50_fpn_1x_bs64", {})
 
 

@@ -190,6 +190,8 @@ def test_a_run_and_its_stages_are_read_back(
     tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
     assert tags["hardware.cpu"]
     assert tags["version.torch"]
+    assert tags["recipe"] == "shapes_demo"
+    assert "train.max_iters=8" in tags["recipe.changes"]
     inputs = run["inputs"]["dataset_inputs"]
     hashes = {found["dataset"]["name"]: found["dataset"]["digest"] for found in inputs}
     reported = json.loads((run_dir / "evaluation.json").read_text())["data_hash"]
