@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import zipfile
-from importlib.metadata import packages_distributions, requires
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -188,7 +188,11 @@ def with_dependencies(names: set[str]) -> set[str]:
         if name in found:
             continue
         found.add(name)
-        for requirement in map(Requirement, requires(name) or []):
+        try:
+            needed = requires(name) or []
+        except PackageNotFoundError:  # new in setup.py, and not yet in this environment: the image has it all the same
+            needed = []
+        for requirement in map(Requirement, needed):
             if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
                 waiting.add(requirement.name)
     return found
