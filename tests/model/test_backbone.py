@@ -15,7 +15,7 @@ from model.config import ModelConfig
 from model.layers import FrozenBatchNorm2d
 from model.mask_rcnn import MaskRCNN
 from model.structures import Batch
-from model.weights import body_name
+from model.weights_names import body_name
 
 
 def shaken(module: nn.Module) -> nn.Module:
