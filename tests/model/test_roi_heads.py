@@ -97,7 +97,7 @@ def test_c4_heads_are_torchvisions_blocks_on_torchvisions_roi_align(
     batch = Batch(torch.zeros(2, 3, 96, 128), *[torch.tensor([[96, 128]] * 2)] * 2, torch.arange(2), torch.arange(2))
     with torch.no_grad():
         logits, deltas = heads.box_logits(heads.pool([features], boxes, batch, 14))
-        masks = heads.mask_logits([features], boxes, labels, batch)
+        masks = heads.mask_logits(heads.pool([features], boxes, batch, 14), labels)
         sampling = -1 if aligned else 2
         pooled = theirs(torchvision.ops.roi_align(features, list(boxes), 14, 1 / 16, sampling, aligned))
         vectors = pooled.mean((2, 3))
@@ -128,7 +128,8 @@ def test_c4_masks_learn_from_the_features_of_the_boxes(
     assert runs == [2 * 32]
     rois = heads.sample(proposals, batch.targets, batch.seeds)
     share = rois.num_mask_rois
-    logits = heads.mask_logits(features, rois.boxes[:, :share], rois.labels[:, :share], batch)
+    pooled = heads.pool(features, rois.boxes[:, :share], batch, heads.config.mask_pool_size)
+    logits = heads.mask_logits(pooled, rois.labels[:, :share])
     gt_masks = cuda_ops.rasterize_polygons(rois.boxes[:, :share], rois.gt_rows[:, :share], batch.targets.polygons, 4)
     of_pixels = F.binary_cross_entropy_with_logits(logits, gt_masks, reduction="none").mean((2, 3))
     is_positive = (rois.labels[:, :share] > 0).float()
