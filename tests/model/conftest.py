@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
 
 from model.config import ModelConfig
+from model.mask_rcnn import MaskRCNN
 from model.structures import Batch, Polygons, Targets
 
 Record = dict[str, Any]  # image [3, h, w] uint8, boxes [n, 4], labels [n], polygons: list of lists of [v, 2] arrays
@@ -131,3 +134,23 @@ def shapes_batch() -> Callable[..., Batch]:
         return make_batch(records, size, size, **options)
 
     return build
+
+
+@pytest.fixture
+def losses_on_fake_cuda() -> Callable[[MaskRCNN, Batch], dict[str, torch.Tensor]]:
+    """The losses as a GPU would compute them, with shapes and devices but no values: no GPU is needed, and none can be asked."""
+
+    def compute(model: MaskRCNN, batch: Batch) -> dict[str, torch.Tensor]:
+        mode = FakeTensorMode()
+
+        def fake(tensor: torch.Tensor) -> torch.Tensor:
+            with mode:
+                return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cuda")
+
+        state = {name: fake(p).requires_grad_(p.requires_grad) for name, p in model.named_parameters()}
+        state |= {name: fake(buffer) for name, buffer in model.named_buffers()}
+        with mode:
+            losses: dict[str, torch.Tensor] = functional_call(model, state, (batch.map(fake),))
+        return losses
+
+    return compute

@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import functional_call
 
 import cuda_ops
 from model.config import ModelConfig, TrainConfig
@@ -137,23 +135,8 @@ def test_no_ground_truth_gives_finite_losses_and_gradients(
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
-def losses_on_fake_cuda(model: MaskRCNN, batch: Batch) -> dict[str, torch.Tensor]:
-    """The losses as a GPU would compute them, with shapes and devices but no values: no GPU is needed, and none can be asked."""
-    mode = FakeTensorMode()
-
-    def fake(tensor: torch.Tensor) -> torch.Tensor:
-        with mode:
-            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cuda")
-
-    state = {name: fake(p).requires_grad_(p.requires_grad) for name, p in model.named_parameters()}
-    state |= {name: fake(buffer) for name, buffer in model.named_buffers()}
-    with mode:
-        losses: dict[str, torch.Tensor] = functional_call(model, state, (batch.map(fake),))
-    return losses
-
-
 def test_the_host_never_waits_between_batch_and_losses(
-    tiny_config: Callable[..., ModelConfig], shapes_batch: Callable[..., Batch], no_sync: Any
+    tiny_config: Callable[..., ModelConfig], shapes_batch: Callable[..., Batch], no_sync: Any, losses_on_fake_cuda: Any
 ) -> None:
     model = MaskRCNN(tiny_config(), 3).train()
     with no_sync():
@@ -173,7 +156,11 @@ def test_the_host_never_waits_in_the_backward_pass(
 
 
 def test_the_no_sync_check_notices_an_item(
-    tiny_config: Callable[..., ModelConfig], shapes_batch: Callable[..., Batch], no_sync: Any, monkeypatch: Any
+    tiny_config: Callable[..., ModelConfig],
+    shapes_batch: Callable[..., Batch],
+    no_sync: Any,
+    losses_on_fake_cuda: Any,
+    monkeypatch: Any,
 ) -> None:
     model = MaskRCNN(tiny_config(), 3).train()
     normalize = model.normalize

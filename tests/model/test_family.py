@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import functional_call
 
 from model.backbone import Backbone
 from model.config import ModelConfig, TrainConfig
@@ -101,31 +99,16 @@ by_member = pytest.mark.parametrize("member", MEMBERS)
 Config, Shapes = Callable[..., ModelConfig], Callable[..., Batch]
 
 
-def on_fake_cuda(model: MaskRCNN, batch: Batch) -> dict[str, torch.Tensor]:
-    """The losses as a GPU would compute them, without values: see test_engine."""
-    mode = FakeTensorMode()
-
-    def fake(tensor: torch.Tensor) -> torch.Tensor:
-        with mode:
-            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cuda")
-
-    state = {name: fake(p).requires_grad_(p.requires_grad) for name, p in model.named_parameters()}
-    state |= {name: fake(buffer) for name, buffer in model.named_buffers()}
-    with mode:
-        losses: dict[str, torch.Tensor] = functional_call(model, state, (batch.map(fake),))
-    return losses
-
-
 @by_member
 def test_each_member_trains_without_waiting(
-    member: str, tiny_config: Config, shapes_batch: Shapes, no_sync: Any
+    member: str, tiny_config: Config, shapes_batch: Shapes, no_sync: Any, losses_on_fake_cuda: Any
 ) -> None:
     """Forward as on a GPU, backward on the CPU; every parameter that may learn gets a gradient."""
     torch.manual_seed(0)
     config = tiny_config(**MEMBERS[member])
     model, batch = MaskRCNN(config, 3).train(), shapes_batch(images=2)
     with no_sync():
-        losses = on_fake_cuda(model, batch)
+        losses = losses_on_fake_cuda(model, batch)
     assert tuple(losses) == LOSSES[config.task]
     losses = model(batch)
     assert all(loss.isfinite() for loss in losses.values())

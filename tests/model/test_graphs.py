@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,6 @@ from model.mask_rcnn import MaskRCNN
 from model.optim import make_optimizer, set_learning_rate
 from model.precision import LossScaler
 from model.structures import Batch
-from tests.no_sync import NoSync
 
 CPU = torch.device("cpu")
 LARGE = TargetSizes(rows=64, parts=256, vertices=4096, max_vertices=128, max_parts=16)
@@ -24,12 +24,12 @@ def losses(model: MaskRCNN, batch: Batch) -> dict[str, float]:
 
 
 def test_more_padding_of_the_ground_truth_changes_no_loss(
-    tiny_config: Callable[..., ModelConfig], shapes_batch: Callable[..., Batch]
+    tiny_config: Callable[..., ModelConfig], shapes_batch: Callable[..., Batch], no_sync: Any
 ) -> None:
     torch.manual_seed(0)
     model, batch = MaskRCNN(tiny_config(), 3), shapes_batch(images=3)
     assert batch.targets is not None
-    with NoSync():
+    with no_sync():
         padded = replace(batch, targets=pad_targets(batch.targets, LARGE))
     assert padded.targets.gt_boxes.shape == (3, 64, 4)
     assert padded.targets.polygons.instance_offsets.shape == (3 * 64 + 1,)
