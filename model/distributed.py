@@ -5,6 +5,7 @@ here communicates. Every process calls every function of this module that commun
 """
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -94,6 +95,11 @@ def data_parallel(model: nn.Module) -> nn.Module:
     """
     if world_size() == 1:
         return model
+    # Kernels of 1 × 1 are applied as matrices: their gradients' strides differ from their own in name only.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    warnings.filterwarnings(
+        "ignore", message="`broadcast_buffers` is deprecated"
+    )  # torch 2.11 does not know its successor
     return DistributedDataParallel(model, broadcast_buffers=False, static_graph=True, gradient_as_bucket_view=True)
 
 
