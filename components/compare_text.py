@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from components.results import TASKS
-from components.stability_report import TITLES
+from model.coco_eval import TITLES
 
 _SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _WHY_NOT = (

@@ -29,7 +29,7 @@ from components.plots import draw_comparison, plot_precision_recall, spread, wri
 from components.tracking import open_tracker
 from components.trained import Trained, load_trained, open_split
 from model.coco_backends import AnyBackend, Backend, choose_backend
-from model.coco_eval import KINDS, CocoEvaluation, evaluate_proposals, evaluate_results, load_ground_truth
+from model.coco_eval import KINDS, TITLES, CocoEvaluation, evaluate_proposals, evaluate_results, load_ground_truth
 from model.config import DataConfig, EvaluateConfig
 from model.data.index import CocoIndex
 from model.data.loader import eval_loader
@@ -43,7 +43,6 @@ from model.test_time import is_plain, predict_views
 
 _NOT_IN_METRIC_NAMES = r"[^\w\-. ]"
 _MAX_CLASSES_IN_TABLE = 20
-_TITLES = {"bbox": "box", "segm": "mask", "proposals": "proposals"}
 
 
 @dataclass(frozen=True)
@@ -199,7 +198,7 @@ def write_inference(folder: Path, results: Results, evaluation: CocoEvaluation |
     `weights_only=True`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for kind in _TITLES:
+    for kind in TITLES:
         (folder / f"{kind}.json").unlink(missing_ok=True)
     for kind in KINDS[results.task]:
         found = results.segm if kind == "segm" else results.bbox
@@ -290,7 +289,7 @@ def _print(evaluation: CocoEvaluation | None, run_dir: Path, trained: Trained) -
 def score_table(evaluation: CocoEvaluation) -> Table:
     """The twelve scores of boxes and masks, or the recall of proposals."""
     table = Table()
-    for column in ("", *(_TITLES[kind] for kind in evaluation.scores)):
+    for column in ("", *(TITLES[kind] for kind in evaluation.scores)):
         table.add_column(column, justify="right" if column else "left")
     for name in next(iter(evaluation.scores.values())):
         table.add_row(name, *(_score(scores[name]) for scores in evaluation.scores.values()))
@@ -300,7 +299,7 @@ def score_table(evaluation: CocoEvaluation) -> Table:
 def class_table(evaluation: CocoEvaluation) -> Table:
     """AP of each class."""
     table = Table()
-    for column in ("class", *(f"{_TITLES[kind]} AP" for kind in evaluation.scores)):
+    for column in ("class", *(f"{TITLES[kind]} AP" for kind in evaluation.scores)):
         table.add_column(column, justify="left" if column == "class" else "right")
     for name, scores in evaluation.per_class.items():
         table.add_row(name, *(_score(scores[kind]) for kind in evaluation.scores))

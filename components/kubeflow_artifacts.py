@@ -18,9 +18,10 @@ from components.environment import git_commit
 from components.predict import PredictResult
 from components.prepare import PrepareResult
 from components.register import RegisterResult
+from components.results import TASKS
 from components.stability import StabilityResult
-from components.stability_report import TITLES
 from model.checkpoint import CheckpointError, last_checkpoint
+from model.coco_eval import TITLES
 from model.data.index import CocoIndex
 
 _SHOWN_PICTURES = 4
@@ -74,18 +75,17 @@ def describe_evaluation(metrics: Artifact, page: Artifact, config: Config) -> No
     """AP under MLflow's names, and a page with the scores, the curves and some drawings."""
     run_dir = config.train.output_dir
     evaluation = json.loads((run_dir / "evaluation.json").read_text(encoding="utf-8"))
-    scores = {task: evaluation[task] or {} for task in TITLES}
-    figures = {f"{name.lower()}/{task}": value for task in TITLES for name, value in scores[task].items()}
+    scores = {kind: evaluation[kind] or {} for kind in TITLES if kind in evaluation}
+    figures = {f"{name.lower()}/{kind}": value for kind, of_kind in scores.items() for name, value in of_kind.items()}
     facts = {key: evaluation[key] for key in ("checkpoint", "images", "detections", "data_hash", "commit")}
     _describe(metrics, {"run_dir": str(run_dir), **facts, **_mlflow(run_dir), **figures})
     rows = [
-        [name, *(_figure(scores[task].get(name)) for task in TITLES)]
-        for name in dict.fromkeys(name for task in TITLES for name in scores[task])
+        [name, *(_figure(of_kind.get(name)) for of_kind in scores.values())]
+        for name in dict.fromkeys(name for of_kind in scores.values() for name in of_kind)
     ]
     pictures = [run_dir / "plots" / "precision_recall.png", *_pictures(run_dir / "plots" / "predictions")]
-    _write_page(
-        page, f"{evaluation['checkpoint']} on {evaluation['images']} images", ["", *TITLES.values()], rows, pictures
-    )
+    header = ["", *(TITLES[kind] for kind in scores)]
+    _write_page(page, f"{evaluation['checkpoint']} on {evaluation['images']} images", header, rows, pictures)
 
 
 def describe_predictions(page: Artifact, result: PredictResult) -> None:
@@ -117,10 +117,10 @@ def describe_study(metrics: Artifact, page: Artifact, result: StabilityResult) -
     """Mean and deviation of AP over the seeds, and a page with the table and the picture."""
     figures: dict[str, Any] = {}
     rows, report = [], result.report
-    for task, title in TITLES.items():
+    for task in TASKS:
         if score := report.get(task, {}).get("AP"):
             figures |= {f"ap/{task}/mean": score["mean"], f"ap/{task}/deviation": score["deviation"]}
-            rows.append([title, *map(_figure, (*score["values"], score["mean"], score["deviation"]))])
+            rows.append([TITLES[task], *map(_figure, (*score["values"], score["mean"], score["deviation"]))])
     _describe(metrics, {"output_dir": str(result.output_dir), "data_hash": report["data_hash"], **figures})
     header = ["final AP", *(f"seed {seed}" for seed in report["seeds"]), "mean", "standard deviation"]
     _write_page(

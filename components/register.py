@@ -16,21 +16,21 @@ from rich.console import Console
 
 from components.cli import parse, stage_parser, user_errors
 from components.config import Config, PredictConfig
+from components.results import TASKS
 from components.tracking import delivered_run, open_tracker
 from components.tracking_registry import Registry, Version, answers, write_model
 from components.tracking_server import TrackingError, tracking_uri
 from components.trained import Trained, load_trained
 from model.checkpoint import save_weights
+from model.coco_eval import TITLES
 from model.errors import UserError
-
-_TASKS = {"bbox": "box AP", "segm": "mask AP"}
 
 
 @dataclass(frozen=True)
 class Scored:
     """How well a checkpoint did, and on what."""
 
-    ap: dict[str, float]  # by task: bbox, and segm where there are masks
+    ap: dict[str, float]  # by task: bbox, and segm where there are masks; none of proposals
     data_hash: str
 
     def tags(self) -> dict[str, str]:
@@ -40,7 +40,7 @@ class Scored:
     @staticmethod
     def of_tags(tags: dict[str, str]) -> "Scored":
         """What `tags` wrote."""
-        ap = {task: float(tags[f"ap/{task}"]) for task in _TASKS if f"ap/{task}" in tags}
+        ap: dict[str, float] = {task: float(tags[f"ap/{task}"]) for task in TASKS if f"ap/{task}" in tags}
         return Scored(ap, tags.get("evaluation.data_hash", ""))
 
 
@@ -82,18 +82,21 @@ def read_evaluation(path: Path) -> tuple[str, Scored]:
     if not path.is_file():
         raise UserError(f"{path}: no such evaluation; `maskrcnn evaluate` scores a model, which registering needs")
     document = json.loads(path.read_text(encoding="utf-8"))
-    ap = {task: document[task]["AP"] for task in _TASKS if document[task] and document[task]["AP"] is not None}
-    if not ap:
+    scores = {task: document.get(task) or {} for task in TASKS}
+    ap: dict[str, float] = {task: of_task["AP"] for task, of_task in scores.items() if of_task.get("AP") is not None}
+    if not ap and not document.get("proposals"):
         raise UserError(f"{path}: must hold AP, but has none; evaluate on annotated images, without --skip-eval")
     return document["checkpoint"], Scored(ap, document["data_hash"])
 
 
 def shortfall(config: Config, scored: Scored) -> str:
     """Which AP is below its registry.min_…, in words; empty where none is."""
+    if not scored.ap:
+        return "proposals have no AP, by which models are chosen"
     minima = {"bbox": config.registry.min_bbox_ap, "segm": config.registry.min_segm_ap}
     lacking = [
-        f"{title} {scored.ap.get(task, 0.0):.4f} is below registry.min_{task}_ap {minima[task]:.4f}"
-        for task, title in _TASKS.items()
+        f"{TITLES[task]} AP {scored.ap.get(task, 0.0):.4f} is below registry.min_{task}_ap {minima[task]:.4f}"
+        for task in TASKS
         if scored.ap.get(task, 0.0) < minima[task]
     ]
     return ", ".join(lacking)
@@ -114,7 +117,7 @@ def beats(version: Version, champion: Version | None) -> tuple[bool, str]:
     task = next((task for task in ("segm", "bbox") if task in new.ap and task in old.ap), None)
     if task is None:
         return False, f"not the champion: version {champion.number}, which is, has no AP to compare with"
-    comparison = f"{_TASKS[task]} {new.ap[task]:.4f} against {old.ap[task]:.4f} of version {champion.number}"
+    comparison = f"{TITLES[task]} AP {new.ap[task]:.4f} against {old.ap[task]:.4f} of version {champion.number}"
     is_better = new.ap[task] > old.ap[task]
     return is_better, f"{'the new champion' if is_better else 'not the champion'}: {comparison}"
 

@@ -22,13 +22,11 @@ from components.report_data import RunData, read_run
 from components.report_layout import Chapter, Gallery, markdown_table
 from components.report_pictures import worst_and_best
 from components.report_speed import speed
-from components.results import nearest_recipe
+from components.results import TASKS, nearest_recipe
 from components.tables import update_readme
-from model.coco_backends import Task
 from model.errors import UserError
 
 TEMPLATES = Path(__file__).with_name("templates")
-TASKS: tuple[Task, ...] = ("bbox", "segm")
 _PICTURE_BUDGET_BYTES = 3_500_000  # of a page that stays under 5 MB
 _NO_ERRORS = "No kinds of error: see what is missing under Environment."
 

@@ -11,10 +11,9 @@ from typing import Any
 
 from components.config import read_flat
 from components.journal import Entry
+from model.coco_eval import TITLES
 from model.data.index import CocoIndex
 from model.errors import UserError
-
-KINDS = {"bbox": "box", "segm": "mask", "proposals": "proposals"}  # of scores, with their names in tables
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class RunData:
     @property
     def scores(self) -> dict[str, dict[str, float | None]]:
         """Scores by kind: of boxes and masks, of boxes, of proposals, or none at all."""
-        return {kind: self.evaluation[kind] for kind in KINDS if self.evaluation and self.evaluation.get(kind)}
+        return {kind: self.evaluation[kind] for kind in TITLES if self.evaluation and self.evaluation.get(kind)}
 
     def inference_path(self, kind: str) -> Path | None:
         """The COCO results of a kind, where they were kept."""
@@ -93,7 +92,7 @@ def _missing(run_dir: Path, config: dict[str, Any], evaluation: Any, benchmark: 
         found.append(f"{run_dir}/log.jsonl is not there, so there are no loss curves.")
     if evaluation is None:
         found.append(f"{run_dir}/evaluation.json is not there: `maskrcnn evaluate` writes it.")
-    elif not any(evaluation.get(kind) for kind in KINDS):
+    elif not any(evaluation.get(kind) for kind in TITLES):
         found.append(f"{run_dir} was evaluated with evaluate.skip_eval, so there are no scores.")
     if benchmark is None:
         found.append(f"{run_dir}/benchmark.json is not there: `maskrcnn benchmark` writes it.")

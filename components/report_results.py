@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 from components.charts import Axis, Series, line_chart, positive_bounds, thinned
 from components.error_analysis import ErrorTypes
-from components.report_data import KINDS, RunData
+from components.report_data import RunData
 from components.report_layout import Cell, Chapter, Chart, Gallery, Table, number
+from components.results import TASKS
+from model.coco_eval import TITLES
 
 LOSSES = {
     "loss/total": "all losses together",
@@ -19,7 +21,6 @@ LOSSES = {
     "loss/box_reg": "boxes",
     "loss/mask": "masks",
 }
-TASKS = {kind: KINDS[kind] for kind in ("bbox", "segm")}
 _NOT_EVALUATED = "No run has been evaluated: `maskrcnn evaluate` does it."
 _CURVES = {"50": "IoU 0.50", "75": "IoU 0.75", "mean": "IoU 0.50 to 0.95"}
 _SIZES = {"small": ("s", "under 32² px"), "medium": ("m", "32² to 96² px"), "large": ("l", "over 96² px")}
@@ -45,7 +46,7 @@ def losses(runs: Sequence[RunData]) -> Chapter:
 
 def scores(runs: Sequence[RunData]) -> Chapter:
     """COCO's scores of boxes and masks, or of proposals."""
-    columns = _columns(runs, KINDS)
+    columns = _columns(runs, TITLES)
     if not columns:
         return Chapter("scores", "Scores", [_NOT_EVALUATED])
     names = dict.fromkeys(name for column in columns for name in column.scores)
@@ -71,14 +72,14 @@ def classes(runs: Sequence[RunData]) -> Chapter:
         [name, str(counts.get(name, "–")), *(_bar(column.per_class.get(name), column.slot) for column in columns)]
         for name in order
     ]
-    note = f"AP at IoU 0.50 to 0.95, in the order of {first.run.name}'s {TASKS[first.kind]} AP."
+    note = f"AP at IoU 0.50 to 0.95, in the order of {first.run.name}'s {TITLES[first.kind]} AP."
     return Chapter("classes", "Classes", [note], [Table(["class", "instances", *_titles(columns, "AP")], rows)])
 
 
 def curves(runs: Sequence[RunData]) -> Chapter:
     """Precision over recall, a chart for each task and IoU, with a line for each run."""
     charts = []
-    for task, label in TASKS.items():
+    for task, label in ((task, TITLES[task]) for task in TASKS):
         for column, iou in _CURVES.items():
             title = f"{label}, {iou}"
             series = [
@@ -115,7 +116,7 @@ def sizes(runs: Sequence[RunData]) -> Chapter:
 def errors(runs: Sequence[RunData], found: dict[str, dict[str, ErrorTypes]], why_not: str = "") -> Chapter:
     """TIDE's kinds of error by run name and task; a table for each task."""
     tables = []
-    for task, label in TASKS.items():
+    for task, label in ((task, TITLES[task]) for task in TASKS):
         of_runs = [
             (slot, run.name, found[run.name][task]) for slot, run in enumerate(runs) if task in found.get(run.name, {})
         ]
@@ -180,7 +181,7 @@ def _columns(runs: Sequence[RunData], kinds: Iterable[str]) -> list[_Column]:
 def _titles(columns: Sequence[_Column], what: str = "") -> list[str]:
     """The run is named where there are several."""
     is_one = all(column.run is columns[0].run for column in columns)
-    return [f"{'' if is_one else column.run.name + ': '}{KINDS[column.kind]} {what}".strip() for column in columns]
+    return [f"{'' if is_one else column.run.name + ': '}{TITLES[column.kind]} {what}".strip() for column in columns]
 
 
 def _evaluated(run: RunData) -> str:

@@ -7,10 +7,11 @@ from typing import Any
 
 from components.config import read_flat
 from components.recipe import RECIPES
-from components.report_data import KINDS, RunData
+from components.report_data import RunData
 from components.report_layout import Chapter, Table, duration, number
 from components.report_speed import training_time_s
 from components.results import Nearest, deciding, differences
+from model.coco_eval import TITLES
 
 _SHOWN_CLASSES = 100
 _PLACES = (
@@ -33,7 +34,7 @@ _HEADLINES = (("bbox", "AP"), ("segm", "AP"), ("bbox", "AP50"), ("segm", "AP50")
 def question(runs: Sequence[RunData], asked: str) -> Chapter:
     """What the report is to answer, and the answer in one table."""
     shown = [(kind, name) for kind, name in _HEADLINES if any(run.scores.get(kind) for run in runs)]
-    head = ["run", *(f"{KINDS[kind]} {name}" for kind, name in shown), "steps", "time in steps"]
+    head = ["run", *(f"{TITLES[kind]} {name}" for kind, name in shown), "steps", "time in steps"]
     rows = []
     for run in runs:
         found = [number(run.scores.get(kind, {}).get(name)) for kind, name in shown]

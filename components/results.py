@@ -17,9 +17,10 @@ from components.config import Config, load_config, read_flat
 from components.recipe import RECIPES
 from components.training import FREE_TO_CHANGE
 from model.checkpoint import LAST
+from model.coco_backends import Task
 from model.errors import UserError
 
-TASKS = ("bbox", "segm")
+TASKS: tuple[Task, ...] = ("bbox", "segm")
 # The sections that decide what is learned and how it is scored, and the keys in them that do not: where things lie, what is said
 # meanwhile. What training may be continued with is what training itself says; a data set is known by its hash.
 _DECIDING = ("data.", "model.", "train.", "evaluate.")

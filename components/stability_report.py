@@ -17,9 +17,8 @@ from rich.table import Table
 
 from components.intervals import CONFIDENCE, estimate
 from components.results import TASKS, Result, description
-from model.coco_eval import SCORE_NAMES
+from model.coco_eval import SCORE_NAMES, TITLES
 
-TITLES = {"bbox": "box", "segm": "mask"}
 _TRACKED = ("AP", "AP50", "AP75")
 _NO_DEVIATION = "One seed has no deviation: at least two are needed, and stability.seeds names them."
 

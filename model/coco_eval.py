@@ -19,6 +19,7 @@ from model.coco_backends import AnyBackend, Curves, Result, Task, choose_backend
 Kind = Literal["bbox", "segm", "proposals"]
 # What is scored, by model.task.
 KINDS: dict[str, tuple[Kind, ...]] = {"mask": ("bbox", "segm"), "box": ("bbox",), "proposals": ("proposals",)}
+TITLES: dict[str, str] = {"bbox": "box", "segm": "mask", "proposals": "proposals"}  # in tables and sentences
 # pycocotools' own order of its twelve numbers.
 SCORE_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 # Of proposals, average recall at 100 and 1000 of them an image: of objects of any size, then small, medium and large ones.

@@ -83,8 +83,11 @@ def test_twin_takes_our_weights_and_learns_the_same_layers(backbone: str, norm: 
 )
 def test_the_family_with_a_pyramid_has_a_twin(changes: dict[str, object]) -> None:
     config = small_model(**changes)
-    twin = torchvision_twin(config, NUM_CLASSES)
-    twin.load_state_dict(MaskRCNN(config, NUM_CLASSES).state_dict())
+    ours, twin = MaskRCNN(config, NUM_CLASSES), torchvision_twin(config, NUM_CLASSES)
+    differing = twin.load_state_dict(ours.state_dict())
+    assert not differing.missing_keys
+    assert not differing.unexpected_keys
+    assert learnt(twin) == learnt(ours)
 
 
 @pytest.mark.parametrize(

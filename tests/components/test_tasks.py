@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from kfp import dsl
 
-from components import evaluate, predict, train
+from components import evaluate, kubeflow_artifacts, predict, register, train
 from components.config import Config
-from model.coco_eval import RECALL_NAMES, SCORE_NAMES
+from model.coco_eval import RECALL_NAMES, SCORE_NAMES, TITLES
 from model.errors import UserError
 from pipelines.summary import summary_table
 
@@ -89,6 +90,33 @@ def test_predictions_have_boxes_alone(runs: dict[str, Config], task: str) -> Non
     assert detections
     assert set(detections[0]) == {"label", "class", "score", "bbox"}
     assert task == "box" or {found["class"] for found in detections} == {"object"}
+
+
+@by_task
+def test_a_pipelines_step_tells_the_scores_of_the_task(runs: dict[str, Config], task: str, tmp_path: Path) -> None:
+    metrics, page = dsl.Metrics(uri=str(tmp_path / "metrics")), dsl.HTML(uri=str(tmp_path / "page"))
+    kubeflow_artifacts.describe_evaluation(metrics, page, runs[task])
+    kind, first = {"box": ("bbox", "ap"), "proposals": ("proposals", "ar100")}[task]
+    report = json.loads((runs[task].train.output_dir / "evaluation.json").read_text())
+    assert metrics.metadata[f"{first}/{kind}"] == report[kind][first.upper()]
+    assert not [name for name in metrics.metadata if "segm" in name]
+    assert f"<th>{TITLES[kind]}</th>" in (tmp_path / "page").read_text()
+
+
+def test_boxes_alone_have_what_registering_needs(runs: dict[str, Config]) -> None:
+    report = json.loads((runs["box"].train.output_dir / "evaluation.json").read_text())
+    checkpoint, scored = register.read_evaluation(runs["box"].train.output_dir / "evaluation.json")
+    assert checkpoint == report["checkpoint"]
+    assert scored.ap == {"bbox": report["bbox"]["AP"]}
+    assert register.shortfall(runs["box"], scored) == ""
+
+
+def test_proposals_are_not_registered_and_the_reason_is_told(runs: dict[str, Config]) -> None:
+    config = runs["proposals"]
+    tracked = config.model_copy(update={"tracking": config.tracking.model_copy(update={"enabled": True})})
+    result = register.run(tracked)
+    assert result.version is None
+    assert result.told == "not registered: proposals have no AP, by which models are chosen"
 
 
 def test_proposals_are_not_united_over_views(runs: dict[str, Config]) -> None:

@@ -46,6 +46,8 @@ def test_a_loaded_average_goes_on_where_it_was() -> None:
 
 def test_an_update_does_not_wait_for_the_device(no_sync: type) -> None:
     layer = nn.Linear(3, 3)
-    average = WeightAverage(layer, 0.5)
+    average, before = WeightAverage(layer, 0.5), layer.weight.detach().clone()
+    layer.weight.data.mul_(2)
     with no_sync():
-        average.update(1)
+        average.update(1)  # decay 2 / 11
+    torch.testing.assert_close(average.state_dict()["weight"], before * (2 + 2 * 9) / 11)

@@ -32,7 +32,7 @@ def batch(shapes_batch: Callable[..., Batch]) -> Batch:
     return replace(whole, images=images, image_sizes=sizes, original_sizes=sizes)
 
 
-def same(one: Detections, other: Detections, **tolerance: float) -> None:
+def assert_same(one: Detections, other: Detections, **tolerance: float) -> None:
     for name in ("num_detections", "labels", "boxes", "scores", "mask_probs"):
         torch.testing.assert_close(getattr(one, name), getattr(other, name), **tolerance)
 
@@ -47,7 +47,7 @@ def enlarged(batch: Batch, bucket: int) -> Batch:
 
 def test_one_plain_view_is_what_the_network_detects(network: MaskRCNN, batch: Batch) -> None:
     with torch.inference_mode():
-        same(detect_views(network, [batch], EvaluateConfig()), network(batch), rtol=0, atol=0)
+        assert_same(detect_views(network, [batch], EvaluateConfig()), network(batch), rtol=0, atol=0)
 
 
 def test_mirroring_twice_is_nothing_and_padding_stays_at_the_right(batch: Batch) -> None:
