@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from components.before_after import draw_before_after
 from components.cli import parse, stage_parser, user_errors
 from components.config import Config
 from components.environment import git_commit
@@ -90,7 +91,7 @@ def _finish(
     if not config.evaluate.skip_eval:
         evaluation = score(ground_truth, results, backend)
     write_inference(run_dir / "inference", results, evaluation)
-    write_plots(run_dir / "plots", results, evaluation, index, ground_truth, config.evaluate.drawn_images)
+    write_plots(run_dir, results, evaluation, index, ground_truth, config.evaluate.drawn_images)
     report = evaluation_report(evaluation, results, index, trained.name)
     report["train_data_hash"] = trained.loaded.data_hash
     write_atomically(run_dir / "evaluation.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
@@ -213,14 +214,18 @@ def write_inference(folder: Path, results: Results, evaluation: CocoEvaluation |
 
 
 def write_plots(
-    folder: Path,
+    run_dir: Path,
     results: Results,
     evaluation: CocoEvaluation | None,
     index: CocoIndex,
     ground_truth: COCO,
     drawn_images: int,
 ) -> None:
-    """precision_recall.png and .csv (of proposals there are none), and predictions/<image id>.jpg for some images from all over the split."""
+    """The folder plots/: curves (of proposals there are none), predictions/<image id>.jpg of some images from all over the split, and a few of
+    them before and after training.
+    """
+    folder = run_dir / "plots"
+    class_names = NAMES_OF_PROPOSALS if results.task == "proposals" else index.class_names
     shutil.rmtree(folder, ignore_errors=True)  # drawings of an earlier checkpoint
     (folder / "predictions").mkdir(parents=True)
     if evaluation is not None and evaluation.precision:
@@ -235,9 +240,19 @@ def write_plots(
             ground_truth,
             bbox_results=[results.bbox[k] for k in places],
             segm_results=[results.segm[k] for k in places] if results.segm else [],
-            class_names=NAMES_OF_PROPOSALS if results.task == "proposals" else index.class_names,
+            class_names=class_names,
         )
         drawing.save(folder / "predictions" / f"{image_id}.jpg", quality=90)
+    if drawn_images:
+        draw_before_after(
+            folder / "before_after.jpg",
+            run_dir,
+            index,
+            ground_truth,
+            bbox_results=results.bbox,
+            segm_results=results.segm,
+            class_names=class_names,
+        )
 
 
 def _tensors(batch: Batch, detections: Detections) -> list[dict[str, Any]]:

@@ -83,7 +83,12 @@ def describe_evaluation(metrics: Artifact, page: Artifact, config: Config) -> No
         [name, *(_figure(of_kind.get(name)) for of_kind in scores.values())]
         for name in dict.fromkeys(name for of_kind in scores.values() for name in of_kind)
     ]
-    pictures = [run_dir / "plots" / "precision_recall.png", *_pictures(run_dir / "plots" / "predictions")]
+    plots = run_dir / "plots"
+    pictures = [
+        plots / "precision_recall.png",
+        plots / "before_after.jpg",
+        *_pictures(plots / "predictions"),
+    ]
     header = ["", *(TITLES[kind] for kind in scores)]
     _write_page(page, f"{evaluation['checkpoint']} on {evaluation['images']} images", header, rows, pictures)
 

@@ -12,7 +12,8 @@ from pycocotools.coco import COCO
 
 from model.coco_eval import IOU_THRESHOLDS, RECALL_THRESHOLDS, CocoEvaluation
 from model.data.index import CocoIndex
-from model.data.transforms import read_image
+from model.data.transforms import Pixels, read_image
+from model.predictor import Object
 from model.visualize import draw_detections, side_by_side
 
 DRAWN_SCORE = 0.5  # detections below it are not drawn
@@ -61,11 +62,13 @@ def draw_comparison(
     bbox_results: list[dict[str, Any]],
     segm_results: list[dict[str, Any]],
     class_names: Sequence[str] = (),
+    before: Sequence[Object] | None = None,
 ) -> Image.Image:
-    """Image i of a split twice: annotated, and with its results of at least DRAWN_SCORE, perhaps with masks.
+    """Image i of a split in a row of panels: annotated, and with its results of at least DRAWN_SCORE, perhaps with masks.
 
     Args:
         class_names: what results are called; the names of the split where none are given.
+        before: what the network found before it learnt, for a panel between the two.
     """
     pixels = read_image(index.image_path(i), apply_exif=bool(index.apply_exif[i]))
     annotations = ground_truth.imgToAnns[int(index.image_ids[i])]
@@ -84,7 +87,24 @@ def draw_comparison(
         index.category_ids,
         class_names or index.class_names,
     )
-    return side_by_side([annotated, predicted], ["ground truth", f"predictions (score {DRAWN_SCORE} and above)"])
+    told = f"(score {DRAWN_SCORE} and above)"
+    if before is None:
+        return side_by_side([annotated, predicted], ["ground truth", f"predictions {told}"])
+    untrained = draw_objects(pixels, before, class_names or index.class_names)
+    titles = ["ground truth", f"before training {told}", f"after training {told}"]
+    return side_by_side([annotated, untrained, predicted], titles)
+
+
+def draw_objects(pixels: Pixels, objects: Sequence[Object], class_names: Sequence[str]) -> Image.Image:
+    """What a Predictor found in one image, drawn on it."""
+    return draw_detections(
+        pixels,
+        [found["bbox"] for found in objects],
+        [found["label"] for found in objects],
+        class_names=class_names,
+        scores=[found["score"] for found in objects],
+        masks=[found["segmentation"] for found in objects if "segmentation" in found] or None,
+    )
 
 
 def draw_results(

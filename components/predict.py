@@ -19,13 +19,12 @@ from rich.progress import track
 from components.cli import parse, stage_parser, user_errors
 from components.config import Config
 from components.journal import write_atomically
-from components.plots import spread
+from components.plots import draw_objects, spread
 from components.tracking import open_tracker
 from components.trained import Trained, load_trained, open_split
 from model.data.transforms import UNREADABLE, Pixels, read_image
 from model.errors import UserError
 from model.predictor import Object, Predictor
-from model.visualize import draw_detections
 
 SUFFIXES = {
     ".jpg",
@@ -139,7 +138,7 @@ def _predict(trained: Trained, config: Config, sources: Sequence[Source], folder
     images = _read(sources, result.unreadable)
     settings = config.predict
     folder.mkdir(parents=True, exist_ok=True)
-    predictor = Predictor(trained.loaded)
+    predictor = Predictor.of(trained.loaded)
     found = predictor.objects(images, batch_size=settings.batch_size, score_threshold=settings.score_threshold)
     entries = {i: _describe(sources[i], objects, predictor.class_names, folder) for i, objects in found}
     result.images.extend(entries[i] for i in sorted(entries))
@@ -160,14 +159,7 @@ def _describe(source: Source, objects: list[Object], class_names: Sequence[str],
     target = folder / source.drawing
     target.parent.mkdir(parents=True, exist_ok=True)
     pixels = read_image(source.path, apply_exif=source.apply_exif)
-    drawing = draw_detections(
-        pixels,
-        [found["bbox"] for found in objects],
-        [found["label"] for found in objects],
-        class_names=class_names,
-        scores=[found["score"] for found in objects],
-        masks=[found["segmentation"] for found in objects if "segmentation" in found] or None,
-    )
+    drawing = draw_objects(pixels, objects, class_names)
     drawing.save(target, quality=92)
     return {
         "file": str(source.path),

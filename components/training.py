@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
+from components.before_after import look_before
 from components.cli import STATUS_OF_SIGTERM
 from components.config import Config, ConfigError, save_config
 from components.environment import environment
@@ -39,6 +40,7 @@ from model.graphs import why_not_graphed
 from model.mask_rcnn import MaskRCNN
 from model.optim import make_optimizer
 from model.precision import LossScaler, set_float32_products
+from model.predictor import Predictor
 from model.weights import load_weights
 
 # What may differ between a run and its continuation: where and how long it goes on, and what it says meanwhile.
@@ -89,6 +91,8 @@ class Training:
             save_config(config, self.run_dir / "config.yaml")
             here = {**environment(), "processes": world_size()}
             write_atomically(self.run_dir / "environment.json", json.dumps(here, indent=2) + "\n")
+            if path is None:
+                self._look_before()
         self._unread: Step | None = None
         self._asked_to_end = torch.zeros((), device=device)
         self.sigterm = threading.Event()
@@ -151,6 +155,12 @@ class Training:
             if is_best:
                 mark_best(self.run_dir, checkpoint)
         wait_for_all()
+
+    def _look_before(self) -> None:
+        config, index = self.config, self.index
+        split = CocoIndex.open(config.data.prepared_dir, config.evaluate.split)
+        untrained = Predictor(self.model, config.data, config.train.dtype, index.class_names, index.category_ids)
+        look_before(untrained, split, self.run_dir)
 
     def _state(self) -> dict[str, Any]:
         average = {} if self.average is None else {"average": self.average.state_dict()}

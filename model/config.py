@@ -23,6 +23,7 @@ Resnet = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32
 Rgb = tuple[float, float, float]
 # What torchvision's weights were trained with: (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225) of 255.
 TORCHVISION_MEAN, TORCHVISION_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+SMALLEST_SIDE_PX = 1e-30  # any box that is not empty has longer sides
 
 
 class Section(BaseModel):
@@ -105,7 +106,7 @@ class ModelConfig(Section):
     """The network: an R-CNN with a ResNet body; defaults are those of Mask R-CNN R50-FPN."""
 
     task: Literal["mask", "box", "proposals"] = "mask"  # Mask R-CNN, Faster R-CNN, or the region proposal network alone
-    # Whose anchors and RoIAlign. Goes with trained weights: torchvision's detectors need torchvision's.
+    # Whose anchors, RoIAlign and smallest boxes. Goes with trained weights: torchvision's detectors need torchvision's.
     conventions: Literal["detectron2", "torchvision"] = "detectron2"
     backbone: Resnet = "resnet50"
     # What the heads see: a pyramid; stage res4, with res5 as the head of each RoI; or stage res5.
@@ -224,6 +225,16 @@ class ModelConfig(Section):
         if self.pool_sampling_ratio is not None:
             return self.pool_sampling_ratio
         return 0 if self.conventions == "detectron2" else 2
+
+    @property
+    def min_proposal_side_px(self) -> float:
+        """Proposals with a shorter side are dropped. Detectron2 drops just empty ones."""
+        return 1e-3 if self.conventions == "torchvision" else SMALLEST_SIDE_PX
+
+    @property
+    def min_detection_side_px(self) -> float:
+        """Detections with a shorter side are dropped. Detectron2 drops just empty ones."""
+        return 1e-2 if self.conventions == "torchvision" else SMALLEST_SIDE_PX
 
     @property
     def frozen_stages(self) -> int:

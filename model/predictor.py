@@ -6,7 +6,7 @@ pixels of the image that was given; without a segmentation where the network has
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from model.data.collate import collate, smallest_bucket
 from model.data.dataset import Sample
 from model.data.transforms import Pixels, resize_image, resized_size
 from model.engine import predict
-from model.mask_rcnn import NAMES_OF_PROPOSALS
+from model.mask_rcnn import NAMES_OF_PROPOSALS, MaskRCNN
 from model.postprocess import to_coco_results
 from model.structures import Batch, Detections
 
@@ -26,12 +26,26 @@ Object = dict[str, Any]
 
 
 class Predictor:
-    """A trained network, with the image sizes, classes and dtype it was trained with."""
+    """A network, with the image sizes, classes and dtype it is trained with."""
 
-    def __init__(self, loaded: LoadedModel) -> None:
-        self._loaded = loaded
-        self._data = DataConfig.model_validate_json(json.dumps(loaded.config["data"]))
-        self._dtype = loaded.config["train"]["dtype"]
+    def __init__(
+        self, model: MaskRCNN, data: DataConfig, dtype: str, class_names: Sequence[str], category_ids: Sequence[int]
+    ) -> None:
+        """
+        Args:
+            data: its image sizes and buckets.
+            dtype: train.dtype.
+            class_names, category_ids: of label k at k - 1.
+        """
+        self._model, self._data, self._dtype = model, data, dtype
+        self._class_names, self._category_ids = tuple(class_names), tuple(category_ids)
+
+    @classmethod
+    def of(cls, loaded: LoadedModel) -> "Predictor":
+        """The predictor of a trained network."""
+        data = DataConfig.model_validate_json(json.dumps(loaded.config["data"]))
+        dtype = loaded.config["train"]["dtype"]
+        return cls(loaded.model, data, dtype, loaded.class_names, loaded.category_ids)
 
     @classmethod
     def load(cls, checkpoint: Path, device: torch.device) -> "Predictor":
@@ -40,12 +54,12 @@ class Predictor:
         Raises:
             CheckpointError: if the file is absent or no checkpoint.
         """
-        return cls(load_model(checkpoint, device))
+        return cls.of(load_model(checkpoint, device))
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Of labels 1, 2, …; proposals are of one class."""
-        return NAMES_OF_PROPOSALS if self._loaded.model.task == "proposals" else self._loaded.class_names
+        return NAMES_OF_PROPOSALS if self._model.task == "proposals" else self._class_names
 
     def objects(
         self, images: Iterable[tuple[int, Pixels]], *, batch_size: int, score_threshold: float
@@ -61,8 +75,8 @@ class Predictor:
             UserError: if no bucket of the model holds an image.
         """
         batches = batched_by_bucket(map(self._sample, images), self._data, batch_size)
-        device = next(self._loaded.model.parameters()).device
-        for batch, detections in predict(self._loaded.model, batches, device, self._dtype):
+        device = next(self._model.parameters()).device
+        for batch, detections in predict(self._model, batches, device, self._dtype):
             yield from self._by_image(batch, detections, score_threshold).items()
 
     def _sample(self, image: tuple[int, Pixels]) -> Sample:
@@ -73,7 +87,7 @@ class Predictor:
 
     def _by_image(self, batch: Batch, detections: Detections, score_threshold: float) -> dict[int, list[Object]]:
         found: dict[int, list[Object]] = {number: [] for number in batch.image_ids.tolist()}
-        category_ids, class_names = self._loaded.category_ids, self.class_names
+        category_ids, class_names = self._category_ids, self.class_names
         boxes, masks = to_coco_results(batch, detections, category_ids)
         outlines = [{"segmentation": mask["segmentation"]} for mask in masks] or [{}] * len(boxes)
         for box, outline in zip(boxes, outlines, strict=True):

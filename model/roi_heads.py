@@ -23,7 +23,6 @@ from model.structures import Batch, Detections, Targets
 from model.suppression import Candidates, keep_best
 
 ROI_STREAM = 2
-MIN_BOX_SIDE_PX = 1e-2
 
 
 @dataclass(frozen=True)
@@ -188,7 +187,8 @@ class RoIHeads(nn.Module):
             config.box_reg_weights,
         )
         boxes = clip_boxes(boxes, batch.image_sizes)
-        scores = scores.masked_fill(((boxes[..., 2:] - boxes[..., :2]) < MIN_BOX_SIDE_PX).any(2), -torch.inf)
+        is_small = ((boxes[..., 2:] - boxes[..., :2]) < config.min_detection_side_px).any(2)
+        scores = scores.masked_fill(is_small, -torch.inf)
         return Candidates(boxes, scores, labels)
 
 

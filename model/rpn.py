@@ -131,7 +131,13 @@ class RPN(nn.Module):
         mode = "train" if self.training else "test"
         pre_nms, post_nms = getattr(config, f"rpn_pre_nms_top_n_{mode}"), getattr(config, f"rpn_post_nms_top_n_{mode}")
         boxes, scores = cuda_ops.select_proposals(
-            logits, deltas, anchors, batch.image_sizes, level_sizes, pre_nms_top_n=pre_nms
+            logits,
+            deltas,
+            anchors,
+            batch.image_sizes,
+            level_sizes,
+            pre_nms_top_n=pre_nms,
+            min_size=config.min_proposal_side_px,
         )  # [N, L, K, 4], [N, L, K]
         images, levels, top_k = scores.shape
         kept = min(top_k, post_nms)

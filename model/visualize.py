@@ -90,6 +90,16 @@ def side_by_side(pictures: Sequence[Image.Image], titles: Sequence[str]) -> Imag
     return row
 
 
+def stacked(rows: Sequence[Image.Image]) -> Image.Image:
+    """Pictures one below the other."""
+    column = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), _WHITE)
+    top = 0
+    for row in rows:
+        column.paste(row, (0, top))
+        top += row.height
+    return column
+
+
 def _draw_mask(canvas: Image.Image, mask: NDArray[np.uint8], color: Color, style: _Style) -> None:
     """Fill a mask with a translucent colour and give it a solid outline."""
     if not mask.any():

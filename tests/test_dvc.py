@@ -104,8 +104,8 @@ def test_a_stage_depends_on_the_code_that_it_runs(stage: str):
     deps = [dep for dep in STAGES[stage]["deps"] if not dep.startswith("${")]
     assert all((REPOSITORY / dep).exists() for dep in deps), deps
     used = imports(f"components/{stage}.py", {f"components/{stage}.py"}) - IDLE_CODE
-    if stage == "train":  # which evaluates only to tell when to stop; what is drawn then must not train anew
-        used -= {f"components/{name}.py" for name in ("evaluate", "plots", "trained")}
+    if stage == "train":  # which looks and evaluates, but learns nothing of it; what is drawn then must not train anew
+        used -= {f"components/{name}.py" for name in ("before_after", "evaluate", "plots", "trained")}
     used = {file for file in used if (REPOSITORY / file).stat().st_size and not file.endswith("/__init__.py")}
     assert not {file for file in used if not any(file == dep or file.startswith(f"{dep}/") for dep in deps)}
 
@@ -113,7 +113,7 @@ def test_a_stage_depends_on_the_code_that_it_runs(stage: str):
 def test_checkpoints_outlive_an_interrupted_stage():
     """DVC removes what a stage makes before it runs again, unless that persists."""
     outs = {name: settings for out in STAGES["train"]["outs"] for name, settings in out.items()}
-    assert set(outs) == {"${train.output_dir}/checkpoints", "${train.output_dir}/last_checkpoint"}
+    assert set(outs) == {f"${{train.output_dir}}/{name}" for name in ("checkpoints", "last_checkpoint", "before.json")}
     assert all(settings["persist"] for settings in outs.values())
 
 
@@ -127,7 +127,7 @@ def test_a_seed_of_a_study_lists_what_training_and_evaluation_list():
     without_effect = {"evaluate.drawn_images", "evaluate.skip_eval"}  # on scores; and a study refuses to skip them
     listed = {*STAGES["train"]["params"], *STAGES["evaluate"]["params"], "stability.output_dir"}
     assert set(STUDY["seed"]["params"]) == listed - set_by_the_study - without_effect
-    drawing = {"components/plots.py"}
+    drawing = {"components/before_after.py", "components/plots.py"}
     deps = {dep for stage in ("train", "evaluate") for dep in STAGES[stage]["deps"] if "train.output_dir" not in dep}
     assert set(STUDY["seed"]["deps"]) == deps - drawing
 

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 from kfp import dsl
+from PIL import Image
 
 from components import evaluate, kubeflow_artifacts, predict, register, train
 from components.config import Config
 from model.coco_eval import RECALL_NAMES, SCORE_NAMES, TITLES
+from model.data.index import CocoIndex
 from model.errors import UserError
 from pipelines.summary import summary_table
 
@@ -79,6 +81,11 @@ def test_files_and_metrics_are_those_of_the_task(runs: dict[str, Config], task: 
     assert curves.is_file() == (task == "box")
     assert task == "proposals" or curves.read_text().startswith("recall,bbox_50,bbox_75,bbox_mean\n")
     assert len(list((run_dir / "plots" / "predictions").iterdir())) == 2
+    with Image.open(run_dir / "plots" / "before_after.jpg") as grid:
+        assert grid.width > 3 * 512
+    seen = json.loads((run_dir / "before.json").read_text())["objects"]
+    index = CocoIndex.open(runs[task].data.prepared_dir, "val")
+    assert list(seen) == [str(image_id) for image_id in index.image_ids]  # of all four
 
 
 @by_task

@@ -3,7 +3,7 @@
     python tests/model/make_detectron2_expectations.py
 
 Needs Detectron2 (its Python part is enough); writes detectron2_expectations.npz beside this file. Weights and images are not stored: both are drawn
-from generators seeded by their names, here and in the test. Networks are Detectron2's R50-C4, -DC5 and R50-FPN with group norm, but for
+from generators seeded by their names, here and in the test. Networks are Detectron2's R50-C4, -DC5, -FPN and -FPN with group norm, but for
 narrow fully connected layers and few proposals.
 """
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 STORED = Path(__file__).with_name("detectron2_expectations.npz")
 NUM_CLASSES = 5
+DETECTIONS = 10
 SIZES = ((160, 192), (128, 224))  # multiples of every stride: only FPN pads
 COMMON = {
     "MODEL.DEVICE": "cpu",
@@ -27,7 +28,7 @@ COMMON = {
     "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
     "MODEL.RPN.PRE_NMS_TOPK_TEST": 200,
     "MODEL.RPN.POST_NMS_TOPK_TEST": 50,
-    "TEST.DETECTIONS_PER_IMAGE": 10,
+    "TEST.DETECTIONS_PER_IMAGE": 2 * DETECTIONS,  # some are empty
 }
 HEADS = {
     "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
@@ -55,6 +56,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         "MODEL.RPN.IN_FEATURES": ["res5"],
         "MODEL.ROI_HEADS.IN_FEATURES": ["res5"],
     },
+    "fpn": FPN,
     "gn": FPN
     | {
         "MODEL.RESNETS.NORM": "GN",
@@ -80,6 +82,7 @@ def draw_weights(shapes: dict[str, list[int]]) -> dict[str, Tensor]:
         else:
             value = random.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
         gain = {
+            **{f"{kind}{level}.weight": 0.3 for kind in ("fpn_lateral", "fpn_output") for level in (2, 3, 4, 5)},
             "stem.conv1.weight": 0.01,
             "objectness_logits.weight": 0.3,
             "anchor_deltas.weight": 0.5,
@@ -115,6 +118,7 @@ def detect(layout: str) -> dict[str, Any]:
         image = draw_image(size).flip(0).float()  # its images are BGR
         with torch.no_grad():
             (instances,) = model.inference([{"image": image}], do_postprocess=False)
+        instances = instances[instances.pred_boxes.nonempty()][:DETECTIONS]  # as its post-processing leaves them
         found |= {
             f"{layout}/{i}/boxes": instances.pred_boxes.tensor.numpy(),
             f"{layout}/{i}/scores": instances.scores.numpy(),

@@ -14,7 +14,7 @@ from model.weights import fit_weights
 from model.weights_file import StoredWeights
 from model.weights_names import rename_weights
 
-from .make_detectron2_expectations import LAYOUTS, NUM_CLASSES, SIZES, STORED, draw_image, draw_weights
+from .make_detectron2_expectations import DETECTIONS, LAYOUTS, NUM_CLASSES, SIZES, STORED, draw_image, draw_weights
 
 COMMON: dict[str, Any] = {
     "conventions": "detectron2",
@@ -28,11 +28,12 @@ COMMON: dict[str, Any] = {
     "box_head_channels": 32,
     "rpn_pre_nms_top_n_test": 200,
     "rpn_post_nms_top_n_test": 50,
-    "detections_per_image": 10,
+    "detections_per_image": DETECTIONS,
 }
 OURS: dict[str, dict[str, Any]] = {
     "c4": {"features": "c4", "box_head": "res5", "mask_head_convs": 0, "box_pool_size": 14, "mask_pool_size": 14},
     "c5": {"features": "c5", "res5_dilation": 2},
+    "fpn": {},
     "gn": {"norm": "group_norm", "stride_in_1x1": False, "box_head": "conv"},
 }
 
