@@ -15,18 +15,19 @@ from typing import Any
 
 import orjson
 import torch
+from PIL import Image
 from pycocotools.coco import COCO
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from components.before_after import draw_before_after
+from components.before_after import read_before
 from components.cli import parse, stage_parser, user_errors
 from components.config import Config
 from components.environment import git_commit
 from components.journal import write_atomically
 from components.launch import relaunch
-from components.plots import draw_comparison, plot_precision_recall, spread, write_precision_recall
+from components.plots import draw_comparison, objects_of, plot_precision_recall, spread, write_precision_recall
 from components.tracking import open_tracker
 from components.trained import Trained, load_trained, open_split
 from model.coco_backends import AnyBackend, Backend, choose_backend
@@ -39,8 +40,10 @@ from model.distributed import from_main, gather_on_main, is_main, pick_device, p
 from model.engine import predict
 from model.mask_rcnn import NAMES_OF_PROPOSALS, MaskRCNN
 from model.postprocess import original_boxes, to_coco_results
+from model.predictor import Object
 from model.structures import Batch, Detections
 from model.test_time import is_plain, predict_views
+from model.visualize import stacked
 
 _NOT_IN_METRIC_NAMES = r"[^\w\-. ]"
 _MAX_CLASSES_IN_TABLE = 20
@@ -231,28 +234,23 @@ def write_plots(
     if evaluation is not None and evaluation.precision:
         plot_precision_recall(evaluation, folder / "precision_recall.png")
         write_precision_recall(evaluation, folder / "precision_recall.csv")
+
+    def draw(i: int, before: list[Object] | None = None) -> Image.Image:
+        found = _objects(results, int(index.image_ids[i]), index.category_ids)
+        return draw_comparison(index, i, ground_truth, found, class_names=class_names, before=before)
+
     for i in spread(len(index), drawn_images):
-        image_id = int(index.image_ids[i])
-        places = [k for k, result in enumerate(results.bbox) if result["image_id"] == image_id]
-        drawing = draw_comparison(
-            index,
-            i,
-            ground_truth,
-            bbox_results=[results.bbox[k] for k in places],
-            segm_results=[results.segm[k] for k in places] if results.segm else [],
-            class_names=class_names,
-        )
-        drawing.save(folder / "predictions" / f"{image_id}.jpg", quality=90)
-    if drawn_images:
-        draw_before_after(
-            folder / "before_after.jpg",
-            run_dir,
-            index,
-            ground_truth,
-            bbox_results=results.bbox,
-            segm_results=results.segm,
-            class_names=class_names,
-        )
+        draw(i).save(folder / "predictions" / f"{index.image_ids[i]}.jpg", quality=90)
+    before = read_before(run_dir, index)
+    if drawn_images and before:
+        stacked([draw(i, objects) for i, objects in before.items()]).save(folder / "before_after.jpg", quality=90)
+
+
+def _objects(results: Results, image_id: int, category_ids: Sequence[int]) -> list[Object]:
+    """Those of one image."""
+    places = [k for k, result in enumerate(results.bbox) if result["image_id"] == image_id]
+    masks = [results.segm[k] for k in places] if results.segm else []
+    return objects_of([results.bbox[k] for k in places], masks, category_ids)
 
 
 def _tensors(batch: Batch, detections: Detections) -> list[dict[str, Any]]:

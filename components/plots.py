@@ -58,16 +58,15 @@ def draw_comparison(
     index: CocoIndex,
     i: int,
     ground_truth: COCO,
+    found: Sequence[Object],
     *,
-    bbox_results: list[dict[str, Any]],
-    segm_results: list[dict[str, Any]],
     class_names: Sequence[str] = (),
     before: Sequence[Object] | None = None,
 ) -> Image.Image:
-    """Image i of a split in a row of panels: annotated, and with its results of at least DRAWN_SCORE, perhaps with masks.
+    """Image i of a split in a row of panels: annotated, and with the objects found of at least DRAWN_SCORE.
 
     Args:
-        class_names: what results are called; the names of the split where none are given.
+        class_names: what objects are called; the names of the split where none are given.
         before: what the network found before it learnt, for a panel between the two.
     """
     pixels = read_image(index.image_path(i), apply_exif=bool(index.apply_exif[i]))
@@ -75,22 +74,16 @@ def draw_comparison(
     annotated = draw_detections(
         pixels,
         [_xyxy(annotation["bbox"]) for annotation in annotations],
-        labels_of(annotations, index.category_ids),
+        [_label(annotation, index.category_ids) for annotation in annotations],
         class_names=index.class_names,
         masks=[ground_truth.annToRLE(annotation) for annotation in annotations],
     )
-    sure = [k for k, result in enumerate(bbox_results) if result["score"] >= DRAWN_SCORE]
-    predicted = draw_results(
-        pixels,
-        [bbox_results[k] for k in sure],
-        [segm_results[k] for k in sure] if segm_results else [],
-        index.category_ids,
-        class_names or index.class_names,
-    )
+    names = class_names or index.class_names
+    predicted = draw_objects(pixels, [one for one in found if one["score"] >= DRAWN_SCORE], names)
     told = f"(score {DRAWN_SCORE} and above)"
     if before is None:
         return side_by_side([annotated, predicted], ["ground truth", f"predictions {told}"])
-    untrained = draw_objects(pixels, before, class_names or index.class_names)
+    untrained = draw_objects(pixels, before, names)
     titles = ["ground truth", f"before training {told}", f"after training {told}"]
     return side_by_side([annotated, untrained, predicted], titles)
 
@@ -107,22 +100,15 @@ def draw_objects(pixels: Pixels, objects: Sequence[Object], class_names: Sequenc
     )
 
 
-def draw_results(
-    pixels: Any,
-    bbox_results: list[dict[str, Any]],
-    segm_results: list[dict[str, Any]],
-    category_ids: Sequence[int],
-    class_names: Sequence[str],
-) -> Image.Image:
-    """COCO results of one image, box k and, unless there are none, mask k of one detection, drawn on its [H, W, 3] uint8 pixels."""
-    return draw_detections(
-        pixels,
-        [_xyxy(result["bbox"]) for result in bbox_results],
-        labels_of(bbox_results, category_ids),
-        class_names=class_names,
-        scores=[result["score"] for result in bbox_results],
-        masks=[result["segmentation"] for result in segm_results] or None,
-    )
+def objects_of(
+    bbox_results: Sequence[dict[str, Any]], segm_results: Sequence[dict[str, Any]], category_ids: Sequence[int]
+) -> list[Object]:
+    """COCO results of one image, box k and, unless there are none, mask k of one detection, as a Predictor tells them, but for class names."""
+    outlines = [{"segmentation": result["segmentation"]} for result in segm_results] or [{}] * len(bbox_results)
+    return [
+        {"label": _label(result, category_ids), "score": result["score"], "bbox": _xyxy(result["bbox"])} | outline
+        for result, outline in zip(bbox_results, outlines, strict=True)
+    ]
 
 
 def spread(count: int, wanted: int) -> list[int]:
@@ -130,9 +116,9 @@ def spread(count: int, wanted: int) -> list[int]:
     return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(int)).tolist()
 
 
-def labels_of(records: list[dict[str, Any]], category_ids: Sequence[int]) -> list[int]:
-    """The labels, 1 for the first category, of annotations or results."""
-    return [category_ids.index(record["category_id"]) + 1 for record in records]
+def _label(record: dict[str, Any], category_ids: Sequence[int]) -> int:
+    """Of an annotation or a result: 1 for the first category."""
+    return category_ids.index(record["category_id"]) + 1
 
 
 def _xyxy(bbox: Sequence[float]) -> list[float]:

@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from components.error_analysis import SURE_SCORE, ErrorAnalysis, ImageScore, extremes
-from components.plots import draw_comparison
+from components.plots import draw_comparison, objects_of
 from model.coco_backends import Task
 from model.coco_eval import load_ground_truth
 from model.data.index import CocoIndex
@@ -51,14 +51,9 @@ def worst_and_best(
 
     def picture(score: ImageScore) -> Picture:
         i = places[score.image_id]
-        drawing = draw_comparison(
-            index,
-            i,
-            ground_truth,
-            bbox_results=of_images["bbox"][score.image_id],
-            segm_results=of_images["segm"][score.image_id] if "segm" in of_images else [],
-            class_names=index.class_names,
-        )
+        masks = of_images["segm"][score.image_id] if "segm" in of_images else []
+        found = objects_of(of_images["bbox"][score.image_id], masks, index.category_ids)
+        drawing = draw_comparison(index, i, ground_truth, found)
         return _embedded(drawing, _caption(index, i, score), share)
 
     return [picture(score) for score in worst], [picture(score) for score in best]

@@ -231,15 +231,16 @@ def multilevel_roi_align(
     op = "multilevel_roi_align"
     _require_boxes(boxes, op, "boxes", dims=(3,))
     _require(len(features) > 0, op, "features", "one level at least", 0)
-    kinds = {(level.dim(), *level.shape[:2], level.dtype) for level in features}
+    kinds = [(level.dim(), *level.shape[:2], level.dtype) for level in features]
     _require(
-        len(kinds) == 1 and features[0].dim() == 4 and features[0].is_floating_point(),
+        kinds == kinds[:1] * len(kinds) and features[0].dim() == 4 and features[0].is_floating_point(),
         op,
         "features",
         "[N, C, H_l, W_l] float with the same N, C and dtype",
         [_kind(level) for level in features],
     )
-    _require(len(boxes) == len(features[0]), op, "boxes", f"of {len(features[0])} images", boxes.shape)
+    num_images = features[0].shape[0]
+    _require(boxes.shape[0] == num_images, op, "boxes", f"of {num_images} images", boxes.shape)
     _require(min(image_size) > 0, op, "image_size", "positive", image_size)
     _require(output_size > 0, op, "output_size", "positive", output_size)
     _require(sampling_ratio >= 0, op, "sampling_ratio", "0 or more", sampling_ratio)

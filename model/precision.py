@@ -34,8 +34,11 @@ def set_float32_products(device: torch.device, dtype: str) -> None:
             "set train.dtype to float32"
         )
     products = "tf32" if dtype == "tf32" else "ieee"
+    # By the old names too: parts of torch (export, compile) still ask for those, and insist that the answers agree.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = dtype == "tf32"
     torch.backends.cuda.matmul.fp32_precision = products
     torch.backends.cudnn.conv.fp32_precision = products  # type: ignore[attr-defined]
+    torch.backends.cudnn.rnn.fp32_precision = products  # type: ignore[attr-defined]
 
 
 class LossScaler:

@@ -20,7 +20,7 @@ from model.matching import per_image_mean, sample_matches
 from model.resnet import make_stage, stage_channels
 from model.rpn import SMOOTH_L1_BETA, Proposals
 from model.structures import Batch, Detections, Targets
-from model.suppression import Candidates, keep_best
+from model.suppression import Candidates, keep_best, rows_needed
 
 ROI_STREAM = 2
 
@@ -160,11 +160,7 @@ class RoIHeads(nn.Module):
     def detect(
         self, pyramid: list[Tensor], proposals: Proposals, batch: Batch
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Boxes [N, D, 4], scores [N, D], labels [N, D] and their number [N].
-
-        Unlike training, this asks the host twice how many candidates there are: results go to the host anyway, and shapes
-        that fit cost less than shapes that hold the worst case.
-        """
+        """Boxes [N, D, 4], scores [N, D], labels [N, D] and their number [N]. Unlike training, this asks the host twice: see `rows_needed`."""
         candidates = self.candidates(pyramid, proposals, batch)
         return keep_best(candidates, self.config.nms_iou, self.config.detections_per_image)
 
@@ -176,7 +172,7 @@ class RoIHeads(nn.Module):
         is_real = torch.arange(scores.shape[1], device=scores.device) < proposals.num_proposals[:, None]
         classes = scores.shape[2]
         scores = scores.masked_fill(~(is_real[..., None] & (scores > config.score_threshold)), -torch.inf).flatten(1)
-        most = int((scores > -torch.inf).sum(1).max())
+        most = rows_needed((scores > -torch.inf).sum(1), scores.shape[1])
         scores, places = scores.sort(dim=1, descending=True, stable=True)
         scores, places = scores[:, :most], places[:, :most]  # [N, Q] of (proposal, class) pairs
         rows, labels = places // classes, places % classes + 1

@@ -61,9 +61,18 @@ def soften(candidates: Candidates, method: str, *, nms_iou: float, sigma: float,
     return _gather(boxes, taken, labels, idxs, counts)
 
 
+def rows_needed(counts: Tensor, limit: int) -> int:
+    """How many rows hold counts [N] of things: the most of them, for which the host asks the device.
+
+    Results go to the host anyway, and shapes that fit cost less than those of the worst case. An exported program, whose shapes are
+    fixed, takes the worst case: `limit`.
+    """
+    return limit if torch.compiler.is_exporting() else int(counts.max())
+
+
 def _gather(boxes: Tensor, scores: Tensor, labels: Tensor, idxs: Tensor, counts: Tensor) -> Kept:
     """The candidates at idxs [N, D], whose scores are [N, D], cut to the most that an image has."""
-    most = int(counts.max())
+    most = rows_needed(counts, idxs.shape[1])
     idxs, scores = idxs[:, :most], scores[:, :most]
     is_kept = torch.arange(most, device=idxs.device) < counts[:, None]
     boxes = boxes.gather(1, idxs[..., None].expand(-1, -1, 4)) * is_kept[..., None]

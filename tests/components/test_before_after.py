@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from components import evaluate
-from components.before_after import FILE_NAME, draw_before_after, look_before
+from components.before_after import FILE_NAME, look_before
 from components.config import Config
 from components.trained import load_trained
 from model.coco_eval import load_ground_truth
@@ -24,11 +24,8 @@ def draw(config: Config, run_dir: Path) -> Path:
     index = CocoIndex.open(config.data.prepared_dir, "val")
     ground_truth = load_ground_truth(index.ground_truth_path)
     found = [annotation | {"score": 0.9} for annotation in ground_truth.anns.values()]
-    path = run_dir / "before_after.jpg"
-    draw_before_after(
-        path, run_dir, index, ground_truth, bbox_results=found, segm_results=[], class_names=index.class_names
-    )
-    return path
+    evaluate.write_plots(run_dir, evaluate.Results(found, [], []), None, index, ground_truth, drawn_images=1)
+    return run_dir / "plots" / "before_after.jpg"
 
 
 def before(config: Config, *, finds: bool) -> dict[str, object]:

@@ -1,0 +1,179 @@
+"""Export a trained network for programs without this code: a torch.export program for each of data.buckets.
+
+Each computes in float32, whatever train.dtype was, and is checked against the network on images of evaluate.split before it is kept. Test-time
+scales, flips and soft-NMS are not part of it.
+To run one takes torch and the operators' library, which loads by itself:
+
+    torch.ops.load_library(".../cuda_ops/_C.abi3.so")
+    detect = torch.export.load("runs/shapes_demo/export/128x128.pt2").module()
+    found = detect(images, image_sizes)  # [N, 3, 128, 128] uint8 RGB, [N, 2] int32 (height, width) → a dictionary of tensors
+
+export.json tells classes, the limits to resize images to, and how exactly each program agreed.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from components.cli import parse, stage_parser, user_errors
+from components.config import Config
+from components.environment import git_commit
+from components.journal import write_atomically
+from components.trained import Trained, load_trained, open_split
+from cuda_ops import library
+from model.config import DataConfig
+from model.data.collate import collate
+from model.data.dataset import CocoDataset
+from model.data.index import CocoIndex
+from model.data.loader import eval_batches
+from model.errors import UserError
+from model.export import MAX_BATCH, Detector, export_detector
+from model.precision import set_float32_products
+from model.structures import Batch
+
+CHECKED_IMAGES = 4  # of a bucket
+TOLERANCE = 1e-3  # in pixels of boxes, and in scores and mask probabilities
+
+
+class ExportError(UserError):
+    """A network cannot be exported, or its program does not compute the same."""
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was written."""
+
+    folder: Path
+    programs: list[dict[str, Any]]  # as in export.json
+
+
+def run(config: Config, *, checkpoint: str = "last", output: Path | None = None) -> ExportResult:
+    """Export a checkpoint (`last`, `best` or a path) into a folder, `<train.output_dir>/export` by default.
+
+    Raises:
+        ExportError: if the operators are not compiled for train.device, or a program disagrees with the network.
+        UserError: if there is no such checkpoint, or no prepared data of its classes.
+    """
+    trained = load_trained(config, checkpoint)
+    device = next(trained.loaded.model.parameters()).device
+    if not library.serves(device):
+        raise ExportError(
+            f"export: needs the compiled operators for {device.type}, got plain torch, whose steps depend on the data; "
+            f"`python -m cuda_ops` tells why, {library.VARIABLE} must not be `reference`"
+        )
+    index = open_split(trained, config.evaluate.split)
+    folder = output or config.train.output_dir / "export"
+    folder.mkdir(parents=True, exist_ok=True)
+    set_float32_products(device, "float32")
+    programs = [_export(trained, index, bucket, folder) for bucket in trained.config.data.buckets]
+    content = describe(trained, programs)
+    write_atomically(folder / "export.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    return ExportResult(folder, programs)
+
+
+def describe(trained: Trained, programs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The content of export.json."""
+    data, model = trained.config.data, trained.loaded.model
+    return {
+        "checkpoint": trained.name,
+        "step": trained.loaded.step,
+        "train_data_hash": trained.loaded.data_hash,
+        "commit": git_commit(),
+        "torch": torch.__version__,
+        "task": model.task,
+        "device": next(model.parameters()).device.type,
+        "class_names": list(trained.loaded.class_names),
+        "category_ids": list(trained.loaded.category_ids),
+        "min_size_px": data.eval_min_size_px,  # images are resized to this shorter side, but no longer one over max_size_px
+        "max_size_px": data.eval_max_size_px,
+        "max_batch": MAX_BATCH,
+        "programs": programs,
+    }
+
+
+def sample(index: CocoIndex, data: DataConfig, bucket: tuple[int, int]) -> Batch | None:
+    """The first images of a split that fall into a bucket; None if none does."""
+    dataset = CocoDataset(index, data, training=False)
+    for numbers in eval_batches(index, data, CHECKED_IMAGES, (0, 1)):
+        batch = collate([dataset[i] for i in numbers], data.buckets)
+        if tuple(batch.images.shape[2:]) == bucket:
+            return batch
+    return None
+
+
+def largest_differences(wanted: dict[str, Tensor], got: dict[str, Tensor]) -> dict[str, float]:
+    """Between the detections of a network and of its program, by output; inf where their number or classes differ."""
+    counts = wanted["num_detections"]
+    if not torch.equal(counts, got["num_detections"]):
+        return {"num_detections": float("inf")}
+    differences = {}
+    for name, tensor in wanted.items():
+        if name == "num_detections":
+            continue
+        pairs = [(tensor[n, :count], got[name][n, :count]) for n, count in enumerate(counts.tolist()) if count]
+        far = max((float((a.float() - b.float()).abs().max()) for a, b in pairs), default=0.0)
+        differences[name] = far if name != "labels" or far == 0 else float("inf")
+    return differences
+
+
+def _export(trained: Trained, index: CocoIndex, bucket: tuple[int, int], folder: Path) -> dict[str, Any]:
+    """Write and check one program; its entry of export.json."""
+    model = trained.loaded.model
+    device = next(model.parameters()).device
+    height, width = bucket
+    path = folder / f"{height}x{width}.pt2"
+    partial = path.with_name(f"partial-{path.name}")
+    try:
+        torch.export.save(export_detector(model, bucket), partial)
+        batch = sample(index, trained.config.data, bucket)
+        differences: dict[str, float] = {}
+        if batch is not None:
+            inputs = batch.images.to(device), batch.image_sizes.to(device)
+            with torch.no_grad():
+                wanted = Detector(model)(*inputs)
+                differences = largest_differences(wanted, torch.export.load(partial).module()(*inputs))
+        far = {name: value for name, value in differences.items() if value > TOLERANCE}
+        if far:
+            raise ExportError(
+                f"{path}: must compute what the network does within {TOLERANCE}, got differences of {far}"
+            )
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    checked = 0 if batch is None else len(batch)
+    return {
+        "file": path.name,
+        "height": height,
+        "width": width,
+        "checked_images": checked,
+        "largest_differences": differences,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line of `maskrcnn export`."""
+    parser = stage_parser("export", __doc__)
+    parser.add_argument("--checkpoint", default="last", help="last, best, or a path (%(default)s)")
+    parser.add_argument("--output", type=Path, help="folder of the programs (<train.output_dir>/export)")
+    with user_errors():
+        args, config = parse(parser, argv)
+        result = run(config, checkpoint=args.checkpoint, output=args.output)
+    console = Console(highlight=False, soft_wrap=True)
+    for program in result.programs:
+        count, far = program["checked_images"], max(program["largest_differences"].values(), default=0.0)
+        told = (
+            f"equal to the network within {far:.2g} on {count} images"
+            if count
+            else "no image of its size to check it on"
+        )
+        console.print(f"{result.folder / program['file']}: {told}")
+
+
+if __name__ == "__main__":
+    main()

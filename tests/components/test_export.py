@@ -1,0 +1,106 @@
+"""Exported programs: what they compute, without our code, and when none is left."""
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from components import export
+from components.config import Config, save_config
+from components.trained import load_trained
+from cuda_ops import library
+from model.data.collate import collate
+from model.data.dataset import CocoDataset
+from model.data.index import CocoIndex
+from model.engine import predict
+
+pytestmark = pytest.mark.skipif(not library.HAS_CPU, reason="an exported program needs the compiled operators")
+
+ALONE = """
+import sys, torch
+library, program, inputs, output = sys.argv[1:]
+torch.ops.load_library(library)
+detect = torch.export.load(program).module()
+torch.save([detect(*batch) for batch in torch.load(inputs)], output)
+assert not {"model", "components", "cuda_ops"} & set(sys.modules)
+"""
+
+
+@dataclass(frozen=True)
+class Exported:
+    folder: Path
+    told: str
+
+
+@pytest.fixture(scope="module")
+def exported(trained_run: Config, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    params = tmp_path_factory.mktemp("export") / "params.yaml"
+    save_config(trained_run, params)
+    with contextlib.redirect_stdout(io.StringIO()) as told:
+        export.main(["--params", str(params)])
+    return Exported(trained_run.train.output_dir / "export", told.getvalue())
+
+
+def test_each_bucket_has_a_program_that_was_checked(trained_run: Config, exported: Exported) -> None:
+    content = json.loads((exported.folder / "export.json").read_text())
+    assert f"{exported.folder / '96x160.pt2'}: equal to the network within" in exported.told
+    assert [(p["height"], p["width"]) for p in content["programs"]] == [(96, 160), (160, 96)]
+    assert {path.name for path in exported.folder.iterdir()} == {"export.json", "96x160.pt2", "160x96.pt2"}
+    assert sum(program["checked_images"] for program in content["programs"]) > 0
+    assert len(content["class_names"]) == 80
+    assert content["min_size_px"] == 96
+
+
+def test_a_program_finds_the_same_in_a_process_without_our_code(
+    trained_run: Config, exported: Exported, tmp_path: Path
+) -> None:
+    """For one image, for more than it was traced with, and for what has less than all rows."""
+    model = load_trained(trained_run, "last").loaded.model
+    index = CocoIndex.open(trained_run.data.prepared_dir, "val")
+    dataset = CocoDataset(index, trained_run.data, training=False)
+    wide = [dataset[i] for i in range(len(index)) if index.size(i)[0] <= index.size(i)[1]]
+    batches = [collate(part, trained_run.data.buckets) for part in (wide[:1], wide * 3)]
+    torch.save([(batch.images, batch.image_sizes) for batch in batches], tmp_path / "inputs.pt")
+    assert library.PATH is not None
+    arguments = [library.PATH, exported.folder / "96x160.pt2", tmp_path / "inputs.pt", tmp_path / "outputs.pt"]
+    subprocess.run([sys.executable, "-c", ALONE, *map(str, arguments)], cwd=tmp_path, check=True)
+    for (_, wanted), got in zip(
+        predict(model, batches, torch.device("cpu")), torch.load(tmp_path / "outputs.pt"), strict=True
+    ):
+        assert wanted.mask_probs is not None
+        assert torch.equal(got["num_detections"], wanted.num_detections)
+        rows = wanted.boxes.shape[1]
+        assert rows > 0
+        assert torch.equal(got["labels"][:, :rows], wanted.labels)
+        for name in ("boxes", "scores", "mask_probs"):
+            torch.testing.assert_close(got[name][:, :rows], getattr(wanted, name), rtol=0, atol=1e-4)
+            assert not got[name][:, rows:].any() or name == "mask_probs"
+
+
+def test_a_program_that_computes_something_else_is_not_kept(
+    trained_run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = export.export_detector
+
+    def exports_another_network(model, bucket):  # type: ignore[no-untyped-def]
+        model = load_trained(trained_run, "last").loaded.model
+        with torch.no_grad():
+            model.roi_heads.box_predictor.cls_score.bias.copy_(torch.linspace(0, 1, 81))
+        return other(model, bucket)
+
+    monkeypatch.setattr(export, "export_detector", exports_another_network)
+    with pytest.raises(export.ExportError, match=r"96x160\.pt2: must compute what the network does"):
+        export.run(trained_run, output=tmp_path / "export")
+    assert list((tmp_path / "export").iterdir()) == []
+
+
+def test_without_compiled_operators_the_error_says_so(trained_run: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(library.VARIABLE, "reference")
+    with pytest.raises(export.ExportError, match=r"needs the compiled operators for cpu"):
+        export.run(trained_run)
