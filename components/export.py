@@ -29,10 +29,11 @@ from components.journal import write_atomically
 from components.trained import Trained, load_trained, open_split
 from cuda_ops import library
 from model.config import DataConfig
-from model.data.collate import collate
+from model.data.collate import collate, smallest_bucket
 from model.data.dataset import CocoDataset
 from model.data.index import CocoIndex
 from model.data.loader import eval_batches
+from model.data.transforms import resized_size
 from model.errors import UserError
 from model.export import MAX_BATCH, Detector, export_detector
 from model.precision import set_float32_products
@@ -100,11 +101,11 @@ def describe(trained: Trained, programs: list[dict[str, Any]]) -> dict[str, Any]
 
 def sample(index: CocoIndex, data: DataConfig, bucket: tuple[int, int]) -> Batch | None:
     """The first images of a split that fall into a bucket; None if none does."""
-    dataset = CocoDataset(index, data, training=False)
     for numbers in eval_batches(index, data, CHECKED_IMAGES, (0, 1)):
-        batch = collate([dataset[i] for i in numbers], data.buckets)
-        if tuple(batch.images.shape[2:]) == bucket:
-            return batch
+        size = resized_size(index.size(numbers[0]), data.eval_min_size_px, data.eval_max_size_px)
+        if smallest_bucket([size], data.buckets) == bucket:
+            dataset = CocoDataset(index, data, training=False)
+            return collate([dataset[i] for i in numbers], data.buckets)
     return None
 
 
@@ -118,7 +119,9 @@ def largest_differences(wanted: dict[str, Tensor], got: dict[str, Tensor]) -> di
         if name == "num_detections":
             continue
         pairs = [(tensor[n, :count], got[name][n, :count]) for n, count in enumerate(counts.tolist()) if count]
-        far = max((float((a.float() - b.float()).abs().max()) for a, b in pairs), default=0.0)
+        far = float(
+            torch.cat([torch.zeros(1), *((a.float() - b.float()).abs().flatten().cpu() for a, b in pairs)]).max()
+        )
         differences[name] = far if name != "labels" or far == 0 else float("inf")
     return differences
 
@@ -131,9 +134,8 @@ def _export(trained: Trained, index: CocoIndex, bucket: tuple[int, int], folder:
     path = folder / f"{height}x{width}.pt2"
     partial = path.with_name(f"partial-{path.name}")
     try:
-        with (
-            warnings.catch_warnings()
-        ):  # weights in channels-last memory are whole, whatever torch says; what is loaded is checked below
+        with warnings.catch_warnings():
+            # Weights in channels-last memory are whole, whatever torch says; what is loaded again is checked below.
             warnings.filterwarnings("ignore", message="No complete tensor found in the group")
             torch.export.save(export_detector(model, bucket), partial)
         batch = sample(index, trained.config.data, bucket)
@@ -143,7 +145,7 @@ def _export(trained: Trained, index: CocoIndex, bucket: tuple[int, int], folder:
             with torch.no_grad():
                 wanted = Detector(model)(*inputs)
                 differences = largest_differences(wanted, torch.export.load(partial).module()(*inputs))
-        far = {name: value for name, value in differences.items() if value > TOLERANCE}
+        far = {name: value for name, value in differences.items() if not value <= TOLERANCE}  # nan too
         if far:
             raise ExportError(
                 f"{path}: must compute what the network does within {TOLERANCE}, got differences of {far}"

@@ -100,6 +100,13 @@ def test_a_program_that_computes_something_else_is_not_kept(
     assert list((tmp_path / "export").iterdir()) == []
 
 
+def test_a_number_that_is_none_is_a_difference() -> None:
+    counts = torch.tensor([1])
+    wanted, got = ({"num_detections": counts, "scores": torch.full((1, 1), value)} for value in (0.5, torch.nan))
+    assert not export.largest_differences(wanted, got)["scores"] <= export.TOLERANCE
+    assert export.largest_differences(wanted, wanted) == {"scores": 0.0}
+
+
 def test_without_compiled_operators_the_error_says_so(trained_run: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(library.VARIABLE, "reference")
     with pytest.raises(export.ExportError, match=r"needs the compiled operators for cpu"):
