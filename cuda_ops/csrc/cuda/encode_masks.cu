@@ -122,10 +122,10 @@ Tensor offsets_of(const Tensor& totals, const torch::stable::Device& host) {
 template <class T>
 std::vector<Text> texts_of(const Masks<T>& masks, const Tensor& cells, const OnDeviceOf& device) {
   const torch::stable::Device host(torch::headeronly::DeviceType::CPU);
-  const int64_t num_masks = cells.size(0);
+  const int64_t num_masks = cells.size(0), width = masks.width;
   const size_t shared_bytes = (masks.side + 1) * sizeof(int64_t);
   const auto blocks = static_cast<unsigned>(num_masks);
-  auto column_starts = torch::stable::new_empty(cells, {num_masks, masks.width}, ScalarType::Int);
+  auto column_starts = torch::stable::new_empty(cells, {num_masks, width}, ScalarType::Int);
   auto totals = torch::stable::new_empty(cells, {num_masks}, ScalarType::Long);
   count_changes<<<blocks, kThreads, shared_bytes, device.stream()>>>(
       masks, mutable_data_of<int>(column_starts), mutable_data_of<int64_t>(totals));
