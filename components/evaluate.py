@@ -152,7 +152,8 @@ def detect(
     found = []
     for batch, detections in track(batches, "detecting", total=total, transient=True, disable=not is_main()):
         tensors = _tensors(batch, detections) if keep_tensors else []
-        found.append(Results(*to_coco_results(batch, detections, index.category_ids), tensors))
+        results = to_coco_results(batch, detections, index.category_ids, model.conventions)
+        found.append(Results(*results, tensors))
     if not (of_ranks := gather_on_main(found)):
         return None
     in_order = [

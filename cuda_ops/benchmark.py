@@ -17,12 +17,14 @@ import pycocotools.mask as coco_mask
 import torch
 import torchvision
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.models.detection._utils import Matcher
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 import cuda_ops
+from cuda_ops.reference.anchors import Conventions
 
 IMAGE_SIZE = (800, 1344)
 LEVEL_SHAPES = ((200, 336), (100, 168), (50, 84), (25, 42), (13, 21))
@@ -189,19 +191,32 @@ def rasterize_case(device: torch.device) -> Case:
     )
 
 
-def encode_case(device: torch.device) -> Case:
+def paste_exactly(probs: Tensor, box: Tensor, size: tuple[int, int]) -> Tensor:
+    """A mask [M, M] over a whole image [1, height, width], as Detectron2 samples it."""
+    x, y = ((torch.arange(side, device=box.device) + 0.5) for side in (size[1], size[0]))
+    x, y = (x - box[0]) / (box[2] - box[0]) * 2 - 1, (y - box[1]) / (box[3] - box[1]) * 2 - 1
+    grid = torch.stack((x.expand(size), y[:, None].expand(size)), dim=-1)
+    return F.grid_sample(probs[None, None], grid[None], align_corners=False)[:, 0]
+
+
+def encode_case(conventions: Conventions, device: torch.device) -> Case:
     axis = torch.linspace(-1, 1, 28)
     discs = (1.2 - (axis[:, None] ** 2 + axis**2).sqrt()).clamp(0, 1)  # around 0.5 at the rim of a disc
     probs, boxes = discs.expand(100, 28, 28).contiguous().to(device), random_boxes(100, device=device)
     height, width = 800, 1333
 
     def theirs() -> list[object]:
-        pasted = paste_masks_in_image(probs[:, None], boxes, (height, width))[:, 0] > 0.5
+        if conventions == "torchvision":
+            pasted = paste_masks_in_image(probs[:, None], boxes, (height, width))[:, 0] > 0.5
+        else:
+            pasted = torch.cat(
+                [paste_exactly(*pair, (height, width)) >= 0.5 for pair in zip(probs, boxes, strict=True)]
+            )
         return [coco_mask.encode(np.asfortranarray(mask)) for mask in pasted.cpu().numpy().astype(np.uint8)]
 
     return Case(
-        "encode_masks, 100 at 800×1333",
-        lambda: cuda_ops.encode_masks(probs, boxes, (height, width)),
+        f"encode_masks, 100 at 800×1333, {conventions}",
+        lambda: cuda_ops.encode_masks(probs, boxes, (height, width), conventions=conventions),
         "paste + pycocotools",
         theirs,
     )
@@ -223,7 +238,8 @@ def cases(device: torch.device) -> list[Case]:
         pool_case(128, 14, torch.channels_last, device),
         pool_case(128, 14, torch.contiguous_format, device),
         rasterize_case(device),
-        encode_case(device),
+        encode_case("detectron2", device),
+        encode_case("torchvision", device),
     ]
 
 

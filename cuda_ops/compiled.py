@@ -46,12 +46,14 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
 
 def encode_masks(
-    mask_probs: Tensor, boxes: Tensor, image_size: tuple[int, int], threshold: float
+    mask_probs: Tensor, boxes: Tensor, image_size: tuple[int, int], threshold: float, conventions: Conventions
 ) -> list[RunLengthCode]:
     """See `cuda_ops.encode_masks`."""
     if mask_probs.dtype != boxes.dtype or mask_probs.dtype not in KERNEL_DTYPES:
-        return reference.encode_masks(mask_probs, boxes, image_size, threshold)  # rounds as these dtypes do
-    text, offsets = _ops.encode_masks(mask_probs, boxes, *image_size, threshold)
+        return reference.encode_masks(
+            mask_probs, boxes, image_size, threshold, conventions
+        )  # rounds as these dtypes do
+    text, offsets = _ops.encode_masks(mask_probs, boxes, *image_size, threshold, conventions == "detectron2")
     data, places = text.numpy().tobytes(), offsets.tolist()
     return [{"size": list(image_size), "counts": data[begin:end]} for begin, end in pairwise(places)]
 

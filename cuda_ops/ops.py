@@ -291,15 +291,23 @@ def rasterize_polygons(boxes: Tensor, instance_idxs: Tensor, polygons: PackedPol
 
 
 def encode_masks(
-    mask_probs: Tensor, boxes: Tensor, image_size: tuple[int, int], threshold: float = 0.5
+    mask_probs: Tensor,
+    boxes: Tensor,
+    image_size: tuple[int, int],
+    threshold: float = 0.5,
+    conventions: Conventions = "detectron2",
 ) -> list[RunLengthCode]:
     """Run-length encode detected masks in the frame of their image. The host waits for the device here.
 
     Args:
         mask_probs: [D, M, M] float, 0 to 1, each in the frame of its box.
-        boxes: [D, 4] float, pixels of the original image; may reach out of it.
+        boxes: [D, 4] float, pixels of the original image; may reach out of it. A box with a corner that is not finite, or with x1 > x2
+            or y1 > y2, has an empty mask.
         image_size: (height, width) of the original image.
-        threshold: a pixel belongs to the mask if its probability is greater.
+        threshold: a pixel belongs to the mask if its probability is greater (torchvision), or at least this (detectron2).
+        conventions: detectron2: a pixel has the probability at its centre, interpolated between the centres of the cells, 0 beyond them.
+            torchvision: the mask is stretched over whole pixels, its box widened by two cells and one pixel: larger than the object, the
+            more so the smaller it is.
 
     Returns:
         D dictionaries {"size": [height, width], "counts": bytes}: COCO's compressed column-major RLE.
@@ -307,7 +315,8 @@ def encode_masks(
     Raises:
         ValueError: if a shape or dtype is not as above, or image_size is not positive.
 
-    Source: what pycocotools.mask.encode gives for torchvision's paste_masks_in_image(padding=1) > threshold; nothing is painted.
+    Source: what pycocotools.mask.encode gives for Detectron2's paste_masks_in_image, or, bit for bit, for torchvision's
+        paste_masks_in_image(padding=1) > threshold; nothing is painted.
     """
     op = "encode_masks"
     _require_boxes(boxes, op, "boxes", dims=(2,))
@@ -316,7 +325,7 @@ def encode_masks(
     _require(len(mask_probs) == len(boxes), op, "boxes", f"{len(mask_probs)} as mask_probs", len(boxes))
     _require(min(image_size) > 0, op, "image_size", "positive", image_size)
     _require_one_device(op, mask_probs=mask_probs, boxes=boxes)
-    return _serving(mask_probs.device).encode_masks(mask_probs, boxes, image_size, threshold)
+    return _serving(mask_probs.device).encode_masks(mask_probs, boxes, image_size, threshold, conventions)
 
 
 def enlarge_bilinear(image: Tensor, size: tuple[int, int], is_mirrored: bool = False) -> Tensor:

@@ -46,7 +46,7 @@ def _match_boxes(
 
 @torch.library.register_fake("cuda_ops::encode_masks")
 def _encode_masks(
-    mask_probs: Tensor, boxes: Tensor, height: int, width: int, threshold: float
+    mask_probs: Tensor, boxes: Tensor, height: int, width: int, threshold: float, is_exact: bool
 ) -> tuple[Tensor, Tensor]:
     num_bytes = torch.library.get_ctx().new_dynamic_size()
     return torch.empty(num_bytes, dtype=torch.uint8), torch.empty(mask_probs.shape[0] + 1, dtype=torch.int64)

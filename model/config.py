@@ -21,6 +21,7 @@ from pydantic import (
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Resnet = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x8d"]
 Rgb = tuple[float, float, float]
+Conventions = Literal["detectron2", "torchvision"]
 # What torchvision's weights were trained with: (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225) of 255.
 TORCHVISION_MEAN, TORCHVISION_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 SMALLEST_SIDE_PX = 1e-30  # any box that is not empty has longer sides
@@ -106,8 +107,8 @@ class ModelConfig(Section):
     """The network: an R-CNN with a ResNet body; defaults are those of Mask R-CNN R50-FPN."""
 
     task: Literal["mask", "box", "proposals"] = "mask"  # Mask R-CNN, Faster R-CNN, or the region proposal network alone
-    # Whose anchors, RoIAlign and smallest boxes. Goes with trained weights: torchvision's detectors need torchvision's.
-    conventions: Literal["detectron2", "torchvision"] = "detectron2"
+    # Whose anchors, RoIAlign, smallest boxes and pasting of masks. Goes with trained weights: torchvision's detectors need torchvision's.
+    conventions: Conventions = "detectron2"
     backbone: Resnet = "resnet50"
     # What the heads see: a pyramid; stage res4, with res5 as the head of each RoI; or stage res5.
     features: Literal["fpn", "c4", "c5"] = "fpn"

@@ -29,7 +29,7 @@ class MaskRCNN(nn.Module):
 
     def __init__(self, config: ModelConfig, num_classes: int) -> None:
         super().__init__()
-        self.task = config.task
+        self.task, self.conventions = config.task, config.conventions
         self.backbone = Backbone(config)
         self.rpn = RPN(config)
         self.roi_heads = RoIHeads(config, num_classes) if config.task != "proposals" else None

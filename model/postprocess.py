@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import cuda_ops
+from model.config import Conventions
 from model.structures import Batch, Detections
 
 Result = dict[str, Any]
@@ -22,12 +23,13 @@ def original_boxes(batch: Batch, detections: Detections) -> Tensor:
 
 
 def to_coco_results(
-    batch: Batch, detections: Detections, category_ids: Sequence[int]
+    batch: Batch, detections: Detections, category_ids: Sequence[int], conventions: Conventions
 ) -> tuple[list[Result], list[Result]]:
     """Detections as COCO's two lists of results.
 
     Args:
         category_ids: COCO's id of label k at place k - 1.
+        conventions: how masks are laid over pixels, model.conventions.
 
     Returns:
         Boxes: image_id, category_id, bbox (x, y, width, height), score. Masks, where the network has them: image_id, category_id, score and
@@ -45,7 +47,7 @@ def to_coco_results(
         boxes = all_boxes[n, :count]
         masks = None
         if detections.mask_probs is not None:
-            masks = encode(detections.mask_probs[n, :count], boxes, (height, width))
+            masks = encode(detections.mask_probs[n, :count], boxes, (height, width), conventions)
         boxes_xywh = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()
         for i, (score, label) in enumerate(zip(scores[n, :count].tolist(), labels[n, :count].tolist(), strict=True)):
             common = {"image_id": image_id, "category_id": category_ids[label - 1], "score": score}
@@ -55,7 +57,7 @@ def to_coco_results(
     return bbox_results, segm_results
 
 
-def encode(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[Result]:
+def encode(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int], conventions: Conventions) -> list[Result]:
     """Masks [D, M, M] in boxes [D, 4] of an image of `size` (height, width) → compressed COCO RLE with text counts."""
-    codes = cuda_ops.encode_masks(mask_probs, boxes.to(mask_probs.device), size)
+    codes = cuda_ops.encode_masks(mask_probs, boxes.to(mask_probs.device), size, conventions=conventions)
     return [{"size": list(size), "counts": code["counts"].decode("ascii")} for code in codes]

@@ -88,7 +88,7 @@ class Predictor:
     def _by_image(self, batch: Batch, detections: Detections, score_threshold: float) -> dict[int, list[Object]]:
         found: dict[int, list[Object]] = {number: [] for number in batch.image_ids.tolist()}
         category_ids, class_names = self._category_ids, self.class_names
-        boxes, masks = to_coco_results(batch, detections, category_ids)
+        boxes, masks = to_coco_results(batch, detections, category_ids, self._model.conventions)
         outlines = [{"segmentation": mask["segmentation"]} for mask in masks] or [{}] * len(boxes)
         for box, outline in zip(boxes, outlines, strict=True):
             if box["score"] < score_threshold:

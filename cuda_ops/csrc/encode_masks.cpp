@@ -105,7 +105,8 @@ VECTORIZED_FMA void find_changes_of(const ResizedMask<double>& mask, Tables<doub
 }
 
 std::tuple<Tensor, Tensor> encode_masks_cpu(
-    const Tensor& mask_probs, const Tensor& boxes, int64_t height, int64_t width, double threshold) {
+    const Tensor& mask_probs, const Tensor& boxes, int64_t height, int64_t width, double threshold,
+    bool is_exact) {
   const auto padded = padded_cells(mask_probs), box = torch::stable::contiguous(boxes);
   std::vector<Text> texts(padded.size(0));
   dispatch_float(padded.scalar_type(), "encode_masks", [&](auto zero) {
@@ -113,12 +114,13 @@ std::tuple<Tensor, Tensor> encode_masks_cpu(
     const int64_t side = padded.size(1);
     const auto* cells = data_of<T>(padded);
     const auto* frames = reinterpret_cast<const Box<T>*>(box.const_data_ptr());
-    const Roundings roundings = torch_roundings(padded.scalar_type());
+    const T limit = exclusive_threshold<T>(threshold, is_exact);
+    const Roundings roundings = is_exact ? Roundings{} : torch_roundings(padded.scalar_type());
     torch::stable::parallel_for(0, padded.size(0), 1, [&](int64_t begin, int64_t end) {
       Tables<T> tables;
       for (int64_t d = begin; d < end; ++d) {
         const auto mask = resized_mask(
-            cells + d * side * side, frames[d], side, height, width, static_cast<T>(threshold), roundings);
+            cells + d * side * side, frames[d], side, height, width, limit, is_exact, roundings);
         find_changes_of(mask, tables);
         texts[d] = text_of(tables.changes.data(), static_cast<int64_t>(tables.changes.size()), height * width);
       }
@@ -130,7 +132,9 @@ std::tuple<Tensor, Tensor> encode_masks_cpu(
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(cuda_ops, m) {
-  m.def("encode_masks(Tensor mask_probs, Tensor boxes, int height, int width, float threshold) -> (Tensor, Tensor)");
+  m.def(
+      "encode_masks(Tensor mask_probs, Tensor boxes, int height, int width, float threshold, bool is_exact) -> "
+      "(Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(cuda_ops, CPU, m) {

@@ -1,7 +1,9 @@
-// Masks resized to the pixels of their boxes, bit for bit as torch's CPU kernel of bilinear interpolation resizes them,
-// but only as far as a threshold needs: most pixels lie between cells that are all above it, or all below.
+// Masks resized to the pixels of their boxes, but only as far as a threshold needs: most pixels lie between cells that
+// are all above it, or all below.
 //
 // Cells are those of the mask with a border of zeros, S × S, columns one after another, as in reference/masks.py.
+// An exact mask is sampled where the centres of pixels lie in its box, as in Detectron2; a rounded one is stretched over
+// whole pixels as in torchvision, bit for bit as torch's CPU kernel of bilinear interpolation does it.
 #pragma once
 
 #include <cmath>
@@ -28,14 +30,17 @@ inline Tensor padded_cells(const Tensor& mask_probs) {
   return torch::stable::contiguous(torch::stable::pad(torch::stable::transpose(mask_probs, 1, 2), {1, 1, 1, 1}));
 }
 
-// Rows or columns of a frame: `size` pixels from `origin` on, made of `cells`; those of [begin, end) lie in the image.
+// The rows or columns of the image that a mask may set, [begin, end), and where they lie in its `cells`.
 template <class T>
 struct Axis {
-  int64_t origin, size, cells, extent, begin, end;
-  T scale;
+  int64_t cells, extent, begin, end;
+  T scale;         // cells a pixel
+  bool is_exact;   // whether the mask starts at `low`; else it covers `size` whole pixels from `origin` on
+  T low;
+  int64_t origin, size;
 
   HOST_DEVICE bool is_copy() const {
-    return size == cells;
+    return !is_exact && size == cells;
   }
 
   HOST_DEVICE int64_t after(int64_t cell) const {
@@ -72,39 +77,97 @@ HOST_DEVICE T multiply_add(T a, T b, T c, bool is_fused) {
   return is_fused ? std::fma(a, b, c) : a * b + c;
 }
 
-// A coordinate cut to a whole pixel; what is no number, or far from any image, to a pixel far from any image.
+// A coordinate cut to a whole pixel; what is far from any image, to a pixel far from any image.
 template <class T>
 HOST_DEVICE int64_t whole_pixel(T coordinate) {
   constexpr T farthest = static_cast<T>(int64_t{1} << 40);
   return static_cast<int64_t>(smaller(larger(-farthest, coordinate), farthest));
 }
 
+// Whether a box has an area, and no corner that is no number or infinite; others have no pixels.
 template <class T>
-HOST_DEVICE Axis<T> axis_of(T low, T high, int64_t cells, int64_t extent) {
+HOST_DEVICE bool has_pixels(const Box<T>& box) {
+  constexpr T farthest = std::numeric_limits<T>::max();
+  return box.x1 >= -farthest && box.y1 >= -farthest && box.x2 <= farthest && box.y2 <= farthest && box.x1 <= box.x2 &&
+         box.y1 <= box.y2;
+}
+
+// The place of a pixel's centre among the cells, that of the first cell being 0.
+template <class T>
+HOST_DEVICE T exact_place(const Axis<T>& axis, int64_t pixel) {
+  return (static_cast<T>(pixel) + T(0.5) - axis.low) * axis.scale + T(0.5);
+}
+
+// The first of [low, high) for which is_before does not hold, which holds up to some place; else high.
+template <class IsBefore>
+HOST_DEVICE int64_t first_beyond(int64_t low, int64_t high, const IsBefore& is_before) {
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (is_before(middle)) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
+template <class T>
+HOST_DEVICE Axis<T> exact_axis(T low, T high, int64_t cells, int64_t extent) {
+  Axis<T> axis{cells, extent, 0, 0, static_cast<T>(cells - 2) / (high - low), true, low, 0, 0};
+  if (high > low) {
+    axis.begin = first_beyond(0, extent, [&](int64_t pixel) { return exact_place(axis, pixel) < T(0); });
+    axis.end = first_beyond(
+        axis.begin, extent, [&](int64_t pixel) { return exact_place(axis, pixel) < static_cast<T>(cells - 1); });
+  }
+  return axis;
+}
+
+template <class T>
+HOST_DEVICE Axis<T> rounded_axis(T low, T high, int64_t cells, int64_t extent) {
   const double growth = static_cast<double>(cells) / static_cast<double>(cells - 2);  // by the border of the mask
   const T half_size = (high - low) * T(0.5) * static_cast<T>(growth);
   const T centre = (high + low) * T(0.5);
   const int64_t origin = whole_pixel(centre - half_size), last = whole_pixel(centre + half_size);
   const int64_t size = larger<int64_t>(last - origin + 1, 1);
   const int64_t begin = larger<int64_t>(origin, 0), end = larger(begin, smaller(origin + size, extent));
-  return {origin, size, cells, extent, begin, end, static_cast<T>(cells) / size};
+  return {cells, extent, begin, end, static_cast<T>(cells) / size, false, T(0), origin, size};
 }
 
+// What the pixels of a mask are compared with: exact ones of just the threshold are set too.
+template <class T>
+T exclusive_threshold(double threshold, bool is_exact) {
+  const auto value = static_cast<T>(threshold);
+  return is_exact ? std::nextafter(value, -std::numeric_limits<T>::infinity()) : value;
+}
+
+// threshold: a pixel is set where its value is greater.
 template <class T>
 HOST_DEVICE ResizedMask<T> resized_mask(
-    const T* cells, const Box<T>& box, int64_t side, int64_t height, int64_t width, T threshold,
+    const T* cells, const Box<T>& box, int64_t side, int64_t height, int64_t width, T threshold, bool is_exact,
     const Roundings& roundings) {
-  const Axis<T> x = axis_of(box.x1, box.x2, side, width), y = axis_of(box.y1, box.y2, side, height);
+  if (!has_pixels(box)) return {cells, {side, width, 0, 0}, {side, height, 0, 0}, {}, false, threshold};
+  if (is_exact) {
+    const Axis<T> x = exact_axis(box.x1, box.x2, side, width), y = exact_axis(box.y1, box.y2, side, height);
+    return {cells, x, y, {false, false}, false, threshold};
+  }
+  const Axis<T> x = rounded_axis(box.x1, box.x2, side, width), y = rounded_axis(box.y1, box.y2, side, height);
   const bool is_small = x.size + y.size <= kSmallFrame;
   return {cells, x, y, is_small ? roundings.small : roundings.large, is_small, threshold};
 }
 
 template <class T>
+HOST_DEVICE T rounded_place(const Axis<T>& axis, int64_t pixel, bool fuses_index) {
+  const T i = static_cast<T>(pixel - axis.origin);
+  return larger(multiply_add(axis.scale, i + T(0.5), T(-0.5), fuses_index), T(0));
+}
+
+template <class T>
 HOST_DEVICE Sample<T> sample(const Axis<T>& axis, int64_t pixel, bool fuses_index) {
-  const int64_t i = pixel - axis.origin;
-  if (axis.is_copy()) return {i, 1, 0};
-  const T place = larger(multiply_add(axis.scale, static_cast<T>(i) + T(0.5), T(-0.5), fuses_index), T(0));
-  const auto floored = static_cast<int64_t>(static_cast<float>(place));  // torch floors in float32
+  if (axis.is_copy()) return {pixel - axis.origin, 1, 0};
+  const T place = axis.is_exact ? exact_place(axis, pixel) : rounded_place(axis, pixel, fuses_index);
+  const auto floored = axis.is_exact ? static_cast<int64_t>(place)
+                                     : static_cast<int64_t>(static_cast<float>(place));  // as torch does
   const int64_t cell = smaller(floored, axis.cells - 1);
   const T next_weight = smaller(larger(place - static_cast<T>(cell), T(0)), T(1));
   return {cell, T(1) - next_weight, next_weight};
@@ -113,16 +176,7 @@ HOST_DEVICE Sample<T> sample(const Axis<T>& axis, int64_t pixel, bool fuses_inde
 // The first row in the image that takes from this cell or a later one.
 template <class T>
 HOST_DEVICE int64_t first_row(const Axis<T>& y, int64_t cell, bool fuses_index) {
-  int64_t low = y.begin, high = y.end;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (sample(y, middle, fuses_index).cell < cell) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
+  return first_beyond(y.begin, y.end, [&](int64_t row) { return sample(y, row, fuses_index).cell < cell; });
 }
 
 template <class T>

@@ -15,7 +15,9 @@ constexpr Rounding kCandidates[] = {{true, true}, {false, true}, {false, false},
 template <class T>
 int64_t disagreements(const Tensor& cells, const Tensor& expected, bool is_small, Rounding rounding) {
   const int64_t height = expected.size(2), width = expected.size(3);
-  const auto axis = [](int64_t size) { return Axis<T>{0, size, kCells, size, 0, size, static_cast<T>(kCells) / size}; };
+  const auto axis = [](int64_t size) {
+    return Axis<T>{kCells, size, 0, size, static_cast<T>(kCells) / size, false, T(0), 0, size};
+  };
   const ResizedMask<T> mask{data_of<T>(cells), axis(width), axis(height), rounding, is_small, T(0)};
   const T* wanted = data_of<T>(expected);
   int64_t count = 0;

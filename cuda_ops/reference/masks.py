@@ -1,8 +1,8 @@
 """Compressed run-length codes of detected masks, from the box alone.
 
-Shapes: D detections, M side of a mask in the frame of its box. Boxes are (x1, y1, x2, y2) in pixels of the original image.
-Source: Mask R-CNN (arXiv:1703.06870), section 3.1; resizing and rounding are torchvision's paste_masks_in_image; the text is
-that of COCO API's rleToString.
+Shapes: D detections, M side of a mask in the frame of its box, S = M + 2 with a border of zeros. Boxes are (x1, y1, x2, y2) in pixels of
+the original image. Source: Mask R-CNN (arXiv:1703.06870), section 3.1; where pixels take from is Detectron2's or torchvision's
+paste_masks_in_image, see `Conventions`; the text is that of COCO API's rleToString.
 """
 
 from typing import TypedDict
@@ -11,9 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cuda_ops.reference.anchors import Conventions
+
 BITS = 5  # of a number in a character of a code
 MAX_CHARACTERS = 7  # of a number: a run of 2 ** 32 pixels, and its sign
 FIRST_CHARACTER = 48
+FARTHEST_PX = 2**40  # no image reaches there
+MAX_FRAME = 2**28  # pixels of a frame that is painted whole
 
 
 class RunLengthCode(TypedDict):
@@ -25,31 +29,82 @@ class RunLengthCode(TypedDict):
 
 @torch.no_grad()
 def encode_masks(
-    mask_probs: Tensor, boxes: Tensor, image_size: tuple[int, int], threshold: float
+    mask_probs: Tensor, boxes: Tensor, image_size: tuple[int, int], threshold: float, conventions: Conventions
 ) -> list[RunLengthCode]:
     """See `cuda_ops.encode_masks`."""
-    side = mask_probs.shape[-1]
-    padded = F.pad(mask_probs, (1, 1, 1, 1))[:, None]  # bilinear resizing then fades out at the border of the box
-    frames = _expand_boxes(boxes, (side + 2) / side).tolist()
-    return [_encode(mask, frame, image_size, threshold) for mask, frame in zip(padded, frames, strict=True)]
+    paste = _paste_exactly if conventions == "detectron2" else _paste_on_whole_pixels
+    padded = F.pad(mask_probs, (1, 1, 1, 1))  # interpolation then fades out at the border of the box
+    has_pixels = (boxes.isfinite().all(1) & (boxes[:, :2] <= boxes[:, 2:]).all(1)).tolist()
+    nothing = torch.zeros(0, 0, dtype=torch.bool)
+    return [
+        _encode(*(paste(mask, box, image_size, threshold) if is_real else (nothing, 0, 0)), image_size)
+        for mask, box, is_real in zip(padded, boxes, has_pixels, strict=True)
+    ]
 
 
-def _expand_boxes(boxes: Tensor, scale: float) -> Tensor:
-    """Boxes scaled about their centres and cut to whole pixels: [D, 4] int64."""
-    half_size = (boxes[:, 2:] - boxes[:, :2]) * 0.5 * scale
-    centre = (boxes[:, 2:] + boxes[:, :2]) * 0.5
-    return torch.cat((centre - half_size, centre + half_size), dim=1).long()
+def _paste_exactly(
+    padded: Tensor, box: Tensor, image_size: tuple[int, int], threshold: float
+) -> tuple[Tensor, int, int]:
+    """Mask [S, S] sampled at the centres of pixels: those that it may set, [h, w] bool, and the first one's row and column."""
+    dtype = torch.promote_types(torch.promote_types(padded.dtype, box.dtype), torch.float32)
+    padded, box = padded.to(dtype), box.to(dtype)
+    rows, top = _exact_places(box[1], box[3], len(padded), image_size[0])
+    columns, left = _exact_places(box[0], box[2], len(padded), image_size[1])
+    return _sample(padded, rows, columns) >= threshold, top, left
 
 
-def _encode(mask: Tensor, frame: list[int], image_size: tuple[int, int], threshold: float) -> RunLengthCode:
-    """Mask [1, M + 2, M + 2] laid over the pixels of frame, both ends included."""
+def _exact_places(low: Tensor, high: Tensor, cells: int, extent: int) -> tuple[Tensor, int]:
+    """Where among the cells the centres of the pixels lie that take from them, and the first of these pixels."""
+    if low >= high:
+        return low.new_zeros(0), 0
+    scale = low.new_tensor(cells - 2) / (high - low)
+    places = (torch.arange(extent, device=low.device, dtype=low.dtype) + 0.5 - low) * scale + 0.5
+    is_within = (places >= 0) & (places < cells - 1)
+    return places[is_within], int(is_within.long().argmax())
+
+
+def _sample(cells: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Values [h, w] between cells [S, S], at places rows [h] and columns [w]."""
+    row, column = rows.long(), columns.long()
+    next_row, next_column = row.add(1).clamp(max=len(cells) - 1), column.add(1).clamp(max=len(cells) - 1)
+    row_weights, column_weights = (rows - row)[:, None], columns - column
+    mixed = cells[:, column] * (1 - column_weights) + cells[:, next_column] * column_weights
+    return mixed[row] * (1 - row_weights) + mixed[next_row] * row_weights
+
+
+def _paste_on_whole_pixels(
+    padded: Tensor, box: Tensor, image_size: tuple[int, int], threshold: float
+) -> tuple[Tensor, int, int]:
+    """Mask [S, S] stretched over a frame of whole pixels: as `_paste_exactly`."""
     height, width = image_size
-    x1, y1, x2, y2 = frame
+    x1, y1, x2, y2 = _frame(box, len(padded))
     size = (max(y2 - y1 + 1, 1), max(x2 - x1 + 1, 1))
-    resized = F.interpolate(mask[None], size=size, mode="bilinear", align_corners=False)[0, 0]
     top, left = max(y1, 0), max(x1, 0)
-    crop = resized[top - y1 : max(height - y1, 0), left - x1 : max(width - x1, 0)] > threshold
-    return {"size": [height, width], "counts": _compress(_run_lengths(crop, top, left, image_size))}
+    bottom, right = max(min(y1 + size[0], height), top), max(min(x1 + size[1], width), left)
+    if size[0] * size[1] <= MAX_FRAME:
+        resized = F.interpolate(padded[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+        resized = resized[top - y1 : bottom - y1, left - x1 : right - x1]
+    else:
+        rows, columns = (
+            ((torch.arange(begin, end, device=box.device) - origin + 0.5) * (len(padded) / side) - 0.5).clamp(min=0)
+            for begin, end, origin, side in ((top, bottom, y1, size[0]), (left, right, x1, size[1]))
+        )
+        resized = _sample(padded, rows, columns)
+    return resized > threshold, top, left
+
+
+def _frame(box: Tensor, cells: int) -> list[int]:
+    """First and last pixels of a box with its border, cut to whole pixels; not farther from the image than any image reaches."""
+    half_size = (box[2:] - box[:2]) * 0.5 * (cells / (cells - 2))
+    centre = (box[2:] + box[:2]) * 0.5
+    corners = torch.cat((centre - half_size, centre + half_size)).nan_to_num(nan=-FARTHEST_PX)
+    return corners.clamp(-FARTHEST_PX, FARTHEST_PX).long().tolist()
+
+
+def _encode(crop: Tensor, top: int, left: int, image_size: tuple[int, int]) -> RunLengthCode:
+    """Pixels crop [h, w] bool at (top, left) of an image."""
+    counts = _run_lengths(crop, top, left, image_size)
+    return {"size": list(image_size), "counts": _compress(counts)}
 
 
 def _run_lengths(crop: Tensor, top: int, left: int, image_size: tuple[int, int]) -> Tensor:

@@ -1,4 +1,6 @@
-"""Codes of masks: what pycocotools makes of torchvision's pasted masks, byte for byte."""
+"""Codes of masks: what pycocotools makes of masks pasted by Detectron2's rule, or, byte for byte, of torchvision's pasted masks."""
+
+from collections import namedtuple
 
 import numpy as np
 import pycocotools.mask as coco_mask
@@ -13,31 +15,134 @@ from cuda_ops import encode_masks
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # within pycocotools
 
 only_compiled = pytest.mark.parametrize("backend", ["compiled"], indirect=True)
+Polygons = namedtuple("Polygons", "xy part_offsets instance_offsets max_vertices max_parts")
+CONVENTIONS = ("detectron2", "torchvision")
+both_conventions = pytest.mark.parametrize("conventions", CONVENTIONS)
+
+
+def encode_on_whole_pixels(*args):
+    return encode_masks(*args, conventions="torchvision")
 
 
 def coded(mask):
     return coco_mask.encode(np.asfortranarray(np.asarray(mask, dtype=np.uint8)))
 
 
-def test_a_box_full_of_mask_is_one_run_a_column():
-    (rle,) = encode_masks(torch.ones(1, 28, 28), torch.tensor([[1.0, 1.0, 2.0, 3.0]]), (5, 4))
-    mask = coco_mask.decode(rle)
-    assert mask[1:4, 1:3].all()
-    assert rle["size"] == [5, 4]
-    assert isinstance(rle["counts"], bytes)
+def pasted_by_grid_sample(probs, boxes, size):
+    """Probabilities at the centres of pixels [D, h, w] float64: Detectron2's paste_masks_in_image before its threshold, of whole images."""
+    height, width = size
+    low, side = boxes.double()[:, None, :2], (boxes[:, 2:] - boxes[:, :2]).double()[:, None]
+    x = (torch.arange(width) + 0.5)[None, :, None].double().sub(low[..., :1]).div(side[..., :1]).mul(2).sub(1)
+    y = (torch.arange(height) + 0.5)[None, :, None].double().sub(low[..., 1:]).div(side[..., 1:]).mul(2).sub(1)
+    shape = (len(boxes), height, width, 1)
+    grid = torch.cat((x[:, None].expand(shape), y[:, :, None].expand(shape)), dim=-1)
+    return F.grid_sample(probs[:, None].double(), grid, align_corners=False)[:, 0]
 
 
-def test_a_mask_over_the_whole_image_is_one_run():
-    (rle,) = encode_masks(torch.ones(1, 28, 28), torch.tensor([[-50.0, -50.0, 60.0, 60.0]]), (4, 3))
+def iou(one, two):
+    return coco_mask.iou([one], [two], [0])[0, 0]
+
+
+def test_a_mask_of_ones_is_its_box():
+    """Of whole pixels, and of all pixels whose centres lie in it."""
+    boxes = torch.tensor([[10.0, 12.0, 18.0, 20.0], [5.0, 5.0, 37.0, 37.0], [1.0, 1.0, 2.0, 3.0], [2.6, 3.4, 9.4, 8.6]])
+    codes = encode_masks(torch.ones(4, 28, 28), boxes, (40, 40))
+    for code, (x1, y1, x2, y2) in zip(
+        codes, [(10, 12, 18, 20), (5, 5, 37, 37), (1, 1, 2, 3), (3, 3, 9, 9)], strict=True
+    ):
+        mask = np.zeros((40, 40))
+        mask[y1:y2, x1:x2] = 1
+        assert iou(code, coded(mask)) == 1
+        assert code["size"] == [40, 40]
+        assert isinstance(code["counts"], bytes)
+    (code,) = encode_on_whole_pixels(torch.ones(1, 28, 28), boxes[:1], (40, 40))
+    assert int(coco_mask.area(code)) == 100, "torchvision's is larger than the box: 10 × 10 for 8 × 8"
+
+
+def test_a_pixel_of_just_the_threshold_is_set():
+    """As in Detectron2, and unlike torchvision; the box ends at the centre of a pixel, where a mask of ones has 0.5."""
+    (code,) = encode_masks(torch.ones(1, 4, 4), torch.tensor([[0.5, 0.0, 8.5, 8.0]]), (9, 9))
+    assert coco_mask.decode(code).any(0).tolist() == [True] * 9
+    (code,) = encode_masks(torch.ones(1, 4, 4), torch.tensor([[0.5, 0.0, 8.5, 8.0]]), (9, 9), 0.500001)
+    assert coco_mask.decode(code).any(0).tolist() == [False] + [True] * 7 + [False]
+
+
+def test_detectron2s_masks_are_sampled_at_the_centres_of_pixels():
+    """Pixels within 1e-5 of the threshold may round to either side."""
+    num_pixels = 0
+    for seed in range(120):
+        probs, boxes, size, _, _ = random_case(seed)
+        if not len(probs):
+            continue
+        has_area = (boxes[:, 2:] > boxes[:, :2]).all(1)
+        expected = pasted_by_grid_sample(probs[has_area], boxes[has_area], size)
+        codes = encode_masks(probs[has_area], boxes[has_area], size)
+        decoded = torch.from_numpy(np.stack([coco_mask.decode(code) for code in codes])).bool()
+        is_certain = (expected - 0.5).abs() > 1e-5
+        assert torch.equal(decoded & is_certain, (expected > 0.5) & is_certain), f"seed {seed}"
+        num_pixels += int(decoded.sum())
+    assert num_pixels > 100_000
+
+
+def test_cutting_out_and_pasting_are_inverse():
+    """Detectron2's test_crop_paste_consistency: polygons cut out to 28 × 28 and pasted give back their pixels, on average to an IoU above 0.94."""
+    random, ious = np.random.RandomState(0), {name: [] for name in CONVENTIONS}
+    for _ in range(100):
+        angles = np.sort(random.uniform(0, 2 * np.pi, 12))
+        radii = random.uniform(0.6, 1, 12) * np.exp(random.uniform(np.log(8), np.log(120)))
+        xy = np.stack((np.cos(angles), np.sin(angles)), 1) * radii[:, None] + random.uniform(130, 170, 2)
+        box = torch.tensor([*xy.min(0), *xy.max(0)], dtype=torch.float32)[None]
+        polygons = Polygons(torch.from_numpy(xy), torch.tensor([0, 12]), torch.tensor([0, 1]), 12, 1)
+        cut = cuda_ops.rasterize_polygons(box[None], torch.zeros(1, 1, dtype=torch.int64), polygons, 28)[0]
+        truth = coco_mask.merge(coco_mask.frPyObjects([xy.flatten().tolist()], 300, 300))
+        for name in CONVENTIONS:
+            (code,) = encode_masks(cut, box, (300, 300), conventions=name)
+            ious[name].append(iou(code, truth))
+    assert np.mean(ious["detectron2"]) > 0.94
+    assert np.mean(ious["torchvision"]) < np.mean(ious["detectron2"]) - 0.01
+
+
+@both_conventions
+def test_a_mask_over_the_whole_image_is_one_run(conventions):
+    (rle,) = encode_masks(torch.ones(1, 28, 28), torch.tensor([[-50.0, -50.0, 60.0, 60.0]]), (4, 3), 0.5, conventions)
     assert rle == coded(np.ones((4, 3)))
 
 
+@both_conventions
 @pytest.mark.parametrize("box", [[90.0, 90.0, 120.0, 120.0], [-40.0, 2.0, -20.0, 5.0], [3.0, 3.0, 3.0, 3.0]])
 @pytest.mark.parametrize("size", [(6, 7), (3000, 2000)])
-def test_a_mask_that_sets_no_pixel_is_one_run_of_zeros(box, size):
+def test_a_mask_that_sets_no_pixel_is_one_run_of_zeros(box, size, conventions):
     empty = coded(np.zeros(size))
-    assert encode_masks(torch.zeros(1, 28, 28), torch.tensor([box]), size) == [empty]
-    assert encode_masks(torch.ones(1, 28, 28), torch.tensor([box]), size, threshold=1.0) == [empty]
+    assert encode_masks(torch.zeros(1, 28, 28), torch.tensor([box]), size, 0.5, conventions) == [empty]
+    assert encode_masks(torch.ones(1, 28, 28), torch.tensor([box]), size, 1.01, conventions) == [empty]
+
+
+@both_conventions
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_box_with_a_corner_that_is_not_finite_has_an_empty_mask(value, conventions):
+    boxes = torch.tensor([[1.0, 2.0, 9.0, 7.0]]).repeat(5, 1)
+    boxes[torch.arange(4), torch.arange(4)] = value
+    *empty, whole = encode_masks(torch.ones(5, 8, 8), boxes, (12, 15), 0.5, conventions)
+    assert empty == [coded(np.zeros((12, 15)))] * 4
+    assert coco_mask.area(whole) > 0
+
+
+@both_conventions
+def test_a_box_that_is_inside_out_has_an_empty_mask(conventions):
+    boxes = torch.tensor([[9.0, 2.0, 1.0, 7.0], [1.0, 7.0, 9.0, 2.0], [1.9, 2.0, 1.1, 7.0]])
+    assert encode_masks(torch.ones(3, 8, 8), boxes, (12, 15), 0.5, conventions) == [coded(np.zeros((12, 15)))] * 3
+
+
+@both_conventions
+@pytest.mark.parametrize("farthest", [1e6, 1e12, 3e38])
+def test_a_box_far_larger_than_any_image_has_the_middle_of_its_mask(farthest, conventions):
+    box = torch.tensor([[-farthest, -farthest, farthest, farthest]])
+    codes = [
+        encode_masks(probs[None], box, (12, 15), 0.5, conventions) for probs in (torch.ones(8, 8), torch.zeros(8, 8))
+    ]
+    if farthest < 1e30:  # twice the largest is infinite
+        assert codes[0] == [coded(np.ones((12, 15)))]
+    assert codes[1] == [coded(np.zeros((12, 15)))]
 
 
 def random_case(seed):
@@ -65,16 +170,17 @@ def random_case(seed):
 @pytest.mark.parametrize("seed", range(240))
 def test_codes_equal_those_of_the_pasted_masks_of_torchvision(seed):
     probs, boxes, size, threshold, pasted = random_case(seed)
-    assert encode_masks(probs, boxes, size, threshold) == [coded(mask > threshold) for mask in pasted]
+    assert encode_on_whole_pixels(probs, boxes, size, threshold) == [coded(mask > threshold) for mask in pasted]
 
 
 @only_compiled
 @pytest.mark.parametrize("seed", range(240, 480))
 def test_compiled_codes_equal_those_of_the_reference(seed):
     probs, boxes, size, threshold, _ = random_case(seed)
-    codes = encode_masks(probs, boxes, size, threshold)
-    with cuda_ops.backend("reference"):
-        assert codes == encode_masks(probs, boxes, size, threshold)
+    for conventions in CONVENTIONS:
+        codes = encode_masks(probs, boxes, size, threshold, conventions)
+        with cuda_ops.backend("reference"):
+            assert codes == encode_masks(probs, boxes, size, threshold, conventions), conventions
 
 
 @pytest.mark.gpu
@@ -82,8 +188,9 @@ def test_compiled_codes_equal_those_of_the_reference(seed):
 @pytest.mark.parametrize("seed", range(240))
 def test_codes_of_a_gpu_equal_those_of_the_pasted_masks_of_torchvision(seed):
     probs, boxes, size, threshold, pasted = random_case(seed)
-    codes = encode_masks(probs.cuda(), boxes.cuda(), size, threshold)
+    codes = encode_on_whole_pixels(probs.cuda(), boxes.cuda(), size, threshold)
     assert codes == [coded(mask > threshold) for mask in pasted]
+    assert encode_masks(probs.cuda(), boxes.cuda(), size, threshold) == encode_masks(probs, boxes, size, threshold)
 
 
 @pytest.mark.gpu
@@ -93,12 +200,15 @@ def test_codes_of_a_gpu_equal_those_of_the_cpu_where_columns_outnumber_threads()
         torch.rand(3, 28, 28),
         torch.tensor([[-9.0, -9.0, 2000.0, 900.0], [3.0, 5.0, 1990.0, 700.0], [900.0, 1.0, 1300.0, 99.0]]),
     )
-    assert encode_masks(probs.cuda(), boxes.cuda(), (600, 1900)) == encode_masks(probs, boxes, (600, 1900))
+    for conventions in CONVENTIONS:
+        codes = encode_masks(probs.cuda(), boxes.cuda(), (600, 1900), 0.5, conventions)
+        assert codes == encode_masks(probs, boxes, (600, 1900), 0.5, conventions), conventions
 
 
 @only_compiled
-def test_torch_knows_enough_of_the_compiled_operator():
-    args = (torch.rand(2, 7, 7), torch.tensor([[1.0, 2.0, 9.0, 7.0], [0.0, 0.0, 20.0, 20.0]]), 12, 15, 0.5)
+@pytest.mark.parametrize("is_exact", [True, False])
+def test_torch_knows_enough_of_the_compiled_operator(is_exact):
+    args = (torch.rand(2, 7, 7), torch.tensor([[1.0, 2.0, 9.0, 7.0], [0.0, 0.0, 20.0, 20.0]]), 12, 15, 0.5, is_exact)
     assert set(torch.library.opcheck(torch.ops.cuda_ops.encode_masks.default, args).values()) == {"SUCCESS"}
 
 
@@ -108,10 +218,13 @@ def test_runs_that_go_on_over_columns_are_one(size):
     height, width = size
     boxes = torch.tensor([[10.0, -99.0, 20.0, 200.0], [5.0, 5.0, 300.0, 300.0], [-200.0, -200.0, 300.0, 300.0]])
     pasted = paste_masks_in_image(torch.ones(3, 1, 14, 14), boxes, size)[:, 0] > 0.5
-    codes = encode_masks(torch.ones(3, 14, 14), boxes, size)
+    codes = encode_on_whole_pixels(torch.ones(3, 14, 14), boxes, size)
     assert codes == [coded(mask) for mask in pasted]
     assert [int(coco_mask.area(code)) for code in codes] == pasted.sum((1, 2)).tolist()
     assert int(coco_mask.area(codes[2])) == height * width
+    exact = encode_masks(torch.ones(3, 14, 14), boxes, size)
+    assert exact == [coded(mask >= 0.5) for mask in pasted_by_grid_sample(torch.ones(3, 14, 14), boxes, size)]
+    assert [int(coco_mask.area(exact[k])) for k in (0, 2)] == [10 * height, height * width]
 
 
 def test_no_detections_have_no_codes():
@@ -121,7 +234,10 @@ def test_no_detections_have_no_codes():
 def test_strides_of_scores_and_boxes_do_not_matter():
     probs, boxes = torch.rand(2, 8, 8), torch.tensor([[1.0, 2.0, 9.0, 7.0], [0.0, 0.0, 20.0, 20.0]])
     strided = probs.permute(2, 1, 0).contiguous().permute(2, 1, 0), boxes.t().contiguous().t()
-    assert encode_masks(*strided, (12, 15)) == encode_masks(probs, boxes, (12, 15))
+    for conventions in CONVENTIONS:
+        assert encode_masks(*strided, (12, 15), 0.5, conventions) == encode_masks(
+            probs, boxes, (12, 15), 0.5, conventions
+        )
 
 
 @pytest.mark.parametrize(
@@ -131,14 +247,15 @@ def test_scores_and_boxes_may_differ_in_precision(dtypes):
     probs = (torch.rand(2, 8, 8) > 0.4).to(dtypes[0])
     boxes = torch.tensor([[1.0, 2.0, 9.0, 7.0], [0.0, 0.0, 20.0, 20.0]], dtype=dtypes[1])
     pasted = paste_masks_in_image(probs[:, None], boxes, (12, 15))[:, 0]
-    assert encode_masks(probs, boxes, (12, 15)) == [coded(mask > 0.5) for mask in pasted]
+    assert encode_on_whole_pixels(probs, boxes, (12, 15)) == [coded(mask > 0.5) for mask in pasted]
+    assert encode_masks(probs, boxes, (12, 15)) == encode_masks(probs.double(), boxes.double(), (12, 15))
 
 
-@only_compiled
+@both_conventions
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 3e38])
-def test_a_box_or_score_that_is_no_number_does_no_harm(value):
-    probs, boxes = torch.rand(5, 8, 8), torch.tensor([[1.0, 2.0, 9.0, 7.0]]).repeat(5, 1)
-    boxes[torch.arange(4), torch.arange(4)] = value
-    probs[4, 2:5, 3] = value
-    for code in encode_masks(probs, boxes, (12, 15)):
-        assert coco_mask.decode(code).shape == (12, 15)
+def test_a_score_that_is_no_number_does_no_harm(value, conventions):
+    probs, boxes = torch.rand(2, 8, 8), torch.tensor([[1.0, 2.0, 9.0, 7.0]]).repeat(2, 1)
+    probs[0, 2:5, 3] = value
+    code, unharmed = encode_masks(probs, boxes, (12, 15), 0.5, conventions)
+    assert coco_mask.decode(code).shape == (12, 15)
+    assert [unharmed] == encode_masks(probs[1:], boxes[1:], (12, 15), 0.5, conventions)

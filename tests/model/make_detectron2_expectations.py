@@ -7,12 +7,14 @@ from generators seeded by their names, here and in the test. Networks are Detect
 narrow fully connected layers and few proposals.
 """
 
+import copy
 import json
 import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pycocotools.mask as coco_mask
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +22,7 @@ STORED = Path(__file__).with_name("detectron2_expectations.npz")
 NUM_CLASSES = 5
 DETECTIONS = 10
 SIZES = ((160, 192), (128, 224))  # multiples of every stride: only FPN pads
+ORIGINAL_SIZES = ((231, 401), (128, 75))  # of the images that these were resized from: other factors on either axis
 COMMON = {
     "MODEL.DEVICE": "cpu",
     "MODEL.MASK_ON": True,
@@ -106,6 +109,7 @@ def detect(layout: str) -> dict[str, Any]:
     """Detectron2's state dict's shapes, and its detections of each image: arrays by name."""
     from detectron2.config import get_cfg
     from detectron2.modeling import build_model
+    from detectron2.modeling.postprocessing import detector_postprocess
 
     cfg = get_cfg()
     for key, value in (COMMON | LAYOUTS[layout]).items():
@@ -119,11 +123,18 @@ def detect(layout: str) -> dict[str, Any]:
         with torch.no_grad():
             (instances,) = model.inference([{"image": image}], do_postprocess=False)
         instances = instances[instances.pred_boxes.nonempty()][:DETECTIONS]  # as its post-processing leaves them
+        masks = (instances.pred_masks * 255).round()
+        instances.pred_masks = masks / 255  # as the test reads them
+        pasted = detector_postprocess(copy.deepcopy(instances), *ORIGINAL_SIZES[i])  # scales boxes in place
+        assert len(pasted) == len(instances)
+        codes = [coco_mask.encode(np.asfortranarray(mask)) for mask in pasted.pred_masks.numpy()]
         found |= {
             f"{layout}/{i}/boxes": instances.pred_boxes.tensor.numpy(),
             f"{layout}/{i}/scores": instances.scores.numpy(),
             f"{layout}/{i}/classes": instances.pred_classes.numpy(),  # from 0
-            f"{layout}/{i}/masks": (instances.pred_masks[:, 0] * 255).round().byte().numpy(),
+            f"{layout}/{i}/original_boxes": pasted.pred_boxes.tensor.numpy(),
+            f"{layout}/{i}/codes": np.array([code["counts"].decode() for code in codes]),
+            f"{layout}/{i}/masks": masks[:, 0].byte().numpy(),
         }
         print(layout, size, len(instances), instances.scores.numpy().round(3))
     return found

@@ -76,7 +76,7 @@ def assert_same_detections(ours: Detections, n: int, theirs: dict[str, Tensor], 
     assert torch.equal(ours.labels[n, :count], theirs["labels"])
     torch.testing.assert_close(ours.boxes[n, :count], theirs["boxes"], rtol=0, atol=0.01)
     # Pasting truncates corners to whole pixels, so both paste into one box: 0.001 px may lie on either side of a border.
-    rles = encode(ours.mask_probs[n, :count], theirs["boxes"], size)
+    rles = encode(ours.mask_probs[n, :count], theirs["boxes"], size, "torchvision")
     their_rles = [coco_mask.encode(np.asfortranarray(m[0].numpy() > 0.5, dtype=np.uint8)) for m in theirs["masks"]]
     for our_rle, their_rle in zip(rles, their_rles, strict=True):
         either_empty = max(coco_mask.area(our_rle), coco_mask.area(their_rle)) == 0

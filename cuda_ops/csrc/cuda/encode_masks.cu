@@ -15,6 +15,7 @@ struct Masks {
   const Box<T>* boxes;
   int64_t side, height, width;
   T threshold;
+  bool is_exact;
   Roundings roundings;
 };
 
@@ -43,7 +44,8 @@ template <class T>
 __device__ ResizedMask<T> shared_mask(const Masks<T>& masks, int64_t* first_rows) {
   const int64_t d = blockIdx.x, side = masks.side;
   const auto mask = resized_mask(
-      masks.cells + d * side * side, masks.boxes[d], side, masks.height, masks.width, masks.threshold, masks.roundings);
+      masks.cells + d * side * side, masks.boxes[d], side, masks.height, masks.width, masks.threshold, masks.is_exact,
+      masks.roundings);
   for (int64_t cell = threadIdx.x; cell <= side; cell += blockDim.x) {
     first_rows[cell] = first_row(mask.y, cell, mask.rounding.fuses_index);
   }
@@ -150,7 +152,8 @@ std::vector<Text> texts_of(const Masks<T>& masks, const Tensor& cells, const OnD
 }
 
 std::tuple<Tensor, Tensor> encode_masks_cuda(
-    const Tensor& mask_probs, const Tensor& boxes, int64_t height, int64_t width, double threshold) {
+    const Tensor& mask_probs, const Tensor& boxes, int64_t height, int64_t width, double threshold,
+    bool is_exact) {
   const OnDeviceOf device(mask_probs);
   const auto cells = padded_cells(mask_probs), box = torch::stable::contiguous(boxes);
   if (cells.size(0) == 0) return joined({});
@@ -162,7 +165,8 @@ std::tuple<Tensor, Tensor> encode_masks_cuda(
     using T = decltype(zero);
     const Masks<T> masks{
         data_of<T>(cells), reinterpret_cast<const Box<T>*>(box.const_data_ptr()), side, height, width,
-        static_cast<T>(threshold), torch_roundings(cells.scalar_type())};
+        exclusive_threshold<T>(threshold, is_exact), is_exact,
+        is_exact ? Roundings{} : torch_roundings(cells.scalar_type())};
     texts = texts_of(masks, cells, device);
   });
   return joined(texts);
