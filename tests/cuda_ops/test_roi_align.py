@@ -99,6 +99,8 @@ def random_case(seed, device="cpu"):
         boxes = (boxes / 16).round() * 16
     if draw.random() < 0.3:
         boxes = boxes.permute(2, 1, 0).contiguous().permute(2, 1, 0)
+    if draw.random() < 0.3:
+        boxes[:, 1::3] = boxes[:, 1::3].flip(-1)  # turned inside out, with x and y changing places
     features = [level.detach().to(device).requires_grad_() for level in features]
     output_size, sampling_ratio = draw.choice(
         ((7, 2), (14, 2), (1, 1), (3, 3), (5, 1), (2, 4), (7, 0), (14, 0), (3, 0))

@@ -95,10 +95,12 @@ struct Tiles {
   int32_t rows[kMaxLevels] = {}, columns[kMaxLevels] = {};
 };
 
-// Whether bins from start on reach cells [first, first + kTile); one cell too many does no harm.
+// Whether bins from start on, or back from it where the box is turned inside out, reach cells [first, first + kTile); one
+// cell too many does no harm.
 template <class B>
 __device__ __forceinline__ bool reaches(B start, B bin_size, Grid grid, int64_t first) {
-  return start - 1 <= first + kTile && start + B(grid.output_size) * bin_size + 2 >= first;
+  const B end = start + B(grid.output_size) * bin_size;
+  return smaller(start, end) - 1 <= first + kTile && larger(start, end) + 2 >= first;
 }
 
 // The weights that one bin gives to the kTile cells from `first` on.
