@@ -265,7 +265,8 @@ def rasterize_polygons(boxes: Tensor, instance_idxs: Tensor, polygons: PackedPol
         size: side of a mask in cells; a box is stretched over size × size of them, its sides taken as at least 0.1 px.
 
     Returns:
-        [N, R, size, size] float32 of 0 and 1.
+        [N, R, size, size] float32 of 0 and 1, whatever the numbers: a coordinate of a box that is nan counts as 0, a box of infinite
+        length cuts out nothing, and a vertex that is nan lies on the first corner of its box.
 
     Raises:
         ValueError: if a shape or dtype is not as above, or the instances do not divide evenly among the images.

@@ -11,6 +11,7 @@ namespace cuda_ops {
 constexpr int64_t kFifths = 5;
 constexpr double kMinSidePx = 0.1;
 constexpr int64_t kWordBits = 32;
+constexpr double kFarthest = 1125899906842624.0;  // 2^50 fifths of a cell; a point farther out is moved here
 
 // Instance i owns parts instance_offsets[i] to [i + 1], part t owns vertices part_offsets[t] to [t + 1].
 template <class T>
@@ -25,7 +26,7 @@ struct Crop {
   double x, y, scale_x, scale_y;
 };
 
-// A point of the grid in whole fifths of a cell; integers in float64, so that far points do not overflow.
+// A point of the grid in whole fifths of a cell; integers in float64, which holds all to kFarthest.
 struct GridPoint {
   double x, y;
 };
@@ -42,14 +43,19 @@ HOST_DEVICE Crop crop_of(const Box<T>& box, int64_t size) {
       x, y, cells / larger(finite(box.x2) - x, kMinSidePx), cells / larger(finite(box.y2) - y, kMinSidePx)};
 }
 
+HOST_DEVICE double to_fifths(double cells) {
+  const double fifths = trunc((cells != cells ? 0.0 : cells) * kFifths + 0.5);
+  return smaller(larger(fifths, -kFarthest), kFarthest);
+}
+
 template <class T>
 HOST_DEVICE GridPoint grid_point(const T* xy, const Crop& crop) {
   const double x = (static_cast<double>(xy[0]) - crop.x) * crop.scale_x;
   const double y = (static_cast<double>(xy[1]) - crop.y) * crop.scale_y;
-  return {trunc(x * kFifths + 0.5), trunc(y * kFifths + 0.5)};
+  return {to_fifths(x), to_fifths(y)};
 }
 
-// The first column whose middle lies past x, of `size`; 0 for what is no number.
+// The first column whose middle lies past x, of `size`.
 HOST_DEVICE int64_t column_past(double x, int64_t size) {
   const double last = static_cast<double>(size * kFifths);
   return static_cast<int64_t>(smaller(larger(0.0, x), last) + 2) / kFifths;

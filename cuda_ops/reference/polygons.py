@@ -16,6 +16,7 @@ from torch import Tensor
 
 FIFTHS = 5
 MIN_SIDE_PX = 0.1
+FARTHEST = 2.0**50  # fifths of a cell; a point farther out is moved here, so that no walk along an edge meets infinity
 CHUNK_CROSSINGS = 2**18  # edge × column pairs at once: some 30 MiB of temporaries, little enough to stay in cache
 
 
@@ -39,7 +40,7 @@ def rasterize_polygons(boxes: Tensor, instance_idxs: Tensor, polygons: PackedPol
     """See `cuda_ops.rasterize_polygons`."""
     num_images, num_boxes = instance_idxs.shape
     num_edges = min(polygons.max_vertices, len(polygons.xy))
-    if not num_edges or not instance_idxs.numel():
+    if not num_edges or not instance_idxs.numel() or polygons.part_offsets.numel() < 2:
         return torch.zeros(num_images, num_boxes, size, size, device=boxes.device)
     num_instances = polygons.instance_offsets.numel() - 1
     first = torch.arange(num_images, device=boxes.device)[:, None] * (num_instances // num_images)
@@ -65,7 +66,7 @@ def rasterize_polygons(boxes: Tensor, instance_idxs: Tensor, polygons: PackedPol
 def _edges(part_offsets: Tensor, num_vertices: int) -> tuple[Tensor, Tensor]:
     """For each vertex the one that follows it around its part, and its part: [V] int64 both."""
     vertex = torch.arange(num_vertices, device=part_offsets.device)
-    part = torch.searchsorted(part_offsets, vertex, right=True).sub_(1).clamp_(0, max(len(part_offsets) - 2, 0))
+    part = torch.searchsorted(part_offsets, vertex, right=True).sub_(1).clamp_(0, len(part_offsets) - 2)
     following = torch.where(vertex + 1 == part_offsets[part + 1], part_offsets[part], vertex + 1)
     return following.clamp_(max=num_vertices - 1), part
 
@@ -74,8 +75,12 @@ def _to_fifths(xy: Tensor, boxes: Tensor, size: int) -> Tensor:
     """Points [2, B, E, 2] in the frame of boxes [B, 4], in whole fifths of a cell, as float64 that holds integers."""
     boxes = boxes.double().nan_to_num()
     side = (boxes[:, 2:] - boxes[:, :2]).clamp_(min=MIN_SIDE_PX)
-    xy = (xy.double() - boxes[:, None, :2]).mul_((size / side)[:, None])
-    return xy.mul_(FIFTHS).add_(0.5).trunc_()  # towards 0, as a C cast does
+    scale = (
+        torch.full_like(side, size) / side
+    )  # torch divides a number by a tensor as reciprocal times number: rounded twice
+    xy = (xy.double() - boxes[:, None, :2]).mul_(scale[:, None])
+    xy.nan_to_num_(0.0, FARTHEST, -FARTHEST).mul_(FIFTHS).add_(0.5).trunc_()  # towards 0, as a C cast does
+    return xy.clamp_(-FARTHEST, FARTHEST)
 
 
 def _crossings(x: Tensor, y: Tensor, size: int) -> Tensor:
