@@ -18,7 +18,7 @@ from cuda_ops.reference.masks import RunLengthCode
 from cuda_ops.reference.polygons import PackedPolygons
 
 _ops = torch.ops.cuda_ops
-KERNEL_DTYPES = (torch.float32, torch.float64)  # of boxes; the references serve the others
+KERNEL_DTYPES = (torch.float32, torch.float64)  # where an operator takes more, the references serve the others
 
 
 @torch.no_grad()
@@ -26,8 +26,6 @@ def batched_nms(
     boxes: Tensor, scores: Tensor, iou_threshold: float, max_output: int, groups: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """See `cuda_ops.batched_nms`."""
-    if boxes.dtype not in KERNEL_DTYPES:
-        return reference.batched_nms(boxes, scores, iou_threshold, max_output, groups)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     return _ops.batched_nms(boxes, scores, iou_threshold, max_output, None if groups is None else groups.long())
 
@@ -35,7 +33,7 @@ def batched_nms(
 def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """See `cuda_ops.box_iou`. Where boxes learn, the reference serves: the kernel has no gradient."""
     is_learned = torch.is_grad_enabled() and (boxes1.requires_grad or boxes2.requires_grad)
-    if is_learned or boxes1.dtype not in KERNEL_DTYPES:
+    if is_learned:
         return reference.box_iou(boxes1, boxes2)
     leading = torch.broadcast_shapes(boxes1.shape[:-2], boxes2.shape[:-2])
     pairs = [
@@ -87,8 +85,6 @@ def match_boxes(
     boxes: Tensor, gt_boxes: Tensor, num_gt: Tensor, fg_iou: float, bg_iou: float, low_quality: bool = False
 ) -> Tensor:
     """See `cuda_ops.match_boxes`."""
-    if boxes.dtype not in KERNEL_DTYPES:
-        return reference.match_boxes(boxes, gt_boxes, num_gt, fg_iou, bg_iou, low_quality)
     boxes = boxes if boxes.dim() == 3 else boxes[None]
     num_gt = num_gt if num_gt.dtype in (torch.int32, torch.int64) else num_gt.long()
     return _ops.match_boxes(boxes, gt_boxes, num_gt, fg_iou, bg_iou, low_quality)

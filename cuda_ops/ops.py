@@ -73,7 +73,8 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
         boxes2: [..., B, 4] float, same dtype; leading dimensions broadcast.
 
     Returns:
-        [..., A, B], 0 to 1. Two boxes without area have IoU 0. Gradient flows to both; plain torch computes it.
+        [..., A, B], 0 to 1, dtype of the boxes; what is less than float32 is computed in it. Two boxes without area have IoU 0.
+        Gradient flows to both; plain torch computes it.
 
     Raises:
         ValueError: if a shape or dtype is not as above.
@@ -82,7 +83,7 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     _require_boxes(boxes2, "box_iou", "boxes2")
     _require(boxes1.dtype == boxes2.dtype, "box_iou", "boxes2", f"{boxes1.dtype} as boxes1", boxes2.dtype)
     _require_one_device("box_iou", boxes1=boxes1, boxes2=boxes2)
-    return _serving(boxes1.device).box_iou(boxes1, boxes2)
+    return _serving(boxes1.device).box_iou(_widened(boxes1), _widened(boxes2)).to(boxes1.dtype)
 
 
 def match_boxes(
@@ -116,7 +117,8 @@ def match_boxes(
     _require(_is_integer(num_gt) and num_gt.shape == (num_images,), op, "num_gt", f"[{num_images}] int", _kind(num_gt))
     _require(bg_iou <= fg_iou, op, "bg_iou", f"at most fg_iou ({fg_iou})", bg_iou)
     _require_one_device(op, boxes=boxes, gt_boxes=gt_boxes, num_gt=num_gt)
-    return _serving(gt_boxes.device).match_boxes(boxes, gt_boxes, num_gt, fg_iou, bg_iou, low_quality)
+    own, gt_boxes = _widened(boxes), _widened(gt_boxes)
+    return _serving(gt_boxes.device).match_boxes(own, gt_boxes, num_gt, fg_iou, bg_iou, low_quality)
 
 
 def select_proposals(
@@ -173,7 +175,8 @@ def batched_nms(
     """Greedy non-maximum suppression of each row on its own.
 
     Args:
-        boxes: [R, K, 4] float; a row is an image, or a level of an image.
+        boxes: [R, K, 4] float; a row is an image, or a level of an image. One whose IoU is no number (nan or an infinite area)
+            neither suppresses nor is suppressed.
         scores: [R, K] float; -inf marks boxes that are never kept and suppress nothing.
         iou_threshold: 0 to 1; a box goes if its IoU with a kept, better one is greater. Of equals the first is better.
         max_output: boxes to keep of a row, at most.
@@ -194,7 +197,7 @@ def batched_nms(
     _require(0 <= iou_threshold <= 1, op, "iou_threshold", "0 to 1", iou_threshold)
     _require(max_output >= 0, op, "max_output", "0 or more", max_output)
     _require_one_device(op, boxes=boxes, scores=scores, groups=groups)
-    return _serving(boxes.device).batched_nms(boxes, scores, iou_threshold, max_output, groups)
+    return _serving(boxes.device).batched_nms(_widened(boxes), scores, iou_threshold, max_output, groups)
 
 
 def multilevel_roi_align(
@@ -354,6 +357,11 @@ def enlarge_bilinear(image: Tensor, size: tuple[int, int], is_mirrored: bool = F
 def _serving(device: torch.device) -> ModuleType:
     """The module that computes on this device: compiled or reference, with the same functions."""
     return compiled if library.serves(device) else reference
+
+
+def _widened(boxes: Tensor) -> Tensor:
+    """Boxes as float32 at least: float16 holds no area beyond 65,504 px², bfloat16 three digits of one."""
+    return boxes.to(torch.promote_types(boxes.dtype, torch.float32))
 
 
 def _require_one_device(op: str, **arguments: Tensor | None) -> None:

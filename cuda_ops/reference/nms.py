@@ -36,8 +36,8 @@ def batched_nms(
         is_dead[:, block] = _decide(inside, is_dead[:, block])
         if start + BLOCK < num_boxes:
             planes[..., block].masked_fill_(is_dead[:, block], 0)  # no area: the dead suppress nothing
-            highest = _iou(planes[..., block], planes[..., later], groups, block, later).amax(dim=1)
-            is_dead[:, later] |= highest > threshold
+            outside = _iou(planes[..., block], planes[..., later], groups, block, later) > threshold
+            is_dead[:, later] |= outside.any(dim=1)  # of the highest IoU, nan would hide the others
     return _first_alive(is_dead, order, max_output)
 
 

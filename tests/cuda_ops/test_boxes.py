@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torchvision.models.detection._utils import BoxCoder
 
-import cuda_ops.reference
+import cuda_ops
 from cuda_ops import box_iou, decode_boxes, encode_boxes
 
 compiled_only = pytest.mark.parametrize("backend", ["compiled"], indirect=True)
@@ -24,6 +24,15 @@ def test_iou_equals_that_of_torchvision(seed, random_boxes):
     one = random_boxes(2, 1 + seed % 7, seed=seed, whole=bool(seed % 2))
     two = random_boxes(2, 1 + seed % 5, seed=seed + 1, whole=bool(seed % 2))
     assert torch.equal(box_iou(one, two), torchvision.ops.box_iou(one, two).nan_to_num(0.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_iou_in_low_precision_is_that_of_float32_rounded_once(dtype, random_boxes):
+    """Areas up to 400,000 px² are more than float16 holds."""
+    one, two = (random_boxes(40, seed=seed, extent=1000.0).to(dtype) for seed in (0, 1))
+    iou = box_iou(one, two)
+    assert (iou > 0.1).any()
+    assert torch.equal(iou, torchvision.ops.box_iou(one.float(), two.float()).nan_to_num(0.0).to(dtype))
 
 
 def test_two_boxes_without_area_have_iou_0():
@@ -65,7 +74,9 @@ def random_case(seed, random_boxes):
 @pytest.mark.parametrize("seed", range(400))
 def test_compiled_iou_equals_that_of_the_reference(seed, random_boxes):
     boxes1, boxes2 = random_case(seed, random_boxes)
-    iou, expected = box_iou(boxes1, boxes2), cuda_ops.reference.box_iou(boxes1, boxes2)
+    with cuda_ops.backend("reference"):
+        expected = box_iou(boxes1, boxes2)
+    iou = box_iou(boxes1, boxes2)
     assert iou.dtype == boxes1.dtype
     torch.testing.assert_close(iou, expected, rtol=0, atol=0, equal_nan=True)
 
@@ -75,7 +86,9 @@ def test_compiled_iou_equals_that_of_the_reference(seed, random_boxes):
 @pytest.mark.parametrize("seed", range(400))
 def test_iou_on_a_gpu_equals_that_of_the_reference(seed, random_boxes):
     boxes1, boxes2 = random_case(seed, random_boxes)
-    iou, expected = box_iou(boxes1.cuda(), boxes2.cuda()).cpu(), cuda_ops.reference.box_iou(boxes1, boxes2)
+    with cuda_ops.backend("reference"):
+        expected = box_iou(boxes1, boxes2)
+    iou = box_iou(boxes1.cuda(), boxes2.cuda()).cpu()
     torch.testing.assert_close(iou, expected, rtol=0, atol=0, equal_nan=True)
 
 

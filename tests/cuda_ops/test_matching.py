@@ -196,6 +196,19 @@ def test_any_float_and_any_int_will_do(dtype, count_dtype):
     assert matches.tolist() == [[0, IGNORE, BACKGROUND]]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_large_boxes_in_low_precision_match_as_in_float32(dtype, random_boxes):
+    """Their areas are more than 65,504 px², which float16 does not hold."""
+    large = torch.tensor([0, 0, 300, 300])
+    boxes, gt_boxes = (
+        (random_boxes(*shape, seed=n, extent=500.0) + large).to(dtype) for n, shape in enumerate([(60,), (1, 9)])
+    )
+    arguments = (torch.tensor([9]), 0.3, 0.2, True)
+    expected = match_boxes(boxes.float(), gt_boxes.float(), *arguments)
+    assert len(expected.unique()) > 5
+    assert torch.equal(match_boxes(boxes, gt_boxes, *arguments), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_an_iou_equal_to_a_threshold_in_its_own_dtype_reaches_it(dtype):
     boxes = torch.tensor([[0.0, 0.0, 7.0, 10.0], [0.0, 0.0, 3.0, 10.0]], dtype=dtype)  # float32 of 0.7 is less than 0.7

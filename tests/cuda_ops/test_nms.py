@@ -179,6 +179,28 @@ def test_boxes_that_are_no_numbers_neither_suppress_nor_are_suppressed():
     assert kept_lists(boxes, torch.tensor([[0.9, 0.8, 0.7, 0.6]]), 0.5, 4) == [[0, 1, 3]]
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_box_that_is_no_number_shields_none_of_those_that_come_much_later(value, random_boxes):
+    """More than a block later, where plain torch no longer compares pair by pair."""
+    boxes, scores = random_boxes(1, 200, seed=3), torch.linspace(1, 0.5, 200)[None]
+    boxes[..., 2:] += 20
+    boxes[:, 5:60:9, 3] = value
+    expected = torchvision_kept(boxes[0], scores[0], 0.3)
+    assert 0 < len(expected) < 100
+    assert kept_lists(boxes, scores, 0.3, 200) == [expected]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_large_boxes_in_low_precision_keep_what_they_keep_in_float32(dtype, random_boxes):
+    """Their areas are more than 65,504 px², which float16 does not hold."""
+    boxes = (random_boxes(1, 90, seed=4, extent=500.0) + torch.tensor([0, 0, 300, 300])).to(dtype)
+    scores = torch.linspace(1, 0.5, 90)[None]
+    for threshold in (0.1, 0.3, 0.5):
+        expected = kept_lists(boxes.float(), scores, threshold, 90)
+        assert 0 < len(expected[0]) < 80
+        assert kept_lists(boxes, scores, threshold, 90) == expected
+
+
 def test_inputs_that_require_gradients_are_served_without_them(random_boxes):
     boxes = random_boxes(1, 9, seed=1).requires_grad_()
     indices, counts = batched_nms(boxes, torch.rand(1, 9).requires_grad_(), 0.5, 9)
