@@ -1,5 +1,5 @@
-// What the CUDA kernels of RoIAlign share: how work is cut into blocks, and the cells and weights of a box in shared
-// memory.
+// What the CUDA kernels of RoIAlign share: how work is cut into blocks, and the cells and weights of a box, in shared memory
+// where they fit.
 #pragma once
 
 #include "cuda_common.h"
@@ -8,7 +8,8 @@
 namespace cuda_ops {
 
 constexpr int kBlockBins = 64, kBlockChannels = 32;
-constexpr int64_t kMaxTapBytes = 24 << 10;
+constexpr int64_t kMaxTapBytes = 24 << 10;  // in shared memory
+constexpr int64_t kScratchBlocks = 1024, kScratchBytes = 256 << 20;
 
 template <class T, int kCount>
 struct alignas(sizeof(T) * kCount) Pack {
@@ -58,11 +59,11 @@ struct Parts {
   int64_t bins, bin_parts, channel_parts, count;
 };
 
-// Cells and weights of all bins of one box, in shared memory: taps [2, O, max_taps] for rows and columns, and how many a bin
-// has.
+// Cells and weights of all bins of one box, in memory of the block: taps [2, O, max_taps] for rows and columns, and how many
+// a bin has.
 template <class W>
-struct SharedTaps {
-  __device__ SharedTaps(unsigned char* memory, Grid grid)
+struct BoxTaps {
+  __device__ BoxTaps(unsigned char* memory, Grid grid)
       : per_bin(grid.max_taps()),
         taps(reinterpret_cast<Tap<W>*>(memory)),
         counts(reinterpret_cast<int*>(taps + 2 * grid.output_size * per_bin)) {}
@@ -106,6 +107,17 @@ struct SharedTaps {
 
 extern __shared__ __align__(16) unsigned char shared_memory[];
 
+// Taps in memory of the device, `bytes` for each block.
+struct Scratch {
+  unsigned char* data;
+  int64_t bytes;
+};
+
+template <bool kIsShared>
+__device__ __forceinline__ unsigned char* tap_memory(Scratch scratch) {
+  return kIsShared ? shared_memory : scratch.data + blockIdx.x * scratch.bytes;
+}
+
 template <class T>
 bool is_aligned(const Level<T>& level, int64_t bytes) {
   const auto is_multiple = [&](int64_t stride) { return stride * static_cast<int64_t>(sizeof(T)) % bytes == 0; };
@@ -131,17 +143,33 @@ inline Boxes boxes_of(const Tensor& boxes) {
   return {boxes.const_data_ptr(), dtype == ScalarType::Double, boxes.size(1), boxes.size(0) * boxes.size(1)};
 }
 
-template <class W>
-int64_t tap_bytes(Grid grid) {
-  const int64_t bytes = SharedTaps<W>::bytes(grid);
-  STD_TORCH_CHECK(
-      bytes <= kMaxTapBytes, "multilevel_roi_align: output_size times the samples of a bin must be smaller on CUDA, got ",
-      grid.output_size, " times ", grid.max_samples);
-  return bytes;
-}
-
 inline unsigned blocks_of(int64_t items) {
   return static_cast<unsigned>(std::min<int64_t>(items, std::numeric_limits<int32_t>::max()));
 }
+
+// Where the blocks of a launch have their taps. A level may be so long that those of adaptive sampling do not fit into shared
+// memory: fewer blocks then share out memory of the device.
+template <class W>
+struct TapPlace {
+  TapPlace(Grid grid, int64_t num_parts, const Tensor& like) : blocks(blocks_of(num_parts)) {
+    const int64_t bytes = (BoxTaps<W>::bytes(grid) + 15) / 16 * 16;
+    if (bytes <= kMaxTapBytes) {
+      shared_bytes = bytes;
+      return;
+    }
+    blocks = blocks_of(std::min({num_parts, kScratchBlocks, std::max<int64_t>(1, kScratchBytes / bytes)}));
+    owner = torch::stable::new_empty(like, {blocks * bytes}, ScalarType::Byte);
+    scratch = {static_cast<unsigned char*>(owner.mutable_data_ptr()), bytes};
+  }
+
+  bool is_shared() const {
+    return scratch.data == nullptr;
+  }
+
+  unsigned blocks;
+  int64_t shared_bytes = 0;
+  Tensor owner;
+  Scratch scratch{};
+};
 
 }  // namespace cuda_ops

@@ -142,6 +142,36 @@ def test_output_and_gradient_on_cuda_equal_those_of_plain_torch(seed, determinis
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("deterministic", [False, True])
+@compiled_only
+def test_a_level_whose_taps_exceed_shared_memory_is_pooled_on_cuda_as_in_plain_torch(deterministic, dtype):
+    """3,600 px at stride 4 with adaptive sampling, in both layouts."""
+    generator = torch.Generator().manual_seed(0)
+    for layout in ("planes", "channels_last"):
+        level = torch.randn(1, 5, 3, 900, generator=generator, dtype=dtype)
+        boxes = torch.tensor([[[0.0, 1.0, 3600.0, 11.0], [900.0, 0.0, 903.0, 12.0], [3000.0, -9.0, 20.0, 12.0]]])
+        results = []
+        for backend, device in (("reference", "cpu"), ("compiled", "cuda")):
+            leaf = level.to(device).requires_grad_()
+            torch.use_deterministic_algorithms(deterministic)
+            try:
+                with cuda_ops.backend(backend):
+                    pooled = multilevel_roi_align(
+                        laid_out([leaf], layout),
+                        boxes.to(device),
+                        image_size=(12, 3600),
+                        output_size=7,
+                        sampling_ratio=0,
+                        aligned=True,
+                    )
+                    results.append([pooled.detach().cpu(), torch.autograd.grad(pooled.square().sum(), leaf)[0].cpu()])
+            finally:
+                torch.use_deterministic_algorithms(False)
+        torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("layout", LAYOUTS)
 @compiled_only
 def test_deterministic_gradient_on_cuda_repeats_in_every_bit(layout):

@@ -7,14 +7,14 @@ namespace cuda_ops {
 namespace {
 
 // out: [N, R, O, O, C].
-template <class T, int kCount>
+template <class T, int kCount, bool kIsShared>
 __global__ void __launch_bounds__(kThreads) pool_kernel(
     const __grid_constant__ Levels<const T> levels, const __grid_constant__ Pyramid pyramid, Boxes boxes, Grid grid,
-    int64_t channels, Parts parts, T* out) {
+    int64_t channels, Parts parts, Scratch scratch, T* out) {
   using W = Accumulator<T>;
   __shared__ W turned[kBlockBins][kBlockChannels + 1];
   __shared__ int level_row;
-  SharedTaps<W> taps(shared_memory, grid);
+  BoxTaps<W> taps(tap_memory<kIsShared>(scratch), grid);
   for (int64_t i = blockIdx.x; i < parts.count; i += gridDim.x) {
     const Part part = parts[i];
     taps.fill(boxes, part.box, pyramid, grid, &level_row);
@@ -78,9 +78,12 @@ Tensor multilevel_roi_align_cuda(
     const auto levels = levels_of<const T>(tensors);
     const Parts parts(boxes.size(0) * boxes.size(1), channels, grid);
     const bool packs = can_pack(levels, pyramid.num_levels, channels, kPack);
-    const auto kernel = packs ? pool_kernel<T, kPack> : pool_kernel<T, 1>;
-    kernel<<<blocks_of(parts.count), kThreads, tap_bytes<Accumulator<T>>(grid), device.stream()>>>(
-        levels, pyramid, boxes_of(rows), grid, channels, parts, mutable_data_of<T>(out));
+    const TapPlace<Accumulator<T>> place(grid, parts.count, rows);
+    const auto kernel = !place.is_shared() ? pool_kernel<T, 1, false>
+        : packs                            ? pool_kernel<T, kPack, true>
+                                           : pool_kernel<T, 1, true>;
+    kernel<<<place.blocks, kThreads, place.shared_bytes, device.stream()>>>(
+        levels, pyramid, boxes_of(rows), grid, channels, parts, place.scratch, mutable_data_of<T>(out));
   });
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return out;

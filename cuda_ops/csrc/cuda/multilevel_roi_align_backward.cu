@@ -9,6 +9,7 @@ namespace {
 
 constexpr int kTile = 8;  // cells of a tile on either axis; a warp takes a row of them, a lane a channel
 constexpr int kWarp = 32;
+constexpr int64_t kMaxWeightBytes = 47 << 10;  // of the 48 KiB of shared memory that every device has
 static_assert(kThreads == kTile * kWarp && kBlockChannels == kWarp);
 
 template <class W, int kCount>
@@ -26,13 +27,13 @@ __device__ __forceinline__ void atomic_add(float* to, const float (&values)[4], 
 #endif
 
 // grad: [N, R, O, O, C]; levels are 0 beforehand.
-template <class T, class W, int kCount>
+template <class T, class W, int kCount, bool kIsShared>
 __global__ void __launch_bounds__(kThreads) scatter_kernel(
     const T* grad, const __grid_constant__ Levels<W> levels, const __grid_constant__ Pyramid pyramid, Boxes boxes,
-    Grid grid, int64_t channels, Parts parts) {
+    Grid grid, int64_t channels, Parts parts, Scratch scratch) {
   __shared__ W turned[kBlockBins][kBlockChannels + 1];
   __shared__ int level_row;
-  SharedTaps<W> taps(shared_memory, grid);
+  BoxTaps<W> taps(tap_memory<kIsShared>(scratch), grid);
   for (int64_t i = blockIdx.x; i < parts.count; i += gridDim.x) {
     const Part part = parts[i];
     taps.fill(boxes, part.box, pyramid, grid, &level_row);
@@ -223,9 +224,12 @@ std::vector<Tensor> scatter(
   const T* bins = data_of<T>(grad);
   const bool packs = can_pack(levels, pyramid.num_levels, channels, kPack) &&
       reinterpret_cast<uintptr_t>(bins) % (kPack * sizeof(T)) == 0;
-  const auto kernel = packs ? scatter_kernel<T, W, kPack> : scatter_kernel<T, W, 1>;
-  kernel<<<blocks_of(parts.count), kThreads, tap_bytes<W>(grid), stream>>>(
-      bins, levels, pyramid, boxes_of(boxes), grid, channels, parts);
+  const TapPlace<W> place(grid, parts.count, grad);
+  const auto kernel = !place.is_shared() ? scatter_kernel<T, W, 1, false>
+      : packs                            ? scatter_kernel<T, W, kPack, true>
+                                         : scatter_kernel<T, W, 1, true>;
+  kernel<<<place.blocks, kThreads, place.shared_bytes, stream>>>(
+      bins, levels, pyramid, boxes_of(boxes), grid, channels, parts, place.scratch);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return result;
 }
@@ -240,8 +244,11 @@ std::vector<Tensor> gather(
   auto result = new_levels(grad, channels, pyramid, channels_last, grad.scalar_type());
   const Tiles tiles(pyramid, grad.size(0), channels);
   if (tiles.count == 0) return result;
-  tap_bytes<W>(grid);  // the same limit, in both modes
-  gather_kernel<T, W><<<blocks_of(tiles.count), kThreads, 2 * grid.output_size * kTile * sizeof(W), stream>>>(
+  const int64_t bytes_of_bin = 2 * kTile * sizeof(W), most = kMaxWeightBytes / bytes_of_bin;
+  STD_TORCH_CHECK(
+      grid.output_size <= most, "multilevel_roi_align: output_size must be at most ", most,
+      " on CUDA where results must repeat, got ", grid.output_size);
+  gather_kernel<T, W><<<blocks_of(tiles.count), kThreads, grid.output_size * bytes_of_bin, stream>>>(
       data_of<T>(grad), levels_of<T>(result), pyramid, boxes_of(boxes), grid, channels, tiles);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return result;
