@@ -34,8 +34,8 @@ __device__ __forceinline__ void with_roi(
   }
 }
 
-// The part of the output that a block works on: bins of one box, [first_bin, first_bin + num_bins), and up to
-// kBlockChannels channels.
+// The part of the output that a block works on: bins of one box, [first_bin, first_bin + num_bins), as many as in the other
+// parts of the box but for the last, and up to kBlockChannels channels.
 struct Part {
   int64_t box, first_channel;
   int first_bin, num_bins;
@@ -45,18 +45,18 @@ struct Parts {
   Parts(int64_t num_boxes, int64_t channels, Grid grid)
       : bins(int64_t{grid.output_size} * grid.output_size),
         bin_parts((bins + kBlockBins - 1) / kBlockBins),
+        part_bins((bins + bin_parts - 1) / bin_parts),
         channel_parts((channels + kBlockChannels - 1) / kBlockChannels),
         count(num_boxes * bin_parts * channel_parts) {}
 
   __device__ Part operator[](int64_t i) const {
-    const int64_t first_bin = i / channel_parts % bin_parts * kBlockBins;
-    const int64_t num_bins = bins - first_bin;
+    const int64_t first_bin = i / channel_parts % bin_parts * part_bins;
     return {
         i / channel_parts / bin_parts, i % channel_parts * kBlockChannels, static_cast<int>(first_bin),
-        static_cast<int>(num_bins < kBlockBins ? num_bins : kBlockBins)};
+        static_cast<int>(smaller(bins - first_bin, part_bins))};
   }
 
-  int64_t bins, bin_parts, channel_parts, count;
+  int64_t bins, bin_parts, part_bins, channel_parts, count;
 };
 
 // Cells and weights of all bins of one box, in memory of the block: taps [2, O, max_taps] for rows and columns, and how many
@@ -84,14 +84,15 @@ struct BoxTaps {
   }
 
   // Calls f with the offset of each cell of a bin, from the first cell of a plane, and its weight.
-  template <class L, class F>
+  template <class Offset, class L, class F>
   __device__ __forceinline__ void for_each_cell(const L& level, int bin, Grid grid, const F& f) const {
+    const auto row_stride = static_cast<Offset>(level.row_stride), column_stride = static_cast<Offset>(level.column_stride);
     const int row_bin = bin / grid.output_size, column_bin = grid.output_size + bin % grid.output_size;
     const Tap<W>*rows = taps + row_bin * per_bin, *columns = taps + column_bin * per_bin;
     for (int j = 0; j < counts[row_bin]; ++j) {
-      const int64_t row = rows[j].idx * level.row_stride;
+      const Offset row = rows[j].idx * row_stride;
       for (int k = 0; k < counts[column_bin]; ++k) {
-        f(row + columns[k].idx * level.column_stride, rows[j].weight * columns[k].weight);
+        f(row + columns[k].idx * column_stride, rows[j].weight * columns[k].weight);
       }
     }
   }
@@ -113,9 +114,13 @@ struct Scratch {
   int64_t bytes;
 };
 
-template <bool kIsShared>
+// A launch is usual whose taps fit into shared memory and whose levels have cells at offsets of 32 bits.
+template <bool kIsUsual>
+using Offset = std::conditional_t<kIsUsual, int32_t, int64_t>;
+
+template <bool kIsUsual>
 __device__ __forceinline__ unsigned char* tap_memory(Scratch scratch) {
-  return kIsShared ? shared_memory : scratch.data + blockIdx.x * scratch.bytes;
+  return kIsUsual ? shared_memory : scratch.data + blockIdx.x * scratch.bytes;
 }
 
 template <class T>
@@ -123,6 +128,18 @@ bool is_aligned(const Level<T>& level, int64_t bytes) {
   const auto is_multiple = [&](int64_t stride) { return stride * static_cast<int64_t>(sizeof(T)) % bytes == 0; };
   return reinterpret_cast<uintptr_t>(level.data) % bytes == 0 && is_multiple(level.image_stride) &&
       is_multiple(level.row_stride) && is_multiple(level.column_stride);
+}
+
+// Whether 32 bits hold the offset of each cell from the first one of its plane, and of a block's channels besides.
+template <class T>
+bool has_short_offsets(const Levels<T>& levels, int num_levels) {
+  bool is_short = true;
+  for (int l = 0; l < num_levels; ++l) {
+    const Level<T>& level = levels.levels[l];
+    const int64_t farthest = level.height * level.row_stride + level.width * level.column_stride + kBlockChannels;
+    is_short &= farthest <= std::numeric_limits<int32_t>::max();
+  }
+  return is_short;
 }
 
 // Whether channels can be read and written in packs of so many.
@@ -148,12 +165,12 @@ inline unsigned blocks_of(int64_t items) {
 }
 
 // Where the blocks of a launch have their taps. A level may be so long that those of adaptive sampling do not fit into shared
-// memory: fewer blocks then share out memory of the device.
+// memory, or so large that its offsets are long: fewer blocks then share out memory of the device.
 template <class W>
 struct TapPlace {
-  TapPlace(Grid grid, int64_t num_parts, const Tensor& like) : blocks(blocks_of(num_parts)) {
+  TapPlace(Grid grid, int64_t num_parts, bool has_short_offsets, const Tensor& like) : blocks(blocks_of(num_parts)) {
     const int64_t bytes = (BoxTaps<W>::bytes(grid) + 15) / 16 * 16;
-    if (bytes <= kMaxTapBytes) {
+    if (bytes <= kMaxTapBytes && has_short_offsets) {
       shared_bytes = bytes;
       return;
     }
@@ -162,7 +179,7 @@ struct TapPlace {
     scratch = {static_cast<unsigned char*>(owner.mutable_data_ptr()), bytes};
   }
 
-  bool is_shared() const {
+  bool is_usual() const {
     return scratch.data == nullptr;
   }
 

@@ -7,14 +7,14 @@ namespace cuda_ops {
 namespace {
 
 // out: [N, R, O, O, C].
-template <class T, int kCount, bool kIsShared>
+template <class T, int kCount, bool kIsUsual>
 __global__ void __launch_bounds__(kThreads) pool_kernel(
     const __grid_constant__ Levels<const T> levels, const __grid_constant__ Pyramid pyramid, Boxes boxes, Grid grid,
     int64_t channels, Parts parts, Scratch scratch, T* out) {
   using W = Accumulator<T>;
   __shared__ W turned[kBlockBins][kBlockChannels + 1];
   __shared__ int level_row;
-  BoxTaps<W> taps(tap_memory<kIsShared>(scratch), grid);
+  BoxTaps<W> taps(tap_memory<kIsUsual>(scratch), grid);
   for (int64_t i = blockIdx.x; i < parts.count; i += gridDim.x) {
     const Part part = parts[i];
     taps.fill(boxes, part.box, pyramid, grid, &level_row);
@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kThreads) pool_kernel(
         if (channel >= num_channels) break;
         const T* plane = image + channel * level.channel_stride;
         W sum = 0;
-        taps.for_each_cell(level, part.first_bin + bin, grid, [&](int64_t cell, W weight) {
+        taps.template for_each_cell<Offset<kIsUsual>>(level, part.first_bin + bin, grid, [&](auto cell, W weight) {
           sum = fma(weight, static_cast<W>(plane[cell]), sum);
         });
         turned[bin][channel] = sum;
@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kThreads) pool_kernel(
         const int bin = item / kPacks, channel = item % kPacks * kCount;
         if (channel >= num_channels) continue;
         W sums[kCount] = {};
-        taps.for_each_cell(level, part.first_bin + bin, grid, [&](int64_t cell, W weight) {
+        taps.template for_each_cell<Offset<kIsUsual>>(level, part.first_bin + bin, grid, [&](auto cell, W weight) {
           const auto pack = *reinterpret_cast<const Pack<T, kCount>*>(image + cell + channel);
 #pragma unroll
           for (int c = 0; c < kCount; ++c) sums[c] = fma(weight, static_cast<W>(pack.values[c]), sums[c]);
@@ -78,8 +78,9 @@ Tensor multilevel_roi_align_cuda(
     const auto levels = levels_of<const T>(tensors);
     const Parts parts(boxes.size(0) * boxes.size(1), channels, grid);
     const bool packs = can_pack(levels, pyramid.num_levels, channels, kPack);
-    const TapPlace<Accumulator<T>> place(grid, parts.count, rows);
-    const auto kernel = !place.is_shared() ? pool_kernel<T, 1, false>
+    const TapPlace<Accumulator<T>> place(
+        grid, parts.count, has_short_offsets(levels, pyramid.num_levels), rows);
+    const auto kernel = !place.is_usual() ? pool_kernel<T, 1, false>
         : packs                            ? pool_kernel<T, kPack, true>
                                            : pool_kernel<T, 1, true>;
     kernel<<<place.blocks, kThreads, place.shared_bytes, device.stream()>>>(

@@ -27,13 +27,13 @@ __device__ __forceinline__ void atomic_add(float* to, const float (&values)[4], 
 #endif
 
 // grad: [N, R, O, O, C]; levels are 0 beforehand.
-template <class T, class W, int kCount, bool kIsShared>
+template <class T, class W, int kCount, bool kIsUsual>
 __global__ void __launch_bounds__(kThreads) scatter_kernel(
     const T* grad, const __grid_constant__ Levels<W> levels, const __grid_constant__ Pyramid pyramid, Boxes boxes,
     Grid grid, int64_t channels, Parts parts, Scratch scratch) {
   __shared__ W turned[kBlockBins][kBlockChannels + 1];
   __shared__ int level_row;
-  BoxTaps<W> taps(tap_memory<kIsShared>(scratch), grid);
+  BoxTaps<W> taps(tap_memory<kIsUsual>(scratch), grid);
   for (int64_t i = blockIdx.x; i < parts.count; i += gridDim.x) {
     const Part part = parts[i];
     taps.fill(boxes, part.box, pyramid, grid, &level_row);
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kThreads) scatter_kernel(
         const W value = turned[bin][channel];
         if (value == 0) continue;
         W* plane = image + channel * level.channel_stride;
-        taps.for_each_cell(level, part.first_bin + bin, grid, [&](int64_t cell, W weight) {
+        taps.template for_each_cell<Offset<kIsUsual>>(level, part.first_bin + bin, grid, [&](auto cell, W weight) {
           atomicAdd(plane + cell, weight * value);
         });
       }
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kThreads) scatter_kernel(
           any |= values[c] != 0;
         }
         if (!any) continue;
-        taps.for_each_cell(level, part.first_bin + bin, grid, [&](int64_t cell, W weight) {
+        taps.template for_each_cell<Offset<kIsUsual>>(level, part.first_bin + bin, grid, [&](auto cell, W weight) {
           atomic_add(image + cell + channel, values, weight);
         });
       }
@@ -224,8 +224,8 @@ std::vector<Tensor> scatter(
   const T* bins = data_of<T>(grad);
   const bool packs = can_pack(levels, pyramid.num_levels, channels, kPack) &&
       reinterpret_cast<uintptr_t>(bins) % (kPack * sizeof(T)) == 0;
-  const TapPlace<W> place(grid, parts.count, grad);
-  const auto kernel = !place.is_shared() ? scatter_kernel<T, W, 1, false>
+  const TapPlace<W> place(grid, parts.count, has_short_offsets(levels, pyramid.num_levels), grad);
+  const auto kernel = !place.is_usual() ? scatter_kernel<T, W, 1, false>
       : packs                            ? scatter_kernel<T, W, kPack, true>
                                          : scatter_kernel<T, W, 1, true>;
   kernel<<<place.blocks, kThreads, place.shared_bytes, stream>>>(
