@@ -38,7 +38,12 @@ _MIN_SIDE_PX = 12
 _POSITIVES = 64  # an image: half of the most that 512 samples may hold. They set the work on masks
 _CANDIDATES = 300  # an image, above the score threshold
 
-Name = Literal["ours", "torchvision"]
+# torchvision's weights in either memory format, NHWC being channels-last: which is faster depends on device and dtype.
+Name = Literal["ours", "torchvision", "torchvision NHWC"]
+MEMORY_FORMATS: dict[Name, torch.memory_format] = {
+    "torchvision": torch.contiguous_format,
+    "torchvision NHWC": torch.channels_last,
+}
 Boxes = NDArray[np.float32]
 
 
@@ -91,10 +96,10 @@ def measure(case: Case) -> Measurement:
 def _steps(case: Case, ours: MaskRCNN, batch: Batch) -> dict[Name, Callable[[], object]]:
     """One callable for each network that takes one step."""
     steps: dict[Name, Callable[[], object]] = {}
-    if "torchvision" in case.networks:
+    for name in (name for name in case.networks if name in MEMORY_FORMATS):
         twin = torchvision_twin(case.model, NUM_CLASSES).to(batch.images.device)
         twin.load_state_dict(ours.state_dict())
-        steps["torchvision"] = _torchvision_step(twin, batch, case)
+        steps[name] = _torchvision_step(twin.to(memory_format=MEMORY_FORMATS[name]), batch, case)
     if "ours" in case.networks:
         steps["ours"] = _our_step(ours, batch, case)
     return steps
@@ -160,7 +165,8 @@ def _timed(step: Callable[[], object], device: torch.device) -> float:
 
 
 class PeakMemory:
-    """Most memory used, above what the process had when this was made: the device's allocations on CUDA, else resident memory."""
+    """Most memory used: on CUDA what the process holds of the device, what its graphs keep for themselves included; else resident memory, above
+    what the process had when this was made."""
 
     _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -171,6 +177,7 @@ class PeakMemory:
     def forget_peak(self) -> None:
         """Count from here on."""
         if self._device.type == "cuda":
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self._device)
         elif self._CLEAR.exists():
             self._CLEAR.write_text("5")  # Linux: the peak becomes what is resident now
@@ -178,7 +185,7 @@ class PeakMemory:
     def peak_mib(self) -> float | None:
         """None where the system does not tell."""
         if self._device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self._device) / 2**20
+            return torch.cuda.max_memory_reserved(self._device) / 2**20
         peak_mib = self._resident_mib("VmHWM")
         return None if peak_mib is None else peak_mib - self._before_mib
 

@@ -21,10 +21,10 @@ from components.benchmark_case import NUM_CLASSES, calibrate, training_of
 from components.benchmark_steps import first_training_case
 from components.config import Config
 from model.distributed import pick_device
-from model.engine import train_steps
+from model.engine import set_determinism, train_steps
 from model.mask_rcnn import MaskRCNN
 from model.optim import make_optimizer
-from model.precision import LossScaler, autocast
+from model.precision import LossScaler, autocast, set_float32_products
 
 # Parts of the forward pass, and the modules whose calls make them up; the rest of RPN and RoI heads is what stands between those.
 PARTS = {
@@ -76,6 +76,8 @@ def measure(config: Config) -> dict[str, Any]:
     # A compiled or graphed step has no phases that could be told apart.
     case = first_training_case(config).model_copy(update={"compile": False, "cuda_graph": False})
     device = pick_device(case.device)
+    set_float32_products(device, case.dtype)
+    set_determinism(False)
     torch.manual_seed(0)
     model = MaskRCNN(case.model, NUM_CLASSES).to_device(device)
     batch = calibrate(model, case, device)

@@ -199,7 +199,7 @@ def paste_exactly(probs: Tensor, box: Tensor, size: tuple[int, int]) -> Tensor:
     return F.grid_sample(probs[None, None], grid[None], align_corners=False)[:, 0]
 
 
-def encode_case(conventions: Conventions, device: torch.device) -> Case:
+def encode_case(device: torch.device, conventions: Conventions = "detectron2") -> Case:
     axis = torch.linspace(-1, 1, 28)
     discs = (1.2 - (axis[:, None] ** 2 + axis**2).sqrt()).clamp(0, 1)  # around 0.5 at the rim of a disc
     probs, boxes = discs.expand(100, 28, 28).contiguous().to(device), random_boxes(100, device=device)
@@ -238,8 +238,8 @@ def cases(device: torch.device) -> list[Case]:
         pool_case(128, 14, torch.channels_last, device),
         pool_case(128, 14, torch.contiguous_format, device),
         rasterize_case(device),
-        encode_case("detectron2", device),
-        encode_case("torchvision", device),
+        encode_case(device, "detectron2"),
+        encode_case(device, "torchvision"),
     ]
 
 
@@ -275,14 +275,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m cuda_ops.benchmark", description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repetitions", type=int, default=10)
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line, times in seconds")
     args = parser.parse_args(argv)
     device = torch.device(args.device)
     with cuda_ops.backend("compiled"):
         for case in cases(device):
             result = measure(case, device, args.repetitions)
             if args.json:
-                print(json.dumps({"case": case.name, "rival": case.rival_name, **result}), flush=True)
+                print(json.dumps({"case": case.name, "rival_name": case.rival_name, **result}), flush=True)
                 continue
             compiled, reference, rival = (result[name] * 1e3 for name in ("compiled", "reference", "rival"))
             print(

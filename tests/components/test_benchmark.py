@@ -15,6 +15,7 @@ from components.benchmark_process import BenchmarkError, in_fresh_process
 from components.config import BenchmarkConfig, Config, ConfigError, save_config
 from components.torchvision_twin import torchvision_images, torchvision_targets, torchvision_twin
 from model.config import DataConfig, ModelConfig, TrainConfig
+from model.graphs import WARMUP_STEPS
 from model.mask_rcnn import MaskRCNN
 
 CPU = torch.device("cpu")
@@ -159,9 +160,10 @@ def test_masks_for_torchvision_fill_the_boxes_of_the_outlines() -> None:
 
 
 @pytest.mark.parametrize("mode", ["train", "inference"])
-def test_both_networks_are_stepped_and_timed(mode: str) -> None:
-    measured = measure(small_case(mode=mode, networks=("ours", "torchvision"), warmup=1, steps=3))
-    assert {name: len(times) for name, times in measured.step_s.items()} == {"ours": 3, "torchvision": 3}
+def test_all_networks_are_stepped_and_timed(mode: str) -> None:
+    measured = measure(small_case(mode=mode, networks=("ours", "torchvision", "torchvision NHWC"), warmup=1, steps=3))
+    counts = {name: len(times) for name, times in measured.step_s.items()}
+    assert counts == {"ours": 3, "torchvision": 3, "torchvision NHWC": 3}
     assert all(time_s > 0 for times in measured.step_s.values() for time_s in times)
 
 
@@ -211,6 +213,42 @@ def test_figures_reach_the_report_mlflow_and_the_terminal(
     assert "train float32 ×1" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("name", "channels_last"), [("torchvision", False), ("torchvision NHWC", True)])
+def test_torchvisions_convolutions_run_in_either_memory_format(name: str, channels_last: bool) -> None:
+    layouts: set[bool] = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            result = func(*args, **(kwargs or {}))
+            if "aten.convolution.default" in str(func) and result.shape[1] > 1 and min(result.shape[2:]) > 1:
+                layouts.add(result.is_contiguous(memory_format=torch.channels_last))
+            return result
+
+    with Watch():
+        measure(small_case(mode="inference", networks=(name,), steps=1))
+    assert layouts == {channels_last}
+
+
+def test_ratios_are_to_the_faster_of_torchvisions_memory_formats() -> None:
+    def row(median_s: float, memory_mib: float | None) -> dict[str, object]:
+        return {"step_s": {"median": median_s}, "peak_memory_mib": memory_mib}
+
+    assert benchmark_steps.plan(small_config(Path()))[0].networks == ("ours", "torchvision", "torchvision NHWC")
+    rows = [row(0.3, 100.0), row(0.6, 400.0), row(0.5, 200.0)]
+    assert benchmark_steps.ratios(*rows) == {"ratio_to_torchvision": 0.5, "memory_ratio_to_torchvision": 0.25}
+    assert benchmark_steps.with_ratios(rows)[0] == rows[0] | {
+        "ratio_to_torchvision": 0.6,
+        "memory_ratio_to_torchvision": 0.5,
+    }
+    assert benchmark_steps.with_ratios(rows[:1])[0]["ratio_to_torchvision"] is None
+
+
+def test_memory_of_graphed_steps_is_taken_after_a_replay() -> None:
+    graphed, plain = small_case(cuda_graph=True), small_case()
+    assert benchmark_steps.alone(graphed, "ours").steps == WARMUP_STEPS + 2
+    assert benchmark_steps.alone(graphed, "torchvision").steps == benchmark_steps.alone(plain, "ours").steps == 2
+
+
 @pytest.mark.slow
 def test_ratios_are_ours_over_torchvisions() -> None:
     ours, theirs = benchmark_steps.measure_case(small_case(networks=("ours", "torchvision"), batch=1))
@@ -225,6 +263,16 @@ def test_plan_is_every_combination() -> None:
     cases = benchmark_steps.plan(config.model_copy(update={"benchmark": many}))
     assert len(cases) == 2 * 2 * 2
     assert {(case.height, case.width, case.networks) for case in cases} == {(64, 96, ("ours",))}
+
+
+def test_phases_of_float32_are_not_those_of_tf32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process may have been told to use TF32, or to repeat every bit."""
+    for products in (torch.backends.cuda.matmul, torch.backends.cudnn.conv):
+        monkeypatch.setattr(products, "fp32_precision", "tf32")
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    benchmark_phases.measure(small_config(tmp_path))
+    assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == "ieee"
+    assert torch.backends.cudnn.benchmark
 
 
 def test_phases_make_up_the_step(tmp_path: Path) -> None:
