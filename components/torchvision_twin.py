@@ -87,9 +87,9 @@ def _grouped(model: ModelConfig) -> Any:
 
 
 def torchvision_images(batch: Batch) -> list[Tensor]:
-    """The batch's images as torchvision wants them: [3, h, w] float32, 0 to 1, without padding."""
+    """The batch's images as torchvision wants them: [3, h, w] float32, 0 to 1, without padding, planes in memory as its loaders leave them."""
     sizes = batch.image_sizes.tolist()
-    return [image[:, :h, :w] / 255 for image, (h, w) in zip(batch.images, sizes, strict=True)]
+    return [(image[:, :h, :w] / 255).contiguous() for image, (h, w) in zip(batch.images, sizes, strict=True)]
 
 
 def torchvision_targets(batch: Batch) -> list[dict[str, Tensor]]:

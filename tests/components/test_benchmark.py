@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from components import benchmark, benchmark_phases, benchmark_scaling, benchmark_steps
 from components.benchmark_case import NUM_CLASSES, Case, PeakMemory, calibrate, measure
+from components.benchmark_case import _steps as network_steps
 from components.benchmark_process import BenchmarkError, in_fresh_process
 from components.config import BenchmarkConfig, Config, ConfigError, save_config
 from components.torchvision_twin import torchvision_images, torchvision_targets, torchvision_twin
@@ -215,17 +216,20 @@ def test_figures_reach_the_report_mlflow_and_the_terminal(
 
 @pytest.mark.parametrize(("name", "channels_last"), [("torchvision", False), ("torchvision NHWC", True)])
 def test_torchvisions_convolutions_run_in_either_memory_format(name: str, channels_last: bool) -> None:
+    case = small_case(networks=(name,))
+    ours = MaskRCNN(case.model, NUM_CLASSES).to_device(CPU)
+    step = network_steps(case, ours, calibrate(ours, case, CPU))[name]
     layouts: set[bool] = set()
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
             result = func(*args, **(kwargs or {}))
-            if "aten.convolution.default" in str(func) and result.shape[1] > 1 and min(result.shape[2:]) > 1:
+            if func is torch.ops.aten.convolution.default and args[1].shape[2] > 1 and len(result):
                 layouts.add(result.is_contiguous(memory_format=torch.channels_last))
             return result
 
     with Watch():
-        measure(small_case(mode="inference", networks=(name,), steps=1))
+        step()
     assert layouts == {channels_last}
 
 
@@ -235,7 +239,8 @@ def test_ratios_are_to_the_faster_of_torchvisions_memory_formats() -> None:
 
     assert benchmark_steps.plan(small_config(Path()))[0].networks == ("ours", "torchvision", "torchvision NHWC")
     rows = [row(0.3, 100.0), row(0.6, 400.0), row(0.5, 200.0)]
-    assert benchmark_steps.ratios(*rows) == {"ratio_to_torchvision": 0.5, "memory_ratio_to_torchvision": 0.25}
+    first = benchmark_steps.ratios(rows[0], rows[1])
+    assert first == {"ratio_to_torchvision": 0.5, "memory_ratio_to_torchvision": 0.25}
     assert benchmark_steps.with_ratios(rows)[0] == rows[0] | {
         "ratio_to_torchvision": 0.6,
         "memory_ratio_to_torchvision": 0.5,
