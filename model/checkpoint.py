@@ -52,6 +52,7 @@ def save_checkpoint(run_dir: Path, step: int, state: Mapping[str, Any], *, keep_
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+    _sync_names(path.parent)  # before anything points at it
     _point(run_dir, LAST, path)
     if keep_last:
         kept = {find_checkpoint(run_dir, BEST)}
@@ -147,8 +148,13 @@ def _point(run_dir: Path, name: str, path: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(run_dir / name)
-    directory = os.open(run_dir, os.O_RDONLY)
+    _sync_names(run_dir)
+
+
+def _sync_names(folder: Path) -> None:
+    """What a folder's files are called now survives a power cut; syncing a file saves its content, but not its name."""
+    directory = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(directory)  # the names themselves must survive a power cut
+        os.fsync(directory)
     finally:
         os.close(directory)

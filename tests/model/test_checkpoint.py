@@ -1,5 +1,7 @@
 """Checkpoints: whole or absent, found again, kept as told."""
 
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,6 +70,35 @@ def test_a_pointer_to_nothing_is_an_error(tmp_path: Path) -> None:
     save(tmp_path, 1).unlink()
     with pytest.raises(CheckpointError, match="last_checkpoint"):
         last_checkpoint(tmp_path)
+
+
+def test_a_power_cut_never_leaves_a_pointer_to_a_file_that_was_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk may keep a new name at any time, but need not before its folder was synced; so, too, the content of a file."""
+    kept: dict[int, set[str]] = {}  # by inode: the names that a folder is sure to hold, none for a file
+    pointed_at: list[str] = []
+    sync, replace = os.fsync, Path.replace
+
+    def watched_sync(descriptor: int) -> None:
+        sync(descriptor)
+        inode = os.fstat(descriptor)
+        kept[inode.st_ino] = set(os.listdir(descriptor)) if stat.S_ISDIR(inode.st_mode) else set()
+
+    def watched_replace(source: Path, target: Path) -> Path:
+        assert source.stat().st_ino in kept, f"{target} gets content that may be lost"
+        if target.parent == tmp_path:
+            path = tmp_path / source.read_text().strip()
+            assert path.name in kept.get(path.parent.stat().st_ino, ()), f"{target} names a file that may be lost"
+            pointed_at.append(path.name)
+        return replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", watched_sync)
+    monkeypatch.setattr(Path, "replace", watched_replace)
+    save(tmp_path, 1)
+    mark_best(tmp_path, save(tmp_path, 2))
+    assert pointed_at == ["step_0000001.pt", "step_0000002.pt", "step_0000002.pt"]
+    assert {"last_checkpoint", "best_checkpoint", "checkpoints"} <= kept[tmp_path.stat().st_ino]
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 truncated"])
