@@ -50,7 +50,7 @@ test: venv  ## the quick tests
 test-slow: venv  ## tests of minutes
 	$(BIN)/python -m pytest -m slow
 
-test-family: venv  ## each member of the network family learns four real images by heart (minutes each)
+test-family: venv  ## each member of the network family learns four images by heart (minutes each)
 	$(BIN)/python -m pytest -m slow tests/components/test_memorise.py
 
 gpu-test: venv  ## tests that need a CUDA device

@@ -1,11 +1,11 @@
 """Fixtures that every floor shares."""
 
 import importlib.util
-import os
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from ruamel.yaml import YAML
 from torch.utils._python_dispatch import TorchDispatchMode
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -21,16 +21,43 @@ def load_helper(name: str) -> ModuleType:
     return module
 
 
+pytest_terminal_summary = load_helper("missing_programs").pytest_terminal_summary
+
+
+def photographs() -> Path | None:
+    """The real COCO images of recipes/coco_tiny.yaml, where somebody has them."""
+    recipe = YAML(typ="safe").load((REPOSITORY / "recipes" / "coco_tiny.yaml").read_text())
+    path = (REPOSITORY / recipe["data"]["raw_dir"]).resolve()
+    return path if path.is_dir() else None
+
+
+PHOTOGRAPHS = photographs()
+
+
 @pytest.fixture(scope="session")
-def coco_tiny() -> Path:
-    """80 + 80 real COCO images with annotations; absent outside the team's machines, where such tests skip."""
-    path = REPOSITORY.parent / "shared" / "data" / "coco_tiny"
-    if not path.is_dir():
-        reason = f"real COCO images are not at {path}"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return path
+def coco_like_module() -> ModuleType:
+    """tests/coco_like.py, which draws the set below."""
+    return load_helper("coco_like")
+
+
+@pytest.fixture(scope="session")
+def coco_like(coco_like_module: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 + 32 drawn images in the form and layout of COCO 2017; see tests/coco_like.py. Only to be read."""
+    root: Path = tmp_path_factory.mktemp("coco_like") / "coco"
+    coco_like_module.write(root)
+    return root
+
+
+@pytest.fixture(params=["drawn"] if PHOTOGRAPHS is None else ["drawn", "photographs"])
+def either_coco(request: pytest.FixtureRequest, coco_like: Path) -> Path:
+    """The drawn images, and where photographs lie they too, for tests that are quick enough to run on both."""
+    return PHOTOGRAPHS if PHOTOGRAPHS is not None and request.param == "photographs" else coco_like
+
+
+@pytest.fixture(scope="session")
+def best_coco(request: pytest.FixtureRequest) -> Path:
+    """Photographs where they lie, else the drawn images: for tests that are too slow to run on both."""
+    return PHOTOGRAPHS or request.getfixturevalue("coco_like")
 
 
 @pytest.fixture(scope="session")
@@ -43,5 +70,5 @@ def no_sync() -> type[TorchDispatchMode]:
 def kubernetes_schema() -> ModuleType:
     """tests/kubernetes_schema.py: manifests against the types of the API. Skips where those are not installed."""
     for package in ("kubernetes", "kubeflow.training", "kubeflow_trainer_api"):
-        pytest.importorskip(package, reason=f"{package}, of the extra `dev`, has the types of the API")
+        pytest.importorskip(package, reason=f"needs {package}, of the extra `dev`, which has the types of the API")
     return load_helper("kubernetes_schema")

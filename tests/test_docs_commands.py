@@ -103,7 +103,7 @@ def test_every_overlay_is_named():
 def applied() -> list[dict[str, Any]]:
     """What `kubectl apply -k` of the document's own walk makes."""
     if not shutil.which("kubectl"):
-        pytest.skip("kubectl, which resolves overlays, is not installed")
+        pytest.skip("needs kubectl, which resolves overlays")
     folders = re.findall(r"^kubectl apply -k (k8s/\S+)", "\n".join(shell_blocks(KUBEFLOW)), flags=re.MULTILINE)
     assert folders == ["k8s/overlays/pipelines"]
     command = ["kubectl", "kustomize", str(REPOSITORY / folders[0])]

@@ -42,7 +42,7 @@ def requirements() -> ModuleType:
 @pytest.fixture(scope="module")
 def dockerfile() -> Any:
     package = pytest.importorskip(
-        "dockerfile_parse", reason="dockerfile-parse, of the extra `dev`, reads the Dockerfile"
+        "dockerfile_parse", reason="needs dockerfile-parse, of the extra `dev`, which reads the Dockerfile"
     )
     return package.DockerfileParser(path=str(REPOSITORY / "Dockerfile"), cache_content=True)
 
@@ -60,7 +60,9 @@ def instructions(dockerfile: Any, name: str, *, stage: str = "") -> list[str]:
 
 def let_through(root: Path) -> set[str]:
     """The files of a tree that .dockerignore sends to the builder."""
-    build = pytest.importorskip("docker.utils.build", reason="docker, which mlflow brings, reads .dockerignore")
+    build = pytest.importorskip(
+        "docker.utils.build", reason="needs docker, of Python, which mlflow brings and which reads .dockerignore"
+    )
     return {path for path in build.exclude_paths(str(root), list(PATTERNS)) if (root / path).is_file()}
 
 
@@ -199,7 +201,7 @@ def with_dependencies(names: set[str]) -> set[str]:
 
 
 def test_all_that_the_code_imports_is_installed(requirements: ModuleType):
-    pytest.importorskip("kfp", reason="the extra `pipelines` is not installed")
+    pytest.importorskip("kfp", reason="needs kfp, of the extra `pipelines`")
     installed = with_dependencies({Requirement(line).name for line in requirements.declared(REPOSITORY)})
     assert {"kfp", "kfp-kubernetes", "kubernetes", "mlflow", "dvc", "torch"} <= installed
     of_module = packages_distributions()
@@ -284,6 +286,6 @@ def test_make_says_what_is_wanting_where_there_is_no_docker():
 def test_hadolint_finds_nothing():
     beside = Path(sys.executable).with_name("hadolint")
     if not beside.is_file():
-        pytest.skip("hadolint, of the extra `dev`, is not installed")
+        pytest.skip("needs hadolint, of the extra `dev`")
     done = subprocess.run([beside, "Dockerfile"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

@@ -33,7 +33,7 @@ def text_of(cell: Any) -> str:
 def test_the_tour_runs_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """In few steps on few images: that it is right is for the tests of the stages, here it is that the path leads through."""
     nbformat, nbclient = (
-        pytest.importorskip(name, reason=f"{name} is of the extra `dev`") for name in ("nbformat", "nbclient")
+        pytest.importorskip(name, reason=f"needs {name}, of the extra `dev`") for name in ("nbformat", "nbclient")
     )
     monkeypatch.setenv("TOUR_DIR", str(tmp_path))
     monkeypatch.setenv("TOUR_OVERRIDES", shlex.join(TINY))

@@ -1,4 +1,4 @@
-"""A prepared data set of four real images a split and an untrained checkpoint, for the stages that come after training."""
+"""A prepared data set of four images like COCO's a split and an untrained checkpoint, for the stages that come after training."""
 
 import importlib.util
 from pathlib import Path
@@ -15,11 +15,11 @@ from model.data.index import CocoIndex
 from model.mask_rcnn import MaskRCNN
 
 
-def small_config(coco_tiny: Path, folder: Path) -> Config:
+def small_config(coco_like: Path, folder: Path) -> Config:
     return Config(
         data=DataConfig(
             source="custom",
-            raw_dir=coco_tiny,
+            raw_dir=coco_like,
             prepared_dir=folder / "prepared",
             train_images="train2017",
             train_annotations="annotations/instances_train2017.json",
@@ -52,9 +52,9 @@ def small_config(coco_tiny: Path, folder: Path) -> Config:
 
 
 @pytest.fixture(scope="session")
-def trained_run(coco_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
+def trained_run(coco_like: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
     """The configuration of a run whose folder holds a checkpoint of step 7. MLflow is off."""
-    config = small_config(coco_tiny, tmp_path_factory.mktemp("trained"))
+    config = small_config(coco_like, tmp_path_factory.mktemp("trained"))
     config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"enabled": False})})
     prepare.run(config)
     index = CocoIndex.open(config.data.prepared_dir, "train")

@@ -183,7 +183,9 @@ def test_bfloat16_runs_in_bfloat16() -> None:
     assert torch.bfloat16 in kinds
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="resident memory is read from Linux's /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="needs Linux, from whose /proc resident memory is read"
+)
 def test_peak_memory_sees_what_was_freed_again_but_not_what_came_before() -> None:
     memory = PeakMemory(CPU)
     torch.ones(64, 2**20).sum()  # 256 MiB, freed at once

@@ -103,14 +103,14 @@ def zipped(files: dict[str, bytes]) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def archives(coco_tiny: Path) -> dict[str, bytes]:
-    """Three zips as COCO's server has them, with five real images a split."""
+def archives(coco_like: Path) -> dict[str, bytes]:
+    """Three zips as COCO's server has them, with five images a split."""
 
     def folder(name: str) -> bytes:
-        images = sorted((coco_tiny / name).iterdir())[:5]
+        images = sorted((coco_like / name).iterdir())[:5]
         return zipped({f"{name}/{image.name}": image.read_bytes() for image in images})
 
-    annotations = {f"annotations/{path.name}": path.read_bytes() for path in (coco_tiny / "annotations").iterdir()}
+    annotations = {f"annotations/{path.name}": path.read_bytes() for path in (coco_like / "annotations").iterdir()}
     return {TRAIN: folder("train2017"), VAL: folder("val2017"), ANNOTATIONS: zipped(annotations)}
 
 
@@ -154,12 +154,12 @@ def test_a_second_run_asks_the_server_nothing(server: FileServer, tmp_path: Path
     assert server.requests == []
 
 
-def test_coco_unpacked_by_someone_else_is_taken_as_it_is(server: FileServer, coco_tiny: Path, tmp_path: Path):
-    assert not run(config(coco_tiny, server)).changed
+def test_coco_unpacked_by_someone_else_is_taken_as_it_is(server: FileServer, coco_like: Path, tmp_path: Path):
+    assert not run(config(coco_like, server)).changed
     assert server.requests == []
-    shutil.copytree(coco_tiny, tmp_path, dirs_exist_ok=True, copy_function=shutil.copyfile)
+    shutil.copytree(coco_like, tmp_path, dirs_exist_ok=True, copy_function=shutil.copyfile)
     for folder in [tmp_path, *(path for path in tmp_path.iterdir() if path.is_dir())]:
-        folder.chmod(0o755)  # the real data is read-only, and its copy with it
+        folder.chmod(0o755)  # where the data is read-only, its copy is too
     next((tmp_path / "val2017").iterdir()).unlink()
     assert run(config(tmp_path, server)).changed
 

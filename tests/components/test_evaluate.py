@@ -1,4 +1,4 @@
-"""The evaluate stage from a checkpoint to its files, on real images with an untrained network."""
+"""The evaluate stage from a checkpoint to its files, on images like COCO's with an untrained network."""
 
 import contextlib
 import csv
@@ -61,7 +61,7 @@ def test_scores_are_those_of_pycocotools_on_the_files_left_behind(
 
 
 def test_either_backend_gives_the_same_report_to_the_last_byte(trained_run: Config) -> None:
-    """On real ground truth, crowds too; the results are moved boxes and shrunk masks of it."""
+    """On ground truth like COCO's, crowds too; the results are moved boxes and shrunk masks of it."""
     index = CocoIndex.open(trained_run.data.prepared_dir, "val")
     coco = load_ground_truth(index.ground_truth_path)
     results = evaluate.Results([], [], [])

@@ -20,7 +20,9 @@ from model.data.dataset import CocoDataset
 from model.data.index import CocoIndex
 from model.engine import predict
 
-pytestmark = pytest.mark.skipif(not library.HAS_CPU, reason="an exported program needs the compiled operators")
+pytestmark = pytest.mark.skipif(
+    not library.HAS_CPU, reason="needs the compiled operators, as every exported program does"
+)
 
 ALONE = """
 import sys, torch

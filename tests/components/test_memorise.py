@@ -1,4 +1,4 @@
-"""The proof that data, losses, decoding and evaluation agree: a network that learns a few real images by heart scores high on them."""
+"""The proof that data, losses, decoding and evaluation agree: a network that learns a few images by heart scores high on them."""
 
 from pathlib import Path
 
@@ -11,12 +11,12 @@ RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "coco_tiny.yaml"
 
 
 @pytest.mark.slow
-def test_eight_real_images_are_learned_by_heart(coco_tiny: Path, tmp_path: Path) -> None:
+def test_eight_images_are_learned_by_heart(best_coco: Path, tmp_path: Path) -> None:
     """ResNet-18-FPN from scratch, trained and evaluated on the first eight images of train2017, small objects and all."""
     config = load_config(
         RECIPE,
         [
-            f"data.raw_dir={coco_tiny}", f"data.prepared_dir={tmp_path}/prepared", f"train.output_dir={tmp_path}/run",
+            f"data.raw_dir={best_coco}", f"data.prepared_dir={tmp_path}/prepared", f"train.output_dir={tmp_path}/run",
             "data.val_images=train2017", "data.val_annotations=annotations/instances_train2017.json",
             "data.train_limit=8", "data.val_limit=8", "data.horizontal_flip=0.0", "tracking.enabled=false",
             "train.max_iters=600", "train.batch_size=4", "train.lr_batch_size=4", "train.base_lr=0.02", "train.warmup_iters=50",
@@ -46,11 +46,11 @@ FAMILY = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("member", FAMILY)
-def test_four_real_images_are_learned_by_heart(member: str, coco_tiny: Path, tmp_path: Path) -> None:
+def test_four_images_are_learned_by_heart(member: str, best_coco: Path, tmp_path: Path) -> None:
     config = load_config(
         RECIPE,
         [
-            f"data.raw_dir={coco_tiny}", f"data.prepared_dir={tmp_path}/prepared", f"train.output_dir={tmp_path}/run",
+            f"data.raw_dir={best_coco}", f"data.prepared_dir={tmp_path}/prepared", f"train.output_dir={tmp_path}/run",
             "data.val_images=train2017", "data.val_annotations=annotations/instances_train2017.json",
             "data.train_limit=4", "data.val_limit=4", "data.horizontal_flip=0.0", "tracking.enabled=false",
             "data.min_sizes_px=[160]", "data.max_size_px=224", "data.eval_min_size_px=160", "data.eval_max_size_px=224",

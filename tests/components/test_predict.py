@@ -21,8 +21,8 @@ def config(trained_run: Config) -> Config:
 
 
 @pytest.fixture
-def photo(coco_tiny: Path) -> Path:
-    return sorted((coco_tiny / "val2017").glob("*.jpg"))[0]
+def photo(coco_like: Path) -> Path:
+    return sorted((coco_like / "val2017").glob("*.jpg"))[0]
 
 
 @pytest.fixture

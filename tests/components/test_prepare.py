@@ -100,11 +100,11 @@ def test_writes_index_ground_truth_and_report(custom: Custom):
     ]
 
 
-def test_real_coco_and_its_ground_truth_agree(coco_tiny: Path, tmp_path: Path):
-    data = DataConfig(source="coco2017", raw_dir=coco_tiny, prepared_dir=tmp_path, train_limit=4, workers=2)
+def test_coco_and_its_ground_truth_agree(either_coco: Path, tmp_path: Path):
+    data = DataConfig(source="coco2017", raw_dir=either_coco, prepared_dir=tmp_path, train_limit=4, workers=2)
     result = run(Config(data=data))
     ours = COCO(str(CocoIndex.open(tmp_path, "val").ground_truth_path))
-    original = COCO(str(coco_tiny / "annotations" / "instances_val2017.json"))
+    original = COCO(str(either_coco / "annotations" / "instances_val2017.json"))
     assert result.splits["val"].instances + result.splits["val"].crowds == len(original.anns)
     assert result.splits["train"].images == 4
     keys = ("bbox", "area", "iscrowd", "segmentation", "category_id")

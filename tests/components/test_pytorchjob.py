@@ -17,7 +17,7 @@ from components import pytorchjob
 from components.config import Config, load_config
 from components.job_watch import JobFailedError, JobTimeoutError
 
-pytest.importorskip("kubernetes")
+pytest.importorskip("kubernetes", reason="needs kubernetes, of the extra `pipelines`")
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "maskrcnn-try-1"
 QUICK = ["cluster.poll_s=1", "cluster.api_timeout_s=10", "cluster.grace_s=30"]

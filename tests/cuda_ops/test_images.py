@@ -10,7 +10,7 @@ from PIL import Image
 import cuda_ops
 from cuda_ops import enlarge_bilinear, library
 
-compiled_only = pytest.mark.skipif(not library.HAS_CPU, reason="the compiled operators were not built")
+compiled_only = pytest.mark.skipif(not library.HAS_CPU, reason="needs the compiled operators")
 
 
 def noise(height: int, width: int, seed: int = 0) -> torch.Tensor:

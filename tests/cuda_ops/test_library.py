@@ -15,11 +15,11 @@ from cuda_ops.selfcheck import CHECKS, differences
 
 CSRC = Path(library.__file__).parent / "csrc"
 needs_library = pytest.mark.skipif(
-    not library.HAS_CPU and not os.environ.get("CI"), reason="the compiled operators were not built"
+    not library.HAS_CPU and not os.environ.get("CI"), reason="needs the compiled operators"
 )
 needs_cuda_kernels = pytest.mark.skipif(
     not library.HAS_CUDA and not os.environ.get("CI"),
-    reason="the CUDA kernels were not built; FORCE_CUDA=1 builds them, without a GPU too",
+    reason="needs the CUDA kernels, which FORCE_CUDA=1 builds, without a GPU too",
 )
 ON_THE_HOST = {"enlarge_bilinear"}  # images are loaded there
 

@@ -208,7 +208,7 @@ def test_inputs_that_require_gradients_are_served_without_them(random_boxes):
     assert not counts.requires_grad
 
 
-@pytest.mark.skipif(not library.HAS_CPU, reason="the compiled operators were not built")
+@pytest.mark.skipif(not library.HAS_CPU, reason="needs the compiled operators")
 @pytest.mark.parametrize("shape", [(2, 9), (0, 9), (2, 0)])
 def test_the_compiled_operator_is_a_good_citizen(shape, random_boxes):
     boxes, scores = random_boxes(*shape, seed=3), torch.rand(shape)

@@ -121,8 +121,8 @@ def test_triangles_and_boxes_of_whole_pixels_are_filled_as_pycocotools_fills_the
 
 
 @pytest.mark.parametrize(("split", "size"), [("train", 28), ("val", 28), ("val", 33)])
-def test_real_outlines_are_filled_as_pycocotools_fills_them(coco_tiny, split, size):
-    annotations = json.loads((coco_tiny / f"annotations/instances_{split}2017.json").read_text())["annotations"]
+def test_outlines_of_coco_are_filled_as_pycocotools_fills_them(either_coco, split, size):
+    annotations = json.loads((either_coco / f"annotations/instances_{split}2017.json").read_text())["annotations"]
     annotations = [annotation for annotation in annotations if not annotation["iscrowd"]][:250]
     assert len(annotations) >= 200
     instances = [

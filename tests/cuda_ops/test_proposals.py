@@ -167,7 +167,7 @@ def test_inputs_that_require_gradients_are_served_without_them(make_case):
     assert not scores.requires_grad
 
 
-@pytest.mark.skipif(not library.HAS_CPU, reason="the compiled operators were not built")
+@pytest.mark.skipif(not library.HAS_CPU, reason="needs the compiled operators")
 @pytest.mark.parametrize("num_images", [0, 2])
 def test_the_compiled_operator_is_a_good_citizen(num_images, make_case):
     objectness, deltas, anchors, image_sizes = make_case(6, (9, 4), num_images)

@@ -35,7 +35,7 @@ def base() -> list[Json]:
 def resolved(overlay: str) -> list[Json]:
     """An overlay as kubectl applies it."""
     if not shutil.which("kubectl"):
-        pytest.skip("kubectl, which resolves overlays, is not installed")
+        pytest.skip("needs kubectl, which resolves overlays")
     command = ["kubectl", "kustomize", str(TREE / "overlays" / overlay)]
     return read(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 

@@ -1,4 +1,4 @@
-"""Batches of real images and small networks for the tests of the network."""
+"""Batches of images like COCO's and small networks for the tests of the network."""
 
 import json
 from collections.abc import Callable
@@ -58,19 +58,19 @@ def make_batch(records: list[Record], height: int, width: int, with_targets: boo
 
 
 @pytest.fixture(scope="session")
-def real_records(coco_tiny: Path) -> list[Record]:
-    """Three real images, two wide and one tall, about 320 px, with their polygons."""
-    document = json.loads((coco_tiny / "annotations/instances_val2017.json").read_text())
+def coco_records(coco_like: Path) -> list[Record]:
+    """Three images, two wide and one tall, about 320 px, with the polygons of their 3 to 8 objects."""
+    document = json.loads((coco_like / "annotations/instances_train2017.json").read_text())
     chosen: list[Record] = []
     wanted = [True, False, True]  # wide?
     for info in document["images"]:
         annotations = [a for a in document["annotations"] if a["image_id"] == info["id"] and not a["iscrowd"]]
         if not 3 <= len(annotations) <= 8 or (info["width"] > info["height"]) != wanted[len(chosen)]:
             continue
-        chosen.append(_record(coco_tiny / "val2017" / info["file_name"], info, annotations))
+        chosen.append(_record(coco_like / "train2017" / info["file_name"], info, annotations))
         if len(chosen) == len(wanted):
             return chosen
-    raise AssertionError("coco_tiny has no three such images")
+    raise AssertionError("coco_like has no three such images")
 
 
 def _record(path: Path, info: dict[str, Any], annotations: list[dict[str, Any]]) -> Record:

@@ -1,4 +1,4 @@
-"""One random state dict in torchvision's Mask R-CNN and in ours, on real images: the same detections and the same losses."""
+"""One random state dict in torchvision's Mask R-CNN and in ours, on images like COCO's: the same detections and the same losses."""
 
 from unittest import mock
 
@@ -71,44 +71,50 @@ def torchvision_inputs(model: nn.Module, records: list[Record]) -> list[Tensor]:
 def assert_same_detections(ours: Detections, n: int, theirs: dict[str, Tensor], size: tuple[int, int]) -> None:
     count = int(ours.num_detections[n])
     assert count == len(theirs["scores"])
-    assert count >= 10, "the weights of this test must find something"
+    assert count >= 50, "the weights of this test must find something"
     torch.testing.assert_close(ours.scores[n, :count], theirs["scores"], rtol=0, atol=1e-4)
-    assert torch.equal(ours.labels[n, :count], theirs["labels"])
-    torch.testing.assert_close(ours.boxes[n, :count], theirs["boxes"], rtol=0, atol=0.01)
+    # Two whose scores differ by less than that may change places; each still has its counterpart.
+    distances = (ours.boxes[n, :count] - theirs["boxes"][:, None]).abs().amax(2)  # [theirs, ours]
+    distances[ours.labels[n, :count] != theirs["labels"][:, None]] = torch.inf
+    ranks = distances.argmin(1)
+    assert sorted(ranks.tolist()) == list(range(count))
+    torch.testing.assert_close(ours.scores[n][ranks], theirs["scores"], rtol=0, atol=1e-4)
+    torch.testing.assert_close(ours.boxes[n][ranks], theirs["boxes"], rtol=0, atol=0.01)
     # Pasting truncates corners to whole pixels, so both paste into one box: 0.001 px may lie on either side of a border.
-    rles = encode(ours.mask_probs[n, :count], theirs["boxes"], size, "torchvision")
+    rles = encode(ours.mask_probs[n][ranks], theirs["boxes"], size, "torchvision")
     their_rles = [coco_mask.encode(np.asfortranarray(m[0].numpy() > 0.5, dtype=np.uint8)) for m in theirs["masks"]]
+    assert np.count_nonzero(coco_mask.area(their_rles)) >= 25, "and their masks must show something"
     for our_rle, their_rle in zip(rles, their_rles, strict=True):
         either_empty = max(coco_mask.area(our_rle), coco_mask.area(their_rle)) == 0
         assert either_empty or coco_mask.iou([our_rle], [their_rle], [0])[0, 0] >= 0.999
 
 
 @pytest.fixture(scope="module")
-def detections(theirs: nn.Module, real_records: list[Record]) -> tuple[Detections, list[dict[str, Tensor]]]:
+def detections(theirs: nn.Module, coco_records: list[Record]) -> tuple[Detections, list[dict[str, Tensor]]]:
     model = ours_like(theirs).eval()
     theirs.eval()
     with torch.inference_mode():
-        batch = make_batch(real_records, *padded_size(real_records), with_targets=False)
-        return model(batch), theirs(torchvision_inputs(theirs, real_records))
+        batch = make_batch(coco_records, *padded_size(coco_records), with_targets=False)
+        return model(batch), theirs(torchvision_inputs(theirs, coco_records))
 
 
 def test_detections_are_torchvisions(
-    detections: tuple[Detections, list[dict[str, Tensor]]], real_records: list[Record]
+    detections: tuple[Detections, list[dict[str, Tensor]]], coco_records: list[Record]
 ) -> None:
     ours, theirs = detections
-    for n, record in enumerate(real_records):
+    for n, record in enumerate(coco_records):
         height, width = record["image"].shape[1:]
         assert_same_detections(ours, n, theirs[n], (height, width))
 
 
 def test_a_batch_gives_what_its_images_give_one_by_one(
-    theirs: nn.Module, detections: tuple[Detections, list[dict[str, Tensor]]], real_records: list[Record]
+    theirs: nn.Module, detections: tuple[Detections, list[dict[str, Tensor]]], coco_records: list[Record]
 ) -> None:
     model = ours_like(theirs).eval()
     batched, _ = detections
-    for n, record in enumerate(real_records):
+    for n, record in enumerate(coco_records):
         with torch.inference_mode():
-            single = model(make_batch([record], *padded_size(real_records), with_targets=False))
+            single = model(make_batch([record], *padded_size(coco_records), with_targets=False))
         count = int(single.num_detections[0])
         assert count == int(batched.num_detections[n])
         torch.testing.assert_close(single.boxes[0, :count], batched.boxes[n, :count], rtol=0, atol=0.01)
@@ -132,9 +138,9 @@ def pycocotools_mask_targets(record: Record):  # type: ignore[no-untyped-def]
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_losses_are_torchvisions_when_all_samples_are_taken(
-    theirs: nn.Module, real_records: list[Record], which: int
+    theirs: nn.Module, coco_records: list[Record], which: int
 ) -> None:
-    record = real_records[which]
+    record = coco_records[which]
     model = ours_like(theirs, rpn_batch_size=EXHAUSTIVE, roi_batch_size=4 * 300, rpn_post_nms_top_n_train=200).train()
     batch = make_batch([record], *padded_size([record]))
     losses = model(batch)
@@ -152,21 +158,22 @@ def test_losses_are_torchvisions_when_all_samples_are_taken(
     where = "torchvision.models.detection.roi_heads.project_masks_on_boxes"
     with mock.patch(where, pycocotools_mask_targets(record)):
         their_losses = theirs(torchvision_inputs(theirs, [record]), [targets])
+    assert min(losses.values()) > 0.001, "each part must have something to learn"
     for name, their_name in TORCHVISION_LOSSES.items():
         torch.testing.assert_close(losses[name], their_losses[their_name], rtol=1e-4, atol=0, msg=name)
 
 
-def test_loss_of_a_batch_is_the_mean_of_its_images(theirs: nn.Module, real_records: list[Record]) -> None:
+def test_loss_of_a_batch_is_the_mean_of_its_images(theirs: nn.Module, coco_records: list[Record]) -> None:
     model = ours_like(theirs).train()
-    size = padded_size(real_records[:2])
+    size = padded_size(coco_records[:2])
     with torch.no_grad():
-        batched = model(make_batch(real_records[:2], *size, first_seed=3))
-        singles = [model(make_batch([r], *size, first_seed=3 + n)) for n, r in enumerate(real_records[:2])]
+        batched = model(make_batch(coco_records[:2], *size, first_seed=3))
+        singles = [model(make_batch([r], *size, first_seed=3 + n)) for n, r in enumerate(coco_records[:2])]
     for name, loss in batched.items():
         torch.testing.assert_close(loss, (singles[0][name] + singles[1][name]) / 2, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_training_without_targets_is_refused(theirs: nn.Module, real_records: list[Record]) -> None:
-    batch: Batch = make_batch(real_records[:1], *padded_size(real_records[:1]), with_targets=False)
+def test_training_without_targets_is_refused(theirs: nn.Module, coco_records: list[Record]) -> None:
+    batch: Batch = make_batch(coco_records[:1], *padded_size(coco_records[:1]), with_targets=False)
     with pytest.raises(ValueError, match="targets"):
         ours_like(theirs).train()(batch)

@@ -63,11 +63,11 @@ def test_empty_mask_and_unusual_name_are_drawn() -> None:
     assert drawn.size == (800, 600)
 
 
-def test_real_annotations_with_crowds_are_drawn(coco_tiny: Path) -> None:
-    coco = load_ground_truth(coco_tiny / "annotations" / "instances_val2017.json")
+def test_annotations_of_coco_with_crowds_are_drawn(either_coco: Path) -> None:
+    coco = load_ground_truth(either_coco / "annotations" / "instances_val2017.json")
     image_id = next(a["image_id"] for a in coco.anns.values() if a["iscrowd"])
     record = coco.imgs[image_id]
-    pixels = np.asarray(Image.open(coco_tiny / "val2017" / record["file_name"]).convert("RGB"))
+    pixels = np.asarray(Image.open(either_coco / "val2017" / record["file_name"]).convert("RGB"))
     annotations = coco.imgToAnns[image_id]
     boxes = [[x, y, x + w, y + h] for x, y, w, h in (annotation["bbox"] for annotation in annotations)]
     masks = [coco.annToRLE(annotation) for annotation in annotations]

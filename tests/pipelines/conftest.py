@@ -12,8 +12,8 @@ import pytest
 @pytest.fixture(scope="session")
 def kfp() -> Any:
     """Skips where Kubeflow's packages, of the extra `pipelines`, are not installed."""
-    pytest.importorskip("kfp.kubernetes", reason="kfp-kubernetes, of the extra `pipelines`, is not installed")
-    return pytest.importorskip("kfp", reason="kfp, of the extra `pipelines`, is not installed")
+    pytest.importorskip("kfp.kubernetes", reason="needs kfp-kubernetes, of the extra `pipelines`")
+    return pytest.importorskip("kfp", reason="needs kfp, of the extra `pipelines`")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A prepared index of real COCO images, made once."""
+"""A prepared index of images like COCO's, made once."""
 
 from pathlib import Path
 
@@ -11,11 +11,11 @@ from model.data.index import CocoIndex
 
 
 @pytest.fixture(scope="session")
-def coco_data(coco_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    """80 + 8 real images, prepared; loaded at a small size in this process."""
+def coco_data(coco_like: Path, tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
+    """48 + 8 images, prepared; loaded at a small size in this process."""
     data = DataConfig(
         source="coco2017",
-        raw_dir=coco_tiny,
+        raw_dir=coco_like,
         prepared_dir=tmp_path_factory.mktemp("data") / "prepared",
         val_limit=8,
         min_sizes_px=(96, 128),

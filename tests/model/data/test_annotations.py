@@ -54,8 +54,8 @@ def test_a_good_file_has_no_problem(tmp_path: Path):
     assert np.array_equal(instance.polygons[0], [(1, 1), (7, 1), (7, 7)])
 
 
-def test_every_annotation_of_real_coco_is_accepted(coco_tiny: Path):
-    path = coco_tiny / "annotations" / "instances_val2017.json"
+def test_every_annotation_of_coco_is_accepted(either_coco: Path):
+    path = either_coco / "annotations" / "instances_val2017.json"
     coco, oracle = read_coco(path), COCO(str(path))
     assert coco.problems == []
     assert sorted(coco.images) == sorted(oracle.imgs)

@@ -73,11 +73,11 @@ def test_run_length_masks_with_holes_are_cropped_pixel_for_pixel(seed: int):
         assert cropped.boxes[k].tolist() == [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
 
 
-def test_real_outlines_are_cropped_as_their_masks(train_index: CocoIndex):
+def test_outlines_of_coco_are_cropped_as_their_masks(train_index: CocoIndex):
     """Where an outline is cut, its new corner is rounded anew: a pixel beside the border may differ, and nothing else."""
     rng = np.random.default_rng(0)
     cut = 0
-    for i in range(12):
+    for i in range(24):
         size, instances = train_index.size(i), train_index.instances(i)
         window = draw_window(size, (size[0] // 2, size[1] // 2), rng)
         cropped = crop_instances(instances, window)
@@ -91,7 +91,7 @@ def test_real_outlines_are_cropped_as_their_masks(train_index: CocoIndex):
             assert fits[best] <= 0.01 * mask.sum() + 4
             (rows,), (columns,) = np.nonzero(mask.any(1)), np.nonzero(mask.any(0))
             tight = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
-            np.testing.assert_allclose(cropped.boxes[best], tight, atol=2)
+            np.testing.assert_allclose(cropped.boxes[best], tight, atol=3)  # a sharp corner shows no pixel
             cut += not np.array_equal(painted(parts_of(instances, k), size).sum(), mask.sum())
     assert cut > 20
 
@@ -152,7 +152,7 @@ def test_jittered_samples_are_small_or_cut_and_depend_on_the_seed_alone(train_in
 
 def test_a_sample_that_shows_no_instance_can_be_learned_from(train_index: CocoIndex, jittered: DataConfig):
     dataset = CocoDataset(train_index, jittered, training=True)
-    samples = (dataset[i, seed] for seed in range(8) for i in range(80))
+    samples = (dataset[i, seed] for seed in range(8) for i in range(len(train_index)))
     empty = next(sample for sample in samples if not len(sample.instances.labels))  # type: ignore[union-attr]
     batch = collate([empty, dataset[2, 0]], jittered.buckets)
     assert batch.targets is not None

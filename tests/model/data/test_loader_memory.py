@@ -20,7 +20,7 @@ WORKERS, BATCHES, READINGS, BATCH_SIZE = 8, 200, 40, 2
 WARM = 5  # batches of each worker before its memory is taken as its own
 LIMIT_MIB = 50
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="reads Linux's /proc")
+pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux, whose /proc it reads")
 
 
 @pytest.fixture(scope="module")
