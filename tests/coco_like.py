@@ -201,12 +201,13 @@ def _draw_crowd(canvas: Image.Image, textures: Textures, rng: Generator, *, as_t
     """Many small objects in a ring, annotated as one region a little wider than they are: its middle, and gaps, are holes."""
     category_id, reach = _category(rng), 0.3 * np.array(canvas.size)
     centre = rng.uniform(reach + 12, np.array(canvas.size) - reach - 12)
-    region = Image.new("L", canvas.size)
-    for angle in np.linspace(0, 2 * np.pi, 36) + rng.normal(0, 0.05, 36):
-        place = centre + reach * rng.uniform(0.8, 1.0) * (np.cos(angle), np.sin(angle))
-        ring = _ring(category_id, float(rng.uniform(8, 22)), rng) + place
+    region, places = Image.new("L", canvas.size), []
+    for angle in np.linspace(0, 2 * np.pi, 40) + rng.normal(0, 0.03, 40):
+        places.append(centre + reach * rng.uniform(0.7, 1.0) * (np.cos(angle), np.sin(angle)))
+        ring = _ring(category_id, float(rng.uniform(8, 26)), rng) + places[-1]
         _paint(canvas, [ring], category_id, textures, rng)
         ImageDraw.Draw(region).polygon(ring.ravel().tolist(), fill=255)
+    ImageDraw.Draw(region).line(np.array([*places, places[0]]).ravel().tolist(), fill=255)
     mask = (np.asarray(region.filter(ImageFilter.BoxBlur(6))) > 8).astype(np.uint8)
     code = coco_mask.encode(np.asfortranarray(mask))
     columns = mask.T.ravel()
