@@ -1,7 +1,12 @@
-"""Every test of an operator runs twice: compiled, and in plain torch. And random boxes for them."""
+"""Every test of an operator runs twice: compiled, and in plain torch. Where its CUDA kernels run; random boxes."""
 
+import importlib.util
 import os
+import zlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +25,55 @@ def backend(request: pytest.FixtureRequest) -> Iterator[library.Backend]:
         pytest.skip("needs the compiled operators; `python -m cuda_ops` tells why there are none")
     with cuda_ops.backend(request.param):
         yield request.param
+
+
+@pytest.fixture(scope="session")
+def emulation() -> ModuleType:
+    """The module emulator/emulator.py."""
+    path = Path(__file__).parent / "emulator" / "emulator.py"
+    spec = importlib.util.spec_from_file_location("emulator", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def emulator(emulation: ModuleType) -> Any:
+    """The CUDA kernels on a CPU, built at first use; in CI they must be there."""
+    try:
+        return emulation.load()
+    except FileNotFoundError as error:
+        if os.environ.get("CI"):
+            raise
+        return pytest.skip(str(error))
+
+
+@pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
+def cuda(request: pytest.FixtureRequest, backend: library.Backend) -> Iterator[torch.device]:
+    """The device of tests of CUDA kernels: a GPU; or the CPU, where the compiled operators then are the emulated kernels.
+
+    Emulated, each test has its own order of blocks and threads, and also fails where a kernel did wrong: see emulator/.
+    """
+    if request.param == "gpu":
+        yield torch.device("cuda")
+        return
+    emulator = request.getfixturevalue("emulator")
+    emulator.schedule(zlib.crc32(request.node.nodeid.encode()))
+    emulator.faults()
+    with emulator.serving():
+        yield torch.device("cpu")
+    faults = emulator.faults()
+    assert not faults, "\n".join(faults)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out plain torch on the emulator, which runs compiled kernels alone."""
+    params = [getattr(getattr(item, "callspec", None), "params", {}) for item in items]
+    is_void = [row.get("cuda") == "emulated" and row.get("backend") == "reference" for row in params]
+    config.hook.pytest_deselected(items=[item for item, void in zip(items, is_void, strict=True) if void])
+    items[:] = [item for item, void in zip(items, is_void, strict=True) if not void]
 
 
 @pytest.fixture(scope="session")

@@ -26,8 +26,8 @@ class Packed:
     max_vertices: int
     max_parts: int
 
-    def cuda(self):
-        return Packed(*(value.cuda() if isinstance(value, Tensor) else value for value in vars(self).values()))
+    def to(self, device):
+        return Packed(*(value.to(device) if isinstance(value, Tensor) else value for value in vars(self).values()))
 
 
 def pack(instances, padding=0):
@@ -173,6 +173,20 @@ def random_case(seed):
     return boxes, idxs, replace(packed, xy=packed.xy.double()) if seed % 4 == 3 else packed, size
 
 
+NO_NUMBERS = (torch.nan, torch.inf, -torch.inf, 3e38, -3e38)
+
+
+def unruly_case(seed):
+    """Boxes and vertices with coordinates that none should have."""
+    rng = np.random.default_rng(seed)
+    packed = pack([[random_part(rng, 0) for _ in range(2)]])
+    boxes = torch.from_numpy(rng.uniform(-50, 300, (1, 12, 4)).astype(np.float32))
+    for values, count in ((boxes.view(-1), 8), (packed.xy.view(-1), seed % 4)):
+        for _ in range(count):
+            values[rng.integers(len(values))] = NO_NUMBERS[rng.integers(len(NO_NUMBERS))]
+    return boxes, torch.zeros(1, 12, dtype=torch.int64), packed, 14
+
+
 @pytest.mark.parametrize("backend", ["compiled"], indirect=True)
 @pytest.mark.parametrize("seed", range(200))
 def test_compiled_masks_equal_those_of_the_reference(seed):
@@ -182,23 +196,23 @@ def test_compiled_masks_equal_those_of_the_reference(seed):
         assert torch.equal(masks, rasterize_polygons(boxes, idxs, packed, size))
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("backend", ["compiled"], indirect=True)
-@pytest.mark.parametrize("seed", range(200))
-def test_masks_of_a_gpu_equal_those_of_the_reference(seed):
-    boxes, idxs, packed, size = random_case(seed)
-    masks = rasterize_polygons(boxes.cuda(), idxs.cuda(), packed.cuda(), size)
+@pytest.mark.parametrize("make_case", [random_case, unruly_case])
+@pytest.mark.parametrize("seed", range(40))
+def test_masks_of_cuda_equal_those_of_the_reference(seed, make_case, cuda):
+    boxes, idxs, packed, size = make_case(seed)
+    masks = rasterize_polygons(boxes.to(cuda), idxs.to(cuda), packed.to(cuda), size)
     with cuda_ops.backend("reference"):
         assert torch.equal(masks.cpu(), rasterize_polygons(boxes, idxs, packed, size))
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("backend", ["compiled"], indirect=True)
-def test_a_grid_too_large_for_the_shared_memory_of_a_gpu_is_filled():
+def test_a_grid_too_large_for_the_shared_memory_of_cuda_is_filled(cuda):
     packed = pack([[np.array([[3, 2], [90, 20], [40, 90]]), np.array([[50, 50], [99, 60], [60, 99]])]])
     boxes, idxs = torch.tensor([[[0.0, 0.0, 100.0, 100.0], [30.0, 10.0, 70.0, 80.0]]]), torch.tensor([[0, 0]])
-    masks = rasterize_polygons(boxes.cuda(), idxs.cuda(), packed.cuda(), 1000)
-    assert torch.equal(masks.cpu(), rasterize_polygons(boxes, idxs, packed, 1000))
+    masks = rasterize_polygons(boxes.to(cuda), idxs.to(cuda), packed.to(cuda), 500)
+    with cuda_ops.backend("reference"):
+        assert torch.equal(masks.cpu(), rasterize_polygons(boxes, idxs, packed, 500))
 
 
 @pytest.mark.parametrize("backend", ["compiled"], indirect=True)
@@ -241,9 +255,6 @@ def test_no_boxes_give_no_masks():
     assert rasterize_polygons(torch.zeros(1, 0, 4), idxs, pack([[np.ones((3, 2))]]), 4).shape == (1, 0, 4, 4)
 
 
-NO_NUMBERS = (torch.nan, torch.inf, -torch.inf, 3e38, -3e38)
-
-
 def test_a_box_of_infinite_length_cuts_out_nothing_and_nan_in_a_box_counts_as_0():
     packed = pack([[np.array([[0, 0], [4, 0], [4, 4]]), np.array([[-9, -9], [9, -9], [9, 9]])]])
     infinite = [[-torch.inf, 0, 4, 4], [0, 0, 4, torch.inf], [-torch.inf] * 2 + [torch.inf] * 2, [torch.inf] * 4]
@@ -253,17 +264,6 @@ def test_a_box_of_infinite_length_cuts_out_nothing_and_nan_in_a_box_counts_as_0(
     masks = rasterize_polygons(boxes, torch.zeros(1, 4, dtype=torch.int64), packed, 4)
     assert torch.equal(masks[:, ::2], masks[:, 1::2])
     assert masks[0, 0].any()
-
-
-def unruly_case(seed):
-    """Boxes and vertices with coordinates that none should have."""
-    rng = np.random.default_rng(seed)
-    packed = pack([[random_part(rng, 0) for _ in range(2)]])
-    boxes = torch.from_numpy(rng.uniform(-50, 300, (1, 12, 4)).astype(np.float32))
-    for values, count in ((boxes.view(-1), 8), (packed.xy.view(-1), seed % 4)):
-        for _ in range(count):
-            values[rng.integers(len(values))] = NO_NUMBERS[rng.integers(len(NO_NUMBERS))]
-    return boxes, torch.zeros(1, 12, dtype=torch.int64), packed, 14
 
 
 @pytest.mark.parametrize("backend", ["compiled"], indirect=True)
