@@ -145,12 +145,12 @@ def test_output_and_gradient_on_cuda_equal_those_of_plain_torch(seed, determinis
     torch.testing.assert_close([result.cpu() for result in results], list(expected), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("deterministic", "dtype"), [(False, torch.float64), (True, torch.float32)])
+@pytest.mark.parametrize(("deterministic", "width", "dtype"), [(False, 400, torch.float64), (True, 780, torch.float32)])
 @compiled_only
-def test_a_level_whose_taps_exceed_shared_memory_is_pooled_on_cuda_as_in_plain_torch(deterministic, dtype, cuda):
-    """3,600 px at stride 4 with adaptive sampling."""
-    level = torch.randn(1, 1, 23, 900, generator=torch.Generator().manual_seed(0), dtype=dtype)
-    boxes = torch.tensor([[[900.0, 0.0, 903.0, 12.0], [0.0, 9.0, 3600.0, 80.0], [3000.0, -9.0, 20.0, 12.0]]])
+def test_a_level_whose_taps_exceed_shared_memory_is_pooled_on_cuda_as_in_plain_torch(deterministic, width, dtype, cuda):
+    """With adaptive sampling, of which a box over the whole level takes as many as the level is wide."""
+    level = torch.randn(1, 1, 23, width, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    boxes = torch.tensor([[[900.0, 0.0, 903.0, 12.0], [0.0, 9.0, 4.0 * width, 40.0], [1500.0, -9.0, 20.0, 12.0]]])
     for layout in ("planes", "channels_last"):
         with cuda_ops.backend("reference"):
             expected = pooled_and_gradients([level.clone().requires_grad_()], boxes, layout, 7, 0, True)
