@@ -1,7 +1,7 @@
-"""CUDA kernels on a CPU: the sources of cuda_ops/csrc/cuda, host code included, compiled by g++ and run thread by thread.
+"""CUDA kernels on a CPU: the sources of cuda_ops/csrc/cuda, host code included, compiled by g++, run thread by thread.
 
-For small cases. Not seen: the GPU's own arithmetic (expf, log2f), streams and their races, speed. cuda_runtime.h, machine.cpp,
-memory.cpp and torch_host.cpp beside this file say what is emulated, and which faults are found.
+For small cases. Not seen: the GPU's own arithmetic (expf, log2f), streams and their races, speed. cuda_runtime.h,
+machine.cpp, memory.cpp and torch_host.cpp beside this file say what is emulated, and which faults are found.
 """
 
 import ctypes
@@ -66,7 +66,7 @@ def build() -> Path:
     folder = BUILD / f"sources-{_digest(*texts.values(), *FLAGS, *MACROS, torch.__version__, str(REWRITES))}"
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        (folder / name).write_text(text)
+        _write(folder / name, text)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(lambda part: _compiled(*part, folder), parts))
     library = BUILD / f"kernels-{_digest(*(path.name for path in objects), *WRAPPED)}.so"
@@ -88,10 +88,17 @@ def _compiled(source: Path, flags: list[str], folder: Path) -> Path:
     if out.exists():
         return out
     copy = folder / source.name
-    copy.write_text(text)
+    _write(copy, text)
     includes = [f"-I{folder}", *(f"-isystem{path}" for path in include_paths())]
     _run(["g++", *FLAGS, *MACROS, *flags, *includes, "-c", "-x", "c++", copy], out)
     return out
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a source, whole or not at all: another session may compile it."""
+    part = path.with_suffix(f".{os.getpid()}.part")
+    part.write_text(text)
+    part.replace(path)
 
 
 def _run(command: list[object], out: Path) -> None:
@@ -122,7 +129,7 @@ class Emulator:
         self._library.emulator_faults.restype = self._library.emulator_launches.restype = ctypes.c_char_p
 
     def schedule(self, seed: int) -> None:
-        """Choose the order of blocks and threads, how many blocks kernels that stride get, and what new memory holds."""
+        """Choose the order of blocks and threads, the number of blocks that stride, and what new memory holds."""
         draw = random.Random(seed)
         order, max_grid, fill = draw.randrange(3), draw.choice([0, 0, 1, 3]), draw.choice(FILLS)
         self._library.emulator_schedule(order, ctypes.c_uint64(seed), max_grid, fill)

@@ -82,7 +82,11 @@ void live() {
 }
 
 void go_on(Fiber& fiber) {
-  if (_setjmp(scheduler) != 0) return;
+  if (_setjmp(scheduler) != 0) {
+    is_watching = false;
+    return;
+  }
+  is_watching = true;
   if (fiber.has_stack) _longjmp(fiber.place_to_go_on, 1);
   fiber.has_stack = true;
   getcontext(&fiber.context);

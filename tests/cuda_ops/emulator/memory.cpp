@@ -3,7 +3,7 @@
 // and wrote it last. Faults:
 //   memory  accesses outside the tensors of the call and the shared variables, or at a misaligned address
 //   init    reads of what nothing has written
-//   race    accesses to the same byte, one a write, that no barrier orders, within a block or between blocks; not two atomics
+//   race    accesses to one byte, one of them a write, that no barrier orders, in a block or between blocks; not two atomics
 //   hang    a block that goes on and on
 // Primitives of a warp order no memory, as in CUDA.
 #include "memory.h"
@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <list>
 #include <map>
+#include <utility>
 #include <vector>
 
 #include "cuda_runtime.h"
@@ -26,6 +27,7 @@ constexpr size_t kArena = 4 * kMaxShared;   // shared variables stand in it with
 constexpr int64_t kMostAccesses = 1 << 24;  // of a block: half a second
 
 const char* kernel_name = nullptr;
+bool is_watching = false;
 unsigned running = 0;
 unsigned char fill = 0xff;
 alignas(16) unsigned char shared_memory[kArena];
@@ -37,6 +39,13 @@ struct Cell {
   uint32_t written = 0, read = 0;
   uint16_t writer = 0, reader = 0;
   bool by_atomic = false, by_many = false, by_blocks = false, is_empty = false;
+};
+
+struct Unwatched {
+  const bool before = std::exchange(is_watching, false);
+  ~Unwatched() {
+    is_watching = before;
+  }
 };
 
 struct Region {
@@ -122,6 +131,7 @@ void look_at_byte(Cell& cell, bool is_write, bool is_atomic, bool is_shared, con
 }  // namespace
 
 void report(const char* kind, const std::string& told, const void* code) {
+  const Unwatched here;
   std::string at;
   Dl_info info{};
   if (code != nullptr && dladdr(code, &info)) {
@@ -137,7 +147,8 @@ void access(const void* address, size_t bytes, bool is_write, bool is_atomic, co
     for (size_t i = 0; region != nullptr && i < bytes; ++i) region->cells[at - region->begin + i].is_empty = false;
     return;
   }
-  if (is_of_fiber(at) || at - uintptr_t(&now) < sizeof now || is_of_host_stack(at)) return;
+  if (!is_watching || is_of_fiber(at) || at - uintptr_t(&now) < sizeof now || is_of_host_stack(at)) return;
+  const Unwatched here;
   if (++num_accesses == kMostAccesses) {
     report("hang", "a block that goes on and on", code);
     give_up();
@@ -154,7 +165,8 @@ void access(const void* address, size_t bytes, bool is_write, bool is_atomic, co
   }
   if (cells == nullptr) {
     const std::string where = place < kArena ? "shared variables" : "tensors of the call";
-    return report("memory", (is_write ? "write outside the " : "read outside the ") + where, code);
+    report("memory", (is_write ? "write outside the " : "read outside the ") + where, code);
+    give_up();
   }
   for (size_t i = 0; i < bytes; ++i) look_at_byte(cells[i], is_write, is_atomic, place < kArena, code);
 }
@@ -209,6 +221,7 @@ void pass_barrier() {
 }
 
 void* shared_variable(const void* declaration, size_t bytes) {
+  const Unwatched here;
   for (const auto& it : shared_variables) {
     if (it.declaration == declaration) return shared_memory + it.begin;
   }
@@ -266,6 +279,7 @@ void __tsan_vptr_update(void*, void*) {}
 void __ubsan_handle_type_mismatch_v1(void*, uintptr_t at) {
   if (emulator::kernel_name != nullptr && at != 0) {
     emulator::report("memory", "misaligned address", __builtin_return_address(0));
+    emulator::give_up();
   }
 }
 #define ATOMICS(bits, T)                                            \

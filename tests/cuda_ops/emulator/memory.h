@@ -9,6 +9,7 @@ namespace emulator {
 
 constexpr size_t kMaxShared = 48 << 10;  // of a block on any device
 extern const char* kernel_name;          // of the kernel that runs; null in the host's code
+extern bool is_watching;                 // whether the kernel's own code runs: the emulator's may share templates with it
 extern unsigned running;                 // thread of the block that runs
 extern unsigned char fill;               // what new memory holds
 
@@ -23,7 +24,7 @@ void set_written(
 void begin_launch(size_t shared_bytes);
 void begin_block();
 void pass_barrier();
-void give_up();  // the fiber that runs, and with it its block
+void give_up();  // the fiber that runs, and with it its block: after a fault that would harm this process
 bool is_of_fiber(uintptr_t at);
 
 }  // namespace emulator
