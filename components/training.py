@@ -36,7 +36,7 @@ from model.distributed import (
 )
 from model.engine import Step, set_determinism, train_steps
 from model.errors import UserError
-from model.graphs import why_not_graphed
+from model.graphs import GraphCaptureError, why_not_graphed
 from model.mask_rcnn import MaskRCNN
 from model.optim import make_optimizer
 from model.precision import LossScaler, set_float32_products
@@ -142,6 +142,9 @@ class Training:
                         highlight=False,
                     )
                     raise Preempted(STATUS_OF_SIGTERM)
+        except GraphCaptureError:
+            window.clear()  # the device may answer no more
+            raise
         finally:
             if window:  # training diverged or was interrupted: the journal tells how it came to that
                 self._report(window, tracker)

@@ -263,6 +263,7 @@ class TrainConfig(Section):
     )
     compile: bool = False  # torch.compile of the dense parts of the network: a minute or more once, for faster steps
     # One launch a step: a CUDA graph for each bucket. On one GPU, without accumulation; elsewhere steps run as they are, and a line says why.
+    # A capture that fails ends training.
     cuda_graph: bool = False
     max_iters: PositiveInt = 90000
     batch_size: PositiveInt = 16  # images a step, over all micro-batches and processes

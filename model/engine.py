@@ -26,7 +26,7 @@ from model.precision import LossScaler, autocast, set_float32_products
 from model.structures import Batch, Detections, Outcome
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Step(Outcome):
     """One update of the weights, or none where a loss or a gradient was not finite."""
 
@@ -68,7 +68,7 @@ def train_steps(
     on_device = prefetch(batches, device)
     graphed = None
     if train.cuda_graph and not why_not_graphed(train, device):
-        graphed = GraphedUpdates(lambda batch: _update(model, [batch], optimizer, train, scaler), device)
+        graphed = GraphedUpdates(lambda batch: update_weights(model, [batch], optimizer, train, scaler), device)
     for number in range(start_step + 1, train.max_iters + 1):
         began, rate = time.perf_counter(), learning_rate(train, number)
         set_learning_rate(optimizer, rate)
@@ -77,7 +77,7 @@ def train_steps(
         if graphed:
             outcome = graphed(*micro_batches)
         else:
-            outcome = _update(model, micro_batches, optimizer, train, scaler, is_first=number == start_step + 1)
+            outcome = update_weights(model, micro_batches, optimizer, train, scaler, is_first=number == start_step + 1)
         image_ids = torch.cat([batch.image_ids for batch in micro_batches]).tolist()
         step_s = time.perf_counter() - began
         yield Step(
@@ -85,7 +85,7 @@ def train_steps(
         )
 
 
-def _update(
+def update_weights(
     model: nn.Module,
     micro_batches: Sequence[Batch],
     optimizer: torch.optim.Optimizer,

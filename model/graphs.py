@@ -1,11 +1,10 @@
 """CUDA graphs of whole training steps (`train.cuda_graph`): forward, backward and update become one launch.
 
 A graph replays the same kernels on the same memory, so it is made for one shape of batch. Images come in few shapes (`data.buckets`); ground
-truth is padded to the most that any batch has held so far, so that soon each bucket has one graph and no new one is needed.
+truth is padded to the power of two that holds the most of any batch so far, so that soon each bucket has one graph and no new one is needed.
 Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs, whole-network capture.
 """
 
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,12 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import TrainConfig
+from model.data.collate import power_of_two
 from model.distributed import world_size
+from model.errors import UserError
 from model.structures import Batch, Outcome, Targets
 
 WARMUP_STEPS = 3  # of each shape, before its graph: cuDNN tries its kernels, caches fill
 Update: TypeAlias = Callable[[Batch], Outcome]
 Shape: TypeAlias = tuple[object, ...]
+
+
+class GraphCaptureError(UserError):
+    """A step could not be captured, and what the attempt left behind is not to be computed with."""
 
 
 def why_not_graphed(train: TrainConfig, device: torch.device) -> str | None:
@@ -37,7 +42,7 @@ def why_not_graphed(train: TrainConfig, device: torch.device) -> str | None:
 
 @dataclass(frozen=True)
 class TargetSizes:
-    """To what ground truth is padded; see `model.structures`."""
+    """To what ground truth is padded, in powers of two; see `model.structures`."""
 
     rows: int = 1
     parts: int = 1
@@ -48,13 +53,14 @@ class TargetSizes:
     def to_hold(self, targets: Targets) -> "TargetSizes":
         """These sizes, enlarged where the targets need more."""
         polygons = targets.polygons
-        return TargetSizes(
-            rows=max(self.rows, targets.gt_labels.shape[1]),
-            parts=max(self.parts, len(polygons.part_offsets) - 1),
-            vertices=max(self.vertices, len(polygons.xy)),
-            max_vertices=max(self.max_vertices, polygons.max_vertices),
-            max_parts=max(self.max_parts, polygons.max_parts),
-        )
+        needed = {
+            "rows": targets.gt_labels.shape[1],
+            "parts": len(polygons.part_offsets) - 1,
+            "vertices": len(polygons.xy),
+            "max_vertices": polygons.max_vertices,
+            "max_parts": polygons.max_parts,
+        }
+        return TargetSizes(**{name: max(getattr(self, name), power_of_two(count)) for name, count in needed.items()})
 
 
 def pad_targets(targets: Targets, sizes: TargetSizes) -> Targets:
@@ -86,23 +92,26 @@ class GraphedUpdates:
     """An update of the weights that is replayed as a CUDA graph once its shape is known; until then it runs as it is.
 
     The update must never wait for the device, take no decision on the host, and keep what changes from step to step (the learning rate)
-    in tensors. Where a capture fails, a warning says why and all further updates run as they are.
+    in tensors.
     """
 
     def __init__(self, update: Update, device: torch.device) -> None:
         self._update = update
-        self._stream = torch.cuda.Stream(device)
+        self._device, self._stream = device, torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()  # graphs run one after another, so they may share memory
         self._sizes = TargetSizes()
         self._seen: Counter[Shape] = Counter()
         self._graphs: dict[Shape, _Graph] = {}
-        self._works = True
 
     def __call__(self, batch: Batch) -> Outcome:
-        """Update the weights by one batch, on the device already. What is returned is never overwritten."""
+        """Update the weights by one batch, on the device already. What is returned is never overwritten.
+
+        Raises:
+            GraphCaptureError: if a graph cannot be made. Nothing on the device is to be computed with any more, in this process.
+        """
         batch = self._padded(batch)
         shape = _shape(batch)
-        if shape not in self._graphs and self._works and self._seen[shape] >= WARMUP_STEPS:
+        if shape not in self._graphs and self._seen[shape] >= WARMUP_STEPS:
             self._capture(shape, batch)
         if shape in self._graphs:
             return self._graphs[shape].replay(batch)
@@ -116,11 +125,13 @@ class GraphedUpdates:
             self._sizes = sizes
             self._graphs.clear()
             self._seen.clear()
+            # Torch frees a pool with its last graph, and then refuses it.
+            self._pool = torch.cuda.graph_pool_handle()
         return replace(batch, targets=pad_targets(batch.targets, sizes))
 
     def _on_side_stream(self, batch: Batch) -> Outcome:
         """As a warm-up must be: a later capture finds nothing that belongs to the default stream."""
-        present = torch.cuda.current_stream()
+        present = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(present)
         with torch.cuda.stream(self._stream):
             outcome = self._update(batch)
@@ -140,14 +151,14 @@ class GraphedUpdates:
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 outputs = self._update(inputs)
         except RuntimeError as error:
-            reason = str(error).strip().partition("\n")[0]
-            warnings.warn(
-                f"train.cuda_graph: steps go on without a graph, since one could not be captured: {reason}",
-                stacklevel=2,
-            )
-            self._works = False
-        else:
-            self._graphs[shape] = _Graph(graph, inputs, outputs)
+            # Half a backward pass has left gradients, the loss scaler and the allocator in a state that nothing can tell.
+            first = error.__context__ or error  # the end of a capture fails too, and knows no reason
+            reason = str(first).strip().partition("\n")[0]
+            raise GraphCaptureError(
+                f"train.cuda_graph=true: each step must be captured as a CUDA graph, but one could not be ({reason}); "
+                "set train.cuda_graph=false, and the same command goes on from the last checkpoint"
+            ) from error
+        self._graphs[shape] = _Graph(graph, inputs, outputs)
 
 
 @dataclass(frozen=True)
@@ -160,7 +171,7 @@ class _Graph:
         for own, given in zip(_tensors(self.inputs), _tensors(batch), strict=True):
             own.copy_(given, non_blocking=True)
         self.graph.replay()
-        return self.outputs.map(torch.clone)
+        return replace(self.outputs.map(torch.clone), is_replayed=True)
 
 
 def _shape(batch: Batch) -> Shape:

@@ -96,6 +96,7 @@ class Outcome:
     grad_norm: Tensor  # before clipping
     skipped: Tensor  # 1 where the weights were left alone, since a loss or a gradient was not finite
     diverged: Tensor  # 1 where that was not just float16's loss scale being too large
+    is_replayed: bool = False  # as a CUDA graph
 
     def map(self, change: Change) -> "Outcome":
         """Every tensor changed alike."""

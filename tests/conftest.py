@@ -1,8 +1,10 @@
 """Fixtures that every floor shares."""
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
@@ -64,6 +66,13 @@ def best_coco(request: pytest.FixtureRequest) -> Path:
 def no_sync() -> type[TorchDispatchMode]:
     """`with no_sync(): …` fails where the host would wait for the device; see tests/no_sync.py."""
     return load_helper("no_sync").NoSync
+
+
+@pytest.fixture
+def cuda_stand_ins() -> Iterator[Any]:
+    """Streams and graphs of torch.cuda as a CPU can have them; see tests/cuda_stand_ins.py. Set its `refused` to make captures fail."""
+    with load_helper("cuda_stand_ins").stand_ins() as capture:
+        yield capture
 
 
 @pytest.fixture(scope="session")

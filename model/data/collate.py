@@ -61,7 +61,7 @@ def _pad_images(images: Sequence[Pixels], bucket: Size) -> Tensor:
 
 def _targets(instances: Sequence[CocoInstances]) -> Targets:
     counts = [len(of_image.labels) for of_image in instances]
-    rows = max(_MIN_GT_ROWS, _power_of_two(max(counts)))
+    rows = max(_MIN_GT_ROWS, power_of_two(max(counts)))
     boxes = np.zeros((len(instances), rows, 4), dtype=np.float32)
     labels = np.zeros((len(instances), rows), dtype=np.int64)
     parts = np.zeros((len(instances), rows), dtype=np.int64)  # of each instance
@@ -83,15 +83,15 @@ def _pack(instances: Sequence[CocoInstances], parts: NDArray[np.int64]) -> Polyg
     vertices = np.concatenate([np.diff(of_image.part_offsets) for of_image in instances])  # of each part
     instance_offsets, part_offsets = _offsets(parts), _offsets(vertices)
     vertices_of_instance = np.diff(part_offsets[instance_offsets])
-    padded_xy = np.zeros((_power_of_two(len(xy)), 2), dtype=np.float32)
+    padded_xy = np.zeros((power_of_two(len(xy)), 2), dtype=np.float32)
     padded_xy[: len(xy)] = xy
-    padding = _power_of_two(len(vertices)) - len(vertices)
+    padding = power_of_two(len(vertices)) - len(vertices)
     return Polygons(
         xy=torch.from_numpy(padded_xy),
         part_offsets=torch.from_numpy(np.pad(part_offsets, (0, padding), mode="edge").astype(np.int32)),
         instance_offsets=torch.from_numpy(instance_offsets.astype(np.int32)),
-        max_vertices=_power_of_two(int(vertices_of_instance.max())),
-        max_parts=_power_of_two(int(parts.max())),
+        max_vertices=power_of_two(int(vertices_of_instance.max())),
+        max_parts=power_of_two(int(parts.max())),
     )
 
 
@@ -99,6 +99,6 @@ def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(lengths)])
 
 
-def _power_of_two(count: int) -> int:
+def power_of_two(count: int) -> int:
     """The least power of two that is at least `count`, and 1 for 0."""
     return 1 << max(count - 1, 0).bit_length()

@@ -1,6 +1,6 @@
-"""What CUDA graphs of steps rest on, as far as a CPU can tell; test_engine_gpu.py has the graphs themselves."""
+"""CUDA graphs of steps with stand-ins of torch's graphs, and what they rest on; test_engine_gpu.py has them on a GPU."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -8,15 +8,20 @@ import pytest
 import torch
 
 from model.config import ModelConfig, TrainConfig
-from model.engine import train_steps
-from model.graphs import TargetSizes, pad_targets, why_not_graphed
+from model.engine import train_steps, update_weights
+from model.graphs import GraphCaptureError, GraphedUpdates, TargetSizes, pad_targets, why_not_graphed
 from model.mask_rcnn import MaskRCNN
-from model.optim import make_optimizer, set_learning_rate
+from model.optim import learning_rate, make_optimizer, set_learning_rate
 from model.precision import LossScaler
-from model.structures import Batch
+from model.structures import Batch, Outcome
 
 CPU = torch.device("cpu")
+SMALL = TargetSizes(rows=8, parts=16, vertices=64, max_vertices=4, max_parts=1)
 LARGE = TargetSizes(rows=64, parts=256, vertices=4096, max_vertices=128, max_parts=16)
+ONE_MASK = {
+    "roi_batch_size": 8,
+    "roi_positive_fraction": 0.125,
+}  # an image: on a CPU their number depends on the data, else
 
 
 def losses(model: MaskRCNN, batch: Batch) -> dict[str, float]:
@@ -36,11 +41,12 @@ def test_more_padding_of_the_ground_truth_changes_no_loss(
     assert losses(model, padded) == losses(model, batch)
 
 
-def test_sizes_only_grow(shapes_batch: Callable[..., Batch]) -> None:
+def test_sizes_only_grow_and_by_powers_of_two(shapes_batch: Callable[..., Batch]) -> None:
     targets = shapes_batch(images=2).targets
     assert targets is not None
-    sizes = TargetSizes().to_hold(targets)
-    assert sizes.rows == 8
+    five = pad_targets(targets, TargetSizes(rows=9, parts=5, vertices=17, max_vertices=6, max_parts=3))
+    sizes = TargetSizes().to_hold(five)
+    assert sizes == TargetSizes(rows=16, parts=8, vertices=32, max_vertices=8, max_parts=4)
     assert sizes.to_hold(targets) == sizes
     assert LARGE.to_hold(targets) == LARGE
 
@@ -76,3 +82,84 @@ def test_the_reason_against_graphs_is_told() -> None:
     cuda = torch.device("cuda")
     assert why_not_graphed(TrainConfig(), cuda) is None
     assert "micro-batches" in (why_not_graphed(TrainConfig(accumulation_steps=2), cuda) or "")
+
+
+def with_targets(batch: Batch, sizes: TargetSizes) -> Batch:
+    assert batch.targets is not None
+    return replace(batch, targets=pad_targets(batch.targets, sizes))
+
+
+def train(
+    config: ModelConfig, batches: Iterable[Batch], dtype: str = "float32", *, graphed: bool = True
+) -> tuple[MaskRCNN, list[Outcome]]:
+    """The model and what became of each step, on the CPU, graphed by stand-ins or plain. The learning rate changes each time."""
+    torch.manual_seed(0)
+    model = MaskRCNN(config, 3).train()
+    settings = TrainConfig(batch_size=1, lr_batch_size=1, base_lr=1e-3, dtype=dtype, cuda_graph=True)
+    optimizer, scaler = make_optimizer(model, settings), LossScaler(CPU, dtype)
+
+    def update(batch: Batch) -> Outcome:
+        return update_weights(model, [batch], optimizer, settings, scaler)
+
+    take, outcomes = GraphedUpdates(update, CPU) if graphed else update, []
+    for number, batch in enumerate(batches, start=1):
+        set_learning_rate(optimizer, learning_rate(settings, number))
+        outcomes.append(take(batch))
+    return model, outcomes
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_graphs_of_two_buckets_train_as_plain_steps_do(
+    dtype: str, tiny_config: Callable[..., ModelConfig], shapes_batch: Callable[..., Batch], cuda_stand_ins: Any
+) -> None:
+    batches = [
+        with_targets(shapes_batch(images=1, size=size, seed=seed), SMALL) for seed in range(5) for size in (64, 96)
+    ]
+    _, plain = train(tiny_config(**ONE_MASK), batches, dtype, graphed=False)
+    _, replayed = train(tiny_config(**ONE_MASK), batches, dtype)
+    assert [outcome.is_replayed for outcome in replayed] == [False] * 6 + [True] * 4
+    for expected, got in zip(plain, replayed, strict=True):
+        assert {**got.losses, "norm": got.grad_norm} == {**expected.losses, "norm": expected.grad_norm}
+
+
+def test_more_ground_truth_makes_new_graphs_in_memory_of_their_own(
+    tiny_config: Callable[..., ModelConfig], shapes_batch: Callable[..., Batch], cuda_stand_ins: Any
+) -> None:
+    batch = shapes_batch(images=1)
+    few, slightly_more, many = (
+        with_targets(batch, replace(SMALL, parts=parts, vertices=4 * parts)) for parts in (9, 16, 17)
+    )
+    batches = [few, slightly_more] * 3 + [many] * 4 + [few]
+    alive = []
+
+    def noted() -> Iterator[Batch]:
+        for batch in batches:
+            alive.append(len(cuda_stand_ins.graphs))
+            yield batch
+
+    _, outcomes = train(tiny_config(**ONE_MASK), noted())
+    assert [outcome.is_replayed for outcome in outcomes] == [False] * 3 + [True] * 3 + [False] * 3 + [True] * 2
+    assert alive == [0] * 4 + [1] * 3 + [0] * 3 + [1], "a graph that is not met again is still there"
+
+
+def test_a_graph_skips_a_step_that_is_not_finite(
+    tiny_config: Callable[..., ModelConfig], shapes_batch: Callable[..., Batch], cuda_stand_ins: Any
+) -> None:
+    good = with_targets(shapes_batch(images=1), SMALL)
+    assert good.targets is not None
+    bad = replace(good, targets=replace(good.targets, gt_boxes=good.targets.gt_boxes * torch.nan))
+    model, outcomes = train(tiny_config(**ONE_MASK), [good] * 4 + [bad, good])
+    assert [outcome.skipped.item() for outcome in outcomes] == [0, 0, 0, 0, 1, 0]
+    assert [outcome.is_replayed for outcome in outcomes] == [False] * 3 + [True] * 3
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("refused", ["convolution_backward", "_fused_sgd_"])
+def test_a_capture_that_fails_ends_training_and_tells_what_to_set(
+    refused: str, tiny_config: Callable[..., ModelConfig], shapes_batch: Callable[..., Batch], cuda_stand_ins: Any
+) -> None:
+    """Its gradients would be added to those of the next step, and float16's scaler would refuse to unscale again."""
+    cuda_stand_ins.refused = refused
+    told = r"train\.cuda_graph=true: .* \(CUDA error: operation not permitted when stream is capturing\); set train\.cuda_graph=false"
+    with pytest.raises(GraphCaptureError, match=told):
+        train(tiny_config(**ONE_MASK), [shapes_batch(images=1)] * 4)
