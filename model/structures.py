@@ -69,8 +69,12 @@ class Batch:
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
         """On a device, but for the image ids."""
-        moved = self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-        return replace(moved, image_ids=self.image_ids)
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=non_blocking)
+
+        targets = self.targets and self.targets.map(move)
+        return replace(self, targets=targets, **_changed(self, move, besides="image_ids"))
 
     def pin_memory(self) -> "Batch":
         """In page-locked memory, from which copies to a GPU need not wait; the data loader calls this."""
@@ -104,5 +108,5 @@ class Outcome:
         return replace(self, losses=losses, **_changed(self, change))
 
 
-def _changed(record: Any, change: Change) -> dict[str, Any]:
-    return {name: change(value) for name, value in vars(record).items() if isinstance(value, Tensor)}
+def _changed(record: Any, change: Change, besides: str = "") -> dict[str, Any]:
+    return {n: change(value) for n, value in vars(record).items() if isinstance(value, Tensor) and n != besides}

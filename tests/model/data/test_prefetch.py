@@ -1,13 +1,14 @@
 """Batches one ahead on the device; what overlaps can be seen on a GPU only."""
 
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import count, islice
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.data.collate import collate
 from model.data.dataset import Sample
@@ -66,6 +67,27 @@ def test_a_batch_that_lies_elsewhere_is_moved_but_for_its_ids():
     assert moved.targets is not None
     assert moved.targets.polygons.xy.is_meta
     assert moved.image_ids.tolist() == [3, 3]
+
+
+class Copies(TorchDispatchMode):
+    """Notes the shapes of what is copied to another device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if func is torch.ops.aten._to_copy.default:
+            self.shapes.append(tuple(args[0].shape))
+        return func(*args, **(kwargs or {}))
+
+
+def test_image_ids_are_never_copied_to_the_device():
+    batch = replace(numbered(3), image_ids=torch.arange(7))  # a shape of their own
+    with Copies() as copies:
+        batch.to(torch.device("meta"))
+    assert len(copies.shapes) == sum(isinstance(leaf, torch.Tensor) for leaf in leaves(batch)) - 1
+    assert (7,) not in copies.shapes
 
 
 @pytest.mark.gpu
