@@ -48,7 +48,7 @@ def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimize
         optimizer = torch.optim.SGD(groups_and_rates, lr=learning_rate(train, 1), momentum=train.momentum, fused=True)
     if train.cuda_graph:  # what a graph reads must be a tensor
         for group in optimizer.param_groups:
-            group["lr"] = torch.tensor(learning_rate(train, 1), device=group["params"][0].device)
+            group["lr"] = torch.full((), learning_rate(train, 1), device=group["params"][0].device)
     if train.momentum:  # torch leaves the buffers of a skipped first step uninitialised
         for parameter in itertools.chain(*groups.values()):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

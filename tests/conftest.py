@@ -1,7 +1,9 @@
 """Fixtures that every floor shares."""
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -73,6 +75,12 @@ def cuda_stand_ins() -> Iterator[Any]:
     """Streams and graphs of torch.cuda as a CPU can have them; see tests/cuda_stand_ins.py. Set its `refused` to make captures fail."""
     with load_helper("cuda_stand_ins").stand_ins() as capture:
         yield capture
+
+
+@pytest.fixture(scope="session")
+def fake_gpu() -> Callable[..., AbstractContextManager[Any]]:
+    """`with fake_gpu() as gpu: …` has a GPU without values that refuses to be waited for; see tests/fake_cuda.py."""
+    return partial(load_helper("fake_cuda").fake_gpu, load_helper("no_sync"), load_helper("cuda_stand_ins"))
 
 
 @pytest.fixture(scope="session")
