@@ -114,7 +114,7 @@ def _our_step(model: MaskRCNN, batch: Batch, case: Case) -> Callable[[], object]
         optimizer = make_optimizer(model, train)
         steps = train_steps(data_parallel(model), itertools.repeat(batch), optimizer, train, scaler)
         return lambda: next(steps)
-    model.eval()
+    model.eval().requires_grad_(False)  # as a checkpoint's network is
     return lambda: _detect(model, batch, case.dtype)
 
 

@@ -29,7 +29,7 @@ class CheckpointError(UserError):
 class LoadedModel:
     """A trained network and what it must be used with."""
 
-    model: MaskRCNN  # in evaluation mode, on the device asked for
+    model: MaskRCNN  # frozen, in evaluation mode, on the device asked for
     config: dict[str, Any]  # the whole configuration, as plain data
     class_names: tuple[str, ...]  # of labels 1, 2, …
     category_ids: tuple[int, ...]  # COCO's ids of labels 1, 2, …
@@ -112,13 +112,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_model(path: Path, device: torch.device) -> LoadedModel:
-    """The network of a checkpoint, ready to detect: with the moving average of its weights where there is one."""
+    """The network of a checkpoint, frozen and ready to detect: with the moving average of its weights where there is one."""
     state = read_checkpoint(path)
     config, class_names = state["config"], tuple(state["class_names"])
     model = MaskRCNN(ModelConfig.model_validate_json(json.dumps(config["model"])), len(class_names))
     model.load_state_dict(state["model"] | state.get("average", {}))
     return LoadedModel(
-        model=model.to_device(device).eval(),
+        model=model.to_device(device).eval().requires_grad_(False),
         config=config,
         class_names=class_names,
         category_ids=tuple(state["category_ids"]),

@@ -1,7 +1,8 @@
 """Norms, and convolutions with what follows them: the layers that body, pyramid and heads are made of."""
 
 from collections.abc import Callable
-from typing import cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +11,21 @@ from torch import Tensor, nn
 Norm = Callable[[int], nn.Module]
 
 
+@dataclass(frozen=True)
+class Folded:
+    """What was computed of tensors that seldom change, and how to tell that they have."""
+
+    state: tuple[Any, ...]  # of the tensors
+    storages: tuple[torch.UntypedStorage, ...]  # theirs, held so that no other takes their place
+    factor: Tensor  # of the kernel, [C, 1, 1, 1]; where the kernel is frozen, its product with it
+    shift: Tensor  # [C]
+
+
 class FrozenBatchNorm2d(nn.Module):
-    """Batch norm whose statistics and affine parameters are buffers; `conv_norm` folds it into the convolution before it."""
+    """Batch norm whose statistics and affine parameters are buffers; `conv_norm` folds it into the convolution before it.
+
+    What follows from buffers, and from a kernel that does not learn, is computed once, and again when one of them is changed, replaced or moved.
+    """
 
     eps = 1e-5
 
@@ -21,6 +35,33 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("bias", torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
+        self._folded: dict[torch.dtype | None, Folded] = {}  # by autocast's dtype
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and files get: all but what can be computed again."""
+        return {**self.__dict__, "_folded": {}}
+
+    def fold(self, kernel: Tensor) -> tuple[Tensor, Tensor]:
+        """Kernel and bias of the convolution with `kernel` [C, …] and then this layer; in autocast's dtype what does not learn."""
+        buffers = tuple(self.buffers(recurse=False))
+        tensors = buffers if kernel.requires_grad else (*buffers, kernel)
+        if torch.compiler.is_compiling() or any(tensor.is_inference() for tensor in tensors):
+            scale, shift = self.scale_and_shift()  # compilers fuse it; tensors of inference mode do not tell changes
+            return kernel * scale[:, None, None, None], shift
+        device = kernel.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        storages = tuple(tensor.untyped_storage() for tensor in tensors)
+        state = tuple((t._version, s._cdata, t.stride()) for t, s in zip(tensors, storages, strict=True))
+        folded = self._folded.get(dtype)
+        if folded is None or folded.state != state:
+            with torch.inference_mode(False), torch.no_grad():
+                scale, shift = self.scale_and_shift()
+                factor = scale[:, None, None, None]
+                if not kernel.requires_grad:
+                    factor = (kernel * factor).to(dtype or kernel.dtype)
+                folded = Folded(state, storages, factor, shift.to(dtype or shift.dtype))
+            self._folded[dtype] = folded
+        return kernel * folded.factor if kernel.requires_grad else folded.factor, folded.shift
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
         """The [C] factor and [C] summand that this layer is."""
@@ -48,11 +89,10 @@ def head_norm(name: str) -> Norm | None:
 
 
 def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
-    """Convolve and normalise. A frozen norm costs a product with the kernel instead of two passes over the activations."""
+    """Convolve and normalise. A frozen norm costs a product with the kernel, if that learns, instead of two passes over the activations."""
     if isinstance(norm, FrozenBatchNorm2d):
-        scale, shift = norm.scale_and_shift()
-        weight = conv.weight * scale[:, None, None, None]
-        return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
+        kernel, bias = norm.fold(conv.weight)
+        return F.conv2d(x, kernel, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
     return norm(conv(x))
 
 
