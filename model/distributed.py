@@ -39,8 +39,10 @@ def is_main() -> bool:
 def pick_device(name: str) -> torch.device:
     """The device of `train.device`: `auto` is CUDA where there is one, else the CPU; each process of a machine takes a GPU of its own.
 
+    A GPU becomes the process's current one, whose streams everything uses that names none.
+
     Raises:
-        UserError: if one GPU is named for several processes, or there are fewer GPUs than processes.
+        UserError: if one GPU is named for several processes, there are fewer GPUs than processes, or none of that number.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -55,7 +57,13 @@ def pick_device(name: str) -> torch.device:
         raise UserError(
             f"train.device: {processes} processes need a GPU each, got {torch.cuda.device_count()}; lower --nproc-per-node, or set train.device=cpu"
         )
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index)
+    index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
+    if index >= torch.cuda.device_count():
+        raise UserError(
+            f"train.device: must be one of this machine's {torch.cuda.device_count()} GPUs, numbered from 0, got {name}"
+        )
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
 
 
 @contextmanager
@@ -68,9 +76,7 @@ def process_group(device: torch.device, timeout_s: float) -> Iterator[None]:
     if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    else:
+    if device.type != "cuda":
         _share_cores()
     # What is not a tensor on a GPU (results, decisions) goes by gloo, which needs no GPU memory.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"

@@ -204,6 +204,18 @@ def test_processes_that_share_one_gpu_are_refused(monkeypatch: pytest.MonkeyPatc
         distributed.pick_device("cuda")
 
 
+def test_the_gpu_that_is_named_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert distributed.pick_device("cuda:1") == torch.device("cuda", 1)
+    assert chosen == [1]
+    with pytest.raises(
+        Exception, match=r"train\.device: must be one of this machine's 2 GPUs, numbered from 0, got cuda:2"
+    ):
+        distributed.pick_device("cuda:2")
+
+
 def test_float16_resumes_with_its_loss_scale(shapes: Path) -> None:
     options = (
         "train.dtype=float16",
