@@ -22,7 +22,7 @@ from model.distributed import mean_over_ranks, without_reduction
 from model.graphs import GraphedUpdates, why_not_graphed
 from model.mask_rcnn import MaskRCNN
 from model.optim import learning_rate, set_learning_rate, step_unless
-from model.precision import LossScaler, autocast, set_float32_products
+from model.precision import LossScaler, autocast, set_float32_products, without_kernel_search
 from model.structures import Batch, Detections, Outcome
 
 
@@ -142,7 +142,7 @@ def predict(
     try:
         batches, sources = tee(batches)
         for batch, on_device in zip(batches, prefetch(sources, device), strict=True):
-            with torch.inference_mode(), autocast(device, dtype):
+            with torch.inference_mode(), without_kernel_search(), autocast(device, dtype):
                 detections = model(on_device)
             assert isinstance(detections, Detections)
             yield batch, detections

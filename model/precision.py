@@ -5,6 +5,8 @@ and boxes do not. float16 gradients can underflow, so its loss is scaled up and 
 Source: Mixed Precision Training (arXiv:1710.03740).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -39,6 +41,17 @@ def set_float32_products(device: torch.device, dtype: str) -> None:
     torch.backends.cuda.matmul.fp32_precision = products
     torch.backends.cudnn.conv.fp32_precision = products  # type: ignore[attr-defined]
     torch.backends.cudnn.rnn.fp32_precision = products  # type: ignore[attr-defined]
+
+
+@contextmanager
+def without_kernel_search() -> Iterator[None]:
+    """Let cuDNN choose kernels by rule, where training has it try them: detections are of ever new numbers, and each would be searched for."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 class LossScaler:

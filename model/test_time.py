@@ -15,7 +15,7 @@ from torch import Tensor
 from model.config import EvaluateConfig, ModelConfig
 from model.errors import UserError
 from model.mask_rcnn import MaskRCNN
-from model.precision import autocast, set_float32_products
+from model.precision import autocast, set_float32_products, without_kernel_search
 from model.roi_heads import RoIHeads
 from model.structures import Batch, Detections
 from model.suppression import Candidates, Kept, keep_best, soften
@@ -43,7 +43,7 @@ def predict_views(
     model.eval()
     try:
         for batches in scales:
-            with torch.inference_mode(), autocast(device, dtype):
+            with torch.inference_mode(), without_kernel_search(), autocast(device, dtype):
                 detections = detect_views(model, [batch.to(device, non_blocking=True) for batch in batches], evaluate)
             yield batches[0], detections
     finally:

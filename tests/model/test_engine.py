@@ -8,12 +8,13 @@ import pytest
 import torch
 
 import cuda_ops
-from model.config import ModelConfig, TrainConfig
+from model.config import EvaluateConfig, ModelConfig, TrainConfig
 from model.engine import predict, train_steps
 from model.mask_rcnn import LOSSES, MaskRCNN
 from model.optim import make_optimizer
 from model.precision import LossScaler
 from model.structures import Batch, Detections
+from model.test_time import predict_views
 
 CPU = torch.device("cpu")
 
@@ -178,6 +179,21 @@ def test_predict_restores_the_mode_it_found(
     assert isinstance(detections, Detections)
     assert detections.boxes.shape[0] == len(batch)
     assert (detections.scores[:, :-1] >= detections.scores[:, 1:]).all()
+
+
+def test_detection_searches_no_kernels_and_training_goes_on_as_it_was(
+    tiny_config: Callable[..., ModelConfig], shapes_batch: Callable[..., Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    seen: list[bool] = []
+    model, batch = MaskRCNN(tiny_config(), 3), shapes_batch(with_targets=False)
+    model.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.benchmark))
+    model.backbone.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.benchmark))
+    for _ in predict(model, [batch, batch], CPU):
+        assert torch.backends.cudnn.benchmark
+    for _ in predict_views(model, [[batch]], EvaluateConfig(flip=True), CPU, "float32"):
+        assert torch.backends.cudnn.benchmark
+    assert seen == [False] * 6, "backbone and network of two batches, then the backbone of two views"
 
 
 def test_compiled_operators_learn_as_their_references_do(
