@@ -165,7 +165,7 @@ class Emulator:
         """Lines of the kernel and of what calls it there, innermost first."""
         command = ["addr2line", "-i", "-e", str(self.path), hex(address)]
         found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-        names = [line.split(" ")[0].rpartition("/")[2] for line in found if str(BUILD) in line]
+        names = [line.split(" ")[0].rpartition("/")[2] for line in found if f"/{BUILD.name}/" in line]
         return " at " + " < ".join(name for name in names if not name.startswith(("cuda_runtime.h", "memory.")))
 
 
