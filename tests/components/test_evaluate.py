@@ -108,6 +108,9 @@ def test_prediction_tensors_agree_with_the_results(
         x, y, width, height = torch.tensor([result["bbox"] for result in own]).T
         torch.testing.assert_close(image["boxes"], torch.stack([x, y, x + width, y + height], 1))
         torch.testing.assert_close(image["scores"], torch.tensor([result["score"] for result in own]))
+        assert [result["category_id"] for result in own] == [
+            index.category_ids[k - 1] for k in image["labels"].tolist()
+        ]
         assert image["mask_probs"].shape == (len(own), 28, 28)
 
 
