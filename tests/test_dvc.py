@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -203,6 +204,24 @@ def test_dvc_reads_the_pipeline(tree: Path, git: bool):
     if git:
         subprocess.run(["git", "init", "--quiet"], cwd=tree, check=True)
     assert [line.split()[0] for line in dvc("stage", "list", where=tree).splitlines()] == list(STAGES)
+
+
+EDGES = {
+    ("download", "prepare"),
+    ("prepare", "train"),
+    ("prepare", "evaluate"),
+    ("prepare", "predict"),
+    ("train", "evaluate"),
+    ("train", "predict"),
+    ("train", "benchmark"),
+    ("prepare", "stability/dvc.yaml:seed"),
+    ("stability/dvc.yaml:seed", "stability/dvc.yaml:summary"),
+}
+
+
+def test_a_stage_waits_for_those_whose_outputs_it_reads(tree: Path):
+    told = dvc("dag", "--dot", "--collapse-foreach-matrix", where=tree)
+    assert set(re.findall(r'"(.+)" -> "(.+)";', told)) == EDGES
 
 
 TINY = {

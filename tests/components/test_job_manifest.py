@@ -187,6 +187,27 @@ def test_how_long_one_waits_makes_no_other_job():
     assert build(jobs[0])["metadata"]["annotations"][DIGEST] == digest(jobs[0])
 
 
+def test_whatever_trains_otherwise_makes_another_job():
+    changes = (
+        [], ["train.base_lr=0.5"], ["data.min_sizes_px=[96]", "data.max_size_px=128"], ["cluster.image=registry/maskrcnn:2"], ["cluster.env=[A=1]"],
+        ["cluster.env=[A=2]"], ["cluster.memory=17Gi"], ["cluster.secrets=[KEY=store/access-key]"], ["cluster.restarts=1"],
+    )  # fmt: skip
+    jobs = [describe(config(*words), "x") for words in changes] + [describe(config(), "y")]
+    jobs += [describe(config(), "x", skip_test=True), describe(config(), "x", mlflow_run_id="abc")]
+    assert len({digest(job) for job in jobs}) == len(jobs)
+    assert digest(describe(config(), "x")) == digest(jobs[0])
+
+
+@by_form
+def test_a_node_that_fails_begins_anew(overrides: list[str]):
+    """OnFailure: an exit code of 1, as torchrun ends with on the nodes that a lost one leaves behind, is not final."""
+    job = manifest(*overrides)
+    if job["kind"] == "PyTorchJob":
+        assert {replica["restartPolicy"] for replica in job["spec"]["pytorchReplicaSpecs"].values()} == {"OnFailure"}
+    for pod in pods(job):
+        assert "restartPolicy" not in pod, "it is the operator's to set"
+
+
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [

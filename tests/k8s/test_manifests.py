@@ -177,17 +177,32 @@ def test_the_trainers_account_has_no_token_and_no_role():
 
 
 def matches(selector: Json, labels: dict[str, str]) -> bool:
-    return selector.get("matchLabels", {}).items() <= labels.items()
+    expressions = selector.get("matchExpressions", [])
+    assert all(expression["operator"] == "In" for expression in expressions)
+    listed = all(labels.get(expression["key"]) in expression["values"] for expression in expressions)
+    return listed and selector.get("matchLabels", {}).items() <= labels.items()
 
 
-def passes(kind: str, ours: dict[str, str], theirs: dict[str, str], port: int) -> bool:
+Place = dict[str, str] | str  # the labels of a pod beside ours, the name of another namespace, or "" for anywhere else
+
+
+def is_peer(peer: Json, theirs: Place) -> bool:
+    if isinstance(theirs, dict):
+        return "namespaceSelector" not in peer and "podSelector" in peer and matches(peer["podSelector"], theirs)
+    assert set(peer) in ({"podSelector"}, {"namespaceSelector"}), "what this test understands"
+    return "namespaceSelector" in peer and matches(peer["namespaceSelector"], {"kubernetes.io/metadata.name": theirs})
+
+
+def passes(
+    documents: list[Json], kind: str, ours: dict[str, str], theirs: Place, port: int, protocol: str = "TCP"
+) -> bool:
     """Whether the policies about a pod let traffic of one direction pass; without any, all does."""
-    specs = [document["spec"] for document in base() if document["kind"] == "NetworkPolicy"]
+    specs = [document["spec"] for document in documents if document["kind"] == "NetworkPolicy"]
     about = [spec for spec in specs if kind in spec["policyTypes"] and matches(spec["podSelector"], ours)]
     peers = {"Ingress": "from", "Egress": "to"}[kind]
     return not about or any(
-        any("podSelector" in peer and matches(peer["podSelector"], theirs) for peer in rule.get(peers, []))
-        and ("ports" not in rule or port in [p["port"] for p in rule["ports"]])
+        (peers not in rule or any(is_peer(peer, theirs) for peer in rule[peers]))
+        and ("ports" not in rule or (protocol, port) in [(p["protocol"], p["port"]) for p in rule["ports"]])
         for spec in about
         for rule in spec.get(kind.lower(), [])
     )
@@ -198,6 +213,8 @@ OF_A_PIPELINE = "pipelines.kubeflow.org/v2_component"
 LABELS = {
     "trainer": {NAME: "maskrcnn", COMPONENT: "trainer"},
     "launcher": {NAME: "maskrcnn", COMPONENT: "launcher"},
+    "download": {NAME: "maskrcnn", COMPONENT: "download"},
+    "step": {NAME: "maskrcnn", COMPONENT: "launcher", OF_A_PIPELINE: "true"},
     "mlflow": {NAME: "mlflow"},
     "postgres": {NAME: "postgres"},
     "store": {NAME: "store"},
@@ -226,8 +243,42 @@ LABELS = {
     ],
 )
 def test_the_network_lets_through_what_must_pass_and_no_more(source: str, target: str, port: int, allowed: bool):
-    ours, theirs = LABELS[source], LABELS[target]
-    assert (passes("Egress", ours, theirs, port) and passes("Ingress", theirs, ours, port)) is allowed
+    ours, theirs, documents = LABELS[source], LABELS[target], base()
+    is_let_through = passes(documents, "Egress", ours, theirs, port) and passes(
+        documents, "Ingress", theirs, ours, port
+    )
+    assert is_let_through is allowed
+
+
+# (port, protocol) by which a pod gets out of the namespace, to anywhere; beside that, names are resolved by all.
+OUT = {
+    "trainer": set(),
+    "launcher": {(443, "TCP"), (6443, "TCP")},
+    "download": {(80, "TCP"), (443, "TCP")},
+    "step": {(80, "TCP"), (443, "TCP"), (6443, "TCP")},
+    "mlflow": set(),
+    "postgres": set(),
+    "store": set(),
+}
+
+
+@by_overlay
+def test_pods_get_out_of_the_namespace_by_the_ports_that_they_need_alone(overlay: str):
+    documents, namespace = resolved(overlay), "kubeflow" if overlay == "pipelines" else "maskrcnn"
+    policies = [document for document in documents if document["kind"] == "NetworkPolicy"]
+    assert {policy["metadata"]["namespace"] for policy in policies} == {namespace}
+    asked = [(port, protocol) for port in (22, 53, 80, 443, 5000, 6443, 8333, 29500) for protocol in ("TCP", "UDP")]
+    for who, ports in OUT.items():
+        got = {
+            (port, protocol) for port, protocol in asked if passes(documents, "Egress", LABELS[who], "", port, protocol)
+        }
+        assert got == ports, who
+        got = {way for way in asked if passes(documents, "Egress", LABELS[who], "kube-system", *way)}
+        assert got == ports | {(53, "UDP"), (53, "TCP")}, who
+        got = {way for way in asked if passes(documents, "Egress", LABELS[who], "kubeflow", *way)}
+        assert got == (set(asked) if who == "step" else ports), who
+    is_free = all(passes(documents, "Egress", LABELS["stranger"], "", *way) for way in asked)
+    assert is_free is (overlay == "pipelines"), "others of Kubeflow Pipelines' own namespace are not ours to bind"
 
 
 def test_policies_go_by_labels_that_pods_have():
