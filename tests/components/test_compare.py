@@ -122,6 +122,22 @@ def test_other_seeds_are_not_paired(make_study: Callable[..., Path]) -> None:
     assert "3 and 2 seeds, Welch" in comparison["sentences"][0]
 
 
+def test_as_many_but_other_seeds_are_not_paired(make_study: Callable[..., Path]) -> None:
+    other = {1: BETTER[1], 2: BETTER[2], 4: BETTER[3]}
+    (comparison,) = compare.run([make_study("one", BASE), make_study("other", other)])
+    assert comparison["method"] == "welch"
+    expected = welch_difference(list(BASE.values()), list(BETTER.values()))
+    assert comparison["bbox"]["AP"]["interval"] == expected.interval
+
+
+def test_seeds_are_paired_by_their_number_whatever_the_order_they_were_run_in(make_study: Callable[..., Path]) -> None:
+    shuffled = {seed: BETTER[seed] for seed in (3, 1, 2)}
+    (comparison,) = compare.run([make_study("one", BASE), make_study("other", shuffled)])
+    assert comparison["method"] == "paired"
+    expected = paired_difference(list(BASE.values()), list(BETTER.values()))
+    assert comparison["bbox"]["AP"]["interval"] == pytest.approx(expected.interval)
+
+
 def test_one_seed_each_says_nothing_about_noise(make_run: Callable[..., Path]) -> None:
     (comparison,) = compare.run([make_run("one", 1, 0.7), make_run("other", 1, 0.8)])
     assert comparison["method"] == "none"

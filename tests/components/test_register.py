@@ -3,6 +3,7 @@
 import ast
 import base64
 import json
+import math
 import os
 import shutil
 import socket
@@ -233,6 +234,15 @@ def test_a_model_below_the_threshold_is_not_registered(config: Config) -> None:
     assert result.version is None
     assert result.told == "not registered: mask AP 0.3000 is below registry.min_segm_ap 0.3500"
     assert versions(config) == []
+
+
+def test_an_equal_ap_leaves_the_champion_where_it_is() -> None:
+    champion = Version("1", Scored({"bbox": 0.5, "segm": 0.4}, "d").tags())
+    for boxes in (0.4, 0.5, 0.6):
+        wins, told = beats(Version("2", Scored({"bbox": boxes, "segm": 0.4}, "d").tags()), champion)
+        assert not wins
+        assert told == "not the champion: mask AP 0.4000 against 0.4000 of version 1"
+    assert beats(Version("2", Scored({"bbox": 0.4, "segm": math.nextafter(0.4, 1)}, "d").tags()), champion)[0]
 
 
 def test_without_masks_boxes_decide() -> None:

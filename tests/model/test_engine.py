@@ -1,5 +1,6 @@
 """Training steps: accumulation, skipping, exactness."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -99,6 +100,32 @@ def test_a_step_that_is_not_finite_leaves_the_weights_alone(
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert next(steps).skipped == 0
     assert any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class Linear(torch.nn.Module):
+    """Two losses of one weight: the weight itself, and a constant, which has no gradient."""
+
+    def __init__(self, constant: float) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.constant = constant
+
+    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+        return {"slope": self.weight.sum(), "constant": 0 * self.weight.detach().sum() + self.constant}
+
+
+@pytest.mark.parametrize("constant", [0.0, math.inf, -math.inf, math.nan])
+def test_an_infinite_loss_with_finite_gradients_is_skipped_and_told(
+    shapes_batch: Callable[..., Batch], constant: float
+) -> None:
+    model, settings = Linear(constant), TrainConfig(batch_size=2, max_iters=1)
+    (step,) = train_steps(
+        model, iter([shapes_batch()]), make_optimizer(model, settings), settings, LossScaler(CPU, settings.dtype)
+    )
+    is_bad = not math.isfinite(constant)
+    assert step.grad_norm == 1
+    assert (step.skipped.item(), step.diverged.item()) == (is_bad, is_bad)
+    assert (model.weight.item() == 1) is is_bad
 
 
 def test_clipping_bounds_the_update(

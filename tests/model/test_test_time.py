@@ -67,6 +67,18 @@ def test_boxes_of_a_view_come_back_to_the_frame(batch: Batch, is_mirrored: bool)
     torch.testing.assert_close(to_frame(there, view, batch), boxes)
 
 
+@pytest.mark.parametrize("is_mirrored", [False, True])
+def test_height_and_width_of_a_view_have_factors_of_their_own(batch: Batch, is_mirrored: bool) -> None:
+    """The first image is 3 times as high and 2 times as wide, the second, 40 px wide, 2 and 4 times."""
+    view = View(replace(batch, image_sizes=torch.tensor([[192, 128], [128, 160]], dtype=torch.int32)), is_mirrored)
+    boxes = torch.tensor([[[4.0, 5, 10, 20]], [[1.0, 2, 3, 4]]])
+    there = [[8.0, 15, 20, 60], [4.0, 4, 12, 8]]
+    if is_mirrored:
+        there = [[108.0, 15, 120, 60], [148.0, 4, 156, 8]]
+    assert to_view(boxes, view, batch).squeeze(1).tolist() == there
+    torch.testing.assert_close(to_frame(torch.tensor(there)[:, None], view, batch), boxes)
+
+
 def test_a_mirrored_image_is_found_the_mirror_image(network: MaskRCNN, batch: Batch) -> None:
     """With both sides seen, an image and its mirror image give detections that mirror one another, masks too."""
     flipped = EvaluateConfig(flip=True)
@@ -104,6 +116,19 @@ def test_soft_nms_keeps_what_nms_drops(network: MaskRCNN, batch: Batch) -> None:
     assert (soft.num_detections >= hard.num_detections).all()
     assert soft.num_detections.sum() > hard.num_detections.sum()
     assert torch.equal(soft.scores[:, 0], hard.scores[:, 0])
+
+
+def test_the_sigma_of_soft_nms_is_that_of_the_configuration(network: MaskRCNN, batch: Batch) -> None:
+    """So wide a bell takes no score from any box, as NMS that lets all overlaps pass; a narrow one takes much."""
+    network.roi_heads.config = network.roi_heads.config.model_copy(update={"nms_iou": 1.0, "detections_per_image": 60})
+    with torch.inference_mode():
+        hard = detect_views(network, [batch], EvaluateConfig())
+        wide, half, narrow = (
+            detect_views(network, [batch], EvaluateConfig(soft_nms="gaussian", soft_nms_sigma=sigma)).scores.sum()
+            for sigma in (1e6, 0.5, 0.05)
+        )
+    assert wide == pytest.approx(hard.scores.sum().item(), rel=1e-4)
+    assert narrow < 0.95 * half < 0.9 * wide
 
 
 def test_prediction_leaves_the_mode_as_it_was(network: MaskRCNN, batch: Batch) -> None:

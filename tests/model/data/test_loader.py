@@ -163,3 +163,13 @@ def test_polygons_span_the_box_of_their_own_row(train_index: CocoIndex, coco_dat
             first, last = polygons.part_offsets[polygons.instance_offsets[row : row + 2].long()].tolist()
             xy = polygons.xy[first:last]
             torch.testing.assert_close(torch.cat([xy.amin(0), xy.amax(0)]), boxes[row], atol=1.0, rtol=0)
+
+
+def test_each_epoch_has_an_order_of_its_own(sized_index: CocoIndex, coco_data: DataConfig):
+    """With batches of one image an epoch is its permutation, whatever the buckets."""
+    drawn = {
+        seed: [batch[0][0] for batch in keys(sized_index, coco_data, 57, batch_size=1, seed=seed)] for seed in (0, 1)
+    }
+    epochs = [tuple(order[first : first + 19]) for order in drawn.values() for first in (0, 19, 38)]
+    assert {tuple(sorted(epoch)) for epoch in epochs} == {tuple(range(19))}
+    assert len({*epochs, tuple(range(19))}) == 7
