@@ -126,6 +126,11 @@ def largest_differences(wanted: dict[str, Tensor], got: dict[str, Tensor]) -> di
     return differences
 
 
+def beyond_tolerance(differences: dict[str, float]) -> dict[str, float]:
+    """Those of outputs that a program must not have; nan is one."""
+    return {name: value for name, value in differences.items() if not value <= TOLERANCE}
+
+
 def _export(trained: Trained, index: CocoIndex, bucket: tuple[int, int], folder: Path) -> dict[str, Any]:
     """Write and check one program; its entry of export.json."""
     model = trained.loaded.model
@@ -145,8 +150,7 @@ def _export(trained: Trained, index: CocoIndex, bucket: tuple[int, int], folder:
             with torch.no_grad():
                 wanted = Detector(model)(*inputs)
                 differences = largest_differences(wanted, torch.export.load(partial).module()(*inputs))
-        far = {name: value for name, value in differences.items() if not value <= TOLERANCE}  # nan too
-        if far:
+        if far := beyond_tolerance(differences):
             raise ExportError(
                 f"{path}: must compute what the network does within {TOLERANCE}, got differences of {far}"
             )

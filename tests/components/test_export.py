@@ -105,8 +105,12 @@ def test_a_program_that_computes_something_else_is_not_kept(
 def test_a_number_that_is_none_is_a_difference() -> None:
     counts = torch.tensor([1])
     wanted, got = ({"num_detections": counts, "scores": torch.full((1, 1), value)} for value in (0.5, torch.nan))
-    assert not export.largest_differences(wanted, got)["scores"] <= export.TOLERANCE
+    assert set(export.beyond_tolerance(export.largest_differences(wanted, got))) == {"scores"}
     assert export.largest_differences(wanted, wanted) == {"scores": 0.0}
+    assert export.beyond_tolerance({"boxes": 1e-3, "scores": 1.1e-3, "labels": float("inf")}) == {
+        "scores": 1.1e-3,
+        "labels": float("inf"),
+    }
 
 
 def test_without_compiled_operators_the_error_says_so(trained_run: Config, monkeypatch: pytest.MonkeyPatch) -> None:
