@@ -40,6 +40,11 @@ def missing_archives(archives: Sequence[Archive], folder: Path) -> list[Archive]
     return [archive for archive in archives if not _is_done(archive, folder)]
 
 
+def was_begun(archives: Sequence[Archive], folder: Path) -> bool:
+    """Whether any of them was unpacked here once, if its files are whole still or not."""
+    return any(_stamp(archive, folder).is_file() for archive in archives)
+
+
 def fetch_archives(archives: Sequence[Archive], base_url: str, folder: Path) -> None:
     """Fetch and unpack archives.
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from components.archives import Archive, fetch_archives, missing_archives
+from components.archives import Archive, fetch_archives, missing_archives, was_begun
 from components.cli import parse, stage_parser, user_errors
 from components.config import Config
 from components.transfer import DownloadError
@@ -56,7 +56,9 @@ def run(config: Config) -> DownloadResult:
         changed = False
     else:
         missing = missing_archives(_ARCHIVES[data.source], data.raw_dir)
-        changed = bool(missing) and not _is_unpacked(data)
+        # What was unpacked here is judged by its sizes, what someone else put here by its names.
+        is_there = not was_begun(missing, data.raw_dir) and _is_unpacked(data)
+        changed = bool(missing) and not is_there
         if changed:
             fetch_archives(missing, data.base_url, data.raw_dir)
     return DownloadResult(data.raw_dir, changed)

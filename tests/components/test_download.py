@@ -232,6 +232,47 @@ def test_a_wrong_byte_is_found_by_the_published_md5(server: FileServer, tmp_path
     assert files_below(tmp_path) == {}
 
 
+def test_a_file_that_was_cut_short_is_fetched_again_though_every_name_is_there(
+    server: FileServer, coco_tiny: Path, tmp_path: Path
+):
+    """All of the set is served, so that every image that the annotations name is there."""
+    for path, name in ((TRAIN, "train2017"), (VAL, "val2017")):
+        server.files[path] = zipped(
+            {f"{name}/{image.name}": image.read_bytes() for image in (coco_tiny / name).iterdir()}
+        )
+    run(config(tmp_path, server))
+    assert not run(config(tmp_path, server)).changed
+    short = next((tmp_path / "val2017").iterdir())
+    short.write_bytes(short.read_bytes()[:-1])
+    server.requests.clear()
+    assert run(config(tmp_path, server)).changed
+    assert [len(server.bodies(path)) for path in (TRAIN, VAL, ANNOTATIONS)] == [0, 1, 0]
+    assert files_below(tmp_path) == expected(server)
+
+
+@pytest.mark.parametrize(("damage", "bodies"), [("none", []), ("short", [0]), ("one byte", [0])])
+def test_a_zip_that_lies_there_already_serves_if_it_is_whole(
+    server: FileServer, tmp_path: Path, damage: str, bodies: list[int]
+):
+    good = server.files[TRAIN]
+    server.files[f"{TRAIN}.md5"] = hashlib.md5(good).hexdigest().encode()
+    content = {"none": good, "short": good[:-1], "one byte": b"x" + good[1:]}[damage]
+    (tmp_path / "train2017.zip").write_bytes(content)
+    run(config(tmp_path, server))
+    assert server.bodies(TRAIN) == bodies
+    assert files_below(tmp_path) == expected(server)
+
+
+def test_the_official_server_must_send_the_files_whose_md5_is_known_whatever_it_publishes(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("components.archives.OFFICIAL_HOST", "127.0.0.1")
+    server.files[f"{TRAIN}.md5"] = hashlib.md5(server.files[TRAIN]).hexdigest().encode()
+    with pytest.raises(DownloadError, match="MD5 must be cced6f7f71b7629ddf16f17bbcfab6b2, got"):
+        run(config(tmp_path, server))
+    assert files_below(tmp_path) == {}
+
+
 def test_a_wrong_byte_in_the_kept_part_is_mended_by_a_fresh_start(server: FileServer, tmp_path: Path):
     good = server.files[TRAIN]
     server.files[f"{TRAIN}.md5"] = hashlib.md5(good).hexdigest().encode()
