@@ -3,6 +3,7 @@
 none | imagenet | coco | path of a state dict, a checkpoint, or a pickle of Detectron or Detectron2
 """
 
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,7 +134,7 @@ def _fetch(weights: object) -> dict[str, Tensor]:
     url = str(weights.url)  # type: ignore[attr-defined]
     try:
         return torch.hub.load_state_dict_from_url(url, check_hash=True, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:  # the last of what would run code
         cache = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
         raise WeightsError(
             f"{weights}: cannot be fetched from {url} ({error}); put the file at {cache}, or set model.weights to none or a path"

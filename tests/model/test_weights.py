@@ -1,7 +1,10 @@
 """Initial weights from state dicts."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +13,7 @@ from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights, maskrcnn
 
 from model.config import ModelConfig
 from model.mask_rcnn import MaskRCNN
-from model.weights import WeightsError, load_weights
+from model.weights import WeightsError, _fetch, load_weights
 
 COCO_NAMES = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
 
@@ -72,6 +75,7 @@ def test_imagenet_fills_the_body_alone(
 
 def test_coco_weights_keep_the_predictors_of_known_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91).state_dict()
+    theirs["backbone.body.bn1.running_var"].fill_(4e-4)  # small, so that eps shows: the deviation is 0.02
     cached(MaskRCNN_ResNet50_FPN_Weights.COCO_V1, theirs, monkeypatch)
     config = ModelConfig(weights="coco", conventions="torchvision")
     model = MaskRCNN(config, 2)
@@ -81,9 +85,8 @@ def test_coco_weights_keep_the_predictors_of_known_classes(monkeypatch: pytest.M
     assert torch.equal(predictor.cls_score.weight, theirs["roi_heads.box_predictor.cls_score.weight"][[0, 17, 18]])
     rows = theirs["roi_heads.box_predictor.bbox_pred.weight"].view(91, 4, -1)[[0, 17, 18]].flatten(0, 1)
     assert torch.equal(predictor.bbox_pred.weight, rows)
-    variance = theirs["backbone.body.bn1.running_var"]
     scale, _ = model.backbone.body.bn1.scale_and_shift()  # type: ignore[operator]
-    torch.testing.assert_close(scale, theirs["backbone.body.bn1.weight"] / variance.sqrt())
+    torch.testing.assert_close(scale, theirs["backbone.body.bn1.weight"] / 0.02)
 
 
 def test_coco_weights_for_other_classes_restart_the_predictors(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,3 +95,40 @@ def test_coco_weights_for_other_classes_restart_the_predictors(monkeypatch: pyte
     config = ModelConfig(weights="coco", conventions="torchvision")
     report = load_weights(MaskRCNN(config, 2), config, ["circle", "square"], [1, 2])
     assert len(report.initialised) == 6
+
+
+class Trap:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Weights as torchvision publishes them: at a URL that ends in the first digits of the file's SHA-256, or of another one."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+
+    def publish(content: object, digest: str = "") -> Any:
+        torch.save(content, tmp_path / "net.pth")
+        digest = digest or hashlib.sha256((tmp_path / "net.pth").read_bytes()).hexdigest()[:8]
+        path = (tmp_path / "net.pth").rename(tmp_path / f"net-{digest}.pth")
+        return SimpleNamespace(url=path.as_uri())
+
+    return publish
+
+
+def test_what_is_fetched_has_the_hash_of_its_name(published: Callable[..., Any], tmp_path: Path) -> None:
+    assert _fetch(published({"w": torch.ones(2)}))["w"].tolist() == [1, 1]
+    with pytest.raises(WeightsError, match=r"cannot be fetched from file:.*net-01234567\.pth.*invalid hash"):
+        _fetch(published({"w": torch.ones(2)}, "01234567"))
+    assert not list((tmp_path / "cache").rglob("*01234567*"))
+
+
+def test_what_is_fetched_runs_nothing(published: Callable[..., Any], tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="cannot be fetched"):
+        _fetch(published({"w": torch.ones(2), "x": Trap(tmp_path / "sprung")}))
+    assert not (tmp_path / "sprung").exists()
