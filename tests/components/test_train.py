@@ -11,10 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
-from components import download, prepare, train, training
+from components import download, evaluate, prepare, train, training
 from components.config import Config, ConfigError, load_config, save_config
-from model.checkpoint import find_checkpoint, last_checkpoint, load_model, read_checkpoint
+from model.checkpoint import find_checkpoint, last_checkpoint, load_model, read_checkpoint, save_checkpoint
+from model.coco_eval import CocoEvaluation
+from model.engine import Step
+from model.mask_rcnn import MaskRCNN
 
 TINY = Path(__file__).with_name("tiny.yaml")
 STEPS = 8
@@ -196,3 +200,89 @@ def test_the_average_of_weights_resumes_exactly_and_is_what_is_evaluated(shapes:
     assert any(not torch.equal(one["model"][name], value) for name, value in one["average"].items())
     network = load_model(paths[0], torch.device("cpu")).model.state_dict()
     assert all(torch.equal(network[name], one["average"].get(name, value)) for name, value in one["model"].items())
+
+
+def in_two_parts(shapes: Path, name: str, *overrides: str) -> Path:
+    """A run of four steps, broken off after the second and continued."""
+    for max_iters in (2, 4):
+        train.run(small_config(shapes, name, f"train.max_iters={max_iters}", *overrides), skip_test=True)
+    return shapes / name
+
+
+def test_a_resumed_run_goes_on_with_the_micro_batch_after_the_last(shapes: Path) -> None:
+    halved = ("train.accumulation_steps=2", "train.batch_size=4")
+    train.run(small_config(shapes, "accumulated", "train.max_iters=4", *halved), skip_test=True)
+    parts = in_two_parts(shapes, "accumulated_halved", *halved)
+    assert len(losses(parts)) == 4
+    assert losses(parts) == losses(shapes / "accumulated")
+
+
+def test_other_training_data_begin_another_run(shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = ("train.max_iters=1", "train.lr_steps=[1]")
+    first = train.run(small_config(shapes, "fewer", *one), skip_test=True)
+    fewer = small_config(shapes, "fewer", *one, f"data.prepared_dir={shapes}/fewer_prepared", "data.train_limit=6")
+    prepare.run(fewer)
+    again = train.run(fewer, skip_test=True)
+    told = " ".join(capsys.readouterr().out.split())  # lines are wrapped
+    assert "starting anew" in told
+    assert "(it was made with other training data)" in told
+    assert (shapes / "fewer.old-1" / "checkpoints" / first.checkpoint.name).is_file()
+    hashes = [
+        read_checkpoint(run / "checkpoints" / again.checkpoint.name)["data_hash"]
+        for run in (shapes / "fewer.old-1", shapes / "fewer")
+    ]
+    assert hashes[0] != hashes[1]
+
+
+def test_a_resumed_run_remembers_its_best_ap(shapes: Path) -> None:
+    """An epoch is 6 steps; no network of 12 scores what the checkpoint of the first says it scored."""
+    words = ("evaluate.every_epoch=true", "train.checkpoint_period=100", "model.score_threshold=0.001")
+    first = train.run(small_config(shapes, "best", "train.max_iters=6", *words), skip_test=True)
+    assert read_checkpoint(first.checkpoint)["best_ap"] >= 0
+    save_checkpoint(first.run_dir, first.step, {**read_checkpoint(first.checkpoint), "best_ap": 0.99})
+    last = train.run(small_config(shapes, "best", "train.max_iters=12", *words), skip_test=True)
+    assert last.step == 12
+    assert find_checkpoint(first.run_dir, "best_checkpoint") == first.checkpoint
+    assert read_checkpoint(last.checkpoint)["best_ap"] == 0.99
+
+
+def test_an_epochs_evaluation_is_of_the_average_of_weights(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluated, evaluate_model = [], evaluate.evaluate_model
+
+    def watched(model: MaskRCNN, config: Config) -> CocoEvaluation:
+        evaluated.append({name: value.clone() for name, value in model.state_dict().items()})
+        return evaluate_model(model, config)
+
+    monkeypatch.setattr(evaluate, "evaluate_model", watched)
+    words = ("train.ema_decay=0.5", "evaluate.every_epoch=true", "train.max_iters=6", "train.lr_steps=[5]")
+    state = read_checkpoint(train.run(small_config(shapes, "average_evaluated", *words), skip_test=True).checkpoint)
+    (seen,) = evaluated
+    assert all(torch.equal(seen[name], value) for name, value in state["average"].items())
+    assert any(not torch.equal(state["model"][name], value) for name, value in state["average"].items())
+
+
+def test_only_skips_in_a_row_end_a_run_and_they_are_counted_across_a_break(shapes: Path) -> None:
+    config = small_config(shapes, "skips", "train.max_nonfinite_steps=2", "train.max_iters=20")
+    console = Console(quiet=True)
+
+    def step(number: int, *, skipped: bool, diverged: bool) -> Step:
+        tell = {"losses": {"mask": torch.tensor(float("nan"))}, "grad_norm": torch.tensor(0.0)}
+        flags = {"skipped": torch.tensor(float(skipped)), "diverged": torch.tensor(float(diverged))}
+        return Step(**tell, **flags, number=number, image_ids=[5], learning_rate=0.1, data_s=0.0, step_s=1.0)
+
+    def feed(run: training.Training, *flags: tuple[bool, bool]) -> None:
+        for skipped, diverged in flags:
+            run.step += 1
+            run._watch(step(run.step, skipped=skipped, diverged=diverged))
+
+    good, scaling, bad = (False, False), (True, False), (True, True)
+    run = training.Training(config, torch.device("cpu"), console)
+    feed(run, bad, good, bad, scaling, scaling, good, bad)
+    run.save()  # which reads the last step too
+    assert read_checkpoint(run.run_dir / "checkpoints" / "step_0000007.pt")["nonfinite_in_row"] == 1
+    resumed = training.Training(config, torch.device("cpu"), console)
+    feed(resumed, bad)
+    with pytest.raises(
+        training.DivergedError, match=r"got 2 steps in a row.*step 8.*images \[5\].*weights are those of step 6"
+    ):
+        resumed.save()
