@@ -114,11 +114,13 @@ class Linear(torch.nn.Module):
         return {"slope": self.weight.sum(), "constant": 0 * self.weight.detach().sum() + self.constant}
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("constant", [0.0, math.inf, -math.inf, math.nan])
 def test_an_infinite_loss_with_finite_gradients_is_skipped_and_told(
-    shapes_batch: Callable[..., Batch], constant: float
+    shapes_batch: Callable[..., Batch], constant: float, dtype: str
 ) -> None:
-    model, settings = Linear(constant), TrainConfig(batch_size=2, max_iters=1)
+    """In float16 too, where a gradient that overflows may be the scale's fault, but an infinite loss may not."""
+    model, settings = Linear(constant), TrainConfig(batch_size=2, max_iters=1, dtype=dtype)
     (step,) = train_steps(
         model, iter([shapes_batch()]), make_optimizer(model, settings), settings, LossScaler(CPU, settings.dtype)
     )
