@@ -1,13 +1,17 @@
 # `make` lists what can be done. Everything runs in .venv, which is made from requirements.lock on first use. CUDA kernels are
 # compiled for the GPUs of this machine; FORCE_CUDA=1 compiles them without one, for TORCH_CUDA_ARCH_LIST.
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-family gpu-test gpu-check sanitize lint ui bench screenshots image image-cpu lock clean
+.PHONY: help venv demo test test-slow test-family gpu-test gpu-check sanitize mutate lint ui bench screenshots image image-cpu lock clean
 VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 5000
 DOCKER ?= docker
 IMAGE ?= maskrcnn:dev
 RUNS ?= runs/shapes_demo
+# Of `make mutate`: files (all), mutants, seed of the sample.
+FILES ?=
+SAMPLE ?= 200
+SEED ?= 0
 # DVC calls python by name.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -61,6 +65,9 @@ gpu-check: venv  ## all that needs a GPU in one call: build, tests, sanitizers, 
 
 sanitize: venv  ## the tests of the operators on the CPU under AddressSanitizer; needs g++
 	PYTHON=$(BIN)/python .ci/sanitize
+
+mutate: venv  ## mistakes put into a copy of the code, one at a time, to see that tests notice: FILES=model/postprocess.py SAMPLE=200 SEED=0
+	$(BIN)/python .ci/mutate.py --sample $(SAMPLE) --seed $(SEED) $(FILES)
 
 lint: venv  ## format, lint, types
 	$(BIN)/ruff format --check .

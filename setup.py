@@ -178,6 +178,8 @@ setup(
             "hypothesis>=6.100",
             "ruff>=0.8",
             "mypy>=1.11",
+            "cosmic-ray>=8.4,<9",  # mutants of `make mutate`
+            "coverage>=7.6",  # which tests execute a line, for the same
             "uv>=0.4",
             "ninja>=1.11",
             "Flask-WTF>=1,<2",  # of `mlflow server --app-name basic-auth`

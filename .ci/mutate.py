@@ -1,0 +1,359 @@
+"""Mutation testing: small mistakes (mutants) are put into the code, one at a time, and the tests must notice.
+
+    make mutate                              # 200 of all over the three floors
+    make mutate FILES=model/postprocess.py   # of one file, or of several in quotes
+    make mutate SAMPLE=50 SEED=1
+
+Cosmic Ray makes the mutants: other numbers, operators, comparisons, constants, loops that never run, decorators left out. Annotations are left alone.
+A sample is drawn by place in the code, so that a `+`, for which there are a dozen mutants, weighs no more than a `<`.
+A mutant is tried on the quick tests nearest to its file: of the file that mirrors it and of some that import it; where there are none, of those that
+import what imports it. They run once first, under coverage, and of them those are taken that execute the mutant's line, the quickest first; where the line runs
+at import alone, all. So what survives here may still be noticed by tests further away. A mutant that exceeds its time counts as noticed.
+All happens in a copy of the tree; each run of tests is forked from a process that has torch imported.
+"""
+
+import argparse
+import ast
+import difflib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ |= {
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+}  # threads do not survive a fork
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FLOORS = ("cuda_ops", "model", "components")
+PRELOADED = (
+    "torch",
+    "torchvision",
+    "scipy.stats",
+    "pycocotools.cocoeval",
+    "pydantic",
+    "ruamel.yaml",
+    "rich.progress",
+    "matplotlib.pyplot",
+    "mlflow",
+    "kubernetes.client",
+    "hypothesis",
+)
+MOST_FILES = 4  # of tests for a mutant
+BASELINE_S = 1200  # of one file of tests
+LEAST_S, SLOWER = 30.0, 5.0  # a mutant's tests may take so long at least, and so many times what they took without it
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One mistake in one place."""
+
+    file: str
+    line: int
+    lines: range  # of the statement
+    operator: str
+    original: str  # the file's text
+    mutated: str
+
+
+@dataclass
+class Baseline:
+    """What the tests of some files do without a mistake."""
+
+    seconds: dict[str, float] = field(default_factory=dict)  # of tests that pass
+    tests: dict[tuple[str, int], set[str]] = field(default_factory=dict)  # (file, line) → the tests that execute it
+
+    def of(self, mutant: Mutant, nearest: Sequence[str]) -> list[str]:
+        """The tests to try it on, the quickest first."""
+        found = {test for line in mutant.lines for test in self.tests.get((mutant.file, line), ())}
+        found &= self.seconds.keys()
+        near = {test for test in self.seconds if test.split("::")[0] in nearest}
+        return sorted(found & near or near, key=lambda test: self.seconds[test])
+
+
+class Recorder:
+    """A plugin of pytest: which lines each test executes, those of its fixtures too, however long they live."""
+
+    def __init__(self, coverage: Any) -> None:
+        self.coverage = coverage
+        self.fixtures: dict[str, list[str]] = {}
+        self.seconds: dict[str, float] = {}
+        self.failed: set[str] = set()
+        self._contexts = [""]
+
+    def _within(self, context: str) -> Iterator[None]:
+        self._contexts.append(context)
+        self.coverage.switch_context(context)
+        try:
+            yield
+        finally:
+            self._contexts.pop()
+            self.coverage.switch_context(self._contexts[-1])
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        self.fixtures[item.nodeid] = getattr(item, "fixturenames", [])
+        yield from self._within(f"test {item.nodeid}")
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_fixture_setup(self, fixturedef: Any) -> Iterator[None]:
+        yield from self._within(f"fixture {fixturedef.argname}")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
+        if not report.passed:  # skipped ones notice nothing either
+            self.failed.add(report.nodeid)
+
+
+def forked(work: Callable[[], int], timeout_s: float, output: Path) -> int | None:
+    """The status of a function that runs in a process of its own, with all it starts; None if it took too long."""
+    sys.stdout.flush()
+    child = os.fork()
+    if not child:
+        os.setsid()
+        with output.open("w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        status = 3
+        try:
+            status = work()
+        finally:
+            os._exit(status)
+    until = time.monotonic() + timeout_s
+    while time.monotonic() < until:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.02)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None
+
+
+def run_tests(tree: Path, tests: Sequence[str], plugins: Sequence[object] = ()) -> int:
+    """Pytest on the copy, in this process."""
+    os.chdir(tree)
+    sys.path.insert(0, str(tree))
+    sys.dont_write_bytecode = True
+    os.environ |= {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    options = ["-q", "-p", "no:cacheprovider", *([] if plugins else ["-x"])]
+    return int(pytest.main([*options, *tests], plugins=list(plugins)))
+
+
+def measure(tree: Path, file: str, scratch: Path, baseline: Baseline) -> None:
+    """Run a file of tests without a mistake and add what it does."""
+    import coverage
+
+    told, data_file = scratch / "told.json", scratch / "coverage"
+    told.unlink(missing_ok=True)
+    data_file.unlink(missing_ok=True)
+
+    def work() -> int:
+        recording = coverage.Coverage(
+            data_file=str(data_file), source=[str(tree / floor) for floor in FLOORS], messages=False
+        )
+        recorder = Recorder(recording)
+        recording.start()
+        status = run_tests(tree, [file], [recorder])
+        recording.stop()
+        recording.save()
+        told.write_text(json.dumps([recorder.fixtures, recorder.seconds, sorted(recorder.failed)]))
+        return status
+
+    forked(work, BASELINE_S, scratch / "baseline.log")
+    if not told.exists():
+        print(f"  {file}: did not end, and is left out; see {scratch / 'baseline.log'}")
+        return
+    fixtures, seconds, failed = json.loads(told.read_text())
+    if failed:
+        print(f"  {file}: {len(failed)} tests do not pass (or skip) without a mistake, and are left out")
+    baseline.seconds |= {test: spent for test, spent in seconds.items() if test not in failed}
+    users: dict[str, set[str]] = {}
+    for test, names in fixtures.items():
+        for name in names:
+            users.setdefault(f"fixture {name}", set()).add(test)
+    data = coverage.CoverageData(basename=str(data_file))
+    data.read()
+    for path in data.measured_files():
+        for line, contexts in data.contexts_by_lineno(path).items():
+            tests = {c.removeprefix("test ") for c in contexts if c.startswith("test ")}
+            tests = tests.union(*(users.get(c, set()) for c in contexts))
+            baseline.tests.setdefault((str(Path(path).relative_to(tree)), line), set()).update(tests)
+
+
+def imports(path: Path) -> set[str]:
+    """The files of the floors that a file imports, wherever in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    files = [f"{name.replace('.', '/')}{end}" for name in names for end in (".py", "/__init__.py")]
+    return {file for file in files if file.startswith(FLOORS) and (ROOT / file).is_file()}
+
+
+def nearest_tests(file: str) -> list[str]:
+    """The files of tests that mirror a file or import it, those first that import little else; else those nearest to what imports it."""
+    known = {str(p.relative_to(ROOT)): imports(p) for floor in (*FLOORS, "tests") for p in (ROOT / floor).rglob("*.py")}
+    tests = {path for path in known if path.startswith("tests/") and Path(path).name.startswith("test_")}
+    seen, ring = {file}, {file}
+    while ring:
+        mirrors = {str(Path("tests") / Path(f).parent / f"test_{Path(f).name}") for f in ring}
+        users = {path for path, used in known.items() if used & ring}
+        if found := (mirrors | users) & tests:
+            return sorted(found, key=lambda path: (path not in mirrors, len(known[path]), path))[:MOST_FILES]
+        ring = users - seen
+        seen |= ring
+    return []
+
+
+def mutants(files: Iterable[str], sample: int, seed: int) -> list[Mutant]:
+    """A sample of places, at each one of the mistakes that can be made there."""
+    from cosmic_ray.ast import ast_nodes, get_ast
+    from cosmic_ray.mutating import mutate_code
+    from cosmic_ray.plugins import get_operator, operator_names
+
+    operators = {name: get_operator(name) for name in operator_names()}
+    operators = {name: kind() for name, kind in operators.items() if not kind.arguments()}
+    places: dict[tuple[str, Any, Any], list[tuple[str, int]]] = {}
+    texts = {file: (ROOT / file).read_text(encoding="utf-8") for file in sorted(files)}
+    for file, text in texts.items():
+        nodes, left_alone = list(ast_nodes(get_ast(text))), annotations(text)
+        for name, operator in operators.items():
+            positions = [position for node in nodes for position in operator.mutation_positions(node)]
+            for occurrence, (start, end) in enumerate(positions):
+                if not any(first <= start < last for first, last in left_alone):
+                    places.setdefault((file, start, end), []).append((name, occurrence))
+    dice = random.Random(seed)
+    chosen = dice.sample(sorted(places), min(sample, len(places)))
+    print(f"{len(chosen)} of {len(places)} places in {len(texts)} files, seed {seed}")
+    found = []
+    for file, start, end in chosen:  # in the order drawn, so that a run that is broken off is a sample too
+        name, occurrence = dice.choice(places[file, start, end])
+        mutated = mutate_code(texts[file], operators[name], occurrence)
+        assert mutated is not None
+        found.append(
+            Mutant(file, start[0], statement(texts[file], start[0]), name.removeprefix("core/"), texts[file], mutated)
+        )
+    return found
+
+
+def annotations(text: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Where types stand, and what runs only as a program: a mistake there changes nothing, or is no mistake of the code's."""
+    nodes: list[ast.expr | ast.stmt | None] = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.arg | ast.AnnAssign):
+            nodes.append(node.annotation)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            nodes.append(node.returns)
+        elif isinstance(node, ast.If) and "__name__" in ast.unparse(node.test):
+            nodes.append(node)
+    return [((n.lineno, n.col_offset), (n.end_lineno or 0, n.end_col_offset or 0)) for n in nodes if n is not None]
+
+
+def statement(text: str, line: int) -> range:
+    """The lines of the innermost statement around a line; of a compound one its head."""
+    found = range(line, line + 1)
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.stmt):
+            continue
+        body = getattr(node, "body", None)
+        last = body[0].lineno - 1 if body else node.end_lineno or node.lineno
+        if node.lineno <= line <= last:
+            found = range(node.lineno, last + 1)  # inner ones come later
+    return found
+
+
+def copy_tree() -> Path:
+    """What git knows or would take, and the compiled operators, in a folder for temporary files (TMPDIR says where)."""
+    tree = Path(tempfile.mkdtemp(prefix="mutate-"))
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for name in [
+        *filter(None, listed.stdout.split("\0")),
+        *(str(p.relative_to(ROOT)) for p in ROOT.glob("cuda_ops/_C*.so")),
+    ]:
+        if (ROOT / name).is_file():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, tree / name)
+    return tree
+
+
+def is_noticed(mutant: Mutant, tree: Path, tests: Sequence[str], baseline: Baseline, log: Path) -> bool:
+    """Put the mistake into the copy, run the tests, take it out."""
+    place = tree / mutant.file
+    place.write_text(mutant.mutated, encoding="utf-8")
+    try:
+        timeout_s = LEAST_S + SLOWER * sum(baseline.seconds[test] for test in tests)
+        return forked(lambda: run_tests(tree, tests), timeout_s, log) != 0
+    finally:
+        place.write_text(mutant.original, encoding="utf-8")
+
+
+def changed_lines(mutant: Mutant) -> list[str]:
+    """The lines with the mistake, before and after."""
+    lines = difflib.unified_diff(mutant.original.splitlines(), mutant.mutated.splitlines(), lineterm="", n=0)
+    return [line for line in list(lines)[2:] if not line.startswith("@@")]
+
+
+def main() -> None:
+    """The command line of `make mutate`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", help="files of the three floors (all)")
+    parser.add_argument("--sample", type=int, default=200, help="mutants to try (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample (%(default)s)")
+    args = parser.parse_args()
+    files = args.files or [str(p.relative_to(ROOT)) for floor in FLOORS for p in (ROOT / floor).rglob("*.py")]
+    sample = mutants(files, args.sample, args.seed)
+    for name in PRELOADED:
+        __import__(name)
+    tree, scratch = copy_tree(), Path(tempfile.mkdtemp(prefix="mutate-"))
+    try:
+        survivors = try_all(sample, tree, scratch)
+    finally:
+        shutil.rmtree(tree, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
+    print("\nsurvivors:" if survivors else "\nno survivor")
+    for mutant in survivors:
+        print(f"{mutant.file}:{mutant.line}", *changed_lines(mutant), sep="\n    ")
+    print(f"{len(survivors)} of {len(sample)} survive: {len(survivors) / max(len(sample), 1):.1%}")
+
+
+def try_all(sample: Sequence[Mutant], tree: Path, scratch: Path) -> list[Mutant]:
+    """The mutants that no test notices."""
+    baseline, survivors, measured = Baseline(), [], set()
+    for number, mutant in enumerate(sample, start=1):
+        nearest = nearest_tests(mutant.file)
+        for file in sorted({*nearest} - measured):
+            began = time.monotonic()
+            measure(tree, file, scratch, baseline)
+            measured.add(file)
+            print(f"  without a mistake: {file}, {time.monotonic() - began:.1f} s", flush=True)
+        began, tests = time.monotonic(), baseline.of(mutant, nearest)
+        noticed = bool(tests) and is_noticed(mutant, tree, tests, baseline, scratch / "mutant.log")
+        if not noticed:
+            survivors.append(mutant)
+        told = f"{'noticed' if noticed else 'SURVIVES'} in {time.monotonic() - began:.1f} s, {len(tests)} tests"
+        print(
+            f"{number}/{len(sample)}, {len(survivors)} survive; {told}: {mutant.file}:{mutant.line} {mutant.operator}",
+            flush=True,
+        )
+    return survivors
+
+
+if __name__ == "__main__":
+    main()
