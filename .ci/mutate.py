@@ -142,13 +142,13 @@ def forked(work: Callable[[], int], timeout_s: float, output: Path) -> int | Non
     return None
 
 
-def run_tests(tree: Path, tests: Sequence[str], plugins: Sequence[object] = ()) -> int:
-    """Pytest on the copy, in this process."""
+def run_tests(tree: Path, tests: Sequence[str], scratch: Path, plugins: Sequence[object] = ()) -> int:
+    """Pytest on the copy, in this process; to the first failure, unless plugins want to see all."""
     os.chdir(tree)
     sys.path.insert(0, str(tree))
     sys.dont_write_bytecode = True
     os.environ |= {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
-    options = ["-q", "-p", "no:cacheprovider", *([] if plugins else ["-x"])]
+    options = ["-q", "-p", "no:cacheprovider", f"--basetemp={scratch / 'pytest'}", *([] if plugins else ["-x"])]
     return int(pytest.main([*options, *tests], plugins=list(plugins)))
 
 
@@ -166,7 +166,7 @@ def measure(tree: Path, file: str, scratch: Path, baseline: Baseline) -> None:
         )
         recorder = Recorder(recording)
         recording.start()
-        status = run_tests(tree, [file], [recorder])
+        status = run_tests(tree, [file], scratch, [recorder])
         recording.stop()
         recording.save()
         told.write_text(json.dumps([recorder.fixtures, recorder.seconds, sorted(recorder.failed)]))
@@ -293,13 +293,13 @@ def copy_tree() -> Path:
     return tree
 
 
-def is_noticed(mutant: Mutant, tree: Path, tests: Sequence[str], baseline: Baseline, log: Path) -> bool:
+def is_noticed(mutant: Mutant, tree: Path, tests: Sequence[str], baseline: Baseline, scratch: Path) -> bool:
     """Put the mistake into the copy, run the tests, take it out."""
     place = tree / mutant.file
     place.write_text(mutant.mutated, encoding="utf-8")
     try:
         timeout_s = LEAST_S + SLOWER * sum(baseline.seconds[test] for test in tests)
-        return forked(lambda: run_tests(tree, tests), timeout_s, log) != 0
+        return forked(lambda: run_tests(tree, tests, scratch), timeout_s, scratch / "mutant.log") != 0
     finally:
         place.write_text(mutant.original, encoding="utf-8")
 
@@ -344,7 +344,7 @@ def try_all(sample: Sequence[Mutant], tree: Path, scratch: Path) -> list[Mutant]
             measured.add(file)
             print(f"  without a mistake: {file}, {time.monotonic() - began:.1f} s", flush=True)
         began, tests = time.monotonic(), baseline.of(mutant, nearest)
-        noticed = bool(tests) and is_noticed(mutant, tree, tests, baseline, scratch / "mutant.log")
+        noticed = bool(tests) and is_noticed(mutant, tree, tests, baseline, scratch)
         if not noticed:
             survivors.append(mutant)
         told = f"{'noticed' if noticed else 'SURVIVES'} in {time.monotonic() - began:.1f} s, {len(tests)} tests"
