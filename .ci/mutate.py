@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,13 +132,14 @@ def forked(work: Callable[[], int], timeout_s: float, output: Path) -> int | Non
             status = work()
         finally:
             os._exit(status)
-    until = time.monotonic() + timeout_s
-    while time.monotonic() < until:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            return os.waitstatus_to_exitcode(status)
+    until, pid = time.monotonic() + timeout_s, 0
+    while not pid and time.monotonic() < until:
         time.sleep(0.02)
-    os.killpg(child, signal.SIGKILL)
+        pid, status = os.waitpid(child, os.WNOHANG)
+    with suppress(ProcessLookupError):  # servers that its tests have left, too
+        os.killpg(child, signal.SIGKILL)
+    if pid:
+        return os.waitstatus_to_exitcode(status)
     os.waitpid(child, 0)
     return None
 
