@@ -233,12 +233,12 @@ def test_a_wrong_byte_is_found_by_the_published_md5(server: FileServer, tmp_path
 
 
 def test_a_file_that_was_cut_short_is_fetched_again_though_every_name_is_there(
-    server: FileServer, coco_tiny: Path, tmp_path: Path
+    server: FileServer, coco_like: Path, tmp_path: Path
 ):
     """All of the set is served, so that every image that the annotations name is there."""
     for path, name in ((TRAIN, "train2017"), (VAL, "val2017")):
         server.files[path] = zipped(
-            {f"{name}/{image.name}": image.read_bytes() for image in (coco_tiny / name).iterdir()}
+            {f"{name}/{image.name}": image.read_bytes() for image in (coco_like / name).iterdir()}
         )
     run(config(tmp_path, server))
     assert not run(config(tmp_path, server)).changed
