@@ -4,7 +4,9 @@ Training runs over a permutation an epoch, without end. Each image waits in the 
 outlive the epoch, so no image is dropped or doubled. All that is random about a sample follows from (seed, epoch, image).
 """
 
+import multiprocessing
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import count, islice
@@ -154,8 +156,19 @@ def _loader(
         num_workers=data.workers,
         persistent_workers=data.workers > 0,
         pin_memory=torch.cuda.is_available(),
+        multiprocessing_context=start_method(data.workers),
         worker_init_fn=_outlive_sigterm,
     )
+
+
+def start_method(workers: int) -> str | None:
+    """How a loader's workers are started: forked on Linux, in Python 3.14 as in those before it; None leaves it to Python.
+
+    With the default of 3.14, a server that forks, each worker imports torch anew, and SIGTERM to all processes of a job ends the server,
+    which its workers take for the end of training.
+    """
+    usual = multiprocessing.get_start_method(allow_none=True)
+    return "fork" if workers > 0 and sys.platform == "linux" and usual in (None, "forkserver") else None
 
 
 def _outlive_sigterm(worker: int) -> None:

@@ -9,7 +9,7 @@ from model.config import DataConfig
 from model.data.collate import collate
 from model.data.dataset import Sample
 from model.data.index import CocoIndex
-from model.data.loader import eval_batches
+from model.data.loader import eval_batches, start_method
 from model.data.transforms import read_image, resize_image, resized_size
 from model.structures import Batch
 
@@ -32,6 +32,7 @@ def views_loader(
         collate_fn=views.collate,
         num_workers=data.workers,
         pin_memory=torch.cuda.is_available(),
+        multiprocessing_context=start_method(data.workers),
     )
 
 

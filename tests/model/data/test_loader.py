@@ -1,5 +1,7 @@
 """The order of batches: grouped, complete, reproducible, resumable."""
 
+import multiprocessing
+import sys
 from collections import Counter
 from dataclasses import fields
 from itertools import islice
@@ -14,6 +16,7 @@ from model.config import DataConfig
 from model.data.annotations import ImageRecord, Instance
 from model.data.index import CocoIndex, IndexedImage, images_location, write_index
 from model.data.loader import GroupedBatchSampler, batches_per_epoch, eval_loader, sample_seeds, train_loader
+from model.data.views import views_loader
 from model.errors import UserError
 
 WIDE, TALL = (100, 140), (140, 100)
@@ -173,3 +176,24 @@ def test_each_epoch_has_an_order_of_its_own(sized_index: CocoIndex, coco_data: D
     epochs = [tuple(order[first : first + 19]) for order in drawn.values() for first in (0, 19, 38)]
     assert {tuple(sorted(epoch)) for epoch in epochs} == {tuple(range(19))}
     assert len({*epochs, tuple(range(19))}) == 7
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, where alone workers are forked")
+def test_workers_are_forked_whatever_the_default_of_this_python(sized_index: CocoIndex):
+    """forkserver is the default of Python 3.14; spawn nobody's on Linux, so whoever set it wanted it."""
+    data = DataConfig(workers=1)
+    usual = multiprocessing.get_start_method(allow_none=True)
+    try:
+        for method, expected in [(None, "fork"), ("fork", None), ("forkserver", "fork"), ("spawn", None)]:
+            multiprocessing.set_start_method(method, force=True)
+            loaders = [
+                train_loader(sized_index, data, batch_size=4, seed=0),
+                eval_loader(sized_index, data, batch_size=4),
+                views_loader(sized_index, data, [1.0], batch_size=4),
+            ]
+            for loader in loaders:
+                context = loader.multiprocessing_context
+                assert (context and context.get_start_method()) == expected, method
+    finally:
+        multiprocessing.set_start_method(usual, force=True)
+    assert train_loader(sized_index, DataConfig(workers=0), batch_size=4, seed=0).multiprocessing_context is None
