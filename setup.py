@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -32,23 +33,47 @@ def say(message: str) -> None:
     print(f"cuda_ops: {message}", file=sys.stderr)
 
 
+def toolkit_of(nvcc: Path) -> Path:
+    """The folder that nvcc calls its top; nvcc on PATH is often a link, or a script that calls the real one from elsewhere."""
+    for path in (nvcc.resolve(), nvcc):  # ccache is called by a link of another name
+        told = subprocess.run([path, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
+        if top := re.search(r"^#\$ TOP=(.+)$", told, re.MULTILINE):
+            return Path(top[1]).resolve()
+    return nvcc.parents[1]
+
+
+def complaint(home: Path, version: str) -> str | None:
+    """Why a folder cannot serve as the toolkit of torch's CUDA version; None where it can: its nvcc compiles a kernel."""
+    nvcc = home / "bin" / "nvcc"
+    if not nvcc.is_file():
+        return "it has no bin/nvcc"
+    told = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    if f"release {version.split('.')[0]}." not in told:
+        return f"torch was built with CUDA {version}, its nvcc says {(told.strip() or 'nothing').splitlines()[-1]}"
+    compiler = ["-ccbin", os.environ["CC"]] if "CC" in os.environ else []  # as torch's build tools call it
+    with tempfile.TemporaryDirectory() as folder:
+        probe = Path(folder, "probe.cu")
+        probe.write_text("#include <cuda_fp16.h>\n__global__ void probe(__half* x) { *x = __half(1.0f); }\n")
+        command = [nvcc, *compiler, *NVCC_FLAGS, "-c", probe, "-o", probe.with_suffix(".o")]
+        done = subprocess.run(command, capture_output=True, text=True)
+    lines = (done.stdout + done.stderr).splitlines()
+    errors = [line for line in lines if "error" in line] or lines or [f"status {done.returncode}"]
+    return f"its nvcc compiles nothing: {errors[0].strip()}" if done.returncode else None
+
+
 def find_toolkit(version: str) -> Path | None:
-    """CUDA_HOME, the toolkit that pip installed (nvidia-cuda-nvcc), or that of nvcc on PATH; None without nvcc of torch's major version."""
+    """CUDA_HOME, the toolkit that pip installed (nvidia-cuda-nvcc), or that of nvcc on PATH; None where none of them serves."""
     on_path = shutil.which("nvcc")
     candidates = [
-        os.environ.get("CUDA_HOME"),
-        *sorted(Path(sysconfig.get_path("purelib"), "nvidia").glob("cu*"), reverse=True),
-        Path(on_path).resolve().parents[1] if on_path else None,
+        *([Path(os.environ["CUDA_HOME"], "bin", "nvcc")] if os.environ.get("CUDA_HOME") else []),
+        *sorted(Path(sysconfig.get_path("purelib"), "nvidia").glob("cu*/bin/nvcc"), reverse=True),
+        *([Path(on_path)] if on_path else []),
     ]
-    for home in (Path(candidate) for candidate in candidates if candidate):
-        if not (home / "bin" / "nvcc").is_file():
-            continue
-        told = subprocess.run([home / "bin" / "nvcc", "--version"], capture_output=True, text=True, check=True).stdout
-        if f"release {version.split('.')[0]}." in told:
+    for home in dict.fromkeys(toolkit_of(nvcc) if nvcc.is_file() else nvcc.parents[1] for nvcc in candidates):
+        reason = complaint(home, version)
+        if reason is None:
             return home
-        say(
-            f"{home} is passed over: torch was built with CUDA {version}, its nvcc says {told.strip().splitlines()[-1]}"
-        )
+        say(f"{home} is passed over: {reason}")
     return None
 
 
@@ -63,7 +88,7 @@ def architectures(toolkit: Path) -> str:
 
 def linkable_cudart(toolkit: Path) -> list[str]:
     """Folders where the linker finds libcudart.so; pip's toolkit has libcudart.so.13 alone, so it gets a link to it."""
-    for folder in (toolkit / "lib64", toolkit / "lib"):
+    for folder in (toolkit / "lib64", toolkit / "lib", *toolkit.glob("targets/*/lib")):
         if (folder / "libcudart.so").exists():
             return [str(folder)]
         versioned = sorted(folder.glob("libcudart.so.*"))
@@ -94,7 +119,8 @@ def extension() -> tuple[list[Extension], dict[str, type]]:
     )
     if toolkit is None and os.environ.get("FORCE_CUDA") == "1":
         sys.exit(
-            f"error: FORCE_CUDA=1 needs the CUDA toolkit of torch, {torch.version.cuda}; set CUDA_HOME, or install nvidia-cuda-nvcc"
+            f"error: FORCE_CUDA=1 needs the CUDA toolkit of torch, {torch.version.cuda}; set CUDA_HOME, or install nvidia-cuda-nvcc, "
+            "nvidia-nvvm, nvidia-cuda-crt, nvidia-cuda-runtime and nvidia-cuda-cccl of that version"
         )
     sources = sorted(CSRC.glob("*.cpp"))
     macros: list[tuple[str, str | None]] = [("TORCH_TARGET_VERSION", TORCH_FLOOR)]
@@ -129,6 +155,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
+    classifiers=[f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13, 14)],
     # recipes/ and k8s/job/ hold YAML alone; they are installed beside components/, which looks for them there.
     packages=[*find_packages(include=["components*", "cuda_ops*", "model*", "pipelines*"]), "recipes", "k8s.job"],
     package_data={
