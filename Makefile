@@ -4,6 +4,12 @@
 .PHONY: help venv demo test test-slow test-family gpu-test gpu-check sanitize mutate lint ui bench screenshots image image-cpu lock clean
 VENV := .venv
 BIN := $(VENV)/bin
+PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check
+# TORCH=cpu: where PyTorch has its wheels for CPUs, and what of the lock only the others need. nvidia-ml-py reads a GPU's load and stays.
+# An environment remembers it: it is not replaced by CUDA's when the lock changes.
+TORCH ?= $(shell cat $(VENV)/.torch 2> /dev/null)
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+OF_CUDA := torch==|torchvision==|triton==|cuda-|nvidia-(cu|nccl|nv)
 PORT ?= 5000
 DOCKER ?= docker
 IMAGE ?= maskrcnn:dev
@@ -25,17 +31,26 @@ endif
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-venv: $(VENV)/.built  ## .venv with the locked packages and this one; PYTHON=… picks the interpreter (3.11 or 3.12)
+venv: $(VENV)/.built  ## .venv with the locked packages and this one; PYTHON=… picks the interpreter (3.11 to 3.14), TORCH=cpu torch without CUDA
 
+# The machine's own python3 comes first. Debian's has ensurepip, which venv needs, in a package of its own.
 $(VENV)/.installed: requirements.lock setup.py
-	@python="$(PYTHON)"; [ "$$python" ] || for name in python3.12 python3.11 python3; do \
-	  $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null && python=$$name && break; \
+	@case "$(TORCH)" in cpu | "") ;; *) echo "error: TORCH must be cpu or nothing, got $(TORCH)"; exit 1 ;; esac
+	@python="$(PYTHON)"; [ "$$python" ] || for name in python3 python3.14 python3.13 python3.12 python3.11; do \
+	  $$name -c 'import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2> /dev/null && python=$$name && break; \
 	done; \
-	[ "$$python" ] || { echo "error: no Python 3.11 or 3.12 on PATH; install one, or name it: make venv PYTHON=/path/to/python"; exit 1; }; \
-	echo "installing into $(VENV) with $$python: about 5 GB, some minutes"; \
+	[ "$$python" ] || { echo "error: no Python 3.11 to 3.14 with the module ensurepip on PATH; install one (on Debian and Ubuntu" \
+	  "python3 and python3-venv), or name it: make venv PYTHON=/path/to/python"; exit 1; }; \
+	echo "installing into $(VENV) with $$python: about $(if $(TORCH),1,5) GB, some minutes"; \
 	[ -x $(BIN)/pip ] || "$$python" -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.lock
-	CUDA_OPS=0 $(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+ifeq ($(TORCH),cpu)
+	grep -E '^(torch|torchvision)==' requirements.lock | $(PIP_INSTALL) --no-deps --index-url $(TORCH_INDEX) -r /dev/stdin
+	grep -vE '^($(OF_CUDA))' requirements.lock | $(PIP_INSTALL) -r /dev/stdin
+else
+	$(PIP_INSTALL) -r requirements.lock
+endif
+	@echo $(TORCH) > $(VENV)/.torch
+	CUDA_OPS=0 $(PIP_INSTALL) --no-deps --no-build-isolation -e .
 	@# .dvc/config says no_scm, so that `dvc repro` works in a tree without git; with git, DVC may use it.
 	@if [ -e .git ]; then $(BIN)/dvc config --local core.no_scm false; fi
 	@touch $@

@@ -178,7 +178,7 @@ def test_each_epoch_has_an_order_of_its_own(sized_index: CocoIndex, coco_data: D
     assert len({*epochs, tuple(range(19))}) == 7
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, where alone workers are forked")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 def test_workers_are_forked_whatever_the_default_of_this_python(sized_index: CocoIndex):
     """forkserver is the default of Python 3.14; spawn nobody's on Linux, so whoever set it wanted it."""
     data = DataConfig(workers=1)

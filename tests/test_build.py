@@ -1,0 +1,149 @@
+"""What `make venv` installs and which CUDA toolkit setup.py takes, by running both with stand-ins for pip and for nvcc."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+from packaging.requirements import Requirement
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+# Writes what it is told to, and what it is told to read from standard input.
+RECORDER = """#!/bin/sh
+echo "$@" >> "$RECORD"
+case "$*" in */dev/stdin) sed 's/^/  /' >> "$RECORD" ;; esac
+"""
+# Knows its folder, as nvcc does, by the profile that lies beside it; and compiles nothing.
+NVCC = """#!/bin/sh
+here=$(dirname "$0")
+case "$1" in
+  --dryrun) [ -f "$here/nvcc.profile" ] && echo "#$ TOP=$here/.." >&2 ;;
+  --version) echo "Cuda compilation tools, release {release}, V{release}.1" ;;
+  *) echo "cc1plus: fatal error: cuda_runtime.h: No such file or directory" >&2; exit 1 ;;
+esac
+"""
+
+
+def script(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def installed(tmp_path: Path):
+    """Lines that `make venv` gives to Python, with what it reads indented below; into an environment that does nothing."""
+
+    def run(*arguments: str) -> list[str]:
+        venv, record = tmp_path / "venv", tmp_path / "record"
+        record.write_text("")
+        for name in ("python", "pip", "dvc"):
+            script(venv / "bin" / name, RECORDER)
+        environment = {**os.environ, "RECORD": str(record), "FORCE_CUDA": "0"}
+        done = subprocess.run(
+            ["make", "venv", f"VENV={venv}", f"PYTHON={sys.executable}", *arguments],
+            cwd=REPOSITORY,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return record.read_text().splitlines()
+
+    return run
+
+
+def lock() -> set[str]:
+    return {
+        line
+        for line in (REPOSITORY / "requirements.lock").read_text().splitlines()
+        if line and not line.startswith("#")
+    }
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_torch_for_cpus_comes_from_its_own_index_and_nothing_of_cuda_with_it(installed) -> None:
+    lines = installed("TORCH=cpu")
+    first, second = (i for i, line in enumerate(lines) if line.endswith("-r /dev/stdin"))
+    assert "--no-deps --index-url https://download.pytorch.org/whl/cpu " in lines[first]
+    assert "index-url" not in lines[second]
+    given = [{line.strip() for line in lines[i + 1 :] if line.startswith("  ")} for i in (first, second)]
+    torches = {line for line in lock() if re.match("torch(vision)?==", line)}
+    assert set(lines[first + 1 : second]) == {f"  {line}" for line in torches}
+    assert len(torches) == 2
+    # Version specifiers without a local part take wheels with one: 2.15.0+cpu.
+    assert all(next(iter(Requirement(line).specifier)).contains(f"{line.partition('==')[2]}+cpu") for line in torches)
+    rest = lock() - given[1]
+    assert {line.partition("==")[0] for line in rest - torches} >= {
+        "triton",
+        "cuda-toolkit",
+        "nvidia-cublas",
+        "nvidia-nccl-cu13",
+    }
+    assert all(re.match("torch|triton|cuda-|nvidia-", line) for line in rest)
+    assert {line.partition("==")[0] for line in given[1] if line.startswith("nvidia-")} == {"nvidia-ml-py"}
+    assert installed("--always-make") == lines  # the environment stays what it is when the lock changes
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_the_whole_lock_is_installed_unless_something_else_is_asked(installed) -> None:
+    lines = installed()
+    assert [line for line in lines if line.endswith("-r requirements.lock")] == [
+        "-m pip install --disable-pip-version-check -r requirements.lock"
+    ]
+    assert not any("/dev/stdin" in line for line in lines)
+    with pytest.raises(AssertionError, match="TORCH must be cpu or nothing, got gpu"):
+        installed("TORCH=gpu", "--always-make")
+
+
+def set_up(**environment: str) -> subprocess.Popen[str]:
+    """setup.py up to where it would build."""
+    return subprocess.Popen(
+        [sys.executable, "setup.py", "--version"],
+        cwd=REPOSITORY,
+        env={**os.environ, "FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "9.0", **environment},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.skipif(torch.version.cuda is None or not shutil.which("c++"), reason="needs c++, and torch with CUDA")
+def test_a_folder_with_nvcc_alone_is_no_toolkit(tmp_path: Path) -> None:
+    """The toolkit is what nvcc calls its top, wherever the script lies that calls nvcc, and only if it compiles a kernel."""
+    major = torch.version.cuda.partition(".")[0]
+    cases = {
+        "empty": "it has no bin/nvcc",
+        "old": r"torch was built with CUDA \S+, its nvcc says Cuda compilation tools, release 9.2",
+        "bare": "its nvcc compiles nothing: cc1plus: fatal error: cuda_runtime.h: No such file or directory",
+    }
+    (tmp_path / "empty").mkdir()
+    for name, release in (("old", "9.2"), ("bare", f"{major}.0")):
+        script(tmp_path / name / "bin" / "nvcc", NVCC.format(release=release))
+        (tmp_path / name / "bin" / "nvcc.profile").touch()
+    (tmp_path / "link" / "bin").mkdir(parents=True)
+    (tmp_path / "link" / "bin" / "nvcc").symlink_to(tmp_path / "bare" / "bin" / "nvcc")
+    runs = {name: set_up(CUDA_HOME=str(tmp_path / ("link" if name == "bare" else name))) for name in cases}
+    for name, reason in cases.items():
+        said = runs[name].communicate()[1]
+        assert re.search(f"cuda_ops: {tmp_path / name} is passed over: {reason}", said), said
+
+
+@pytest.mark.skipif(
+    not list(Path(sysconfig.get_path("purelib"), "nvidia").glob("cu*/bin/nvcc")) or not shutil.which("c++"),
+    reason="needs c++, and nvcc of nvidia-cuda-nvcc",
+)
+def test_a_script_that_calls_nvcc_leads_to_its_toolkit(tmp_path: Path) -> None:
+    nvcc = sorted(Path(sysconfig.get_path("purelib"), "nvidia").glob("cu*/bin/nvcc"))[-1]
+    script(tmp_path / "bin" / "nvcc", f'#!/bin/sh\nexec {nvcc} "$@"\n')
+    run = set_up(CUDA_HOME=str(tmp_path))
+    said = run.communicate()[1]
+    assert run.returncode == 0
+    assert f"CUDA by {nvcc.resolve().parents[1]} for 9.0" in said
+    assert "passed over" not in said
