@@ -1,7 +1,7 @@
 # `make` lists what can be done. Everything runs in .venv, which is made from requirements.lock on first use. CUDA kernels are
 # compiled for the GPUs of this machine; FORCE_CUDA=1 compiles them without one, for TORCH_CUDA_ARCH_LIST.
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-family gpu-test gpu-check sanitize mutate lint ui bench screenshots image image-cpu lock clean
+.PHONY: help venv demo test test-slow test-family gpu-test gpu-check sanitize mutate floor lint ui bench screenshots image image-cpu lock clean
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check
@@ -83,6 +83,9 @@ sanitize: venv  ## the tests of the operators on the CPU under AddressSanitizer;
 
 mutate: venv  ## mistakes put into a copy of the code, one at a time, to see that tests notice: FILES=model/postprocess.py SAMPLE=200 SEED=0
 	$(BIN)/python .ci/mutate.py --sample $(SAMPLE) --seed $(SEED) $(FILES)
+
+floor:  ## builds and tests the operators on the oldest and the newest torch and nvcc, in environments of their own (12 GB for a while)
+	PYTHON=$(or $(PYTHON),python3) .ci/floor
 
 lint: venv  ## format, lint, types
 	$(BIN)/ruff format --check .
