@@ -274,12 +274,18 @@ def test_plan_is_every_combination() -> None:
 
 def test_phases_of_float32_are_not_those_of_tf32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process may have been told to use TF32, or to repeat every bit."""
-    for products in (torch.backends.cuda.matmul, torch.backends.cudnn.conv):
-        monkeypatch.setattr(products, "fp32_precision", "tf32")
+    products = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    before = [each.fp32_precision for each in products]
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
-    benchmark_phases.measure(small_config(tmp_path))
-    assert torch.backends.cuda.matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == "ieee"
-    assert torch.backends.cudnn.benchmark
+    try:
+        for each in products:
+            each.fp32_precision = "tf32"
+        benchmark_phases.measure(small_config(tmp_path))
+        assert [each.fp32_precision for each in products] == ["ieee", "ieee"]
+        assert torch.backends.cudnn.benchmark
+    finally:
+        for each, precision in zip(products, before, strict=True):
+            each.fp32_precision = precision
 
 
 def test_phases_make_up_the_step(tmp_path: Path) -> None:
