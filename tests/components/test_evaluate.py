@@ -16,6 +16,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+import cuda_ops
 from components import evaluate, train
 from components.config import Config, save_config
 from components.trained import load_trained
@@ -100,7 +101,7 @@ def test_prediction_tensors_agree_with_the_results(
 ) -> None:
     folder = trained_run.train.output_dir / "inference"
     tensors = torch.load(folder / "predictions.pth", weights_only=True)
-    results = json.loads((folder / "bbox.json").read_text())
+    results, masks_found = (json.loads((folder / f"{name}.json").read_text()) for name in ("bbox", "segm"))
     index = CocoIndex.open(trained_run.data.prepared_dir, "val")
     assert {image["image_id"] for image in tensors} == set(index.image_ids.tolist())
     for image in tensors:
@@ -112,6 +113,11 @@ def test_prediction_tensors_agree_with_the_results(
             index.category_ids[k - 1] for k in image["labels"].tolist()
         ]
         assert image["mask_probs"].shape == (len(own), 28, 28)
+        codes = cuda_ops.encode_masks(
+            image["mask_probs"], image["boxes"], image["size"], conventions=trained_run.model.conventions
+        )
+        masks = [result["segmentation"]["counts"] for result in masks_found if result["image_id"] == image["image_id"]]
+        assert masks == [code["counts"].decode() for code in codes]
 
 
 def test_saved_scores_equal_the_report(

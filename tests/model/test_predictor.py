@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from model.config import DataConfig, ModelConfig
+import cuda_ops
+from model.config import Conventions, DataConfig, ModelConfig
 from model.data.collate import collate
 from model.data.dataset import Sample
 from model.data.transforms import Pixels, resize_image
@@ -61,6 +62,32 @@ def test_an_object_lies_where_it_is_in_the_file_and_has_the_name_of_its_label(
         assert {tuple(found["segmentation"]["size"]) for found in objects} == {(height, width)}
         labels_found |= set(labels)
     assert labels_found == {1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("conventions", ["detectron2", "torchvision"])
+def test_masks_are_pasted_by_the_conventions_of_the_network(
+    tiny_config: Callable[..., ModelConfig], images: dict[int, Pixels], conventions: Conventions
+) -> None:
+    torch.manual_seed(0)
+    config = tiny_config(score_threshold=0.01, detections_per_image=40, conventions=conventions)
+    network = MaskRCNN(config, len(NAMES)).eval()
+    (height, width), size = SIZES[7]
+    ((_, objects),) = Predictor(network, DATA, "float32", NAMES, IDS).objects(
+        [(7, images[7])], batch_size=1, score_threshold=0.0
+    )
+    expected = seen(network, images[7], size)
+    boxes = torch.tensor([found["bbox"] for found in objects])
+    found = [found["segmentation"]["counts"].encode() for found in objects]
+    coded = {
+        name: [
+            code["counts"]
+            for code in cuda_ops.encode_masks(expected.mask_probs[0], boxes, (height, width), conventions=name)
+        ]
+        for name in ("detectron2", "torchvision")
+    }
+    agreeing = {name: sum(a == b for a, b in zip(found, coded[name], strict=True)) for name in coded}
+    assert agreeing[conventions] >= 0.9 * len(objects)  # a box went through COCO's x, y, width, height
+    assert sum(agreeing.values()) < 1.5 * len(objects)
 
 
 def test_objects_below_the_threshold_are_left_out_and_one_just_at_it_stays(
