@@ -1,7 +1,7 @@
 # `make` lists what can be done. Everything runs in .venv, which is made from requirements.lock on first use. CUDA kernels are
 # compiled for the GPUs of this machine; FORCE_CUDA=1 compiles them without one, for TORCH_CUDA_ARCH_LIST.
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-family gpu-test gpu-check sanitize mutate floor lint ui bench screenshots image image-cpu lock clean
+.PHONY: help venv demo test test-slow test-family gpu-test gpu-check gpu-kit sanitize mutate floor lint ui bench screenshots image image-cpu lock clean
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check
@@ -75,8 +75,11 @@ test-family: venv  ## each member of the network family learns four images by he
 gpu-test: venv  ## tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
-gpu-check: venv  ## all that needs a GPU in one call: build, tests, sanitizers, benchmarks, AP of the demo
-	PYTHON=$(BIN)/python .ci/gpu
+gpu-check: venv  ## the GPU session here, 8 minutes: tests, AP of the demo, benchmarks, sanitizers; build/gpu/summary.md (docs/gpu.md)
+	KIT=none PYTHON=$(CURDIR)/$(BIN)/python .ci/gpu/session
+
+gpu-kit: venv  ## build/gpu_kit, what a GPU machine without network or nvcc needs beside the checkout (docs/gpu.md)
+	PYTHON=$(CURDIR)/$(BIN)/python .ci/gpu/make_kit
 
 sanitize: venv  ## the tests of the operators on the CPU under AddressSanitizer; needs g++
 	PYTHON=$(BIN)/python .ci/sanitize

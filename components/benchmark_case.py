@@ -58,6 +58,7 @@ class Case(Section):
     width: int
     warmup: int
     steps: int
+    steps_per_wait: int = 1
     device: str
     model: ModelConfig
     compile: bool = False  # train.compile, of ours
@@ -68,29 +69,32 @@ class Case(Section):
 class Measurement(Section):
     """What was measured."""
 
-    step_s: dict[str, list[float]]  # by network
+    step_s: dict[str, list[float]]  # by network; of steps_per_wait steps their mean
     peak_memory_mib: float | None  # see PeakMemory
 
 
 def measure(case: Case) -> Measurement:
     """Build the networks, warm up, then step them in turn, so that a slow moment of the machine hits both."""
     device = pick_device(case.device)
-    set_float32_products(device, case.dtype)
-    set_determinism(False)
     memory = PeakMemory(device)
-    torch.manual_seed(0)
-    ours = MaskRCNN(case.model, NUM_CLASSES).to_device(device)
-    batch = calibrate(ours, case, device)
-    steps = _steps(case, ours, batch)
-    del ours
+    steps = build_steps(case, device)
     memory.forget_peak()  # calibration is over
     step_s: dict[str, list[float]] = {name: [] for name in case.networks}
     for number in range(case.warmup + case.steps):
         for name in case.networks:
-            duration_s = _timed(steps[name], device)
+            duration_s = _timed(steps[name], device, 1 if number < case.warmup else case.steps_per_wait)
             if number >= case.warmup:
                 step_s[name].append(duration_s)
     return Measurement(step_s=step_s, peak_memory_mib=memory.peak_mib())
+
+
+def build_steps(case: Case, device: torch.device) -> dict[Name, Callable[[], object]]:
+    """One callable for each network that takes one step, in the case's precision, which is then that of the whole process."""
+    set_float32_products(device, case.dtype)
+    set_determinism(False)
+    torch.manual_seed(0)
+    ours = MaskRCNN(case.model, NUM_CLASSES).to_device(device)
+    return _steps(case, ours, calibrate(ours, case, device))
 
 
 def _steps(case: Case, ours: MaskRCNN, batch: Batch) -> dict[Name, Callable[[], object]]:
@@ -154,14 +158,16 @@ def training_of(case: Case) -> TrainConfig:
     )
 
 
-def _timed(step: Callable[[], object], device: torch.device) -> float:
+def _timed(step: Callable[[], object], device: torch.device, steps: int) -> float:
+    """Mean seconds of some steps, the device waited for before and after them."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     began = time.perf_counter()
-    step()
+    for _ in range(steps):
+        step()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - began
+    return (time.perf_counter() - began) / steps
 
 
 class PeakMemory:

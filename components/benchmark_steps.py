@@ -30,7 +30,10 @@ def measure(config: Config) -> dict[str, Any]:
     Raises:
         BenchmarkError: if a case cannot be run, for want of memory say.
     """
-    return {"classes": NUM_CLASSES, "cases": [row for case in plan(config) for row in measure_case(case)]}
+    return {
+        "classes": NUM_CLASSES,
+        "cases": [row for case in plan(config) for row in measure_case(case, config.benchmark.memory)],
+    }
 
 
 def plan(config: Config) -> list[Case]:
@@ -62,6 +65,7 @@ def case(config: Config, **choices: Any) -> Case:
         width=benchmark.width_px or width,
         warmup=benchmark.warmup,
         steps=benchmark.steps,
+        steps_per_wait=benchmark.steps_per_wait,
         device=config.train.device,
         model=config.model,
         compile=config.train.compile,
@@ -70,12 +74,14 @@ def case(config: Config, **choices: Any) -> Case:
     )
 
 
-def measure_case(case: Case) -> list[dict[str, Any]]:
+def measure_case(case: Case, has_memory: bool = True) -> list[dict[str, Any]]:
     """One row for each network: times from a common process, memory from one of its own."""
     timed = in_fresh_process(case)
     rows = []
     for name in case.networks:
-        memory = in_fresh_process(alone(case, name)) if len(case.networks) > 1 else timed
+        memory_mib = timed.peak_memory_mib if len(case.networks) == 1 else None
+        if has_memory and len(case.networks) > 1:
+            memory_mib = in_fresh_process(alone(case, name)).peak_memory_mib
         median, p90, p99 = np.percentile(timed.step_s[name], (50, 90, 99)).tolist()
         rows.append(
             {
@@ -89,7 +95,7 @@ def measure_case(case: Case) -> list[dict[str, Any]]:
                 "cuda_graph": case.cuda_graph and name == "ours",
                 "images_per_s": case.batch / median,
                 "step_s": {"median": median, "p90": p90, "p99": p99},
-                "peak_memory_mib": memory.peak_memory_mib,
+                "peak_memory_mib": memory_mib,
             }
         )
     return with_ratios(rows)
@@ -99,7 +105,12 @@ def alone(case: Case, name: Name) -> Case:
     """The case that tells the memory of one network: its first steps, to a graph's first replay."""
     is_graphed = case.cuda_graph and case.mode == "train" and name == "ours"
     return case.model_copy(
-        update={"networks": (name,), "warmup": 0, "steps": _GRAPHED_STEPS if is_graphed else _MEMORY_STEPS}
+        update={
+            "networks": (name,),
+            "warmup": 0,
+            "steps_per_wait": 1,
+            "steps": _GRAPHED_STEPS if is_graphed else _MEMORY_STEPS,
+        }
     )
 
 

@@ -42,7 +42,9 @@ class BenchmarkConfig(Section):
     batch_sizes: tuple[PositiveInt, ...] = (2,)
     dtypes: tuple[Literal["float32", "tf32", "bfloat16", "float16"], ...] = ("float32",)
     warmup: NonNegativeInt = 2
-    steps: PositiveInt = 10
+    steps: PositiveInt = 10  # timed: each, or as many groups of steps_per_wait
+    steps_per_wait: PositiveInt = 1  # more: steps follow one another without a wait for the device, as in training
+    memory: bool = True  # of several networks, each measured alone, in a process of its own
     height_px: NonNegativeInt = 0  # of the synthetic images; 0 takes the first bucket
     width_px: NonNegativeInt = 0
     torchvision: bool = True  # time torchvision's model in the same run

@@ -162,7 +162,9 @@ def test_masks_for_torchvision_fill_the_boxes_of_the_outlines() -> None:
 
 @pytest.mark.parametrize("mode", ["train", "inference"])
 def test_all_networks_are_stepped_and_timed(mode: str) -> None:
-    measured = measure(small_case(mode=mode, networks=("ours", "torchvision", "torchvision NHWC"), warmup=1, steps=3))
+    measured = measure(
+        small_case(mode=mode, networks=("ours", "torchvision", "torchvision NHWC"), warmup=1, steps=3, steps_per_wait=2)
+    )
     counts = {name: len(times) for name, times in measured.step_s.items()}
     assert counts == {"ours": 3, "torchvision": 3, "torchvision NHWC": 3}
     assert all(time_s > 0 for times in measured.step_s.values() for time_s in times)

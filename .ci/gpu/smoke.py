@@ -1,0 +1,132 @@
+"""Does anything run at all: `python .ci/gpu/smoke.py cuda`. Each operator beside its reference and at full size beside the CPU's, then a small
+training step of each dtype.
+
+A failure is told and the others go on; the exit status is the number of failures. The device is waited for after each check, so that a kernel
+that fails is named. On `cpu` the script itself is tried.
+"""
+
+import sys
+import time
+import traceback
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+import cuda_ops
+from components.benchmark_case import Case, build_steps
+from components.config import load_config
+from cuda_ops import benchmark, library
+from cuda_ops.selfcheck import CHECKS, differences
+
+CPU, DEVICE = torch.device("cpu"), torch.device(sys.argv[1])
+LOST = (
+    "illegal",
+    "misaligned",
+    "device-side",
+    "unspecified launch",
+)  # words of errors after which CUDA answers nothing more
+Check = Callable[[], str | None]  # what is wrong
+failures: list[str] = []
+
+
+def check(name: str, call: Check) -> None:
+    """Run one check, say how it went, and go on unless CUDA's context is lost."""
+    began = time.perf_counter()
+    try:
+        told = call()
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+    except Exception as error:
+        told = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        traceback.print_exc(limit=3)
+    print(f"{'FAIL' if told else 'ok  '} {name:52} {time.perf_counter() - began:6.2f} s {told or ''}", flush=True)
+    if told:
+        failures.append(name)
+        if DEVICE.type == "cuda" and any(word in told for word in LOST):
+            print("FAIL the CUDA context is lost: the rest cannot be tried in this process", flush=True)
+            sys.exit(len(failures))
+
+
+def far(got: Tensor | tuple[Tensor, ...], want: Tensor | tuple[Tensor, ...], tolerance: float = 1e-4) -> str | None:
+    """How two results differ, if they do."""
+    pairs = zip(got, want, strict=True) if isinstance(got, tuple) else [(got, want)]
+    for one, other in pairs:
+        try:
+            torch.testing.assert_close(one.cpu().float(), other.cpu().float(), rtol=tolerance, atol=tolerance)
+        except AssertionError as error:
+            return " ".join(str(error).split())[:250]
+    return None
+
+
+def full_size(make: Callable[[torch.device], benchmark.Case]) -> str | None:
+    """An operator's benchmark on the device beside the CPU's."""
+    got, want = make(DEVICE).ours(), make(CPU).ours()
+    if isinstance(want, list):
+        return None if got == want else f"{sum(a != b for a, b in zip(got, want, strict=True))} of {len(want)} differ"
+    return far(got, want)
+
+
+def roi_align(dtype: torch.dtype, deterministic: bool) -> str | None:
+    """Forward and backward, the device's in its dtype beside the CPU's in float32."""
+    torch.manual_seed(0)
+    levels = [torch.randn(2, 64, height, width) for height, width in benchmark.LEVEL_SHAPES[:4]]
+    boxes = benchmark.random_boxes(2, 40, device=CPU)
+    results = []
+    for device, kind in ((CPU, torch.float32), (DEVICE, dtype)):
+        features = [level.to(device, kind, memory_format=torch.channels_last).requires_grad_() for level in levels]
+        torch.use_deterministic_algorithms(deterministic and device == DEVICE)
+        out = cuda_ops.multilevel_roi_align(
+            features, boxes.to(device), image_size=benchmark.IMAGE_SIZE, output_size=7, sampling_ratio=0, aligned=True
+        )
+        results.append((out.detach(), *torch.autograd.grad(out, features, torch.ones_like(out))))
+        torch.use_deterministic_algorithms(False)
+    return far(results[1], results[0], {torch.bfloat16: 0.15, torch.float16: 0.05}.get(dtype, 1e-3))
+
+
+def training_step(dtype: str) -> str | None:
+    """Two steps of a small network: is anything not finite, or skipped?"""
+    overrides = ["model.weights=none", "model.freeze_stages=2", "model.backbone=resnet18"]
+    model = load_config("recipes/coco2017_r50_fpn_1x.yaml", overrides).model
+    case = Case(
+        mode="train", networks=("ours",), dtype=dtype, batch=2, height=128, width=160, warmup=0, steps=1,
+        device=str(DEVICE), model=model,
+    )  # fmt: skip
+    step = build_steps(case, DEVICE)["ours"]
+    outcomes = [step(), step()]
+    losses = {name: value.item() for outcome in outcomes for name, value in outcome.losses.items()}
+    print("     ", dtype, losses, flush=True)
+    if any(value != value for value in losses.values()):
+        return "a loss is nan"
+    return "skipped" if outcomes[1].skipped.item() and dtype != "float16" else None  # whose first scales overflow
+
+
+def main() -> None:
+    """All checks, from the smallest to the largest."""
+    print(library.PATH, torch.ops.cuda_ops.build_info() if library.HAS_CPU else "not compiled", torch.__version__)
+    if DEVICE.type == "cuda" and not library.HAS_CUDA:
+        sys.exit("FAIL the library has no CUDA kernels")
+    for name in CHECKS:
+        check(name, lambda name=name: differences(name, DEVICE))
+    cases = {
+        "generate_anchors": benchmark.anchor_case, "box_iou": benchmark.iou_case, "select_proposals": benchmark.proposal_case,
+        "match_boxes": lambda device: benchmark.match_case(64, device),
+        "batched_nms": lambda device: benchmark.nms_case(8819, 5, device),
+        "rasterize_polygons": benchmark.rasterize_case,
+        "encode_masks": lambda device: benchmark.encode_case(device, "detectron2"),
+    }  # fmt: skip
+    for name, make in cases.items():
+        check(f"{name}, full size, beside the CPU's", lambda make=make: full_size(make))
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for deterministic in (False, True):
+            told = f"multilevel_roi_align {dtype}{', deterministic' if deterministic else ''}"
+            check(told, lambda dtype=dtype, deterministic=deterministic: roi_align(dtype, deterministic))
+    for dtype in ("float32", "bfloat16", "float16"):
+        check(f"training step {dtype}", lambda dtype=dtype: training_step(dtype))
+    print(f"{len(failures)} failures", flush=True)
+    sys.exit(min(len(failures), 90))
+
+
+if __name__ == "__main__":
+    with cuda_ops.backend("compiled"):
+        main()

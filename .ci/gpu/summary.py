@@ -1,0 +1,154 @@
+"""A session in Markdown, to be pasted into docs/measurements.md: `python .ci/gpu/summary.py OUT`. A part that cannot be told says why."""
+
+import datetime
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+OUT = Path(sys.argv[1])
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Rows in Markdown; nothing where there are none."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *lines]) if lines else ""
+
+
+def log(name: str) -> list[str]:
+    """The lines that a step wrote."""
+    path = OUT / "logs" / f"{name}.txt"
+    return path.read_text(errors="replace").splitlines() if path.is_file() else []
+
+
+def benchmarks() -> dict[str, dict[str, Any]]:
+    """benchmark.json of each step that measured the network."""
+    return {path.parent.name: json.loads(path.read_text()) for path in sorted(OUT.glob("*/benchmark.json"))}
+
+
+def machine() -> str:
+    from components.environment import environment
+
+    made = environment()
+    hardware, versions = made["hardware"], made["versions"]
+    told = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    return (
+        f"{datetime.datetime.now(datetime.UTC).date()}, commit {made['commit']}, {hardware['gpu'] or hardware['cpu']}, "
+        f"{hardware['cores']} cores; {told}.\n`.ci/gpu/session`; steps of the network are waited for in groups of `benchmark.steps_per_wait`."
+    )
+
+
+def steps() -> str:
+    lines = (OUT / "steps.txt").read_text().splitlines()
+    return table(["step", "", "s", "at s"], [line.split(" | ") for line in lines])
+
+
+def smoke() -> str:
+    lines = log("smoke")
+    told = [line for line in lines if line.startswith("FAIL")] + lines[-1:]
+    return "\n".join(f"- {line[:250]}" for line in told)
+
+
+def tests() -> str:
+    told = []
+    for name in ("tests_model", "tests_operators"):
+        lines = log(name)
+        bad = [line for line in lines if line.startswith(("FAILED", "ERROR", "E   "))][:30]
+        ends = [line for line in lines if re.search(r"\d+ (passed|failed|error|deselected)|tests? collected", line)][
+            -1:
+        ]
+        told += [f"- {name}: {line.strip('= ')[:250]}" for line in (*bad, *ends)]
+    return "\n".join(told)
+
+
+def demo() -> str:
+    rows = []
+    for path in sorted(OUT.glob("evaluation_*.json")):
+        found = json.loads(path.read_text())
+        rows.append([path.stem.removeprefix("evaluation_"), *(f"{found[kind]['AP']:.3f}" for kind in ("bbox", "segm"))])
+    return table(["demo", "box AP", "mask AP"], rows)
+
+
+def network(mode: str) -> str:
+    from components import tables
+
+    today = str(datetime.datetime.now(datetime.UTC).date())
+    records = [{"name": name, "benchmark": {"date": today, **report}} for name, report in benchmarks().items()]
+    return tables.training_table(records) if mode == "train" else tables.inference_table(records)
+
+
+def torchvision() -> str:
+    rows = [
+        [
+            f"{case['mode']} {case['dtype']} ×{case['batch']}", "channels-last" if case["model"].endswith("NHWC") else "NCHW", f"{case['images_per_s']:.4g}",
+            f"{1e3 * case['step_s']['median']:.2f} ms",
+        ]
+        for report in benchmarks().values()
+        for case in (report.get("steps") or {}).get("cases", [])
+        if case["model"] != "ours"
+    ]  # fmt: skip
+    return table(["torchvision's", "memory format", "images/s", "median step"], rows)
+
+
+def phases() -> str:
+    rows = []
+    for report in (found["phases"] for found in benchmarks().values() if "phases" in found):
+        rows += [
+            [name, f"{1e3 * seconds:.2f}", f"{100 * seconds / report['step_s']:.0f}"]
+            for name, seconds in report["phases"].items()
+        ]
+        rows.append(["step", f"{1e3 * report['step_s']:.2f}", "100"])
+        rows.append(["floor", f"{1e3 * report['floor_s']:.2f}", f"{100 * report['floor_s'] / report['step_s']:.0f}"])
+    return table(["phase", "ms", "%"], rows)
+
+
+def profile() -> str:
+    path = OUT / "profile.md"
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+
+
+def operators() -> str:
+    path = OUT / "operators.jsonl"
+    rows = []
+    for one in map(json.loads, path.read_text().splitlines() if path.is_file() else []):
+        ours, reference, rival = (1e3 * one[name] for name in ("compiled", "reference", "rival"))
+        rows.append(
+            [
+                one["case"],
+                f"{ours:.3f} ms",
+                f"{reference:.3f} ms",
+                f"{one['rival_name']} {rival:.3f} ms",
+                f"{rival / ours:.1f}×",
+            ]
+        )
+    return table(["operator", "compiled", "plain torch", "rival", ""], rows)
+
+
+def sanitizers() -> str:
+    words = re.compile(r"ERROR SUMMARY|RACECHECK SUMMARY|Invalid|hazard|differs|Error:")
+    told = [(name, line) for name in ("memcheck", "racecheck") for line in log(name) if words.search(line)]
+    return "\n".join(f"- {name}: {line.strip('= ')[:200]}" for name, line in told[-25:])
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "Machine": machine, "Steps": steps, "Smoke": smoke, "Tests": tests, "Demo": demo, "Training": lambda: network("train"),
+    "Inference": lambda: network("inference"), "torchvision's network": torchvision, "Phases": phases, "Kernels of a step": profile,
+    "Operators": operators, "Sanitizers": sanitizers,
+}  # fmt: skip
+
+
+def main() -> None:
+    """Each part below its title; parts that have nothing to tell are left out."""
+    for title, tell in PARTS.items():
+        try:
+            text = tell()
+        except Exception as error:  # the others are told all the same
+            text = f"Cannot be told: {type(error).__name__}: {error}"
+        if text:
+            print(f"### {title}\n\n{text}\n")
+
+
+if __name__ == "__main__":
+    main()
