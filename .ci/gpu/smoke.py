@@ -121,7 +121,7 @@ def main() -> None:
         for deterministic in (False, True):
             told = f"multilevel_roi_align {dtype}{', deterministic' if deterministic else ''}"
             check(told, lambda dtype=dtype, deterministic=deterministic: roi_align(dtype, deterministic))
-    for dtype in ("float32", "bfloat16", "float16"):
+    for dtype in ("float32", "bfloat16", *(["float16"] if DEVICE.type == "cuda" else [])):  # it takes minutes on a CPU
         check(f"training step {dtype}", lambda dtype=dtype: training_step(dtype))
     print(f"{len(failures)} failures", flush=True)
     sys.exit(min(len(failures), 90))
