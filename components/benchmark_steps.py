@@ -60,10 +60,11 @@ def first_training_case(config: Config) -> Case:
 def case(config: Config, **choices: Any) -> Case:
     """A case of the configured network, image size and number of steps."""
     benchmark, (height, width) = config.benchmark, config.data.buckets[0]
+    least_warmup = WARMUP_STEPS + 1 if config.train.cuda_graph else 0  # a graph is captured then
     return Case(
         height=benchmark.height_px or height,
         width=benchmark.width_px or width,
-        warmup=benchmark.warmup,
+        warmup=max(benchmark.warmup, least_warmup),
         steps=benchmark.steps,
         steps_per_wait=benchmark.steps_per_wait,
         device=config.train.device,

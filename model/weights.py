@@ -130,7 +130,7 @@ def _load_coco(
 
 
 def _fetch(weights: object) -> dict[str, Tensor]:
-    """Torchvision's file, its hash checked, from its cache or the network."""
+    """Torchvision's file, from its cache, or from the network, where its hash is checked."""
     url = str(weights.url)  # type: ignore[attr-defined]
     try:
         return torch.hub.load_state_dict_from_url(url, check_hash=True, map_location="cpu", weights_only=True)

@@ -252,6 +252,13 @@ def test_ratios_are_to_the_faster_of_torchvisions_memory_formats() -> None:
     assert benchmark_steps.with_ratios(rows[:1])[0]["ratio_to_torchvision"] is None
 
 
+def test_graphed_steps_are_timed_after_their_capture() -> None:
+    config = small_config(Path())
+    graphed = config.model_copy(update={"train": config.train.model_copy(update={"cuda_graph": True})})
+    assert {case.warmup for case in benchmark_steps.plan(config)} == {1}
+    assert {case.warmup for case in benchmark_steps.plan(graphed)} == {WARMUP_STEPS + 1}
+
+
 def test_memory_of_graphed_steps_is_taken_after_a_replay() -> None:
     graphed, plain = small_case(cuda_graph=True), small_case()
     assert benchmark_steps.alone(graphed, "ours").steps == WARMUP_STEPS + 2
