@@ -49,7 +49,8 @@ class FrozenBatchNorm2d(nn.Module):
             scale, shift = self.scale_and_shift()  # compilers fuse it; tensors of inference mode do not tell changes
             return kernel * scale[:, None, None, None], shift
         device = kernel.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        is_autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # meta has none
+        dtype = torch.get_autocast_dtype(device) if is_autocast else None
         storages = tuple(tensor.untyped_storage() for tensor in tensors)
         state = tuple((t._version, s._cdata, t.stride()) for t, s in zip(tensors, storages, strict=True))
         folded = self._folded.get(dtype)

@@ -47,7 +47,7 @@ def emulator(emulation: ModuleType) -> Any:
     except FileNotFoundError as error:
         if os.environ.get("CI"):
             raise
-        return pytest.skip(str(error))
+        return pytest.skip(f"needs g++: {error}")
 
 
 @pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])

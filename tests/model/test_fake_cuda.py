@@ -23,8 +23,8 @@ from model.structures import Batch
 from model.test_time import predict_views
 
 pytestmark = [
-    pytest.mark.skipif(not library.HAS_CPU, reason="the compiled operators were not built"),
-    pytest.mark.skipif(torch.version.cuda is None, reason="a torch without CUDA chooses other kernels"),
+    pytest.mark.skipif(not library.HAS_CPU, reason="needs g++, which compiles the operators"),
+    pytest.mark.skipif(torch.version.cuda is None, reason="needs a torch with CUDA, since others choose other kernels"),
 ]
 CPU, META, CUDA = torch.device("cpu"), torch.device("meta"), torch.device("cuda", 0)
 PRODUCTS = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
