@@ -41,10 +41,14 @@ class _Pyramid:
 
 
 def _flatten_pyramid(features: Sequence[Tensor]) -> _Pyramid:
-    """Lay features [N, C, H_l, W_l] out as a table; free of charge but one copy if they are channels-last in memory."""
+    """Lay features [N, C, H_l, W_l] out as a table; free of charge but one copy if they are channels-last in memory.
+
+    Half precision becomes float32, in which all that falls on a cell is summed; its gradient is rounded once.
+    """
     rows = [level.permute(0, 2, 3, 1).reshape(-1, level.shape[1]) for level in features]
     shapes = tuple((level.shape[2], level.shape[3]) for level in features)
-    return _Pyramid(torch.cat(rows), shapes, features[0].shape[0])
+    table = torch.cat(rows)
+    return _Pyramid(table.to(torch.promote_types(table.dtype, torch.float32)), shapes, features[0].shape[0])
 
 
 def multilevel_roi_align(
@@ -69,7 +73,7 @@ def multilevel_roi_align(
     pooled = [
         _pool(pyramid.table, *parts) for parts in zip(*(part.split(chunk) for part in (*rows, *columns)), strict=True)
     ]
-    flat = pooled[0] if len(pooled) == 1 else torch.cat(pooled)  # [N·R·O·O, C]
+    flat = (pooled[0] if len(pooled) == 1 else torch.cat(pooled)).to(features[0].dtype)  # [N·R·O·O, C]
     return flat.view(num_images, num_boxes, output_size, output_size, flat.shape[1]).permute(0, 1, 4, 2, 3)
 
 

@@ -358,7 +358,6 @@ def test_low_precision_features_pool_to_low_precision():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("layout", LAYOUTS)
-@compiled_only
 def test_low_precision_is_rounded_once_at_the_end(layout, dtype):
     features = [level.detach().to(dtype) for level in make_features(9, channels=19)]
     wide = [level.float().requires_grad_() for level in features]
@@ -369,6 +368,17 @@ def test_low_precision_is_rounded_once_at_the_end(layout, dtype):
     torch.testing.assert_close(
         results[1:], tuple(gradient.to(dtype) for gradient in expected[1:]), rtol=0.02, atol=0.02
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_gradients_of_many_boxes_add_up_in_low_precision(dtype):
+    boxes = torch.tensor([40.0, 40.0, 100.0, 100.0]).expand(1, 8000, 4)
+    wide = [level.detach().requires_grad_() for level in make_features(10, num_images=1, channels=2)]
+    narrow = [level.detach().to(dtype).requires_grad_() for level in wide]
+    expected, results = (torch.autograd.grad(pool(levels, boxes).float().sum(), levels) for levels in (wide, narrow))
+    assert max(level.max() for level in expected) > 1000
+    for gradient, exact in zip(results, expected, strict=True):
+        torch.testing.assert_close(gradient, exact.to(dtype), rtol=0.01, atol=0)
 
 
 def test_boxes_in_low_precision_are_served_too():
