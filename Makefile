@@ -8,6 +8,14 @@ PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check
 # TORCH=cpu: where PyTorch has its wheels for CPUs, and what of the lock only the others need. nvidia-ml-py reads a GPU's load and stays.
 # An environment remembers it: it is not replaced by CUDA's when the lock changes.
 TORCH ?= $(shell cat $(VENV)/.torch 2> /dev/null)
+ifneq ($(filter-out cpu,$(TORCH)),)
+$(error TORCH must be cpu or nothing, got $(TORCH))
+endif
+ifneq ($(wildcard $(VENV)/.torch),)
+ifneq ($(strip $(TORCH)),$(shell cat $(VENV)/.torch))
+$(error $(VENV) was made with TORCH=$(shell cat $(VENV)/.torch), got TORCH=$(TORCH); remove $(VENV) first, and it is made anew)
+endif
+endif
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 OF_CUDA := torch==|torchvision==|triton==|cuda-|nvidia-(cu|nccl|nv)
 PORT ?= 5000
@@ -35,7 +43,6 @@ venv: $(VENV)/.built  ## .venv with the locked packages and this one; PYTHON=…
 
 # The machine's own python3 comes first. Debian's has ensurepip, which venv needs, in a package of its own.
 $(VENV)/.installed: requirements.lock setup.py
-	@case "$(TORCH)" in cpu | "") ;; *) echo "error: TORCH must be cpu or nothing, got $(TORCH)"; exit 1 ;; esac
 	@python="$(PYTHON)"; [ "$$python" ] || for name in python3 python3.14 python3.13 python3.12 python3.11; do \
 	  $$name -c 'import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2> /dev/null && python=$$name && break; \
 	done; \

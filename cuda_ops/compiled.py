@@ -70,7 +70,7 @@ def generate_anchors(
     aspect_ratios: Sequence[float],
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
-    conventions: Conventions = "torchvision",
+    conventions: Conventions = "detectron2",
 ) -> Tensor:
     """See `cuda_ops.generate_anchors`."""
     if dtype not in KERNEL_DTYPES:

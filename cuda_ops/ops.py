@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cuda_ops import library, reference
-from cuda_ops.reference.anchors import Conventions
+from cuda_ops.reference.anchors import CONVENTIONS, Conventions
 from cuda_ops.reference.masks import RunLengthCode
 from cuda_ops.reference.polygons import PackedPolygons
 
@@ -28,7 +28,7 @@ def generate_anchors(
     aspect_ratios: Sequence[float],
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
-    conventions: Conventions = "torchvision",
+    conventions: Conventions = "detectron2",
 ) -> Tensor:
     """Anchors of every cell of every level.
 
@@ -46,12 +46,13 @@ def generate_anchors(
         [A, 4], ordered by level, y, x, and within a cell by ratio and size (torchvision) or by size and ratio (detectron2).
 
     Raises:
-        ValueError: if the levels of feature_sizes and sizes differ, or an argument is empty or not positive.
+        ValueError: if the levels of feature_sizes and sizes differ, an argument is empty or not positive, or the conventions are unknown.
 
     Source: Faster R-CNN (arXiv:1506.01497), FPN (arXiv:1612.03144); equals torchvision's AnchorGenerator, or Detectron2's
         DefaultAnchorGenerator.
     """
     op = "generate_anchors"
+    _require_conventions(op, conventions)
     _require(len(feature_sizes) == len(sizes) > 0, op, "sizes", f"one a level, {len(feature_sizes)}", len(sizes))
     _require(all(h > 0 and w > 0 for h, w in feature_sizes), op, "feature_sizes", "positive", list(feature_sizes))
     is_even = len({len(level) for level in sizes}) == 1 and len(sizes[0]) > 0
@@ -317,12 +318,13 @@ def encode_masks(
         D dictionaries {"size": [height, width], "counts": bytes}: COCO's compressed column-major RLE.
 
     Raises:
-        ValueError: if a shape or dtype is not as above, or image_size is not positive.
+        ValueError: if a shape or dtype is not as above, image_size is not positive, or the conventions are unknown.
 
     Source: what pycocotools.mask.encode gives for Detectron2's paste_masks_in_image, or, bit for bit, for torchvision's
         paste_masks_in_image(padding=1) > threshold; nothing is painted.
     """
     op = "encode_masks"
+    _require_conventions(op, conventions)
     _require_boxes(boxes, op, "boxes", dims=(2,))
     is_square = mask_probs.dim() == 3 and mask_probs.shape[1] == mask_probs.shape[2] > 0
     _require(is_square and mask_probs.is_floating_point(), op, "mask_probs", "[D, M, M] float", _kind(mask_probs))
@@ -369,6 +371,10 @@ def _require_one_device(op: str, **arguments: Tensor | None) -> None:
     devices = {name: str(tensor.device) for name, tensor in arguments.items() if tensor is not None}
     if len(set(devices.values())) > 1:
         raise ValueError(f"{op}: {' and '.join(devices)} must be on one device, got {devices}")
+
+
+def _require_conventions(op: str, conventions: str) -> None:
+    _require(conventions in CONVENTIONS, op, "conventions", " or ".join(CONVENTIONS), repr(conventions))
 
 
 def _require_boxes(boxes: Tensor, op: str, argument: str, dims: tuple[int, ...] = ()) -> None:

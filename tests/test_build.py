@@ -99,7 +99,15 @@ def test_the_whole_lock_is_installed_unless_something_else_is_asked(installed) -
     ]
     assert not any("/dev/stdin" in line for line in lines)
     with pytest.raises(AssertionError, match="TORCH must be cpu or nothing, got gpu"):
-        installed("TORCH=gpu", "--always-make")
+        installed("TORCH=gpu")
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_an_environment_with_another_torch_is_not_taken_for_the_one_asked_for(installed) -> None:
+    installed()
+    for asked in ("TORCH=cpu", "TORCH=cpu --always-make"):
+        with pytest.raises(AssertionError, match=r"venv was made with TORCH=, got TORCH=cpu; remove .*venv first"):
+            installed(*asked.split())
 
 
 def set_up(**environment: str) -> subprocess.Popen[str]:
@@ -147,3 +155,17 @@ def test_a_script_that_calls_nvcc_leads_to_its_toolkit(tmp_path: Path) -> None:
     assert run.returncode == 0
     assert f"CUDA by {nvcc.resolve().parents[1]} for 9.0" in said
     assert "passed over" not in said
+
+
+def test_the_tests_of_the_operators_need_only_what_the_scripts_copy(tmp_path: Path) -> None:
+    texts = [(REPOSITORY / ".ci" / name).read_text() for name in ("sanitize", "floor")]
+    (copied,) = {re.search(r"^ *cp -r (.*) \"\$", text, re.MULTILINE)[1] for text in texts}  # type: ignore[index]
+    subprocess.run(["cp", "-r", *copied.split(), tmp_path], cwd=REPOSITORY, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--collect-only", "tests/cuda_ops/test_library.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

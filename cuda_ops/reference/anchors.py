@@ -6,12 +6,13 @@ Source: Faster R-CNN (arXiv:1506.01497), FPN (arXiv:1612.03144); torchvision's A
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-Conventions = Literal["torchvision", "detectron2"]
+Conventions = Literal["detectron2", "torchvision"]
+CONVENTIONS: tuple[str, ...] = get_args(Conventions)
 
 
 def generate_anchors(
@@ -21,7 +22,7 @@ def generate_anchors(
     aspect_ratios: Sequence[float],
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
-    conventions: Conventions = "torchvision",
+    conventions: Conventions = "detectron2",
 ) -> Tensor:
     """See `cuda_ops.generate_anchors`."""
     levels = []

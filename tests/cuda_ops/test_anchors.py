@@ -2,6 +2,7 @@
 
 import math
 import random
+from functools import partial
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ compiled_only = pytest.mark.parametrize("backend", ["compiled"], indirect=True)
 BITS = {torch.float16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
 CASE = ([(2, 3), (1, 2)], (32, 48), ((8.0,), (15.0,)), (0.5, 1.0, 2.0))
 
+rounded_anchors = partial(generate_anchors, conventions="torchvision")
+
 
 def torchvision_anchors(feature_sizes, image_size, sizes, ratios):
     generator = AnchorGenerator(tuple(map(tuple, sizes)), (tuple(ratios),) * len(sizes))
@@ -23,7 +26,7 @@ def torchvision_anchors(feature_sizes, image_size, sizes, ratios):
 
 
 def test_one_cell_has_one_anchor_of_each_ratio_about_its_corner():
-    anchors = generate_anchors([(1, 2)], (16, 32), sizes=[[8]], aspect_ratios=[1.0, 4.0])
+    anchors = rounded_anchors([(1, 2)], (16, 32), sizes=[[8]], aspect_ratios=[1.0, 4.0])
     assert anchors.tolist() == [[-4, -4, 4, 4], [-2, -8, 2, 8], [12, -4, 20, 4], [14, -8, 18, 8]]
 
 
@@ -31,7 +34,7 @@ def test_one_cell_has_one_anchor_of_each_ratio_about_its_corner():
 def test_pyramid_anchors_equal_those_of_torchvision(image_size):
     feature_sizes = [(-(-image_size[0] // stride), -(-image_size[1] // stride)) for stride in (4, 8, 16, 32, 64)]
     arguments = (feature_sizes, image_size, ((32,), (64,), (128,), (256,), (512,)), (0.5, 1.0, 2.0))
-    assert torch.equal(generate_anchors(*arguments), torchvision_anchors(*arguments))
+    assert torch.equal(rounded_anchors(*arguments), torchvision_anchors(*arguments))
 
 
 @pytest.mark.parametrize("seed", range(200))
@@ -42,11 +45,11 @@ def test_anchors_of_odd_sizes_and_ratios_equal_those_of_torchvision(seed):
     feature_sizes = [tuple(size) for size in torch.randint(1, 9, (2, 2), generator=generator).tolist()]
     image_size = tuple(torch.randint(16, 99, (2,), generator=generator).tolist())
     arguments = (feature_sizes, image_size, sizes, ratios)
-    assert torch.equal(generate_anchors(*arguments), torchvision_anchors(*arguments))
+    assert torch.equal(rounded_anchors(*arguments), torchvision_anchors(*arguments))
 
 
 def test_corners_that_are_halves_are_rounded_to_even():
-    anchors = generate_anchors([(1, 1)] * 4, (1, 1), sizes=[[1], [3], [5], [7]], aspect_ratios=[1.0])
+    anchors = rounded_anchors([(1, 1)] * 4, (1, 1), sizes=[[1], [3], [5], [7]], aspect_ratios=[1.0])
     assert anchors.tolist() == [[-side, -side, side, side] for side in (0, 2, 2, 4)]
 
 

@@ -209,3 +209,14 @@ def test_polygons_of_other_images_are_named():
 def test_wrong_input_of_encode_masks_is_named(args, message):
     with pytest.raises(ValueError, match=message):
         cuda_ops.encode_masks(*args)
+
+
+@pytest.mark.parametrize("name", ["torchvison", "Detectron2", ""])
+def test_unknown_conventions_are_named(name):
+    calls = {
+        "generate_anchors": lambda: cuda_ops.generate_anchors([(1, 1)], (8, 8), [[8]], [1.0], conventions=name),
+        "encode_masks": lambda: cuda_ops.encode_masks(torch.rand(3, 4, 4), BOXES[0], (9, 9), conventions=name),
+    }
+    for op, call in calls.items():
+        with pytest.raises(ValueError, match=f"^{op}: conventions must be detectron2 or torchvision, got '{name}'$"):
+            call()
