@@ -2,8 +2,12 @@
 // until it meets a barrier or a primitive of its warp, then the next. Faults:
 //   sync    barriers that not all threads reach, or reach at different places; primitives of a warp with absent lanes
 //   launch  sizes that CUDA refuses
+//   hang    a block that goes on and on without touching memory, which memory.cpp would see
 #include <setjmp.h>
+#include <signal.h>
 #include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
 #include <ucontext.h>
 
 #include <map>
@@ -23,6 +27,7 @@ namespace {
 
 constexpr unsigned kMaxThreads = 1024, kWarp = 32;
 constexpr size_t kStackBytes = 128 << 10;
+constexpr int kTickMs = 250, kMostTicks = 8;  // of a block: two seconds of processor time
 
 enum class Order { kForward, kReverse, kRandom };
 enum class State { kReady, kAtBarrier, kAtWarp, kDone, kGivenUp };
@@ -51,6 +56,7 @@ void (*kernel_body)(const void*);
 const void* kernel_arguments;
 bool reads_grid;
 unsigned num_votes;  // at the last barrier
+volatile int ticks;  // of the block that runs
 cudaError_t last_error = cudaSuccess;
 std::map<std::string, int64_t> launches;
 
@@ -158,6 +164,7 @@ Met release_block(unsigned threads) {
 void run_block(dim3 block, dim3 size) {
   const unsigned threads = size.x * size.y * size.z;
   now.block = block;
+  ticks = 0;
   begin_block();
   for (unsigned i = 0; i < threads; ++i) fibers[i].state = State::kReady;
   for (Met met = Met::kAll; met == Met::kAll;) {
@@ -176,6 +183,38 @@ void run_block(dim3 block, dim3 size) {
     if (fibers[i].state != State::kDone) fibers[i].has_stack = false;
   }
 }
+
+// Ends a block that runs too long, from within the fiber that the signal has met.
+void tick(int) {
+  if (++ticks < kMostTicks || !is_watching) return;  // not in the midst of the emulator's own work
+  report("hang", "a block that goes on and on");
+  give_up();
+}
+
+// Lets this thread tick while it lives, in its own processor time, so that a busy machine makes no hang of what is slow.
+class Clock {
+ public:
+  Clock() {
+    struct sigaction action {};
+    action.sa_handler = tick;
+    action.sa_flags = SA_NODEFER | SA_RESTART;  // the handler may not return: its block is given up
+    sigaction(SIGRTMAX, &action, &before_);
+    sigevent event{};
+    event.sigev_notify = SIGEV_THREAD_ID, event.sigev_signo = SIGRTMAX, event._sigev_un._tid = gettid();
+    timer_create(CLOCK_THREAD_CPUTIME_ID, &event, &timer_);
+    const timespec tick_s{0, kTickMs * 1000000L};
+    const itimerspec spec{tick_s, tick_s};
+    timer_settime(timer_, 0, &spec, nullptr);
+  }
+  ~Clock() {
+    timer_delete(timer_);
+    sigaction(SIGRTMAX, &before_, nullptr);
+  }
+
+ private:
+  timer_t timer_;
+  struct sigaction before_ {};
+};
 
 // Blocks are numbered x first. Those that stride are given max_grid blocks at most, on the axis x.
 void run_grid(dim3 grid, dim3 size) {
@@ -257,6 +296,7 @@ void run(
   } else {
     now.block_size = block;
     begin_launch(shared_bytes);
+    const Clock clock;
     run_grid(grid, block);
   }
   kernel_name = nullptr;

@@ -72,6 +72,16 @@ __global__ void endless_kernel(const float* values, float* sum) {
   while (values[0] == values[0]) *sum += 1;
 }
 
+// Bisects without an end, in registers alone.
+__global__ void endless_search_kernel(const float* values, float* sum) {
+  int low = int(values[2]), high = int(values[3]);
+  while (low < high) {
+    const int middle = (low + high) / 2;
+    (middle > 40 ? high : low) = middle;
+  }
+  *sum = float(low);
+}
+
 // Adds 1 for each thread and primitive whose result is what CUDA says.
 __global__ void primitives_kernel(float* sum) {
   const int thread = threadIdx.x + blockDim.x * threadIdx.y, lane = thread % 32;
@@ -144,6 +154,8 @@ Tensor mistake(const Tensor& values, std::string name) {
     add_kernel<<<1, kBlock, (48 << 10) + 1, stream>>>(from, to, kBlock, true);
   } else if (name == "a loop without an end") {
     endless_kernel<<<1, 1, 0, stream>>>(from, to);
+  } else if (name == "a loop without an end that touches no memory") {
+    endless_search_kernel<<<1, 1, 0, stream>>>(from, to);
   } else {
     STD_TORCH_CHECK(false, "no kernel has this mistake: ", name);
   }
