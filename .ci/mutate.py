@@ -9,6 +9,7 @@ A sample is drawn by place in the code, so that a `+`, for which there are a doz
 A mutant is tried on the quick tests nearest to its file: of the file that mirrors it and of some that import it; where there are none, of those that
 import what imports it. They run once first, under coverage, and of them those are taken that execute the mutant's line, the quickest first; where the line runs
 at import alone, all. So what survives here may still be noticed by tests further away. A mutant that exceeds its time counts as noticed.
+A run of tests that breaks off without a verdict, for want of memory say, is told apart and counts as neither.
 All happens in a copy of the tree; each run of tests is forked from a process that has torch imported.
 """
 
@@ -295,15 +296,27 @@ def copy_tree() -> Path:
     return tree
 
 
-def is_noticed(mutant: Mutant, tree: Path, tests: Sequence[str], baseline: Baseline, scratch: Path) -> bool:
-    """Put the mistake into the copy, run the tests, take it out."""
-    place = tree / mutant.file
+def verdict(mutant: Mutant, tree: Path, tests: Sequence[str], baseline: Baseline, scratch: Path) -> str:
+    """Put the mistake into the copy, run the tests, take it out; "noticed", "SURVIVES" or "UNDECIDED"."""
+    if not tests:
+        return "SURVIVES"
+    place, log = tree / mutant.file, scratch / "mutant.log"
+    timeout_s = LEAST_S + SLOWER * sum(baseline.seconds[test] for test in tests)
     place.write_text(mutant.mutated, encoding="utf-8")
     try:
-        timeout_s = LEAST_S + SLOWER * sum(baseline.seconds[test] for test in tests)
-        return forked(lambda: run_tests(tree, tests, scratch), timeout_s, scratch / "mutant.log") != 0
+        status = forked(lambda: run_tests(tree, tests, scratch), timeout_s, log)
+        if (
+            status == pytest.ExitCode.USAGE_ERROR and "ERROR collecting" not in log.read_text()
+        ):  # parameters were renamed
+            files = sorted({test.split("::")[0] for test in tests})
+            status = forked(lambda: run_tests(tree, files, scratch), timeout_s, log)
     finally:
         place.write_text(mutant.original, encoding="utf-8")
+    if status == pytest.ExitCode.OK:
+        return "SURVIVES"
+    is_told = status in (None, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED)
+    is_unreadable = status == pytest.ExitCode.USAGE_ERROR and "ERROR collecting" in log.read_text()
+    return "noticed" if is_told or is_unreadable else "UNDECIDED"
 
 
 def changed_lines(mutant: Mutant) -> list[str]:
@@ -325,19 +338,20 @@ def main() -> None:
         __import__(name)
     tree, scratch = copy_tree(), Path(tempfile.mkdtemp(prefix="mutate-"))
     try:
-        survivors = try_all(sample, tree, scratch)
+        survivors, undecided = try_all(sample, tree, scratch)
     finally:
         shutil.rmtree(tree, ignore_errors=True)
         shutil.rmtree(scratch, ignore_errors=True)
     print("\nsurvivors:" if survivors else "\nno survivor")
     for mutant in survivors:
         print(f"{mutant.file}:{mutant.line}", *changed_lines(mutant), sep="\n    ")
-    print(f"{len(survivors)} of {len(sample)} survive: {len(survivors) / max(len(sample), 1):.1%}")
+    decided = len(sample) - undecided
+    print(f"{len(survivors)} of {decided} survive: {len(survivors) / max(decided, 1):.1%}; {undecided} undecided")
 
 
-def try_all(sample: Sequence[Mutant], tree: Path, scratch: Path) -> list[Mutant]:
-    """The mutants that no test notices."""
-    baseline, survivors, measured = Baseline(), [], set()
+def try_all(sample: Sequence[Mutant], tree: Path, scratch: Path) -> tuple[list[Mutant], int]:
+    """The mutants that no test notices, and the number of those that stay undecided."""
+    baseline, survivors, undecided, measured = Baseline(), [], 0, set()
     for number, mutant in enumerate(sample, start=1):
         nearest = nearest_tests(mutant.file)
         for file in sorted({*nearest} - measured):
@@ -346,15 +360,16 @@ def try_all(sample: Sequence[Mutant], tree: Path, scratch: Path) -> list[Mutant]
             measured.add(file)
             print(f"  without a mistake: {file}, {time.monotonic() - began:.1f} s", flush=True)
         began, tests = time.monotonic(), baseline.of(mutant, nearest)
-        noticed = bool(tests) and is_noticed(mutant, tree, tests, baseline, scratch)
-        if not noticed:
+        found = verdict(mutant, tree, tests, baseline, scratch)
+        if found == "SURVIVES":
             survivors.append(mutant)
-        told = f"{'noticed' if noticed else 'SURVIVES'} in {time.monotonic() - began:.1f} s, {len(tests)} tests"
+        undecided += found == "UNDECIDED"
+        told = f"{found} in {time.monotonic() - began:.1f} s, {len(tests)} tests"
         print(
             f"{number}/{len(sample)}, {len(survivors)} survive; {told}: {mutant.file}:{mutant.line} {mutant.operator}",
             flush=True,
         )
-    return survivors
+    return survivors, undecided
 
 
 if __name__ == "__main__":
