@@ -8,7 +8,7 @@ and SGD; inference goes from images to boxes and 28 × 28 masks. Loading images 
 import itertools
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, cast
 
@@ -28,7 +28,7 @@ from model.distributed import data_parallel, is_main, pick_device, process_group
 from model.engine import set_determinism, train_steps
 from model.mask_rcnn import MaskRCNN
 from model.optim import make_optimizer
-from model.precision import LossScaler, autocast, set_float32_products
+from model.precision import LossScaler, autocast, set_float32_products, without_kernel_search
 from model.resnet import BasicBlock, Bottleneck
 from model.structures import Batch
 
@@ -74,13 +74,20 @@ class Measurement(Section):
 
 
 def measure(case: Case) -> Measurement:
-    """Build the networks, warm up, then step them in turn, so that a slow moment of the machine hits both."""
+    """Build the networks and step them."""
     device = pick_device(case.device)
     memory = PeakMemory(device)
-    steps = build_steps(case, device)
-    memory.forget_peak()  # calibration is over
+    return take_turns(build_steps(case, device), case, device, memory)
+
+
+def take_turns(
+    steps: Mapping[Name, Callable[[], object]], case: Case, device: torch.device, memory: "PeakMemory"
+) -> Measurement:
+    """Warm up, then step the networks in turn, so that a slow moment of the machine hits all. Memory is that after the warm-up."""
     step_s: dict[str, list[float]] = {name: [] for name in case.networks}
     for number in range(case.warmup + case.steps):
+        if number == case.warmup:
+            memory.forget_peak()
         for name in case.networks:
             duration_s = _timed(steps[name], device, 1 if number < case.warmup else case.steps_per_wait)
             if number >= case.warmup:
@@ -119,7 +126,12 @@ def _our_step(model: MaskRCNN, batch: Batch, case: Case) -> Callable[[], object]
         steps = train_steps(data_parallel(model), itertools.repeat(batch), optimizer, train, scaler)
         return lambda: next(steps)
     model.eval().requires_grad_(False)  # as a checkpoint's network is
-    return lambda: _detect(model, batch, case.dtype)
+
+    def detect() -> object:
+        with without_kernel_search():  # as `model.engine.predict` runs it
+            return _detect(model, batch, case.dtype)
+
+    return detect
 
 
 def _torchvision_step(model: nn.Module, batch: Batch, case: Case) -> Callable[[], object]:

@@ -21,7 +21,7 @@ from model.graphs import WARMUP_STEPS
 
 _log = logging.getLogger(__name__)
 _MEMORY_STEPS = 2  # the second holds what the first left behind, gradients and momentum too
-_GRAPHED_STEPS = WARMUP_STEPS + 2  # one is captured, one replayed
+_STEPS_TO_GRAPH = WARMUP_STEPS + 1  # the last is captured
 
 
 def measure(config: Config) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def first_training_case(config: Config) -> Case:
 def case(config: Config, **choices: Any) -> Case:
     """A case of the configured network, image size and number of steps."""
     benchmark, (height, width) = config.benchmark, config.data.buckets[0]
-    least_warmup = WARMUP_STEPS + 1 if config.train.cuda_graph else 0  # a graph is captured then
+    least_warmup = _STEPS_TO_GRAPH if config.train.cuda_graph else 0
     return Case(
         height=benchmark.height_px or height,
         width=benchmark.width_px or width,
@@ -103,14 +103,14 @@ def measure_case(case: Case, has_memory: bool = True) -> list[dict[str, Any]]:
 
 
 def alone(case: Case, name: Name) -> Case:
-    """The case that tells the memory of one network: its first steps, to a graph's first replay."""
+    """The case that tells the memory of one network: its first steps, or the first replay of its graph."""
     is_graphed = case.cuda_graph and case.mode == "train" and name == "ours"
     return case.model_copy(
         update={
             "networks": (name,),
-            "warmup": 0,
+            "warmup": _STEPS_TO_GRAPH if is_graphed else 0,
             "steps_per_wait": 1,
-            "steps": _GRAPHED_STEPS if is_graphed else _MEMORY_STEPS,
+            "steps": 1 if is_graphed else _MEMORY_STEPS,
         }
     )
 

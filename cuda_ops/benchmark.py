@@ -66,7 +66,9 @@ def random_boxes(*shape: int, device: torch.device) -> Tensor:
 
 
 def anchors(device: torch.device) -> Tensor:
-    return cuda_ops.generate_anchors(LEVEL_SHAPES, IMAGE_SIZE, [(size,) for size in ANCHOR_SIZES], RATIOS, device)
+    """As torchvision's generator makes them."""
+    sizes = [(size,) for size in ANCHOR_SIZES]
+    return cuda_ops.generate_anchors(LEVEL_SHAPES, IMAGE_SIZE, sizes, RATIOS, device, conventions="torchvision")
 
 
 def anchor_case(device: torch.device) -> Case:
@@ -192,11 +194,19 @@ def rasterize_case(device: torch.device) -> Case:
 
 
 def paste_exactly(probs: Tensor, box: Tensor, size: tuple[int, int]) -> Tensor:
-    """A mask [M, M] over a whole image [1, height, width], as Detectron2 samples it."""
-    x, y = ((torch.arange(side, device=box.device) + 0.5) for side in (size[1], size[0]))
-    x, y = (x - box[0]) / (box[2] - box[0]) * 2 - 1, (y - box[1]) / (box[3] - box[1]) * 2 - 1
-    grid = torch.stack((x.expand(size), y[:, None].expand(size)), dim=-1)
-    return F.grid_sample(probs[None, None], grid[None], align_corners=False)[:, 0]
+    """Whether each pixel of an image [1, height, width] belongs to a mask [M, M], sampled as Detectron2 does: on a CPU within the box alone."""
+    height, width = size
+    x1, y1, x2, y2 = box
+    left, top, right, bottom = 0, 0, width, height
+    if box.device.type == "cpu":
+        left, top = max(int(x1) - 1, 0), max(int(y1) - 1, 0)
+        right, bottom = min(int(x2) + 2, width), min(int(y2) + 2, height)
+    x = (torch.arange(left, right, device=box.device) + 0.5 - x1) / (x2 - x1) * 2 - 1
+    y = (torch.arange(top, bottom, device=box.device) + 0.5 - y1) / (y2 - y1) * 2 - 1
+    grid = torch.stack((x.expand(len(y), -1), y[:, None].expand(-1, len(x))), dim=-1)
+    pasted = torch.zeros(1, height, width, dtype=torch.bool, device=box.device)
+    pasted[:, top:bottom, left:right] = F.grid_sample(probs[None, None], grid[None], align_corners=False)[:, 0] >= 0.5
+    return pasted
 
 
 def encode_case(device: torch.device, conventions: Conventions = "detectron2") -> Case:
@@ -209,9 +219,7 @@ def encode_case(device: torch.device, conventions: Conventions = "detectron2") -
         if conventions == "torchvision":
             pasted = paste_masks_in_image(probs[:, None], boxes, (height, width))[:, 0] > 0.5
         else:
-            pasted = torch.cat(
-                [paste_exactly(*pair, (height, width)) >= 0.5 for pair in zip(probs, boxes, strict=True)]
-            )
+            pasted = torch.cat([paste_exactly(*pair, (height, width)) for pair in zip(probs, boxes, strict=True)])
         return [coco_mask.encode(np.asfortranarray(mask)) for mask in pasted.cpu().numpy().astype(np.uint8)]
 
     return Case(

@@ -1,7 +1,7 @@
 """CUDA graphs of whole training steps (`train.cuda_graph`): forward, backward and update become one launch.
 
 A graph replays the same kernels on the same memory, so it is made for one shape of batch. Images come in few shapes (`data.buckets`); ground
-truth is padded to the power of two that holds the most of any batch so far, so that soon each bucket has one graph and no new one is needed.
+truth comes in powers of two (`model.data.collate`) and is padded to the most of any batch so far, so that soon each bucket has one graph.
 Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs, whole-network capture.
 """
 
@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import TrainConfig
-from model.data.collate import power_of_two
 from model.distributed import world_size
 from model.errors import UserError
 from model.structures import Batch, Outcome, Targets
@@ -42,7 +41,7 @@ def why_not_graphed(train: TrainConfig, device: torch.device) -> str | None:
 
 @dataclass(frozen=True)
 class TargetSizes:
-    """To what ground truth is padded, in powers of two; see `model.structures`."""
+    """To what ground truth is padded; see `model.structures`."""
 
     rows: int = 1
     parts: int = 1
@@ -60,7 +59,7 @@ class TargetSizes:
             "max_vertices": polygons.max_vertices,
             "max_parts": polygons.max_parts,
         }
-        return TargetSizes(**{name: max(getattr(self, name), power_of_two(count)) for name, count in needed.items()})
+        return TargetSizes(**{name: max(getattr(self, name), count) for name, count in needed.items()})
 
 
 def pad_targets(targets: Targets, sizes: TargetSizes) -> Targets:
@@ -152,8 +151,9 @@ class GraphedUpdates:
                 outputs = self._update(inputs)
         except RuntimeError as error:
             # Half a backward pass has left gradients, the loss scaler and the allocator in a state that nothing can tell.
-            first = error.__context__ or error  # the end of a capture fails too, and knows no reason
-            reason = str(first).strip().partition("\n")[0]
+            # The end of a capture fails too, and knows no reason; what was raised before it does.
+            told = [str(raised).strip().partition("\n")[0] for raised in (error.__context__, error) if raised]
+            reason = "; then ".join(told)
             raise GraphCaptureError(
                 f"train.cuda_graph=true: each step must be captured as a CUDA graph, but one could not be ({reason}); "
                 "set train.cuda_graph=false, and the same command goes on from the last checkpoint"

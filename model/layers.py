@@ -25,6 +25,7 @@ class FrozenBatchNorm2d(nn.Module):
     """Batch norm whose statistics and affine parameters are buffers; `conv_norm` folds it into the convolution before it.
 
     What follows from buffers, and from a kernel that does not learn, is computed once, and again when one of them is changed, replaced or moved.
+    Writing through `.data` is a change that torch keeps no account of: it goes unnoticed.
     """
 
     eps = 1e-5

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from components import benchmark, benchmark_phases, benchmark_scaling, benchmark_steps
-from components.benchmark_case import NUM_CLASSES, Case, PeakMemory, calibrate, measure
+from components.benchmark_case import NUM_CLASSES, Case, PeakMemory, build_steps, calibrate, measure, take_turns
 from components.benchmark_case import _steps as network_steps
 from components.benchmark_process import BenchmarkError, in_fresh_process
 from components.config import BenchmarkConfig, Config, ConfigError, save_config
@@ -198,6 +198,36 @@ def test_peak_memory_sees_what_was_freed_again_but_not_what_came_before() -> Non
     assert 100 < memory.peak_mib() < 200
 
 
+def test_detection_is_timed_without_cudnns_search_as_users_run_it() -> None:
+    searches: dict[str, set[bool]] = {"inference": set(), "train": set()}
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            searches[mode].add(torch.backends.cudnn.benchmark)
+            return func(*args, **(kwargs or {}))
+
+    for mode in searches:
+        (step,) = build_steps(small_case(mode=mode), CPU).values()
+        with Watch():
+            step()
+    assert searches == {"inference": {False}, "train": {True}}
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="needs Linux, from whose /proc resident memory is read"
+)
+def test_memory_of_the_warm_up_does_not_count() -> None:
+    sizes = iter([256, 256, 4, 32])  # MiB of each step
+
+    def step() -> None:
+        torch.ones(next(sizes), 2**18).sum()
+
+    case = small_case(networks=("ours",), warmup=2, steps=2)
+    peak_mib = take_turns({"ours": step}, case, CPU, PeakMemory(CPU)).peak_memory_mib
+    assert peak_mib is not None
+    assert 16 < peak_mib < 128
+
+
 def test_figures_reach_the_report_mlflow_and_the_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -261,8 +291,10 @@ def test_graphed_steps_are_timed_after_their_capture() -> None:
 
 def test_memory_of_graphed_steps_is_taken_after_a_replay() -> None:
     graphed, plain = small_case(cuda_graph=True), small_case()
-    assert benchmark_steps.alone(graphed, "ours").steps == WARMUP_STEPS + 2
-    assert benchmark_steps.alone(graphed, "torchvision").steps == benchmark_steps.alone(plain, "ours").steps == 2
+    of_graph = benchmark_steps.alone(graphed, "ours")
+    assert (of_graph.warmup, of_graph.steps) == (WARMUP_STEPS + 1, 1)
+    for case in (benchmark_steps.alone(graphed, "torchvision"), benchmark_steps.alone(plain, "ours")):
+        assert (case.warmup, case.steps) == (0, 2)
 
 
 @pytest.mark.slow

@@ -71,6 +71,7 @@ def train(gpu: Any, model: MaskRCNN, batches: list[Batch], **options: Any) -> It
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_each_recipes_network_trains_in_every_dtype(name: str, shapes_batch: Shapes, fake_gpu: Any) -> None:
+    """A deeper ResNet has more of the same blocks, so 50 layers stand for 101; tf32's tensors are float32's."""
     for dtype in ("float32", "bfloat16", "float16"):
         model, batch = on_meta(NETWORKS[name]), shapes_batch(images=2)
         with fake_gpu() as gpu:

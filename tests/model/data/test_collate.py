@@ -77,6 +77,14 @@ def test_ground_truth_rows_are_padded_to_a_power_of_two(most: int, rows: int):
     assert batch.targets.polygons.instance_offsets.shape == (2 * rows + 1,)
 
 
+def test_polygons_are_padded_to_powers_of_two_so_that_few_shapes_of_batches_are_met():
+    batch = collate([sample(8, 8, instances([[3, 5, 4], [5]])), sample(8, 8, instances([[7]]))], BUCKETS)
+    assert batch.targets
+    polygons = batch.targets.polygons
+    assert (len(polygons.xy), len(polygons.part_offsets) - 1) == (32, 8)
+    assert (polygons.max_vertices, polygons.max_parts) == (16, 4)
+
+
 def test_every_instance_finds_its_own_polygons():
     first, second = instances([[3, 5], [4]]), instances([[6], [3], [3, 3, 3]])
     batch = collate([sample(8, 8, first), sample(8, 8, second)], BUCKETS)
