@@ -367,6 +367,8 @@ def try_all(sample: Sequence[Mutant], tree: Path, scratch: Path) -> tuple[list[M
         told = f"{found} in {time.monotonic() - began:.1f} s, {len(tests)} tests"
         print(
             f"{number}/{len(sample)}, {len(survivors)} survive; {told}: {mutant.file}:{mutant.line} {mutant.operator}",
+            *(changed_lines(mutant) if found != "noticed" else ()),
+            sep="\n    ",
             flush=True,
         )
     return survivors, undecided

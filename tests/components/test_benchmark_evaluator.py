@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 
 from components import benchmark, benchmark_evaluator, benchmark_steps
 from components.benchmark_evaluator_case import ground_truth, place_objects, synthetic_results
@@ -46,6 +47,22 @@ def test_generated_results_are_neither_perfect_nor_hopeless() -> None:
     evaluation = evaluate_results(index_dataset(dataset), found["bbox"], found["segm"])
     for scores in (evaluation.bbox, evaluation.segm):
         assert 0.1 < (scores["AP"] or 0) < (scores["AP50"] or 0) < 0.95
+
+
+def test_generated_results_are_the_surer_the_nearer_an_object_they_lie() -> None:
+    rng = np.random.default_rng(0)
+    objects = place_objects(rng, 100)
+    results = synthetic_results(rng, objects, "bbox", 40)
+    scores = np.array([result["score"] for result in results])
+    assert 0 <= scores.min() < scores.max() <= 1
+    overlaps = np.zeros(len(results))
+    for number, result in enumerate(results):
+        of_image = objects.boxes[objects.image_ids == result["image_id"]]
+        overlaps[number] = coco_mask.iou([result["bbox"]], of_image, [0] * len(of_image)).max()
+    order = scores.argsort()
+    sure, unsure = order[-len(order) // 4 :], order[: len(order) // 4]
+    assert overlaps[sure].mean() > 0.7
+    assert overlaps[unsure].mean() < 0.4
 
 
 def test_mode_reaches_the_report_mlflow_and_the_terminal(
