@@ -7,6 +7,8 @@ from torchvision.ops import clip_boxes_to_image, remove_small_boxes
 
 from cuda_ops import decode_boxes, library, reference, select_proposals
 
+compiled_only = pytest.mark.parametrize("backend", ["compiled"], indirect=True)
+
 
 def torchvision_proposals(objectness, box_deltas, anchors, image_size, level_sizes, top_n, min_size):
     """Of one image: per level the (boxes, scores) left, built from torchvision's own steps."""
@@ -140,12 +142,45 @@ def test_of_equal_logits_the_first_are_taken_when_compiled(seed, make_case, back
         assert_same((boxes, scores), (expected_boxes, expected_scores))
 
 
+@compiled_only
 @pytest.mark.parametrize("seed", range(60))
 def test_cuda_takes_the_boxes_that_the_cpu_takes(seed, make_case, cuda):
     objectness, deltas, anchors, image_sizes, *rest = awkward_case(seed, make_case)
     objectness = (objectness * 2).round() / 2 if seed % 2 else objectness
     on_cuda = select_proposals(*(part.to(cuda) for part in (objectness, deltas, anchors, image_sizes)), *rest)
     assert_same([part.cpu() for part in on_cuda], first_of_equals(objectness, deltas, anchors, image_sizes, *rest))
+
+
+CHUNK, SHARED_KEYS = 16384, 4096  # anchors of a block of the first launch; keys that shared memory holds in the second
+LARGE_LEVELS = [
+    ((CHUNK + 1, 0, 40), 7, None),
+    ((5, 2 * CHUNK, 1), 1000, 0.0),
+    ((20000,), SHARED_KEYS, 0.25),
+    ((6000, SHARED_KEYS + 1), SHARED_KEYS + 1, 0.25),
+    ((CHUNK + 300, 5000), CHUNK + 200, None),
+]
+
+
+@compiled_only
+@pytest.mark.parametrize(("level_sizes", "top_n", "quantum"), LARGE_LEVELS)
+def test_cuda_takes_the_boxes_that_the_cpu_takes_of_levels_larger_than_a_block(
+    level_sizes, top_n, quantum, make_case, cuda
+):
+    """Levels of several chunks, more boxes than shared memory holds; logits that are all equal, or have few values."""
+    objectness, *case = make_case(8, level_sizes, num_images=1)
+    if quantum is not None:
+        objectness = (objectness / quantum).round() * quantum if quantum else objectness * 0
+        objectness[:, ::37], objectness[:, 5::1000] = -torch.inf, torch.nan
+    on_cuda = select_proposals(*(part.to(cuda) for part in (objectness, *case)), level_sizes, top_n, -1.0)
+    expected = first_of_equals(objectness, *case, level_sizes, top_n, -1.0)
+    assert_same([part.cpu() for part in on_cuda], expected)
+
+
+@compiled_only
+def test_cuda_refuses_more_levels_than_a_launch_takes(make_case, cuda):
+    case = [part.to(cuda) for part in make_case(9, (1,) * 33)]
+    with pytest.raises(RuntimeError, match="at most 32 levels, got 33"):
+        select_proposals(*case, (1,) * 33, 5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
