@@ -25,18 +25,4 @@ HOST_DEVICE bool suppresses(const Box<T>& kept, T kept_area, const Box<T>& box, 
   return box_iou(kept, kept_area, box, area) > threshold;
 }
 
-constexpr int kWord = 64;
-
-// Which of 64 boxes, best first, are kept: one bit each, `room` of them at most.
-// is_dead: suppressed by a box before these; suppressors: bit j of word i says that box j < i would suppress box i.
-HOST_DEVICE uint64_t decide_word(const bool* is_dead, const uint64_t* suppressors, int64_t room) {
-  uint64_t kept = 0;
-  for (int i = 0; i < kWord && room > 0; ++i) {
-    if (is_dead[i] || (suppressors[i] & kept)) continue;
-    kept |= uint64_t(1) << i;
-    --room;
-  }
-  return kept;
-}
-
 }  // namespace cuda_ops

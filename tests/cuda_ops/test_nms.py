@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchvision
 
-from cuda_ops import batched_nms, library, reference
+from cuda_ops import batched_nms, box_iou, library, reference
 
 BOXES = torch.tensor([[[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 8.0], [50.0, 50.0, 60.0, 60.0]]])
 
@@ -150,6 +150,35 @@ def test_rows_longer_than_a_panel_keep_on_cuda_what_plain_torch_keeps(num_boxes,
         on_cuda = batched_nms(boxes.to(cuda), scores.to(cuda), 0.5, max_output, None if ids is None else ids.to(cuda))
         assert torch.equal(on_cuda[0].cpu(), expected[0])
         assert torch.equal(on_cuda[1].cpu(), expected[1])
+
+
+def test_ious_at_the_threshold_and_next_to_it_are_decided_on_cuda_as_on_the_cpu(random_boxes, cuda):
+    for dtype in (torch.float32, torch.float64):
+        boxes = random_boxes(1, 40, seed=6, extent=40.0).to(dtype)
+        scores = torch.linspace(1, 0.5, 40, dtype=dtype)[None]
+        ious = box_iou(boxes[0], boxes[0]).triu(1)
+        answers = set()
+        for iou in ious[ious > 0.2][::12]:
+            below, above = (torch.nextafter(iou, iou.new_tensor(limit)).item() for limit in (0.0, 1.0))
+            for threshold in (below, iou.item(), above):
+                kept, count = batched_nms(boxes.to(cuda), scores.to(cuda), threshold, 40)
+                expected = torchvision_kept(boxes[0], scores[0], threshold)
+                assert kept[0, : count.item()].tolist() == expected
+                answers.add((iou.item(), *expected))
+        assert len(answers) > len(ious[ious > 0.2][::12])  # some depend on the last bit of the threshold
+
+
+def test_on_cuda_a_box_is_kept_if_what_would_suppress_it_is_suppressed_itself(cuda):
+    """Boxes in a row, each of which overlaps the next by more than the threshold: every other one stays."""
+    start = torch.arange(150.0)[None, :, None].expand(1, 150, 2)
+    boxes = torch.cat(
+        (start, start + torch.tensor([3.0, 1000.0])), dim=-1
+    )  # IoU 1 / 2 with the next, 1 / 5 with that after
+    scores = torch.linspace(1, 0.5, 150)[None]
+    for max_output in (150, 20, 33):
+        indices, counts = batched_nms(boxes.to(cuda), scores.to(cuda), 0.4, max_output)
+        expected = list(range(0, 150, 2))[:max_output]
+        assert indices[0, : counts.item()].tolist() == expected
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])
