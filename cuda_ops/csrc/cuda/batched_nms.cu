@@ -161,18 +161,21 @@ __global__ void __launch_bounds__(kDecideThreads) decide_kernel(Problem<T> in, i
     if (word >= num_words || lane > word || position(word) >= num_ranked) return 0;
     return in.suppressors[((row * num_words + word) * kWord + box) * num_words + lane];
   };
+  const auto is_lost_before = [&](int word) {  // to a box before the panel, or for want of a box
+    if (word >= num_words || lane != 0 || position(word) >= num_ranked) return true;
+    return (in.suppressed[(row * num_words + word) * 2 + box / 32] >> (box % 32) & 1u) != 0;
+  };
   int64_t count = count_before;
   if (count >= in.max_output) return;
   uint64_t suppressors = suppressors_of(0);
+  bool is_lost = is_lost_before(0);
   for (int word = 0; word < num_words && count < in.max_output && start + word * kWord < num_ranked; ++word) {
     const bool is_hit = lane < word && (suppressors & kept[lane]);
     const unsigned votes = __ballot_sync(kAllLanes, is_hit) >> (threadIdx.x & kHalfWarp) & 0xffffu;
-    if (lane == 0) {
-      const unsigned was_suppressed = in.suppressed[(row * num_words + word) * 2 + box / 32] >> (box % 32) & 1u;
-      is_dead[box] = position(word) >= num_ranked || votes || was_suppressed;
-    }
+    if (lane == 0) is_dead[box] = is_lost || votes;
     if (lane == word) own_suppressors[box] = suppressors;
     suppressors = suppressors_of(word + 1);
+    is_lost = is_lost_before(word + 1);
     __syncthreads();
     if (threadIdx.x < 32) {
       const uint64_t decided = decide_word(is_dead, own_suppressors, in.max_output - count);
