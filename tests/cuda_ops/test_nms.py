@@ -168,6 +168,13 @@ def test_ious_at_the_threshold_and_next_to_it_are_decided_on_cuda_as_on_the_cpu(
         assert len(answers) > len(ious[ious > 0.2][::12])  # some depend on the last bit of the threshold
 
 
+def test_an_iou_that_rounds_to_zero_does_not_exceed_a_threshold_of_zero(cuda):
+    boxes = torch.tensor([[[-1e19, -1e19, 1e-22, 1e-22], [0.0, 0.0, 1e19, 1e19]]])  # 1e-44 px² of 2e38 px² in common
+    scores = torch.tensor([[0.9, 0.5]])
+    assert torchvision_kept(boxes[0], scores[0], 0.0) == [0, 1]
+    assert batched_nms(boxes.to(cuda), scores.to(cuda), 0.0, 2)[1].tolist() == [2]
+
+
 def test_on_cuda_a_box_is_kept_if_what_would_suppress_it_is_suppressed_itself(cuda):
     """Boxes in a row, each of which overlaps the next by more than the threshold: every other one stays."""
     start = torch.arange(150.0)[None, :, None].expand(1, 150, 2)
