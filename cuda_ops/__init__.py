@@ -9,6 +9,7 @@ from cuda_ops.ops import (
     generate_anchors,
     match_boxes,
     multilevel_roi_align,
+    multilevel_roi_align_heads,
     rasterize_polygons,
     select_proposals,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "generate_anchors",
     "match_boxes",
     "multilevel_roi_align",
+    "multilevel_roi_align_heads",
     "rasterize_polygons",
     "select_proposals",
 ]

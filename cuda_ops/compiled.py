@@ -92,25 +92,26 @@ def match_boxes(
 
 def multilevel_roi_align(
     features: Sequence[Tensor],
-    boxes: Tensor,
+    boxes: Sequence[Tensor],
     *,
     image_size: tuple[int, int],
-    output_size: int,
+    output_sizes: Sequence[int],
     sampling_ratio: int,
     aligned: bool,
-) -> Tensor:
-    """See `cuda_ops.multilevel_roi_align`."""
-    if boxes.dtype not in KERNEL_DTYPES:
+) -> list[Tensor]:
+    """See `cuda_ops.multilevel_roi_align_heads`."""
+    if any(own.dtype not in KERNEL_DTYPES for own in boxes):
         return reference.multilevel_roi_align(
             features,
             boxes,
             image_size=image_size,
-            output_size=output_size,
+            output_sizes=output_sizes,
             sampling_ratio=sampling_ratio,
             aligned=aligned,
         )
     scales = [2.0 ** round(math.log2(level.shape[2] / image_size[0])) for level in features]
-    return _ops.multilevel_roi_align(list(features), boxes.detach(), scales, output_size, sampling_ratio, aligned)
+    rows = [own.detach() for own in boxes]
+    return _ops.multilevel_roi_align(list(features), rows, scales, list(output_sizes), sampling_ratio, aligned)
 
 
 def rasterize_polygons(boxes: Tensor, instance_idxs: Tensor, polygons: PackedPolygons, size: int) -> Tensor:

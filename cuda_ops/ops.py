@@ -13,7 +13,17 @@ import torch
 from torch import Tensor
 
 from cuda_ops import library, reference
-from cuda_ops.reference.anchors import CONVENTIONS, Conventions
+from cuda_ops.checks import (
+    is_integer,
+    kind,
+    require,
+    require_boxes,
+    require_conventions,
+    require_one_device,
+    require_pyramid,
+    shape_of,
+)
+from cuda_ops.reference.anchors import Conventions
 from cuda_ops.reference.masks import RunLengthCode
 from cuda_ops.reference.polygons import PackedPolygons
 
@@ -52,14 +62,14 @@ def generate_anchors(
         DefaultAnchorGenerator.
     """
     op = "generate_anchors"
-    _require_conventions(op, conventions)
-    _require(len(feature_sizes) == len(sizes) > 0, op, "sizes", f"one a level, {len(feature_sizes)}", len(sizes))
-    _require(all(h > 0 and w > 0 for h, w in feature_sizes), op, "feature_sizes", "positive", list(feature_sizes))
+    require_conventions(op, conventions)
+    require(len(feature_sizes) == len(sizes) > 0, op, "sizes", f"one a level, {len(feature_sizes)}", len(sizes))
+    require(all(h > 0 and w > 0 for h, w in feature_sizes), op, "feature_sizes", "positive", list(feature_sizes))
     is_even = len({len(level) for level in sizes}) == 1 and len(sizes[0]) > 0
-    _require(is_even, op, "sizes", "as many for each level, one at least", [len(level) for level in sizes])
+    require(is_even, op, "sizes", "as many for each level, one at least", [len(level) for level in sizes])
     flat_sizes = list(chain.from_iterable(sizes))
-    _require(min(*image_size, *flat_sizes) > 0, op, "image_size and sizes", "positive", (*image_size, *flat_sizes))
-    _require(min(aspect_ratios, default=0) > 0, op, "aspect_ratios", "positive, at least one", list(aspect_ratios))
+    require(min(*image_size, *flat_sizes) > 0, op, "image_size and sizes", "positive", (*image_size, *flat_sizes))
+    require(min(aspect_ratios, default=0) > 0, op, "aspect_ratios", "positive, at least one", list(aspect_ratios))
     device = torch.get_default_device() if device is None else torch.device(device)
     return _serving(device).generate_anchors(
         feature_sizes, image_size, sizes, aspect_ratios, device, dtype, conventions
@@ -80,10 +90,10 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     Raises:
         ValueError: if a shape or dtype is not as above.
     """
-    _require_boxes(boxes1, "box_iou", "boxes1")
-    _require_boxes(boxes2, "box_iou", "boxes2")
-    _require(boxes1.dtype == boxes2.dtype, "box_iou", "boxes2", f"{boxes1.dtype} as boxes1", boxes2.dtype)
-    _require_one_device("box_iou", boxes1=boxes1, boxes2=boxes2)
+    require_boxes(boxes1, "box_iou", "boxes1")
+    require_boxes(boxes2, "box_iou", "boxes2")
+    require(boxes1.dtype == boxes2.dtype, "box_iou", "boxes2", f"{boxes1.dtype} as boxes1", boxes2.dtype)
+    require_one_device("box_iou", boxes1=boxes1, boxes2=boxes2)
     return _serving(boxes1.device).box_iou(_widened(boxes1), _widened(boxes2)).to(boxes1.dtype)
 
 
@@ -110,14 +120,14 @@ def match_boxes(
     Source: Faster R-CNN (arXiv:1506.01497), section 3.1.2; equals torchvision's Matcher.
     """
     op = "match_boxes"
-    _require_boxes(boxes, op, "boxes", dims=(2, 3))
-    _require_boxes(gt_boxes, op, "gt_boxes", dims=(3,))
-    _require(boxes.dtype == gt_boxes.dtype, op, "gt_boxes", f"{boxes.dtype} as boxes", gt_boxes.dtype)
+    require_boxes(boxes, op, "boxes", dims=(2, 3))
+    require_boxes(gt_boxes, op, "gt_boxes", dims=(3,))
+    require(boxes.dtype == gt_boxes.dtype, op, "gt_boxes", f"{boxes.dtype} as boxes", gt_boxes.dtype)
     num_images = gt_boxes.shape[0]
-    _require(boxes.dim() == 2 or boxes.shape[0] == num_images, op, "boxes", f"of {num_images} images", boxes.shape)
-    _require(_is_integer(num_gt) and num_gt.shape == (num_images,), op, "num_gt", f"[{num_images}] int", _kind(num_gt))
-    _require(bg_iou <= fg_iou, op, "bg_iou", f"at most fg_iou ({fg_iou})", bg_iou)
-    _require_one_device(op, boxes=boxes, gt_boxes=gt_boxes, num_gt=num_gt)
+    require(boxes.dim() == 2 or boxes.shape[0] == num_images, op, "boxes", f"of {num_images} images", boxes.shape)
+    require(is_integer(num_gt) and num_gt.shape == (num_images,), op, "num_gt", f"[{num_images}] int", kind(num_gt))
+    require(bg_iou <= fg_iou, op, "bg_iou", f"at most fg_iou ({fg_iou})", bg_iou)
+    require_one_device(op, boxes=boxes, gt_boxes=gt_boxes, num_gt=num_gt)
     own, gt_boxes = _widened(boxes), _widened(gt_boxes)
     return _serving(gt_boxes.device).match_boxes(own, gt_boxes, num_gt, fg_iou, bg_iou, low_quality)
 
@@ -153,18 +163,18 @@ def select_proposals(
     Source: FPN (arXiv:1612.03144); the steps of torchvision's RegionProposalNetwork.filter_proposals before its NMS.
     """
     op = "select_proposals"
-    _require_boxes(box_deltas, op, "box_deltas", dims=(3,))
-    _require_boxes(anchors, op, "anchors", dims=(2,))
+    require_boxes(box_deltas, op, "box_deltas", dims=(3,))
+    require_boxes(anchors, op, "anchors", dims=(2,))
     num_images, num_anchors = box_deltas.shape[:2]
-    _require(
+    require(
         objectness.shape == (num_images, num_anchors), op, "objectness", [num_images, num_anchors], objectness.shape
     )
-    _require(len(anchors) == num_anchors, op, "anchors", f"{num_anchors} as box_deltas", len(anchors))
-    _require(image_sizes.shape == (num_images, 2), op, "image_sizes", [num_images, 2], image_sizes.shape)
+    require(len(anchors) == num_anchors, op, "anchors", f"{num_anchors} as box_deltas", len(anchors))
+    require(image_sizes.shape == (num_images, 2), op, "image_sizes", [num_images, 2], image_sizes.shape)
     is_split = sum(level_sizes) == num_anchors > 0 and min(level_sizes) >= 0
-    _require(is_split, op, "level_sizes", f"a split of {num_anchors}", list(level_sizes))
-    _require(pre_nms_top_n > 0, op, "pre_nms_top_n", "positive", pre_nms_top_n)
-    _require_one_device(op, objectness=objectness, box_deltas=box_deltas, anchors=anchors, image_sizes=image_sizes)
+    require(is_split, op, "level_sizes", f"a split of {num_anchors}", list(level_sizes))
+    require(pre_nms_top_n > 0, op, "pre_nms_top_n", "positive", pre_nms_top_n)
+    require_one_device(op, objectness=objectness, box_deltas=box_deltas, anchors=anchors, image_sizes=image_sizes)
     return _serving(box_deltas.device).select_proposals(
         objectness, box_deltas, anchors, image_sizes, level_sizes, pre_nms_top_n, min_size
     )
@@ -192,12 +202,12 @@ def batched_nms(
     Source: keeps what torchvision.ops.nms keeps of each row and group.
     """
     op = "batched_nms"
-    _require_boxes(boxes, op, "boxes", dims=(3,))
-    _require(scores.shape == boxes.shape[:2], op, "scores", list(boxes.shape[:2]), scores.shape)
-    _require(groups is None or groups.shape == scores.shape, op, "groups", list(scores.shape), _shape(groups))
-    _require(0 <= iou_threshold <= 1, op, "iou_threshold", "0 to 1", iou_threshold)
-    _require(max_output >= 0, op, "max_output", "0 or more", max_output)
-    _require_one_device(op, boxes=boxes, scores=scores, groups=groups)
+    require_boxes(boxes, op, "boxes", dims=(3,))
+    require(scores.shape == boxes.shape[:2], op, "scores", list(boxes.shape[:2]), scores.shape)
+    require(groups is None or groups.shape == scores.shape, op, "groups", list(scores.shape), shape_of(groups))
+    require(0 <= iou_threshold <= 1, op, "iou_threshold", "0 to 1", iou_threshold)
+    require(max_output >= 0, op, "max_output", "0 or more", max_output)
+    require_one_device(op, boxes=boxes, scores=scores, groups=groups)
     return _serving(boxes.device).batched_nms(_widened(boxes), scores, iou_threshold, max_output, groups)
 
 
@@ -210,21 +220,46 @@ def multilevel_roi_align(
     sampling_ratio: int,
     aligned: bool = False,
 ) -> Tensor:
-    """Pool each box from the pyramid level that suits its size.
+    """Pool each box from the pyramid level that suits its size: `multilevel_roi_align_heads` for one head, [N, R, C, O, O]."""
+    (pooled,) = multilevel_roi_align_heads(
+        features,
+        [boxes],
+        image_size=image_size,
+        output_sizes=[output_size],
+        sampling_ratio=sampling_ratio,
+        aligned=aligned,
+    )
+    return pooled
+
+
+def multilevel_roi_align_heads(
+    features: Sequence[Tensor],
+    boxes: Sequence[Tensor],
+    *,
+    image_size: tuple[int, int],
+    output_sizes: Sequence[int],
+    sampling_ratio: int,
+    aligned: bool = False,
+) -> list[Tensor]:
+    """Pool the boxes of several heads, each box from the pyramid level that suits its size.
+
+    As many calls for one head give the same values, but each a gradient of its own of the whole pyramid, and autograd adds these:
+    here the heads' gradients meet in one, which is zeroed once and, in half precision, rounded once.
 
     Args:
         features: one [N, C, H_l, W_l] float a level, finest first; N, C, dtype and device are the same everywhere. Channels-last
             memory is fastest.
-        boxes: [N, R, 4] float, input pixels. They get no gradient; padding (without area, even nan) pools finite values.
+        boxes: one [N, R, 4] float a head, input pixels; 1 to 4 heads. They get no gradient; padding (without area, even nan) pools
+            finite values.
         image_size: padded (height, width) of the input in pixels; level l has scale 2 ** round(log2(H_l / height)).
-        output_size: O, bins on either axis.
+        output_sizes: O of each head, bins on either axis.
         sampling_ratio: samples of a bin on either axis; 0: adaptive, as many as the bin is cells long, rounded up, on each axis. (A box longer
             than its level, so one that reaches out of the image, has no more of them than one as long as the longest side of a level.)
         aligned: whether the centre of cell 0 lies half a cell from the image's border, as it should, rather than on it. Then boxes may also be
             less than a cell wide; else they are widened to one.
 
     Returns:
-        [N, R, C, O, O], dtype of the features, channels-last in memory: flattened over N and R, a channels-last batch.
+        One [N, R, C, O, O] a head, dtype of the features, channels-last in memory: flattened over N and R, a channels-last batch.
 
     Raises:
         ValueError: if a shape or dtype is not as above, or a number is out of range.
@@ -233,27 +268,25 @@ def multilevel_roi_align(
         `aligned` Detectron2's ROIPooler with ROIAlignV2.
     """
     op = "multilevel_roi_align"
-    _require_boxes(boxes, op, "boxes", dims=(3,))
-    _require(len(features) > 0, op, "features", "one level at least", 0)
-    kinds = [(level.dim(), *level.shape[:2], level.dtype) for level in features]
-    _require(
-        kinds == kinds[:1] * len(kinds) and features[0].dim() == 4 and features[0].is_floating_point(),
-        op,
-        "features",
-        "[N, C, H_l, W_l] float with the same N, C and dtype",
-        [_kind(level) for level in features],
+    require(
+        0 < len(boxes) == len(output_sizes) <= 4, op, "boxes", "of 1 to 4 heads, with an output size each", len(boxes)
     )
+    require_pyramid(features, op)
     num_images = features[0].shape[0]
-    _require(boxes.shape[0] == num_images, op, "boxes", f"of {num_images} images", boxes.shape)
-    _require(min(image_size) > 0, op, "image_size", "positive", image_size)
-    _require(output_size > 0, op, "output_size", "positive", output_size)
-    _require(sampling_ratio >= 0, op, "sampling_ratio", "0 or more", sampling_ratio)
-    _require_one_device(op, boxes=boxes, **{f"features[{level}]": feature for level, feature in enumerate(features)})
-    return _serving(boxes.device).multilevel_roi_align(
+    for own in boxes:
+        require_boxes(own, op, "boxes", dims=(3,))
+        require(own.shape[0] == num_images, op, "boxes", f"of {num_images} images", own.shape)
+    require(min(image_size) > 0, op, "image_size", "positive", image_size)
+    require(min(output_sizes) > 0, op, "output_size", "positive", min(output_sizes))
+    require(sampling_ratio >= 0, op, "sampling_ratio", "0 or more", sampling_ratio)
+    arguments = {f"boxes[{head}]": own for head, own in enumerate(boxes)}
+    arguments |= {f"features[{level}]": feature for level, feature in enumerate(features)}
+    require_one_device(op, **arguments)
+    return _serving(features[0].device).multilevel_roi_align(
         features,
         boxes,
         image_size=image_size,
-        output_size=output_size,
+        output_sizes=output_sizes,
         sampling_ratio=sampling_ratio,
         aligned=aligned,
     )
@@ -278,20 +311,20 @@ def rasterize_polygons(boxes: Tensor, instance_idxs: Tensor, polygons: PackedPol
     Source: equals, bit for bit, detectron2's rasterize_polygons_within_box on pycocotools (frPyObjects, merge, decode).
     """
     op = "rasterize_polygons"
-    _require_boxes(boxes, op, "boxes", dims=(3,))
+    require_boxes(boxes, op, "boxes", dims=(3,))
     shape = boxes.shape[:2]
-    _require(
-        _is_integer(instance_idxs) and instance_idxs.shape == shape,
+    require(
+        is_integer(instance_idxs) and instance_idxs.shape == shape,
         op,
         "instance_idxs",
         f"{list(shape)} int",
-        _kind(instance_idxs),
+        kind(instance_idxs),
     )
     num_instances = polygons.instance_offsets.numel() - 1
     is_even = num_instances % shape[0] == 0 if shape[0] else num_instances == 0
-    _require(is_even, op, "polygons", f"the same number of instances for {shape[0]} images", num_instances)
-    _require(size > 0, op, "size", "positive", size)
-    _require_one_device(op, boxes=boxes, instance_idxs=instance_idxs, xy=polygons.xy)
+    require(is_even, op, "polygons", f"the same number of instances for {shape[0]} images", num_instances)
+    require(size > 0, op, "size", "positive", size)
+    require_one_device(op, boxes=boxes, instance_idxs=instance_idxs, xy=polygons.xy)
     return _serving(boxes.device).rasterize_polygons(boxes, instance_idxs, polygons, size)
 
 
@@ -324,13 +357,13 @@ def encode_masks(
         paste_masks_in_image(padding=1) > threshold; nothing is painted.
     """
     op = "encode_masks"
-    _require_conventions(op, conventions)
-    _require_boxes(boxes, op, "boxes", dims=(2,))
+    require_conventions(op, conventions)
+    require_boxes(boxes, op, "boxes", dims=(2,))
     is_square = mask_probs.dim() == 3 and mask_probs.shape[1] == mask_probs.shape[2] > 0
-    _require(is_square and mask_probs.is_floating_point(), op, "mask_probs", "[D, M, M] float", _kind(mask_probs))
-    _require(len(mask_probs) == len(boxes), op, "boxes", f"{len(mask_probs)} as mask_probs", len(boxes))
-    _require(min(image_size) > 0, op, "image_size", "positive", image_size)
-    _require_one_device(op, mask_probs=mask_probs, boxes=boxes)
+    require(is_square and mask_probs.is_floating_point(), op, "mask_probs", "[D, M, M] float", kind(mask_probs))
+    require(len(mask_probs) == len(boxes), op, "boxes", f"{len(mask_probs)} as mask_probs", len(boxes))
+    require(min(image_size) > 0, op, "image_size", "positive", image_size)
+    require_one_device(op, mask_probs=mask_probs, boxes=boxes)
     return _serving(mask_probs.device).encode_masks(mask_probs, boxes, image_size, threshold, conventions)
 
 
@@ -350,9 +383,9 @@ def enlarge_bilinear(image: Tensor, size: tuple[int, int], is_mirrored: bool = F
     """
     op = "enlarge_bilinear"
     is_image = image.dim() == 3 and image.shape[2] == 3 and min(image.shape) >= 2 and image.dtype == torch.uint8
-    _require(is_image, op, "image", "[h, w, 3] uint8, at least 2 × 2", _kind(image))
+    require(is_image, op, "image", "[h, w, 3] uint8, at least 2 × 2", kind(image))
     is_larger = size[0] >= image.shape[0] and size[1] >= image.shape[1]
-    _require(is_larger, op, "size", f"at least {list(image.shape[:2])}", size)
+    require(is_larger, op, "size", f"at least {list(image.shape[:2])}", size)
     return _serving(image.device).enlarge_bilinear(image, size, is_mirrored)
 
 
@@ -364,38 +397,3 @@ def _serving(device: torch.device) -> ModuleType:
 def _widened(boxes: Tensor) -> Tensor:
     """Boxes as float32 at least: float16 holds no area beyond 65,504 px², bfloat16 three digits of one."""
     return boxes.to(torch.promote_types(boxes.dtype, torch.float32))
-
-
-def _require_one_device(op: str, **arguments: Tensor | None) -> None:
-    """Kernels read the memory of all arguments, so it must be of one device."""
-    devices = {name: str(tensor.device) for name, tensor in arguments.items() if tensor is not None}
-    if len(set(devices.values())) > 1:
-        raise ValueError(f"{op}: {' and '.join(devices)} must be on one device, got {devices}")
-
-
-def _require_conventions(op: str, conventions: str) -> None:
-    _require(conventions in CONVENTIONS, op, "conventions", " or ".join(CONVENTIONS), repr(conventions))
-
-
-def _require_boxes(boxes: Tensor, op: str, argument: str, dims: tuple[int, ...] = ()) -> None:
-    is_shaped = boxes.dim() >= 2 and boxes.shape[-1] == 4 and (not dims or boxes.dim() in dims)
-    expected = " or ".join(f"[{'…, ' * (dim - 2)}boxes, 4]" for dim in dims) or "[…, boxes, 4]"
-    _require(is_shaped and boxes.is_floating_point(), op, argument, f"{expected} float", _kind(boxes))
-
-
-def _require(condition: bool, op: str, argument: str, must: object, got: object) -> None:
-    if not condition:
-        got = list(got) if isinstance(got, torch.Size) else got
-        raise ValueError(f"{op}: {argument} must be {must}, got {got}")
-
-
-def _is_integer(tensor: Tensor) -> bool:
-    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{list(tensor.shape)} {tensor.dtype}"
-
-
-def _shape(tensor: Tensor | None) -> list[int] | None:
-    return None if tensor is None else list(tensor.shape)

@@ -80,17 +80,24 @@ def _select_proposals(
 
 @torch.library.register_fake("cuda_ops::multilevel_roi_align")
 def _multilevel_roi_align(
-    features: list[Tensor], boxes: Tensor, scales: list[float], output_size: int, sampling_ratio: int, aligned: bool
-) -> Tensor:
-    num_images, num_boxes = boxes.shape[:2]
-    bins = features[0].new_empty(num_images, num_boxes, output_size, output_size, features[0].shape[1])
-    return bins.permute(0, 1, 4, 2, 3)
+    features: list[Tensor],
+    boxes: list[Tensor],
+    scales: list[float],
+    output_sizes: list[int],
+    sampling_ratio: int,
+    aligned: bool,
+) -> list[Tensor]:
+    like, channels = features[0], features[0].shape[1]
+    return [
+        like.new_empty(*own.shape[:2], size, size, channels).permute(0, 1, 4, 2, 3)
+        for own, size in zip(boxes, output_sizes, strict=True)
+    ]
 
 
 @torch.library.register_fake("cuda_ops::multilevel_roi_align_backward")
 def _multilevel_roi_align_backward(
-    grad: Tensor,
-    boxes: Tensor,
+    grads: list[Tensor],
+    boxes: list[Tensor],
     sizes: list[int],
     channels_last: list[bool],
     scales: list[float],
@@ -98,6 +105,7 @@ def _multilevel_roi_align_backward(
     aligned: bool,
     deterministic: bool,
 ) -> list[Tensor]:
+    grad = grads[0]
     num_images, channels = grad.shape[0], grad.shape[2]
     return [
         grad.new_empty(num_images, height, width, channels).permute(0, 3, 1, 2)
@@ -107,19 +115,19 @@ def _multilevel_roi_align_backward(
     ]
 
 
-def _save_pyramid(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save_pyramid(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     """Of the features the backward pass needs the shapes and layouts alone."""
     features, boxes, ctx.scales, _, ctx.sampling_ratio, ctx.aligned = inputs
-    ctx.save_for_backward(boxes)
+    ctx.save_for_backward(*boxes)
     ctx.sizes = [side for level in features for side in level.shape[2:]]
     ctx.channels_last = [level.stride(1) == 1 and level.stride(3) != 1 for level in features]
 
 
-def _pyramid_gradients(ctx: Any, grad: Tensor) -> tuple[list[Tensor], None, None, None, None, None]:
+def _pyramid_gradients(ctx: Any, grads: list[Tensor]) -> tuple[list[Tensor], list[None], None, None, None, None]:
     """Gradients of the features in their layouts. Asked to be deterministic, it is, with another kernel, instead of an error."""
     gradients = torch.ops.cuda_ops.multilevel_roi_align_backward(
-        grad,
-        *ctx.saved_tensors,
+        grads,
+        list(ctx.saved_tensors),
         ctx.sizes,
         ctx.channels_last,
         ctx.scales,
@@ -127,7 +135,7 @@ def _pyramid_gradients(ctx: Any, grad: Tensor) -> tuple[list[Tensor], None, None
         ctx.aligned,
         torch.are_deterministic_algorithms_enabled(),
     )
-    return gradients, None, None, None, None, None
+    return gradients, [None] * len(grads), None, None, None, None
 
 
 torch.library.register_autograd("cuda_ops::multilevel_roi_align", _pyramid_gradients, setup_context=_save_pyramid)

@@ -62,9 +62,9 @@ class RoIHeads(nn.Module):
         if self.training:
             assert batch.targets is not None
             rois = self.sample(proposals, batch.targets, batch.seeds)
-            pooled = self.pool(pyramid, rois.boxes, batch, self.config.box_pool_size)
-            losses = self.box_losses(pooled, rois, batch.targets)
-            return None, losses | (self.mask_losses(pyramid, pooled, rois, batch) if self.has_masks else {})
+            box_features, mask_features = self.pool_rois(pyramid, rois, batch)
+            losses = self.box_losses(box_features, rois, batch.targets)
+            return None, losses | (self.mask_losses(mask_features, rois, batch.targets) if self.has_masks else {})
         boxes, scores, labels, num_detections = self.detect(pyramid, proposals, batch)
         mask_probs = None
         if self.has_masks:
@@ -128,34 +128,44 @@ class RoIHeads(nn.Module):
             "box_reg": per_image_mean(box_losses * (rois.labels > 0), rois.weights),
         }
 
-    def mask_losses(
-        self, pyramid: list[Tensor], box_features: Tensor, rois: SampledRois, batch: Batch
-    ) -> dict[str, Tensor]:
-        """Binary cross entropy of the pixels of the positive RoIs' own class. With c4, on the features of the box head."""
-        assert batch.targets is not None
+    def mask_losses(self, pooled: Tensor, rois: SampledRois, targets: Targets) -> dict[str, Tensor]:
+        """Binary cross entropy of the pixels of the positive RoIs' own class; features are [N, K, channels, O, O]."""
         share = rois.num_mask_rois
         boxes, labels, gt_rows = rois.boxes[:, :share], rois.labels[:, :share], rois.gt_rows[:, :share]
-        if self.config.features == "c4":
-            pooled = box_features[:, :share]
-        else:
-            pooled = self.pool(pyramid, boxes, batch, self.config.mask_pool_size)
         logits = self.mask_logits(pooled, labels)  # [N, K, M, M]
-        gt_masks = cuda_ops.rasterize_polygons(boxes, gt_rows, batch.targets.polygons, logits.shape[-1])
+        gt_masks = cuda_ops.rasterize_polygons(boxes, gt_rows, targets.polygons, logits.shape[-1])
         losses = F.binary_cross_entropy_with_logits(logits, gt_masks, reduction="none").mean((2, 3))  # [N, K]
         return {"mask": per_image_mean(losses, (labels > 0).float())}
 
+    def pool_rois(self, pyramid: list[Tensor], rois: SampledRois, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Features of the box head [N, S, …] and of the mask head [N, K, …], pooled at once: their gradients meet in one pyramid.
+
+        With c4 the mask head learns from the features of the box head.
+        """
+        config, share = self.config, rois.num_mask_rois
+        if config.features == "c4" or not self.has_masks:
+            box_features = self.pool(pyramid, rois.boxes, batch, config.box_pool_size)
+            return box_features, box_features[:, :share]
+        boxes, sizes = [rois.boxes, rois.boxes[:, :share]], [config.box_pool_size, config.mask_pool_size]
+        box_features, mask_features = self.pool_heads(pyramid, boxes, batch, sizes)
+        return box_features, mask_features
+
     def pool(self, pyramid: list[Tensor], boxes: Tensor, batch: Batch, size: int) -> Tensor:
         """Features [N, R, channels, O, O] of boxes [N, R, 4]: O = size, or half of it after res5."""
+        return self.pool_heads(pyramid, [boxes], batch, [size])[0]
+
+    def pool_heads(self, pyramid: list[Tensor], boxes: list[Tensor], batch: Batch, sizes: list[int]) -> list[Tensor]:
+        """The same for each head's boxes and size."""
         height, width = batch.images.shape[-2:]
-        pooled = cuda_ops.multilevel_roi_align(
+        heads = cuda_ops.multilevel_roi_align_heads(
             pyramid,
             boxes,
             image_size=(height, width),
-            output_size=size,
+            output_sizes=sizes,
             sampling_ratio=self.config.sampling_ratio,
             aligned=self.config.conventions == "detectron2",
         )
-        return self.res5(pooled.flatten(0, 1)).unflatten(0, boxes.shape[:2])
+        return [self.res5(pooled.flatten(0, 1)).unflatten(0, pooled.shape[:2]) for pooled in heads]
 
     def detect(
         self, pyramid: list[Tensor], proposals: Proposals, batch: Batch

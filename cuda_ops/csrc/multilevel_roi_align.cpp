@@ -1,5 +1,5 @@
 // RoIAlign over a feature pyramid: features of L levels, boxes [N, R, 4] → [N, R, C, O, O], channels-last in memory;
-// and back.
+// and back. For several heads at once, each with boxes and an O of its own: back, their gradients meet in one pyramid.
 //
 // A bin is a sum over few rows and columns of cells, taken along one axis and then along the other, for many channels
 // at once. Where the channels of a cell stand together in memory they are read so; where the cells of a row do, in
@@ -260,73 +260,113 @@ void zero_slice(const Level<W>& level, W* image, int64_t channels) {
   }
 }
 
-// A thread owns slices of channels of images and walks their boxes in one order, so sums never depend on threads.
+// What one head sends back: its gradient [N, R, C, O, O], and the cells that its bins touch.
+template <class T>
+struct Head {
+  Head(const Tensor& grad, const Tensor& boxes, const Pyramid& pyramid, Grid grid)
+      : grad(grad), grid(grid), plan(torch::stable::contiguous(boxes), pyramid, grid, GroupBy::kCell) {}
+
+  // The gradient's first channel of a box.
+  const T* of_box(int64_t box) const {
+    const int64_t per_image = grad.size(1);
+    return data_of<T>(grad) + box / per_image * grad.stride(0) + box % per_image * grad.stride(1);
+  }
+
+  Tensor grad;
+  Grid grid;
+  Plan<Accumulator<T>> plan;
+};
+
+// Adds the gradients of the boxes in positions [position, end) of the plan that lie on level l to that of a slice of channels,
+// [first, first + count); returns the position after them.
 template <class T, class W>
-void scatter(const Tensor& grad, const Tensor& boxes, const Pyramid& pyramid, Grid grid, const Levels<W>& levels) {
-  const Plan<W> plan(boxes, pyramid, grid, GroupBy::kCell);
-  const int64_t num_images = grad.size(0), boxes_per_image = grad.size(1), channels = grad.size(2);
+int64_t scatter_boxes(
+    const Head<T>& head, int64_t position, int64_t end, int l, const Level<W>& level, W* origin, int64_t first,
+    int64_t count, Scratch<W>& scratch) {
+  const Grid grid = head.grid;
+  const int64_t width = level.is_planar ? whole_vectors<W>(count) : count, line = grid.output_size * width;
+  const int64_t row = level.is_planar ? width : line, column = level.is_planar ? line : width;
+  for (; position < end && head.plan.level(head.plan.box_at(position)) == l; ++position) {
+    const int64_t box = head.plan.box_at(position);
+    const T* from = head.of_box(box) + first * head.grad.stride(2);
+    if (load_bins(from, head.grad, grid.output_size, count, scratch.bins.data(), row, column)) {
+      scatter_box_of(level, origin, head.plan.rows(box), head.plan.columns(box), grid, count, scratch);
+    }
+  }
+  return position;
+}
+
+// A thread owns slices of channels of images and walks their boxes in one order, head by head, so sums never depend on threads.
+template <class T, class W>
+void scatter(const std::vector<Head<T>>& heads, const Pyramid& pyramid, const Levels<W>& levels) {
+  const int64_t num_images = heads[0].grad.size(0), channels = heads[0].grad.size(2);
   const int64_t share = num_images * channels / (2 * torch::stable::get_num_threads());
   const int64_t whole_lines = (share + kLineChannels - 1) / kLineChannels * kLineChannels;
   const int64_t slice = levels.any_planar ? kLineChannels : std::clamp(whole_lines, kLineChannels, kSliceChannels);
   const int64_t num_slices = (channels + slice - 1) / slice;
-  const T* grads = data_of<T>(grad);
+  int64_t output_size = 0;
+  for (const auto& head : heads) output_size = std::max<int64_t>(output_size, head.grid.output_size);
   torch::stable::parallel_for(0, num_images * num_slices, 1, [&](int64_t begin, int64_t end) {
     Scratch<W> scratch;
     const int64_t padded = whole_vectors<W>(slice);
     const int64_t length = levels.any_planar ? whole_vectors<W>(max_width(pyramid)) : 1;
-    scratch.sums.resize(length * grid.output_size * padded);
-    scratch.lines.resize(length * grid.output_size * Lanes<W>::kCount);
-    scratch.bins.resize(grid.output_size * grid.output_size * padded);
+    scratch.sums.resize(length * output_size * padded);
+    scratch.lines.resize(length * output_size * Lanes<W>::kCount);
+    scratch.bins.resize(output_size * output_size * padded);
+    std::vector<int64_t> positions(heads.size());
     for (int64_t i = begin; i < end; ++i) {
       const int64_t image = i / num_slices, first = i % num_slices * slice, count = std::min(slice, channels - first);
-      int64_t position = image * boxes_per_image;
+      for (size_t h = 0; h < heads.size(); ++h) positions[h] = image * heads[h].grad.size(1);
       for (int l = 0; l < pyramid.num_levels; ++l) {
         const auto& level = levels.levels[l];
         W* origin = level.data + image * level.image_stride + first * level.channel_stride;
         zero_slice(level, origin, count);
-        const int64_t width = level.is_planar ? whole_vectors<W>(count) : count, line = grid.output_size * width;
-        const int64_t row = level.is_planar ? width : line, column = level.is_planar ? line : width;
-        for (; position < (image + 1) * boxes_per_image && plan.level(plan.box_at(position)) == l; ++position) {
-          const int64_t box = plan.box_at(position);
-          const T* from = grads + image * grad.stride(0) + box % boxes_per_image * grad.stride(1);
-          W* bins = scratch.bins.data();
-          if (load_bins(from + first * grad.stride(2), grad, grid.output_size, count, bins, row, column)) {
-            scatter_box_of(level, origin, plan.rows(box), plan.columns(box), grid, count, scratch);
-          }
+        for (size_t h = 0; h < heads.size(); ++h) {
+          const int64_t last = (image + 1) * heads[h].grad.size(1);
+          positions[h] = scatter_boxes(heads[h], positions[h], last, l, level, origin, first, count, scratch);
         }
       }
     }
   });
 }
 
-Tensor multilevel_roi_align_cpu(
-    const std::vector<Tensor>& features, const Tensor& boxes, const std::vector<double>& scales, int64_t output_size,
-    int64_t sampling_ratio, bool aligned) {
+std::vector<Tensor> multilevel_roi_align_cpu(
+    const std::vector<Tensor>& features, const std::vector<Tensor>& boxes, const std::vector<double>& scales,
+    const std::vector<int64_t>& output_sizes, int64_t sampling_ratio, bool aligned) {
   const auto levels = readable(features);
   const auto pyramid = pyramid_of(scales, sizes_of(levels));
-  const Grid grid = grid_of(output_size, sampling_ratio, aligned, pyramid);
-  auto out = new_output(levels[0], boxes, levels[0].size(1), output_size);
-  if (out.numel() == 0) return out;
+  require_heads(boxes.size(), output_sizes.size());
+  std::vector<Tensor> results;
   dispatch_features(levels[0].scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    pool<T>(levels_of<const T>(levels), torch::stable::contiguous(boxes), pyramid, grid, out);
+    for (size_t h = 0; h < boxes.size(); ++h) {
+      auto out = new_output(levels[0], boxes[h], levels[0].size(1), output_sizes[h]);
+      results.push_back(out);
+      if (out.numel() == 0) continue;
+      const Grid grid = grid_of(output_sizes[h], sampling_ratio, aligned, pyramid);
+      pool<T>(levels_of<const T>(levels), torch::stable::contiguous(boxes[h]), pyramid, grid, out);
+    }
   });
-  return out;
+  return results;
 }
 
 std::vector<Tensor> multilevel_roi_align_backward_cpu(
-    const Tensor& grad, const Tensor& boxes, const std::vector<int64_t>& sizes, const std::vector<bool>& channels_last,
-    const std::vector<double>& scales, int64_t sampling_ratio, bool aligned, bool) {
+    const std::vector<Tensor>& grads, const std::vector<Tensor>& boxes, const std::vector<int64_t>& sizes,
+    const std::vector<bool>& channels_last, const std::vector<double>& scales, int64_t sampling_ratio, bool aligned,
+    bool) {
   const auto pyramid = pyramid_of(scales, sizes);
-  const Grid grid = grid_of(grad.size(3), sampling_ratio, aligned, pyramid);
+  require_heads(boxes.size(), grads.size());
+  const Tensor& grad = grads[0];
   std::vector<Tensor> result;
   dispatch_features(grad.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using W = Accumulator<T>;
-    result = new_levels(grad, grad.size(2), pyramid, channels_last, kAccumulatorType<T>);
-    if (grad.size(0) * grad.size(2) > 0) {
-      scatter<T>(grad, torch::stable::contiguous(boxes), pyramid, grid, levels_of<W>(result));
+    std::vector<Head<T>> heads;
+    for (size_t h = 0; h < grads.size(); ++h) {
+      heads.emplace_back(grads[h], boxes[h], pyramid, grid_of(grads[h].size(3), sampling_ratio, aligned, pyramid));
     }
+    result = new_levels(grad, grad.size(2), pyramid, channels_last, kAccumulatorType<T>);
+    if (grad.size(0) * grad.size(2) > 0) scatter(heads, pyramid, levels_of<W>(result));
     if constexpr (!std::is_same_v<T, W>) {
       for (auto& level : result) level = torch::stable::to(level, grad.scalar_type());
     }
@@ -338,11 +378,11 @@ std::vector<Tensor> multilevel_roi_align_backward_cpu(
 
 STABLE_TORCH_LIBRARY_FRAGMENT(cuda_ops, m) {
   m.def(
-      "multilevel_roi_align(Tensor[] features, Tensor boxes, float[] scales, int output_size, int sampling_ratio, "
-      "bool aligned) -> Tensor");
+      "multilevel_roi_align(Tensor[] features, Tensor[] boxes, float[] scales, int[] output_sizes, int sampling_ratio, "
+      "bool aligned) -> Tensor[]");
   m.def(
-      "multilevel_roi_align_backward(Tensor grad, Tensor boxes, SymInt[] sizes, bool[] channels_last, float[] scales, "
-      "int sampling_ratio, bool aligned, bool deterministic) -> Tensor[]");
+      "multilevel_roi_align_backward(Tensor[] grads, Tensor[] boxes, SymInt[] sizes, bool[] channels_last, "
+      "float[] scales, int sampling_ratio, bool aligned, bool deterministic) -> Tensor[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(cuda_ops, CPU, m) {

@@ -43,6 +43,15 @@ inline Pyramid pyramid_of(const std::vector<double>& scales, const std::vector<i
   return pyramid;
 }
 
+// Heads pool from one pyramid, each boxes of its own.
+constexpr size_t kMaxHeads = 4;
+
+inline void require_heads(size_t num_boxes, size_t num_outputs) {
+  STD_TORCH_CHECK(
+      0 < num_boxes && num_boxes <= kMaxHeads && num_boxes == num_outputs, "multilevel_roi_align: heads must be 1 to ",
+      kMaxHeads, ", with boxes and an output each, got ", num_boxes, " and ", num_outputs);
+}
+
 inline std::vector<int64_t> sizes_of(const std::vector<Tensor>& features) {
   std::vector<int64_t> sizes;
   for (const auto& level : features) sizes.insert(sizes.end(), {level.size(2), level.size(3)});

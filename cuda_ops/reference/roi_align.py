@@ -1,10 +1,10 @@
 """RoIAlign over a feature pyramid, as one weighted sum of table rows for each output bin.
 
-Shapes: N images, R boxes an image, L levels of [N, C, H_l, W_l], O output size, S samples of a bin on one axis. Boxes are
-(x1, y1, x2, y2) in input pixels. A bin averages S × S samples of 4 corners each: 2S rows × 2S columns of the feature map
-with weights that factor into a row part and a column part. Where sampling is adaptive, S is the most that a box within its
-image may need, and what a box does not need weighs 0. Gathering and weighing is `embedding_bag`'s work, whose backward
-is the gradient of the features; boxes get none.
+Shapes: N images, R boxes an image, B = N·R, L levels of [N, C, H_l, W_l], O output size, S samples of a bin on one axis. Heads
+differ in R, O and S. Boxes are (x1, y1, x2, y2) in input pixels. A bin averages S × S samples of 4 corners each: 2S rows × 2S
+columns of the feature map with weights that factor into a row part and a column part. Where sampling is adaptive, S is the most
+that a box within its image may need, and what a box does not need weighs 0. Gathering and weighing is `embedding_bag`'s work,
+whose backward is the gradient of the features, of all heads in one; boxes get none.
 Source: Mask R-CNN (arXiv:1703.06870), section 3; FPN (arXiv:1612.03144), equation 1; borders are torchvision's.
 """
 
@@ -19,6 +19,9 @@ from torch.nn import functional as F
 CANONICAL_SIZE_PX = 224
 CANONICAL_LEVEL = 4
 MAX_CHUNK_BYTES = 64 * 2**20  # of indices and weights at once
+
+# Table offsets and weights of the rows, then of the columns, that each bin's samples touch: four [B, O, 2S].
+Corners = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -53,43 +56,55 @@ def _flatten_pyramid(features: Sequence[Tensor]) -> _Pyramid:
 
 def multilevel_roi_align(
     features: Sequence[Tensor],
-    boxes: Tensor,
+    boxes: Sequence[Tensor],
     *,
     image_size: tuple[int, int],
-    output_size: int,
+    output_sizes: Sequence[int],
     sampling_ratio: int,
     aligned: bool,
-) -> Tensor:
-    """See `cuda_ops.multilevel_roi_align`."""
+) -> list[Tensor]:
+    """See `cuda_ops.multilevel_roi_align_heads`."""
     pyramid = _flatten_pyramid(features)
-    num_images, num_boxes = boxes.shape[:2]
     longest = max(max(shape) for shape in pyramid.level_shapes)
-    sampling = Sampling(output_size, sampling_ratio or -(-longest // output_size), sampling_ratio == 0, aligned)
+    heads = []
     with torch.no_grad():
-        rows, columns = _corners(pyramid, boxes, image_size, sampling)
-    taps = 4 * sampling.max_samples**2
-    tap_bytes = rows[0].element_size() + rows[1].element_size()
-    chunk = max(1, MAX_CHUNK_BYTES // (tap_bytes * taps * output_size**2))  # boxes
-    pooled = [
-        _pool(pyramid.table, *parts) for parts in zip(*(part.split(chunk) for part in (*rows, *columns)), strict=True)
-    ]
-    flat = (pooled[0] if len(pooled) == 1 else torch.cat(pooled)).to(features[0].dtype)  # [N·R·O·O, C]
-    return flat.view(num_images, num_boxes, output_size, output_size, flat.shape[1]).permute(0, 1, 4, 2, 3)
+        for own, size in zip(boxes, output_sizes, strict=True):
+            sampling = Sampling(size, sampling_ratio or -(-longest // size), sampling_ratio == 0, aligned)
+            heads.append(_corners(pyramid, own, image_size, sampling))
+    num_chunks = max(1, -(-sum(map(_bag_bytes, heads)) // MAX_CHUNK_BYTES))
+    chunks = zip(*(zip(*(part.tensor_split(num_chunks) for part in head), strict=True) for head in heads), strict=True)
+    pooled = [_pool(pyramid.table, chunk) for chunk in chunks]  # [chunks][heads]
+    results = []
+    for own, size, parts in zip(boxes, output_sizes, zip(*pooled, strict=True), strict=True):
+        flat = (parts[0] if num_chunks == 1 else torch.cat(parts)).to(features[0].dtype)  # [B·O·O, C]
+        results.append(flat.view(*own.shape[:2], size, size, flat.shape[1]).permute(0, 1, 4, 2, 3))
+    return results
 
 
-def _pool(table: Tensor, row_idx: Tensor, row_weight: Tensor, column_idx: Tensor, column_weight: Tensor) -> Tensor:
-    """Weighted sums of table rows, one for each of the O × O bins of B boxes; arguments are [B, O, 2S]: [B·O·O, C]."""
+def _bag_bytes(corners: Corners) -> int:
+    """What the indices and weights of all bins of a head take."""
+    row_idx, row_weight, column_idx, _ = corners
+    taps = row_idx.shape[2] * column_idx.shape[2]
+    return row_idx.shape[0] * row_idx.shape[1] ** 2 * taps * (row_idx.element_size() + row_weight.element_size())
+
+
+def _pool(table: Tensor, heads: Sequence[Corners]) -> Sequence[Tensor]:
+    """Weighted sums of table rows, one for each of the O × O bins of each head's boxes: [B·O·O, C] a head."""
+    idxs, weights, offsets, first = [], [], [], 0
     with torch.no_grad():
-        taps = row_idx.shape[-1] * column_idx.shape[-1]
-        idx = (row_idx[:, :, None, :, None] + column_idx[:, None, :, None, :]).view(-1, taps)
-        weight = (row_weight[:, :, None, :, None] * column_weight[:, None, :, None, :]).view(-1, taps)
-    return F.embedding_bag(idx, table, per_sample_weights=weight.to(table.dtype), mode="sum")
+        for row_idx, row_weight, column_idx, column_weight in heads:
+            idx = (row_idx[:, :, None, :, None] + column_idx[:, None, :, None, :]).flatten()
+            idxs.append(idx)
+            weights.append((row_weight[:, :, None, :, None] * column_weight[:, None, :, None, :]).flatten())
+            taps = row_idx.shape[2] * column_idx.shape[2]
+            offsets.append(torch.arange(first, first + len(idx), taps, dtype=idx.dtype, device=idx.device))
+            first += len(idx)
+        weight = torch.cat(weights).to(table.dtype)
+    bags = F.embedding_bag(torch.cat(idxs), table, torch.cat(offsets), per_sample_weights=weight, mode="sum")
+    return bags.split([len(of_head) for of_head in offsets])
 
 
-def _corners(
-    pyramid: _Pyramid, boxes: Tensor, image_size: tuple[int, int], sampling: Sampling
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Table offsets and weights of the rows, then of the columns, that each bin's samples touch: four [N·R, O, 2S]."""
+def _corners(pyramid: _Pyramid, boxes: Tensor, image_size: tuple[int, int], sampling: Sampling) -> Corners:
     num_images, num_boxes = boxes.shape[:2]
     shapes = pyramid.level_shapes
     boxes = boxes.detach().nan_to_num().reshape(-1, 4)
@@ -109,7 +124,7 @@ def _corners(
     y, y_weight = _axis(y1, y2, height, sampling)
     x, x_weight = _axis(x1, x2, width, sampling)
     y = y.mul_(width[:, None, None]).add_(first[:, None, None])
-    return (y, y_weight), (x, x_weight)
+    return y, y_weight, x, x_weight
 
 
 def assign_levels(boxes: Tensor, scales: Sequence[float]) -> Tensor:

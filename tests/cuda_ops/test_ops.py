@@ -20,6 +20,7 @@ POLYGONS = SimpleNamespace(
     max_parts=1,
 )
 POOL = {"image_size": (64, 64), "output_size": 2, "sampling_ratio": 2}
+HEADS = {"image_size": (64, 64), "output_sizes": (2, 3), "sampling_ratio": 2}
 
 # What each operator is given by every test here.
 CALLS = {
@@ -29,6 +30,7 @@ CALLS = {
     "select_proposals": ((SCORES, BOXES / 99, BOXES[0], torch.tensor([[64, 64], [32, 64]]), (2, 1), 2), {}),
     "batched_nms": ((BOXES, SCORES, 0.5, 3, COUNTS[:, None].expand(2, 3)), {}),
     "multilevel_roi_align": ((FEATURES, BOXES), POOL),
+    "multilevel_roi_align_heads": ((FEATURES, [BOXES, BOXES[:, :2]]), HEADS),
     "rasterize_polygons": ((BOXES, torch.tensor([[0, 1, 0], [0, 1, 1]]), POLYGONS, 4), {}),
     "encode_boxes": ((BOXES, BOXES), {}),
     "decode_boxes": ((BOXES, BOXES), {}),
@@ -55,7 +57,7 @@ def errors_of_waiting():
 
 
 def tensors_of(result):
-    return list(result) if isinstance(result, tuple) else [result]
+    return list(result) if isinstance(result, tuple | list) else [result]
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -187,6 +189,21 @@ def test_wrong_numbers_of_roi_align_are_named(name, value, told):
     wrong = POOL | {name: value}
     with pytest.raises(ValueError, match=f"multilevel_roi_align: {name} must be {told}"):
         cuda_ops.multilevel_roi_align(FEATURES, BOXES, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "told"),
+    [
+        ([], "of 1 to 4 heads, with an output size each, got 0"),
+        ([BOXES], "of 1 to 4 heads, with an output size each, got 1"),
+        ([BOXES, BOXES[:1]], r"of 2 images, got \[1, 3, 4\]"),
+        ([BOXES, BOXES[..., :3]], r"\[…, boxes, 4\] float, got \[2, 3, 3\]"),
+        ([BOXES, BOXES.to("meta")], "must be on one device"),
+    ],
+)
+def test_wrong_boxes_of_a_head_are_named(boxes, told):
+    with pytest.raises(ValueError, match=rf"multilevel_roi_align: .*{told}"):
+        cuda_ops.multilevel_roi_align_heads(FEATURES, boxes, **HEADS)
 
 
 def test_polygons_of_other_images_are_named():

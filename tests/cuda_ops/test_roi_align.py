@@ -9,7 +9,7 @@ from torchvision import ops
 from torchvision.ops import MultiScaleRoIAlign
 
 import cuda_ops
-from cuda_ops import multilevel_roi_align
+from cuda_ops import multilevel_roi_align, multilevel_roi_align_heads
 from cuda_ops.reference import roi_align
 
 IMAGE_SIZE = (128, 192)
@@ -160,6 +160,98 @@ def test_a_level_whose_taps_exceed_shared_memory_is_pooled_on_cuda_as_in_plain_t
         torch.testing.assert_close([part.cpu() for part in results], list(expected), rtol=1e-4, atol=1e-4)
 
 
+def pool_heads(features, boxes, layout, output_sizes, sampling_ratio=2, aligned=False, at_once=True):
+    """Output of each head, by one call or by a call a head."""
+    levels, how = laid_out(features, layout), {"image_size": IMAGE_SIZE, "sampling_ratio": sampling_ratio}
+    if at_once:
+        return multilevel_roi_align_heads(levels, boxes, output_sizes=output_sizes, aligned=aligned, **how)
+    return [pool(levels, *head, sampling_ratio, aligned) for head in zip(boxes, output_sizes, strict=True)]
+
+
+def gradients_of(pooled, features):
+    """The gradient of all heads."""
+    generator = torch.Generator().manual_seed(0)
+    directions = [torch.randn(out.shape, generator=generator).to(out) for out in pooled]
+    return torch.autograd.grad(pooled, features, directions)
+
+
+def heads_and_gradients(features, *case, at_once=True):
+    pooled = pool_heads(features, *case, at_once=at_once)
+    return pooled, gradients_of(pooled, features)
+
+
+def heads_case(seed, dtype=torch.float32, device="cpu"):
+    """Like a box head and a mask head, whose boxes are the first of the other's; then any two or four."""
+    features = [level.detach().to(device, dtype).requires_grad_() for level in make_features(seed, channels=36)]
+    boxes = make_boxes(seed, 13).to(device)
+    if seed % 2:
+        return features, [boxes, boxes[:, :4]], LAYOUTS[seed % 5], (7, 14), *((2, False), (0, True))[seed % 3 % 2]
+    heads = [boxes, boxes[:, :0], boxes.flip(1).double(), boxes.flip(-1)]
+    return features, heads, LAYOUTS[seed % 5], (3, 7, 5, 1), *((0, True), (2, False))[seed % 3 % 2]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_heads_pooled_at_once_give_the_values_and_the_gradients_of_a_call_each(seed):
+    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
+        case = heads_case(seed, dtype)
+        pooled, gradients = heads_and_gradients(*case)
+        each, expected = heads_and_gradients(*case, at_once=False)
+        assert all(torch.equal(a, b) for a, b in zip(pooled, each, strict=True))
+        assert [a.stride() for a in pooled] == [b.stride() for b in each]
+        torch.testing.assert_close(gradients, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("seed", range(10))
+@compiled_only
+def test_heads_pooled_at_once_on_cuda_equal_those_of_plain_torch(seed, deterministic, cuda):
+    with cuda_ops.backend("reference"):
+        expected = heads_and_gradients(*heads_case(seed))
+    with repeatable(deterministic):
+        results = heads_and_gradients(*heads_case(seed, device=cuda))
+    for parts, wanted in zip(results, expected, strict=True):
+        torch.testing.assert_close([part.cpu() for part in parts], list(wanted), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_sum_of_heads_gradients_is_rounded_once(dtype):
+    """Of two calls each gradient and the sum are rounded: an error of more than half a unit in the last place."""
+    features, *case = heads_case(1, dtype)
+    wide = [level.detach().float().requires_grad_() for level in features]
+    levels, boxes, sizes = features, case[0], case[2]
+
+    def gradients(levels, at_once):
+        _, found = heads_and_gradients(levels, boxes, "channels_last", sizes, 2, True, at_once=at_once)
+        return torch.cat([gradient.float().flatten() for gradient in found])
+
+    exact = gradients(wide, at_once=True)
+    unit = torch.finfo(dtype).eps * 2.0 ** torch.frexp(exact).exponent.sub(1)
+    errors = [(gradients(levels, at_once) - exact).abs() / unit for at_once in (True, False)]
+    # Bins' gradients are drawn in the low type, whose rounding is the same in both.
+    assert errors[0].mean() < errors[1].mean()
+
+
+def test_the_gradients_of_heads_meet_in_one_pyramid(backend):
+    """One zero fill, and nothing to add."""
+    backward = {"compiled": "cuda_ops::multilevel_roi_align_backward", "reference": "aten::_embedding_bag_backward"}
+    features, *case = heads_case(1)
+    for at_once, passes in ((True, 1), (False, 2)):
+        pooled = pool_heads(features, *case, at_once=at_once)
+        with torch.profiler.profile() as trace:
+            gradients_of(pooled, features)
+        names = [event.name for event in trace.events()]
+        assert names.count(backward[backend]) == passes
+        assert ("aten::add_" in names or "aten::add" in names) == (passes > 1)
+
+
+def test_a_head_that_nobody_learns_from_adds_nothing():
+    features, boxes, *_ = heads_case(1)
+    how = {"image_size": IMAGE_SIZE, "sampling_ratio": 2}
+    used, _ = multilevel_roi_align_heads(features, boxes, output_sizes=(7, 14), **how)
+    gradients = torch.autograd.grad(used.sum(), features)
+    torch.testing.assert_close(gradients, torch.autograd.grad(pool(features, boxes[0], 7).sum(), features))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @compiled_only
 def test_deterministic_gradient_on_cuda_repeats_in_every_bit(layout, cuda):
@@ -257,13 +349,12 @@ def test_torch_is_told_all_about_the_operators(layout, dtype):
     for requires_grad in (False, True):
         leaves = [level.requires_grad_(requires_grad) for level in features]
         for sampling in ((2, False), (0, True)):
-            torch.library.opcheck(
-                torch.ops.cuda_ops.multilevel_roi_align.default, (leaves, boxes, scales, 3, *sampling)
-            )
-    grad = pool([level.detach() for level in features], boxes)
+            args = (leaves, [boxes, boxes[:, :2]], scales, [3, 2], *sampling)
+            torch.library.opcheck(torch.ops.cuda_ops.multilevel_roi_align.default, args)
+    grads = [pool([level.detach() for level in features], own) for own in (boxes, boxes[:, :2])]
     sizes = [side for level in features for side in level.shape[2:]]
     channels_last = [level.stride(1) == 1 for level in features]
-    args = (grad, boxes, sizes, channels_last, scales, 2, False, False)
+    args = (grads, [boxes, boxes[:, :2]], sizes, channels_last, scales, 2, False, False)
     results = torch.library.opcheck(torch.ops.cuda_ops.multilevel_roi_align_backward.default, args)
     assert set(results.values()) == {"SUCCESS"}
 

@@ -1,6 +1,6 @@
 // RoIAlign over a feature pyramid: features of L levels, boxes [N, R, 4] → [N, R, C, O, O], channels-last in memory.
 //
-// One launch for all levels, whatever their layouts: a block takes some bins and channels of one box.
+// One launch a head for all levels, whatever their layouts: a block takes some bins and channels of one box.
 #include "roi_align_cuda.h"
 
 namespace cuda_ops {
@@ -61,33 +61,43 @@ __global__ void __launch_bounds__(kThreads) pool_kernel(
   }
 }
 
-Tensor multilevel_roi_align_cuda(
-    const std::vector<Tensor>& features, const Tensor& boxes, const std::vector<double>& scales, int64_t output_size,
-    int64_t sampling_ratio, bool aligned) {
-  const OnDeviceOf device(boxes);
+template <class T>
+void pool(
+    const Levels<const T>& levels, const Tensor& boxes, const Pyramid& pyramid, Grid grid, Tensor& out,
+    cudaStream_t stream) {
+  constexpr int kPack = 16 / sizeof(T);
+  const int64_t channels = out.size(2);
+  const Parts parts(boxes.size(0) * boxes.size(1), channels, grid);
+  const bool packs = can_pack(levels, pyramid.num_levels, channels, kPack);
+  const TapPlace<Accumulator<T>> place(grid, parts.count, has_short_offsets(levels, pyramid.num_levels), boxes);
+  const auto kernel = !place.is_usual() ? pool_kernel<T, 1, false>
+      : packs                            ? pool_kernel<T, kPack, true>
+                                         : pool_kernel<T, 1, true>;
+  kernel<<<place.blocks, kThreads, place.shared_bytes, stream>>>(
+      levels, pyramid, boxes_of(boxes), grid, channels, parts, place.scratch, mutable_data_of<T>(out));
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+std::vector<Tensor> multilevel_roi_align_cuda(
+    const std::vector<Tensor>& features, const std::vector<Tensor>& boxes, const std::vector<double>& scales,
+    const std::vector<int64_t>& output_sizes, int64_t sampling_ratio, bool aligned) {
+  require_heads(boxes.size(), output_sizes.size());
+  const OnDeviceOf device(boxes[0]);
   const auto tensors = readable(features);
   const auto pyramid = pyramid_of(scales, sizes_of(tensors));
-  const Grid grid = grid_of(output_size, sampling_ratio, aligned, pyramid);
-  const int64_t channels = tensors[0].size(1);
-  auto out = new_output(tensors[0], boxes, channels, output_size);
-  if (out.numel() == 0) return out;
-  const auto rows = torch::stable::contiguous(boxes);
+  std::vector<Tensor> results;
   dispatch_features(tensors[0].scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    constexpr int kPack = 16 / sizeof(T);
     const auto levels = levels_of<const T>(tensors);
-    const Parts parts(boxes.size(0) * boxes.size(1), channels, grid);
-    const bool packs = can_pack(levels, pyramid.num_levels, channels, kPack);
-    const TapPlace<Accumulator<T>> place(
-        grid, parts.count, has_short_offsets(levels, pyramid.num_levels), rows);
-    const auto kernel = !place.is_usual() ? pool_kernel<T, 1, false>
-        : packs                            ? pool_kernel<T, kPack, true>
-                                           : pool_kernel<T, 1, true>;
-    kernel<<<place.blocks, kThreads, place.shared_bytes, device.stream()>>>(
-        levels, pyramid, boxes_of(rows), grid, channels, parts, place.scratch, mutable_data_of<T>(out));
+    for (size_t h = 0; h < boxes.size(); ++h) {
+      auto out = new_output(tensors[0], boxes[h], tensors[0].size(1), output_sizes[h]);
+      results.push_back(out);
+      if (out.numel() == 0) continue;
+      const Grid grid = grid_of(output_sizes[h], sampling_ratio, aligned, pyramid);
+      pool(levels, torch::stable::contiguous(boxes[h]), pyramid, grid, out, device.stream());
+    }
   });
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
-  return out;
+  return results;
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
-// The way back of RoIAlign: gradient of the output [N, R, C, O, O] → of the features of each level, in one launch.
+// The way back of RoIAlign: gradients of the heads' outputs [N, R, C, O, O] → of the features of each level.
 //
-// It adds atomically; or, if results must repeat, a block takes a tile of cells and walks the boxes of its image in
-// order, so that every cell is written once and by one thread.
+// Heads add atomically, in a launch each, to one pyramid; or, if results must repeat, a block takes a tile of cells and walks
+// the boxes of its image in order, head by head, so that every cell is written once and by one thread.
 #include "roi_align_cuda.h"
 
 namespace cuda_ops {
@@ -80,6 +80,12 @@ __global__ void __launch_bounds__(kThreads) scatter_kernel(
   }
 }
 
+// Cells [first_row, first_row + kTile) × [first_column, first_column + kTile) of one level of one image.
+struct Tile {
+  int level, first_row, first_column;
+  int64_t image;
+};
+
 // Tiles of all levels, one level after another; within a level by image, row and column, and last by channels.
 struct Tiles {
   Tiles(const Pyramid& pyramid, int64_t num_images, int64_t channels)
@@ -89,6 +95,15 @@ struct Tiles {
       columns[l] = (pyramid.widths[l] + kTile - 1) / kTile;
       ends[l] = count += num_images * rows[l] * columns[l] * channel_parts;
     }
+  }
+
+  __device__ Tile operator[](int64_t i) const {
+    int l = 0;
+    while (i >= ends[l]) ++l;
+    const int64_t tile = (i - (l > 0 ? ends[l - 1] : 0)) / channel_parts;
+    return {
+        l, static_cast<int>(tile / columns[l] % rows[l]) * kTile, static_cast<int>(tile % columns[l]) * kTile,
+        tile / columns[l] / rows[l]};
   }
 
   int64_t channel_parts, count = 0;
@@ -142,138 +157,183 @@ __device__ __forceinline__ void add_box(
   }
 }
 
-// grad: [N, R, O, O, C]; every cell of the levels is written. Shared memory: weights [2, O, kTile], of rows and of
-// columns.
+// One head's gradient [N, R, O, O, C] and what it pooled.
+template <class T>
+struct Head {
+  const T* grad;
+  Boxes boxes;
+  Grid grid;
+};
+
+template <class T>
+struct Heads {
+  Head<T> heads[kMaxHeads];
+  int count;
+};
+
+// Adds the gradients of a head's boxes to those of a row of cells, for one channel, in the order of the boxes.
 template <class T, class W>
-__global__ void __launch_bounds__(kThreads) gather_kernel(
-    const T* grad, const __grid_constant__ Levels<T> levels, const __grid_constant__ Pyramid pyramid, Boxes boxes,
-    Grid grid, int64_t channels, const __grid_constant__ Tiles tiles) {
-  __shared__ unsigned near[kTile];  // a bit for each of the kThreads boxes at hand
-  W* weights = reinterpret_cast<W*>(shared_memory);
+__device__ __forceinline__ void add_head(
+    const Head<T>& head, const Pyramid& pyramid, const Tile& tile, int64_t channels, int64_t channel, unsigned* near,
+    W (&sums)[kTile]) {
+  const Boxes& boxes = head.boxes;
+  const Grid grid = head.grid;
+  W *weights = reinterpret_cast<W*>(shared_memory), *column_weights = weights + grid.output_size * kTile;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const int64_t num_bins = int64_t{grid.output_size} * grid.output_size;
-  for (int64_t i = blockIdx.x; i < tiles.count; i += gridDim.x) {
-    int l = 0;
-    while (i >= tiles.ends[l]) ++l;
-    const Level<T>& level = levels.levels[l];
-    const int64_t tile = (i - (l > 0 ? tiles.ends[l - 1] : 0)) / tiles.channel_parts;
-    const int64_t image = tile / tiles.columns[l] / tiles.rows[l];
-    const int first_row = tile / tiles.columns[l] % tiles.rows[l] * kTile;
-    const int first_column = tile % tiles.columns[l] * kTile;
-    const int64_t channel = i % tiles.channel_parts * kBlockChannels + lane;
-    W sums[kTile] = {};
-    for (int64_t base = 0; base < boxes.per_image; base += kThreads) {
-      bool is_near = false;
-      if (base + threadIdx.x < boxes.per_image) {
-        with_roi(boxes, image * boxes.per_image + base + threadIdx.x, pyramid, grid, [&](const auto& roi) {
-          is_near = roi.level == l && reaches(roi.y, roi.bin_height, grid, first_row) &&
-              reaches(roi.x, roi.bin_width, grid, first_column);
-        });
-      }
-      const unsigned votes = __ballot_sync(0xffffffffu, is_near);
-      if (lane == 0) near[warp] = votes;
-      __syncthreads();
-      for (int part = 0; part < kTile; ++part) {
-        for (unsigned left = near[part]; left != 0; left &= left - 1) {
-          const int64_t box = image * boxes.per_image + base + part * kWarp + __ffs(left) - 1;
+  const int64_t first_box = tile.image * boxes.per_image, num_bins = int64_t{grid.output_size} * grid.output_size;
+  for (int64_t base = 0; base < boxes.per_image; base += kThreads) {
+    bool is_near = false;
+    if (base + threadIdx.x < boxes.per_image) {
+      with_roi(boxes, first_box + base + threadIdx.x, pyramid, grid, [&](const auto& roi) {
+        is_near = roi.level == tile.level && reaches(roi.y, roi.bin_height, grid, tile.first_row) &&
+            reaches(roi.x, roi.bin_width, grid, tile.first_column);
+      });
+    }
+    const unsigned votes = __ballot_sync(0xffffffffu, is_near);
+    if (lane == 0) near[warp] = votes;
+    __syncthreads();
+    for (int part = 0; part < kTile; ++part) {
+      for (unsigned left = near[part]; left != 0; left &= left - 1) {
+        const int64_t box = first_box + base + part * kWarp + __ffs(left) - 1;
+        for (int bin = threadIdx.x; bin < 2 * grid.output_size; bin += blockDim.x) {
           with_roi(boxes, box, pyramid, grid, [&](const auto& roi) {
-            W* column_weights = weights + grid.output_size * kTile;
-            for (int bin = threadIdx.x; bin < 2 * grid.output_size; bin += blockDim.x) {
-              if (bin < grid.output_size) {
-                set_weights(roi.y, roi.bin_height, bin, roi.samples_y, level.height, first_row, weights + bin * kTile);
-              } else {
-                const int x = bin - grid.output_size;
-                set_weights(
-                    roi.x, roi.bin_width, x, roi.samples_x, level.width, first_column, column_weights + x * kTile);
-              }
+            if (bin < grid.output_size) {
+              set_weights(
+                  roi.y, roi.bin_height, bin, roi.samples_y, pyramid.heights[roi.level], tile.first_row,
+                  weights + bin * kTile);
+            } else {
+              const int x = bin - grid.output_size;
+              set_weights(
+                  roi.x, roi.bin_width, x, roi.samples_x, pyramid.widths[roi.level], tile.first_column,
+                  column_weights + x * kTile);
             }
           });
-          __syncthreads();
-          if (channel < channels) {
-            add_box(grad + box * num_bins * channels + channel, channels, weights, warp, grid, sums);
-          }
-          __syncthreads();
         }
+        __syncthreads();
+        if (channel < channels) {
+          add_box(head.grad + box * num_bins * channels + channel, channels, weights, warp, grid, sums);
+        }
+        __syncthreads();
       }
-      __syncthreads();
     }
-    const int row = first_row + warp;
+    __syncthreads();
+  }
+}
+
+// Every cell of the levels is written. Shared memory: weights [2, O, kTile], of rows and of columns, for the largest O.
+template <class T, class W>
+__global__ void __launch_bounds__(kThreads) gather_kernel(
+    const __grid_constant__ Heads<T> heads, const __grid_constant__ Levels<T> levels,
+    const __grid_constant__ Pyramid pyramid, int64_t channels, const __grid_constant__ Tiles tiles) {
+  __shared__ unsigned near[kTile];  // a bit for each of the kThreads boxes at hand
+  for (int64_t i = blockIdx.x; i < tiles.count; i += gridDim.x) {
+    const Tile tile = tiles[i];
+    const Level<T>& level = levels.levels[tile.level];
+    const int64_t channel = i % tiles.channel_parts * kBlockChannels + threadIdx.x % kWarp;
+    W sums[kTile] = {};
+    for (int h = 0; h < heads.count; ++h) add_head(heads.heads[h], pyramid, tile, channels, channel, near, sums);
+    const int row = tile.first_row + threadIdx.x / kWarp;
     if (channel < channels && row < level.height) {
-      T* to = level.data + image * level.image_stride + channel * level.channel_stride + row * level.row_stride;
+      T* to = level.data + tile.image * level.image_stride + channel * level.channel_stride + row * level.row_stride;
 #pragma unroll
       for (int x = 0; x < kTile; ++x) {
-        if (first_column + x < level.width) to[(first_column + x) * level.column_stride] = static_cast<T>(sums[x]);
+        const int column = tile.first_column + x;
+        if (column < level.width) to[column * level.column_stride] = static_cast<T>(sums[x]);
       }
     }
   }
 }
 
-// Gradients in the type of the sums; they are 0 before the kernel starts.
 template <class T>
-std::vector<Tensor> scatter(
-    const Tensor& grad, const Tensor& boxes, const Pyramid& pyramid, Grid grid, const std::vector<bool>& channels_last,
+Heads<T> heads_of(
+    const std::vector<Tensor>& grads, const std::vector<Tensor>& boxes, int64_t sampling_ratio, bool aligned,
+    const Pyramid& pyramid) {
+  Heads<T> result{{}, static_cast<int>(grads.size())};
+  for (size_t h = 0; h < grads.size(); ++h) {
+    const Grid grid = grid_of(grads[h].size(2), sampling_ratio, aligned, pyramid);
+    result.heads[h] = {data_of<T>(grads[h]), boxes_of(boxes[h]), grid};
+  }
+  return result;
+}
+
+template <class T, class W>
+void scatter_head(
+    const Head<T>& head, const Levels<W>& levels, const Pyramid& pyramid, int64_t channels, const Tensor& like,
     cudaStream_t stream) {
-  using W = Accumulator<T>;
   constexpr int kPack = 16 / sizeof(W);
-  const int64_t channels = grad.size(4);
-  auto result = new_levels(grad, channels, pyramid, channels_last, kAccumulatorType<T>);
-  for (auto& level : result) torch::stable::zero_(level);
-  if (grad.numel() == 0) return result;
-  const auto levels = levels_of<W>(result);
-  const Parts parts(grad.size(0) * grad.size(1), channels, grid);
-  const T* bins = data_of<T>(grad);
+  const Parts parts(head.boxes.count, channels, head.grid);
+  if (parts.count == 0) return;
   const bool packs = can_pack(levels, pyramid.num_levels, channels, kPack) &&
-      reinterpret_cast<uintptr_t>(bins) % (kPack * sizeof(T)) == 0;
-  const TapPlace<W> place(grid, parts.count, has_short_offsets(levels, pyramid.num_levels), grad);
+      reinterpret_cast<uintptr_t>(head.grad) % (kPack * sizeof(T)) == 0;
+  const TapPlace<W> place(head.grid, parts.count, has_short_offsets(levels, pyramid.num_levels), like);
   const auto kernel = !place.is_usual() ? scatter_kernel<T, W, 1, false>
       : packs                            ? scatter_kernel<T, W, kPack, true>
                                          : scatter_kernel<T, W, 1, true>;
   kernel<<<place.blocks, kThreads, place.shared_bytes, stream>>>(
-      bins, levels, pyramid, boxes_of(boxes), grid, channels, parts, place.scratch);
+      head.grad, levels, pyramid, head.boxes, head.grid, channels, parts, place.scratch);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+// Gradients in the type of the sums, in which all heads meet.
+template <class T>
+std::vector<Tensor> scatter(
+    const Heads<T>& heads, const Tensor& like, int64_t channels, const Pyramid& pyramid,
+    const std::vector<bool>& channels_last, cudaStream_t stream) {
+  using W = Accumulator<T>;
+  auto result = new_levels(like, channels, pyramid, channels_last, kAccumulatorType<T>);
+  for (auto& level : result) torch::stable::zero_(level);
+  const auto levels = levels_of<W>(result);
+  for (int h = 0; h < heads.count; ++h) scatter_head(heads.heads[h], levels, pyramid, channels, like, stream);
   return result;
 }
 
 // Gradients in the type of the features, the same bits every time.
 template <class T>
 std::vector<Tensor> gather(
-    const Tensor& grad, const Tensor& boxes, const Pyramid& pyramid, Grid grid, const std::vector<bool>& channels_last,
-    cudaStream_t stream) {
+    const Heads<T>& heads, const Tensor& like, int64_t channels, const Pyramid& pyramid,
+    const std::vector<bool>& channels_last, cudaStream_t stream) {
   using W = Accumulator<T>;
-  const int64_t channels = grad.size(4);
-  auto result = new_levels(grad, channels, pyramid, channels_last, grad.scalar_type());
-  const Tiles tiles(pyramid, grad.size(0), channels);
+  auto result = new_levels(like, channels, pyramid, channels_last, like.scalar_type());
+  const Tiles tiles(pyramid, like.size(0), channels);
   if (tiles.count == 0) return result;
+  int output_size = 0;
+  for (int h = 0; h < heads.count; ++h) output_size = std::max(output_size, heads.heads[h].grid.output_size);
   const int64_t bytes_of_bin = 2 * kTile * sizeof(W), most = kMaxWeightBytes / bytes_of_bin;
   STD_TORCH_CHECK(
-      grid.output_size <= most, "multilevel_roi_align: output_size must be at most ", most,
-      " on CUDA where results must repeat, got ", grid.output_size);
-  gather_kernel<T, W><<<blocks_of(tiles.count), kThreads, grid.output_size * bytes_of_bin, stream>>>(
-      data_of<T>(grad), levels_of<T>(result), pyramid, boxes_of(boxes), grid, channels, tiles);
+      output_size <= most, "multilevel_roi_align: output_size must be at most ", most,
+      " on CUDA where results must repeat, got ", output_size);
+  gather_kernel<T, W><<<blocks_of(tiles.count), kThreads, output_size * bytes_of_bin, stream>>>(
+      heads, levels_of<T>(result), pyramid, channels, tiles);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return result;
 }
 
 std::vector<Tensor> multilevel_roi_align_backward_cuda(
-    const Tensor& grad, const Tensor& boxes, const std::vector<int64_t>& sizes, const std::vector<bool>& channels_last,
-    const std::vector<double>& scales, int64_t sampling_ratio, bool aligned,
+    const std::vector<Tensor>& grads, const std::vector<Tensor>& boxes, const std::vector<int64_t>& sizes,
+    const std::vector<bool>& channels_last, const std::vector<double>& scales, int64_t sampling_ratio, bool aligned,
     bool deterministic) {
-  const OnDeviceOf device(grad);
+  require_heads(boxes.size(), grads.size());
+  const OnDeviceOf device(grads[0]);
   const auto pyramid = pyramid_of(scales, sizes);
-  const Grid grid = grid_of(grad.size(3), sampling_ratio, aligned, pyramid);
-  // [N, R, O, O, C], which is how the gradient of a channels-last output usually comes
-  const auto bins = torch::stable::contiguous(torch::stable::transpose(torch::stable::transpose(grad, 3, 4), 2, 4));
-  const auto rows = torch::stable::contiguous(boxes);
+  const int64_t channels = grads[0].size(2);
+  std::vector<Tensor> bins, rows;
+  for (size_t h = 0; h < grads.size(); ++h) {
+    // [N, R, O, O, C], which is how the gradient of a channels-last output usually comes
+    const auto turned = torch::stable::transpose(torch::stable::transpose(grads[h], 3, 4), 2, 4);
+    bins.push_back(torch::stable::contiguous(turned));
+    rows.push_back(torch::stable::contiguous(boxes[h]));
+  }
   std::vector<Tensor> result;
-  dispatch_features(grad.scalar_type(), [&](auto zero) {
+  dispatch_features(grads[0].scalar_type(), [&](auto zero) {
     using T = decltype(zero);
+    const auto heads = heads_of<T>(bins, rows, sampling_ratio, aligned, pyramid);
     if (deterministic) {
-      result = gather<T>(bins, rows, pyramid, grid, channels_last, device.stream());
+      result = gather(heads, bins[0], channels, pyramid, channels_last, device.stream());
       return;
     }
-    result = scatter<T>(bins, rows, pyramid, grid, channels_last, device.stream());
+    result = scatter(heads, bins[0], channels, pyramid, channels_last, device.stream());
     if constexpr (!std::is_same_v<T, Accumulator<T>>) {
-      for (auto& level : result) level = torch::stable::to(level, grad.scalar_type());
+      for (auto& level : result) level = torch::stable::to(level, bins[0].scalar_type());
     }
   });
   return result;

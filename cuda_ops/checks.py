@@ -1,0 +1,55 @@
+"""The border's checks of arguments: what must be, and what was given, in one sentence that names operator and argument."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cuda_ops.reference.anchors import CONVENTIONS
+
+
+def require_one_device(op: str, **arguments: Tensor | None) -> None:
+    """Kernels read the memory of all arguments, so it must be of one device."""
+    devices = {name: str(tensor.device) for name, tensor in arguments.items() if tensor is not None}
+    if len(set(devices.values())) > 1:
+        raise ValueError(f"{op}: {' and '.join(devices)} must be on one device, got {devices}")
+
+
+def require_conventions(op: str, conventions: str) -> None:
+    require(conventions in CONVENTIONS, op, "conventions", " or ".join(CONVENTIONS), repr(conventions))
+
+
+def require_boxes(boxes: Tensor, op: str, argument: str, dims: tuple[int, ...] = ()) -> None:
+    is_shaped = boxes.dim() >= 2 and boxes.shape[-1] == 4 and (not dims or boxes.dim() in dims)
+    expected = " or ".join(f"[{'…, ' * (dim - 2)}boxes, 4]" for dim in dims) or "[…, boxes, 4]"
+    require(is_shaped and boxes.is_floating_point(), op, argument, f"{expected} float", kind(boxes))
+
+
+def require_pyramid(features: Sequence[Tensor], op: str) -> None:
+    require(len(features) > 0, op, "features", "one level at least", 0)
+    kinds = [(level.dim(), *level.shape[:2], level.dtype) for level in features]
+    require(
+        kinds == kinds[:1] * len(kinds) and features[0].dim() == 4 and features[0].is_floating_point(),
+        op,
+        "features",
+        "[N, C, H_l, W_l] float with the same N, C and dtype",
+        [kind(level) for level in features],
+    )
+
+
+def require(condition: bool, op: str, argument: str, must: object, got: object) -> None:
+    if not condition:
+        got = list(got) if isinstance(got, torch.Size) else got
+        raise ValueError(f"{op}: {argument} must be {must}, got {got}")
+
+
+def is_integer(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+
+
+def kind(tensor: Tensor) -> str:
+    return f"{list(tensor.shape)} {tensor.dtype}"
+
+
+def shape_of(tensor: Tensor | None) -> list[int] | None:
+    return None if tensor is None else list(tensor.shape)
