@@ -7,9 +7,11 @@ of 800 × 1344 images: 268,569 anchors, 512 RoIs an image, 100 detections. Boxes
 import argparse
 import json
 import math
+import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +26,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 import cuda_ops
+from cuda_ops.library import ROI_ALIGN_BACKWARDS, ROI_ALIGN_VARIABLE
 from cuda_ops.reference.anchors import Conventions
 
 IMAGE_SIZE = (800, 1344)
@@ -167,6 +170,56 @@ def pool_case(
     return Case(name, ours, "MultiScaleRoIAlign", theirs)
 
 
+@contextmanager
+def backward_by(way: str) -> Iterator[None]:
+    """Within it a GPU scatters or gathers the gradient of RoIAlign."""
+    before = os.environ.get(ROI_ALIGN_VARIABLE)
+    os.environ[ROI_ALIGN_VARIABLE] = way
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[ROI_ALIGN_VARIABLE]
+        else:
+            os.environ[ROI_ALIGN_VARIABLE] = before
+
+
+def heads_case(way: str, device: torch.device) -> Case:
+    """What a training step pools, forward and backward: the box head's RoIs and those of the mask head, which are the first of them."""
+    dtype = torch.float16 if device.type == "cuda" else torch.float32  # torchvision's kernel takes no bfloat16
+    features = [
+        torch.randn(4, CHANNELS, *shape, device=device, dtype=dtype)
+        .to(memory_format=torch.channels_last)
+        .requires_grad_()
+        for shape in LEVEL_SHAPES[:4]
+    ]
+    boxes, sizes = random_boxes(4, 512, device=device), (7, 14)
+    heads = [boxes, boxes[:, :128]]
+    gradients = [
+        torch.randn(4 * own.shape[1], CHANNELS, size, size, device=device, dtype=dtype)
+        for own, size in zip(heads, sizes, strict=True)
+    ]
+    poolers = [torchvision.ops.MultiScaleRoIAlign(["0", "1", "2", "3"], size, 2) for size in sizes]
+    named = {str(level): feature for level, feature in enumerate(features)}
+
+    def ours() -> None:
+        pooled = cuda_ops.multilevel_roi_align_heads(
+            features, heads, image_size=IMAGE_SIZE, output_sizes=sizes, sampling_ratio=2
+        )
+        with backward_by(way):
+            torch.autograd.grad([out.flatten(0, 1) for out in pooled], features, gradients)
+
+    def theirs() -> None:
+        # Their boxes have the features' dtype.
+        pooled = [
+            pooler(named, list(own.to(dtype)), [IMAGE_SIZE] * 4) for pooler, own in zip(poolers, heads, strict=True)
+        ]
+        torch.autograd.grad(pooled, features, gradients)
+
+    name = f"multilevel_roi_align_heads, 4 × (512 at 7×7, 128 at 14×14), {dtype}".replace("torch.", "")
+    return Case(f"{name}{', ' + way if device.type == 'cuda' else ''}", ours, "MultiScaleRoIAlign", theirs)
+
+
 def rasterize_case(device: torch.device) -> Case:
     """100 RoIs of outlines of 40 vertices; detectron2's way: one by one, by pycocotools."""
     boxes, angles = random_boxes(100, device=device), torch.linspace(0, 2 * math.pi, 41)[:40]
@@ -245,6 +298,7 @@ def cases(device: torch.device) -> list[Case]:
         pool_case(512, 7, torch.channels_last, device, sampling_ratio=0),
         pool_case(128, 14, torch.channels_last, device),
         pool_case(128, 14, torch.contiguous_format, device),
+        *(heads_case(way, device) for way in (ROI_ALIGN_BACKWARDS if device.type == "cuda" else ("scatter",))),
         rasterize_case(device),
         encode_case(device, "detectron2"),
         encode_case(device, "torchvision"),

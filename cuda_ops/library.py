@@ -16,6 +16,8 @@ import torch
 Backend = Literal["compiled", "reference"]
 BACKENDS: tuple[Backend, ...] = ("compiled", "reference")
 VARIABLE = "CUDA_OPS_BACKEND"
+ROI_ALIGN_BACKWARDS = ("scatter", "gather")
+ROI_ALIGN_VARIABLE = "CUDA_OPS_ROI_ALIGN_BACKWARD"
 OPERATORS = (
     "batched_nms", "box_iou", "encode_masks", "enlarge_bilinear", "generate_anchors", "match_boxes", "multilevel_roi_align",
     "rasterize_polygons", "select_proposals",
@@ -87,6 +89,20 @@ def serves(device: torch.device) -> bool:
             stacklevel=3,
         )
     return False
+
+
+def gathers_roi_gradients() -> bool:
+    """Whether a GPU gathers RoIAlign's gradient cell by cell, the same bits every time, rather than scatter it by atomic additions.
+
+    The environment's CUDA_OPS_ROI_ALIGN_BACKWARD says scatter (the default) or gather; where torch must be deterministic it gathers.
+
+    Raises:
+        ValueError: if the variable says something else.
+    """
+    way = os.environ.get(ROI_ALIGN_VARIABLE, "scatter")
+    if way not in ROI_ALIGN_BACKWARDS:
+        raise ValueError(f"cuda_ops: {ROI_ALIGN_VARIABLE} must be {' or '.join(ROI_ALIGN_BACKWARDS)}, got {way}")
+    return way == "gather" or torch.are_deterministic_algorithms_enabled()
 
 
 def _check(name: str) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cuda_ops.library import gathers_roi_gradients
+
 
 @torch.library.register_fake("cuda_ops::batched_nms")
 def _batched_nms(
@@ -133,7 +135,7 @@ def _pyramid_gradients(ctx: Any, grads: list[Tensor]) -> tuple[list[Tensor], lis
         ctx.scales,
         ctx.sampling_ratio,
         ctx.aligned,
-        torch.are_deterministic_algorithms_enabled(),
+        gathers_roi_gradients(),
     )
     return gradients, [None] * len(grads), None, None, None, None
 

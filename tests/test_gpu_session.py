@@ -47,6 +47,9 @@ def test_a_session_is_told_in_tables(tmp_path: Path):
     report = {"backbone": "resnet50", "hardware": {"cpu": "a cpu", "cores": 16, "gpu": "NVIDIA X", "gpus": 1}}
     report |= {"commit": "abcdef0" + 33 * "0", "steps": {"cases": [row, theirs]}}
     (tmp_path / "train_bf16" / "benchmark.json").write_text(json.dumps(report))
+    gathered = report | {"steps": {"cases": [row | {"images_per_s": 300.0}]}}
+    (tmp_path / "gather_bf16").mkdir()
+    (tmp_path / "gather_bf16" / "benchmark.json").write_text(json.dumps(gathered))
     operator = {"case": "box_iou", "rival_name": "torchvision", "compiled": 0.001, "reference": 0.002, "rival": 0.004}
     (tmp_path / "operators.jsonl").write_text(json.dumps(operator) + "\n")
     (tmp_path / "evaluation_float32.json").write_text('{"bbox": {"AP"')
@@ -55,6 +58,9 @@ def test_a_session_is_told_in_tables(tmp_path: Path):
     assert "- FAIL batched_nms 0.2 s differs\n- 1 failures" in told
     assert "- tests_model: FAILED tests/a.py::b\n- tests_model: 1 failed, 8 passed in 3 s" in told
     assert "| 1 × NVIDIA X | 16 | bfloat16 | 250 | – | 0.064 s | 9000 MiB | 0.25 |" in told
+    scatters, gathers = told.split("### Training, RoIAlign's gradient gathered")
+    assert "| bfloat16 | 300 |" in gathers
+    assert "| bfloat16 | 300 |" not in scatters
     assert "| train bfloat16 ×16 | channels-last | 62.5 | 256.00 ms |" in told
     assert "| box_iou | 1.000 ms | 2.000 ms | torchvision 4.000 ms | 4.0× |" in told
     assert "### Demo\n\nCannot be told: JSONDecodeError" in told

@@ -71,11 +71,16 @@ def demo() -> str:
     return table(["demo", "box AP", "mask AP"], rows)
 
 
-def network(mode: str) -> str:
+def network(mode: str, gathers: bool = False) -> str:
+    """Of the steps whose RoIAlign gradients were gathered, or of all others."""
     from components import tables
 
     today = str(datetime.datetime.now(datetime.UTC).date())
-    records = [{"name": name, "benchmark": {"date": today, **report}} for name, report in benchmarks().items()]
+    records = [
+        {"name": name, "benchmark": {"date": today, **report}}
+        for name, report in benchmarks().items()
+        if name.startswith("gather_") == gathers
+    ]
     return tables.training_table(records) if mode == "train" else tables.inference_table(records)
 
 
@@ -134,6 +139,7 @@ def sanitizers() -> str:
 
 PARTS: dict[str, Callable[[], str]] = {
     "Machine": machine, "Steps": steps, "Smoke": smoke, "Tests": tests, "Demo": demo, "Training": lambda: network("train"),
+    "Training, RoIAlign's gradient gathered": lambda: network("train", gathers=True),
     "Inference": lambda: network("inference"), "torchvision's network": torchvision, "Phases": phases, "Kernels of a step": profile,
     "Operators": operators, "Sanitizers": sanitizers,
 }  # fmt: skip

@@ -10,6 +10,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 import cuda_ops
 from cuda_ops import multilevel_roi_align, multilevel_roi_align_heads
+from cuda_ops.library import ROI_ALIGN_VARIABLE
 from cuda_ops.reference import roi_align
 
 IMAGE_SIZE = (128, 192)
@@ -250,6 +251,26 @@ def test_a_head_that_nobody_learns_from_adds_nothing():
     used, _ = multilevel_roi_align_heads(features, boxes, output_sizes=(7, 14), **how)
     gradients = torch.autograd.grad(used.sum(), features)
     torch.testing.assert_close(gradients, torch.autograd.grad(pool(features, boxes[0], 7).sum(), features))
+
+
+@compiled_only
+def test_the_environment_chooses_how_a_gpu_adds_gradients(emulator, monkeypatch):
+    for way, deterministic, gathers in (
+        (None, False, 0),
+        ("scatter", False, 0),
+        ("gather", False, 1),
+        ("scatter", True, 1),
+    ):
+        monkeypatch.delenv(ROI_ALIGN_VARIABLE, raising=False)
+        if way is not None:
+            monkeypatch.setenv(ROI_ALIGN_VARIABLE, way)
+        emulator.launches()
+        with emulator.serving(), repeatable(deterministic):
+            heads_and_gradients(*heads_case(1))
+        assert emulator.launches().get("gather_kernel<T, W>", 0) == gathers
+    monkeypatch.setenv(ROI_ALIGN_VARIABLE, "fast")
+    with pytest.raises(ValueError, match="CUDA_OPS_ROI_ALIGN_BACKWARD must be scatter or gather, got fast"):
+        heads_and_gradients(*heads_case(1))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
