@@ -134,26 +134,29 @@ HOST_DEVICE Sample<B> sample_of(B start, B bin_size, int bin, int sample, int nu
   return {true, low, low < last ? low + 1 : last, (1 - high_weight) * share, high_weight * share};
 }
 
-// The cells that a bin touches along one axis, at most Grid::max_taps; samples that share a cell are added up. Samples go
-// from one end to the other, so a known cell is among the last ones; to list one twice would be no error.
+// Adds one tap of a sample to those of its bin, of which there are num_taps; samples that share a cell are added up. Samples
+// go from one end to the other, so a known cell is among the last ones; to list one twice would be no error.
+template <class W>
+HOST_DEVICE void add_tap(Tap<W> tap, Tap<W>* taps, int& num_taps) {
+  const int first = num_taps > 4 ? num_taps - 4 : 0;
+  int t = num_taps - 1;
+  while (t >= first && taps[t].idx != tap.idx) --t;
+  if (t >= first) {
+    taps[t].weight += tap.weight;
+  } else {
+    taps[num_taps++] = tap;
+  }
+}
+
+// The cells that a bin touches along one axis, at most Grid::max_taps.
 template <class W, class B>
 HOST_DEVICE int taps_of(B start, B bin_size, int bin, int num_samples, int32_t size, Tap<W>* taps) {
   int num_taps = 0;
   for (int i = 0; i < num_samples; ++i) {
     const Sample<B> sample = sample_of(start, bin_size, bin, i, num_samples, size);
     if (!sample.is_inside) continue;
-    for (int side = 0; side < 2; ++side) {
-      const int32_t cell = side == 0 ? sample.low : sample.high;
-      const W weight = static_cast<W>(side == 0 ? sample.low_weight : sample.high_weight);
-      const int first = num_taps > 4 ? num_taps - 4 : 0;
-      int t = num_taps - 1;
-      while (t >= first && taps[t].idx != cell) --t;
-      if (t >= first) {
-        taps[t].weight += weight;
-      } else {
-        taps[num_taps++] = {cell, weight};
-      }
-    }
+    add_tap({sample.low, static_cast<W>(sample.low_weight)}, taps, num_taps);
+    add_tap({sample.high, static_cast<W>(sample.high_weight)}, taps, num_taps);
   }
   return num_taps;
 }

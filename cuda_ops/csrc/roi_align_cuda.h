@@ -16,48 +16,70 @@ struct alignas(sizeof(T) * kCount) Pack {
   T values[kCount];
 };
 
-// Boxes [N, R, 4], float or double.
+// Boxes [N, R, 4], float or double; each is aligned to its size.
 struct Boxes {
   const void* data;
   bool is_double;
   int64_t per_image, count;
 };
 
+// A box in cells of its level, read at once.
+template <class B>
+__device__ __forceinline__ Roi<B> roi_at(const Boxes& boxes, int64_t box, const Pyramid& pyramid, Grid grid) {
+  const auto corners = static_cast<const Pack<B, 4>*>(boxes.data)[box];
+  return roi_of(Box<B>{corners.values[0], corners.values[1], corners.values[2], corners.values[3]}, pyramid, grid);
+}
+
 // Calls f with a box in cells of its level.
 template <class F>
 __device__ __forceinline__ void with_roi(
     const Boxes& boxes, int64_t box, const Pyramid& pyramid, Grid grid, const F& f) {
   if (boxes.is_double) {
-    f(roi_of(static_cast<const Box<double>*>(boxes.data)[box], pyramid, grid));
+    f(roi_at<double>(boxes, box, pyramid, grid));
   } else {
-    f(roi_of(static_cast<const Box<float>*>(boxes.data)[box], pyramid, grid));
+    f(roi_at<float>(boxes, box, pyramid, grid));
   }
 }
 
 // The part of the output that a block works on: bins of one box, [first_bin, first_bin + num_bins), as many as in the other
-// parts of the box but for the last, and up to kBlockChannels channels.
+// parts of the box but for the last, and channels [first_channel, end_channel), kBlockChannels at a time.
 struct Part {
-  int64_t box, first_channel;
+  int64_t box, first_channel, end_channel;
   int first_bin, num_bins;
 };
 
+// What a block finds out of its box serves for as many of the channels as leave the device blocks enough.
 struct Parts {
-  Parts(int64_t num_boxes, int64_t channels, Grid grid)
-      : bins(int64_t{grid.output_size} * grid.output_size),
+  Parts(int64_t num_boxes, int64_t channels, Grid grid, int64_t enough_blocks)
+      : channels(channels),
+        bins(int64_t{grid.output_size} * grid.output_size),
         bin_parts((bins + kBlockBins - 1) / kBlockBins),
-        part_bins((bins + bin_parts - 1) / bin_parts),
-        channel_parts((channels + kBlockChannels - 1) / kBlockChannels),
-        count(num_boxes * bin_parts * channel_parts) {}
+        part_bins((bins + bin_parts - 1) / bin_parts) {
+    const int64_t rounds = (channels + kBlockChannels - 1) / kBlockChannels;
+    const int64_t rounds_of_block = std::clamp<int64_t>(num_boxes * bin_parts * rounds / enough_blocks, 1, rounds);
+    block_channels = rounds_of_block * kBlockChannels;
+    channel_parts = (rounds + rounds_of_block - 1) / rounds_of_block;
+    count = num_boxes * bin_parts * channel_parts;
+  }
 
   __device__ Part operator[](int64_t i) const {
     const int64_t first_bin = i / channel_parts % bin_parts * part_bins;
+    const int64_t first_channel = i % channel_parts * block_channels;
     return {
-        i / channel_parts / bin_parts, i % channel_parts * kBlockChannels, static_cast<int>(first_bin),
-        static_cast<int>(smaller(bins - first_bin, part_bins))};
+        i / channel_parts / bin_parts, first_channel, smaller(first_channel + block_channels, channels),
+        static_cast<int>(first_bin), static_cast<int>(smaller(bins - first_bin, part_bins))};
   }
 
-  int64_t bins, bin_parts, part_bins, channel_parts, count;
+  int64_t channels, bins, bin_parts, part_bins, block_channels, channel_parts, count;
 };
+
+// A multiprocessor holds eight blocks of kThreads at most. With sixteen times as many, the last ones to end keep the device
+// waiting for little.
+inline int64_t enough_blocks(const Tensor& tensor) {
+  int multiprocessors = 1;
+  cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, tensor.get_device_index());
+  return int64_t{multiprocessors} * 8 * 16;
+}
 
 // Cells and weights of all bins of one box, in memory of the block: taps [2, O, max_taps] for rows and columns, and how many
 // a bin has.
@@ -68,19 +90,62 @@ struct BoxTaps {
         taps(reinterpret_cast<Tap<W>*>(memory)),
         counts(reinterpret_cast<int*>(taps + 2 * grid.output_size * per_bin)) {}
 
-  // Called by all threads of a block; they may read after the next barrier. The level goes to `level`.
-  __device__ void fill(const Boxes& boxes, int64_t box, const Pyramid& pyramid, Grid grid, int* level) {
-    for (int i = threadIdx.x; i < 2 * grid.output_size; i += blockDim.x) {
-      const bool is_row = i < grid.output_size;
-      const int bin = is_row ? i : i - grid.output_size;
-      with_roi(boxes, box, pyramid, grid, [&](const auto& roi) {
-        const auto start = is_row ? roi.y : roi.x, bin_size = is_row ? roi.bin_height : roi.bin_width;
-        const int32_t size = is_row ? pyramid.heights[roi.level] : pyramid.widths[roi.level];
-        const int num_samples = is_row ? roi.samples_y : roi.samples_x;
-        counts[i] = taps_of(start, bin_size, bin, num_samples, size, taps + i * per_bin);
-        if (i == 0) *level = roi.level;
-      });
+  // Called by all threads of a block, one barrier at least after they read; they may read after the next one.
+  __device__ __forceinline__ void fill(const Boxes& boxes, int64_t box, const Pyramid& pyramid, Grid grid, int* level) {
+    if (boxes.is_double) {
+      fill_of<double>(boxes, box, pyramid, grid, level);
+    } else {
+      fill_of<float>(boxes, box, pyramid, grid, level);
     }
+  }
+
+  // One thread finds out where the box lies, each takes one of its samples, and one a bin adds up what they touch.
+  template <class B>
+  __device__ void fill_of(const Boxes& boxes, int64_t box, const Pyramid& pyramid, Grid grid, int* level) {
+    __shared__ Roi<B> roi;
+    if (threadIdx.x == 0) {
+      roi = roi_at<B>(boxes, box, pyramid, grid);
+      *level = roi.level;
+    }
+    __syncthreads();
+    const int row_samples = grid.output_size * roi.samples_y;
+    const int num_samples = row_samples + grid.output_size * roi.samples_x;
+    for (int i = threadIdx.x; i < num_samples; i += blockDim.x) {
+      if (i < row_samples) {
+        const int bin = i / roi.samples_y, sample = i % roi.samples_y;
+        set_sample(
+            sample_of(roi.y, roi.bin_height, bin, sample, roi.samples_y, pyramid.heights[roi.level]),
+            taps + bin * per_bin + 2 * sample);
+      } else {
+        const int bin = (i - row_samples) / roi.samples_x, sample = (i - row_samples) % roi.samples_x;
+        set_sample(
+            sample_of(roi.x, roi.bin_width, bin, sample, roi.samples_x, pyramid.widths[roi.level]),
+            taps + (grid.output_size + bin) * per_bin + 2 * sample);
+      }
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < 2 * grid.output_size; i += blockDim.x) {
+      counts[i] = add_samples(taps + i * per_bin, i < grid.output_size ? roi.samples_y : roi.samples_x);
+    }
+  }
+
+  // Where a sample lies outside, its first cell is kNone.
+  template <class B>
+  __device__ __forceinline__ static void set_sample(const Sample<B>& sample, Tap<W>* pair) {
+    pair[0] = {sample.is_inside ? sample.low : kNone, static_cast<W>(sample.low_weight)};
+    pair[1] = {sample.high, static_cast<W>(sample.high_weight)};
+  }
+
+  // The taps of a bin instead of the pairs of its samples, in their place.
+  __device__ __forceinline__ static int add_samples(Tap<W>* pairs, int num_samples) {
+    int num_taps = 0;
+    for (int i = 0; i < num_samples; ++i) {
+      const Tap<W> low = pairs[2 * i], high = pairs[2 * i + 1];
+      if (low.idx == kNone) continue;
+      add_tap(low, pairs, num_taps);
+      add_tap(high, pairs, num_taps);
+    }
+    return num_taps;
   }
 
   // Calls f with the offset of each cell of a bin, from the first cell of a plane, and its weight.
@@ -101,6 +166,7 @@ struct BoxTaps {
     return 2 * int64_t{grid.output_size} * (grid.max_taps() * int64_t{sizeof(Tap<W>)} + int64_t{sizeof(int)});
   }
 
+  static constexpr int32_t kNone = -1;
   int per_bin;
   Tap<W>* taps;
   int* counts;
@@ -150,6 +216,14 @@ bool can_pack(const Levels<T>& levels, int num_levels, int64_t channels, int pac
     can &= levels.levels[l].is_planar || is_aligned(levels.levels[l], pack * static_cast<int64_t>(sizeof(T)));
   }
   return can;
+}
+
+// Boxes as the kernels read them, one row after another; copied are those that lie otherwise, or not at a multiple of a row.
+inline Tensor readable_boxes(const Tensor& boxes) {
+  const auto rows = torch::stable::contiguous(boxes);
+  const bool is_double = rows.scalar_type() == ScalarType::Double;
+  const bool is_aligned = reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % (is_double ? 32 : 16) == 0;
+  return is_aligned ? rows : torch::stable::clone(rows);
 }
 
 inline Boxes boxes_of(const Tensor& boxes) {

@@ -253,6 +253,33 @@ def test_a_head_that_nobody_learns_from_adds_nothing():
     torch.testing.assert_close(gradients, torch.autograd.grad(pool(features, boxes[0], 7).sum(), features))
 
 
+@pytest.mark.parametrize("layout", ["planes", "channels_last"])
+@compiled_only
+def test_a_block_on_cuda_serves_many_channels_of_its_box(layout, cuda):
+    """Where there are more boxes than a GPU is busy with: the emulator has one multiprocessor, so eighty are."""
+    boxes, sizes = [make_boxes(3, 40), make_boxes(4, 11)], (3, 14)
+    with cuda_ops.backend("reference"):
+        expected = heads_and_gradients(make_features(3, channels=104), boxes, layout, sizes)
+    features = [level.detach().to(cuda).requires_grad_() for level in make_features(3, channels=104)]
+    results = heads_and_gradients(features, [own.to(cuda) for own in boxes], layout, sizes)
+    for parts, wanted in zip(results, expected, strict=True):
+        torch.testing.assert_close([part.cpu() for part in parts], list(wanted), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@compiled_only
+def test_boxes_may_lie_anywhere_in_memory_on_cuda(dtype, cuda):
+    """Kernels read a box at once, for which it must lie at a multiple of its size."""
+    features, boxes = make_features(5), make_boxes(5, 6).to(dtype)
+    with cuda_ops.backend("reference"):
+        expected = pool(features, boxes)
+    odd = torch.cat((boxes.new_zeros(1), boxes.flatten())).to(cuda)[1:].view(boxes.shape)
+    assert odd.data_ptr() % 16
+    pooled = pool([level.to(cuda) for level in features], odd)
+    torch.testing.assert_close(pooled.cpu(), expected)
+    pooled.sum().backward()
+
+
 @compiled_only
 def test_the_environment_chooses_how_a_gpu_adds_gradients(emulator, monkeypatch):
     for way, deterministic, gathers in (

@@ -20,44 +20,47 @@ __global__ void __launch_bounds__(kThreads) pool_kernel(
     taps.fill(boxes, part.box, pyramid, grid, &level_row);
     __syncthreads();
     const Level<const T>& level = levels.levels[level_row];
-    const T* image =
-        level.data + part.box / boxes.per_image * level.image_stride + part.first_channel * level.channel_stride;
-    T* bins = out + (part.box * parts.bins + part.first_bin) * channels + part.first_channel;
-    const int64_t num_channels = channels - part.first_channel;  // that are left; a block takes kBlockChannels at most
-    if (level.is_planar) {
-      for (int item = threadIdx.x; item < part.num_bins * kBlockChannels; item += blockDim.x) {
-        const int bin = item % part.num_bins, channel = item / part.num_bins;
-        if (channel >= num_channels) break;
-        const T* plane = image + channel * level.channel_stride;
-        W sum = 0;
-        taps.template for_each_cell<Offset<kIsUsual>>(level, part.first_bin + bin, grid, [&](auto cell, W weight) {
-          sum = fma(weight, static_cast<W>(plane[cell]), sum);
-        });
-        turned[bin][channel] = sum;
+    const T* image = level.data + part.box / boxes.per_image * level.image_stride;
+    T* bins = out + (part.box * parts.bins + part.first_bin) * channels;
+    for (int64_t first = part.first_channel; first < part.end_channel; first += kBlockChannels) {
+      const int num_channels = static_cast<int>(smaller<int64_t>(part.end_channel - first, kBlockChannels));
+      const T* cells = image + first * level.channel_stride;
+      T* to = bins + first;
+      if (level.is_planar) {
+        for (int item = threadIdx.x; item < part.num_bins * kBlockChannels; item += blockDim.x) {
+          const int bin = item % part.num_bins, channel = item / part.num_bins;
+          if (channel >= num_channels) break;
+          const T* plane = cells + channel * level.channel_stride;
+          W sum = 0;
+          taps.template for_each_cell<Offset<kIsUsual>>(level, part.first_bin + bin, grid, [&](auto cell, W weight) {
+            sum = fma(weight, static_cast<W>(plane[cell]), sum);
+          });
+          turned[bin][channel] = sum;
+        }
+        __syncthreads();
+        for (int item = threadIdx.x; item < part.num_bins * kBlockChannels; item += blockDim.x) {
+          const int bin = item / kBlockChannels, channel = item % kBlockChannels;
+          if (channel < num_channels) to[bin * channels + channel] = static_cast<T>(turned[bin][channel]);
+        }
+      } else {
+        constexpr int kPacks = kBlockChannels / kCount;
+        for (int item = threadIdx.x; item < part.num_bins * kPacks; item += blockDim.x) {
+          const int bin = item / kPacks, channel = item % kPacks * kCount;
+          if (channel >= num_channels) continue;
+          W sums[kCount] = {};
+          taps.template for_each_cell<Offset<kIsUsual>>(level, part.first_bin + bin, grid, [&](auto cell, W weight) {
+            const auto pack = *reinterpret_cast<const Pack<T, kCount>*>(cells + (cell + channel));
+#pragma unroll
+            for (int c = 0; c < kCount; ++c) sums[c] = fma(weight, static_cast<W>(pack.values[c]), sums[c]);
+          });
+          Pack<T, kCount> result;
+#pragma unroll
+          for (int c = 0; c < kCount; ++c) result.values[c] = static_cast<T>(sums[c]);
+          *reinterpret_cast<Pack<T, kCount>*>(to + bin * channels + channel) = result;
+        }
       }
       __syncthreads();
-      for (int item = threadIdx.x; item < part.num_bins * kBlockChannels; item += blockDim.x) {
-        const int bin = item / kBlockChannels, channel = item % kBlockChannels;
-        if (channel < num_channels) bins[bin * channels + channel] = static_cast<T>(turned[bin][channel]);
-      }
-    } else {
-      constexpr int kPacks = kBlockChannels / kCount;
-      for (int item = threadIdx.x; item < part.num_bins * kPacks; item += blockDim.x) {
-        const int bin = item / kPacks, channel = item % kPacks * kCount;
-        if (channel >= num_channels) continue;
-        W sums[kCount] = {};
-        taps.template for_each_cell<Offset<kIsUsual>>(level, part.first_bin + bin, grid, [&](auto cell, W weight) {
-          const auto pack = *reinterpret_cast<const Pack<T, kCount>*>(image + cell + channel);
-#pragma unroll
-          for (int c = 0; c < kCount; ++c) sums[c] = fma(weight, static_cast<W>(pack.values[c]), sums[c]);
-        });
-        Pack<T, kCount> result;
-#pragma unroll
-        for (int c = 0; c < kCount; ++c) result.values[c] = static_cast<T>(sums[c]);
-        *reinterpret_cast<Pack<T, kCount>*>(bins + bin * channels + channel) = result;
-      }
     }
-    __syncthreads();
   }
 }
 
@@ -67,7 +70,7 @@ void pool(
     cudaStream_t stream) {
   constexpr int kPack = 16 / sizeof(T);
   const int64_t channels = out.size(2);
-  const Parts parts(boxes.size(0) * boxes.size(1), channels, grid);
+  const Parts parts(boxes.size(0) * boxes.size(1), channels, grid, enough_blocks(boxes));
   const bool packs = can_pack(levels, pyramid.num_levels, channels, kPack);
   const TapPlace<Accumulator<T>> place(grid, parts.count, has_short_offsets(levels, pyramid.num_levels), boxes);
   const auto kernel = !place.is_usual() ? pool_kernel<T, 1, false>
@@ -94,7 +97,7 @@ std::vector<Tensor> multilevel_roi_align_cuda(
       results.push_back(out);
       if (out.numel() == 0) continue;
       const Grid grid = grid_of(output_sizes[h], sampling_ratio, aligned, pyramid);
-      pool(levels, torch::stable::contiguous(boxes[h]), pyramid, grid, out, device.stream());
+      pool(levels, readable_boxes(boxes[h]), pyramid, grid, out, device.stream());
     }
   });
   return results;

@@ -39,44 +39,48 @@ __global__ void __launch_bounds__(kThreads) scatter_kernel(
     taps.fill(boxes, part.box, pyramid, grid, &level_row);
     __syncthreads();
     const Level<W>& level = levels.levels[level_row];
-    W* image = level.data + part.box / boxes.per_image * level.image_stride + part.first_channel * level.channel_stride;
-    const T* bins = grad + (part.box * parts.bins + part.first_bin) * channels + part.first_channel;
-    const int64_t num_channels = channels - part.first_channel;
-    if (level.is_planar) {
-      for (int item = threadIdx.x; item < part.num_bins * kBlockChannels; item += blockDim.x) {
-        const int bin = item / kBlockChannels, channel = item % kBlockChannels;
-        turned[bin][channel] = channel < num_channels ? static_cast<W>(bins[bin * channels + channel]) : W(0);
+    W* image = level.data + part.box / boxes.per_image * level.image_stride;
+    const T* bins = grad + (part.box * parts.bins + part.first_bin) * channels;
+    for (int64_t first = part.first_channel; first < part.end_channel; first += kBlockChannels) {
+      const int num_channels = static_cast<int>(smaller<int64_t>(part.end_channel - first, kBlockChannels));
+      W* cells = image + first * level.channel_stride;
+      const T* from = bins + first;
+      if (level.is_planar) {
+        for (int item = threadIdx.x; item < part.num_bins * kBlockChannels; item += blockDim.x) {
+          const int bin = item / kBlockChannels, channel = item % kBlockChannels;
+          turned[bin][channel] = channel < num_channels ? static_cast<W>(from[bin * channels + channel]) : W(0);
+        }
+        __syncthreads();
+        for (int item = threadIdx.x; item < part.num_bins * kBlockChannels; item += blockDim.x) {
+          const int bin = item % part.num_bins, channel = item / part.num_bins;
+          const W value = turned[bin][channel];
+          if (value == 0) continue;
+          W* plane = cells + channel * level.channel_stride;
+          taps.template for_each_cell<Offset<kIsUsual>>(level, part.first_bin + bin, grid, [&](auto cell, W weight) {
+            atomicAdd(plane + cell, weight * value);
+          });
+        }
+      } else {
+        constexpr int kPacks = kBlockChannels / kCount;
+        for (int item = threadIdx.x; item < part.num_bins * kPacks; item += blockDim.x) {
+          const int bin = item / kPacks, channel = item % kPacks * kCount;
+          if (channel >= num_channels) continue;
+          const auto pack = *reinterpret_cast<const Pack<T, kCount>*>(from + bin * channels + channel);
+          W values[kCount];
+          bool any = false;
+#pragma unroll
+          for (int c = 0; c < kCount; ++c) {
+            values[c] = static_cast<W>(pack.values[c]);
+            any |= values[c] != 0;
+          }
+          if (!any) continue;
+          taps.template for_each_cell<Offset<kIsUsual>>(level, part.first_bin + bin, grid, [&](auto cell, W weight) {
+            atomic_add(cells + (cell + channel), values, weight);
+          });
+        }
       }
       __syncthreads();
-      for (int item = threadIdx.x; item < part.num_bins * kBlockChannels; item += blockDim.x) {
-        const int bin = item % part.num_bins, channel = item / part.num_bins;
-        const W value = turned[bin][channel];
-        if (value == 0) continue;
-        W* plane = image + channel * level.channel_stride;
-        taps.template for_each_cell<Offset<kIsUsual>>(level, part.first_bin + bin, grid, [&](auto cell, W weight) {
-          atomicAdd(plane + cell, weight * value);
-        });
-      }
-    } else {
-      constexpr int kPacks = kBlockChannels / kCount;
-      for (int item = threadIdx.x; item < part.num_bins * kPacks; item += blockDim.x) {
-        const int bin = item / kPacks, channel = item % kPacks * kCount;
-        if (channel >= num_channels) continue;
-        const auto pack = *reinterpret_cast<const Pack<T, kCount>*>(bins + bin * channels + channel);
-        W values[kCount];
-        bool any = false;
-#pragma unroll
-        for (int c = 0; c < kCount; ++c) {
-          values[c] = static_cast<W>(pack.values[c]);
-          any |= values[c] != 0;
-        }
-        if (!any) continue;
-        taps.template for_each_cell<Offset<kIsUsual>>(level, part.first_bin + bin, grid, [&](auto cell, W weight) {
-          atomic_add(image + cell + channel, values, weight);
-        });
-      }
     }
-    __syncthreads();
   }
 }
 
@@ -261,7 +265,7 @@ void scatter_head(
     const Head<T>& head, const Levels<W>& levels, const Pyramid& pyramid, int64_t channels, const Tensor& like,
     cudaStream_t stream) {
   constexpr int kPack = 16 / sizeof(W);
-  const Parts parts(head.boxes.count, channels, head.grid);
+  const Parts parts(head.boxes.count, channels, head.grid, enough_blocks(like));
   if (parts.count == 0) return;
   const bool packs = can_pack(levels, pyramid.num_levels, channels, kPack) &&
       reinterpret_cast<uintptr_t>(head.grad) % (kPack * sizeof(T)) == 0;
@@ -321,7 +325,7 @@ std::vector<Tensor> multilevel_roi_align_backward_cuda(
     // [N, R, O, O, C], which is how the gradient of a channels-last output usually comes
     const auto turned = torch::stable::transpose(torch::stable::transpose(grads[h], 3, 4), 2, 4);
     bins.push_back(torch::stable::contiguous(turned));
-    rows.push_back(torch::stable::contiguous(boxes[h]));
+    rows.push_back(readable_boxes(boxes[h]));
   }
   std::vector<Tensor> result;
   dispatch_features(grads[0].scalar_type(), [&](auto zero) {

@@ -49,6 +49,13 @@ using cudaStream_t = void*;
 using cudaError_t = int;
 constexpr cudaError_t cudaSuccess = 0, cudaErrorInvalidConfiguration = 9;
 cudaError_t cudaGetLastError();
+
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
+
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  *value = 1;
+  return cudaSuccess;
+}
 cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t);
 
 namespace emulator {
