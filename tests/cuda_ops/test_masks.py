@@ -118,6 +118,17 @@ def test_a_mask_that_sets_no_pixel_is_one_run_of_zeros(box, size, conventions):
 
 
 @both_conventions
+def test_runs_of_a_billion_pixels_are_coded(conventions):
+    size, box = (40_000, 50_000), torch.tensor([[49_990.0, 39_990.0, 49_999.0, 39_999.0]])
+    (code,) = encode_masks(torch.ones(1, 8, 8), box, size, 0.5, conventions)
+    margin = 0 if conventions == "detectron2" else 1
+    assert coco_mask.toBbox(code).tolist() == [49_990 - margin, 39_990 - margin, 9 + 2 * margin, 9 + 2 * margin]
+    (empty,) = encode_masks(torch.zeros(1, 8, 8), box, size, 0.5, conventions)
+    counts = coco_mask.frPyObjects({"size": list(size), "counts": [size[0] * size[1]]}, *size)["counts"]
+    assert empty == {"size": list(size), "counts": counts}
+
+
+@both_conventions
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_a_box_with_a_corner_that_is_not_finite_has_an_empty_mask(value, conventions):
     boxes = torch.tensor([[1.0, 2.0, 9.0, 7.0]]).repeat(5, 1)
