@@ -6,9 +6,10 @@
 
 Cosmic Ray makes the mutants: other numbers, operators, comparisons, constants, loops that never run, decorators left out. Annotations are left alone.
 A sample is drawn by place in the code, so that a `+`, for which there are a dozen mutants, weighs no more than a `<`.
-A mutant is tried on the quick tests nearest to its file: of the file that mirrors it and of some that import it; where there are none, of those that
-import what imports it. They run once first, under coverage, and of them those are taken that execute the mutant's line, the quickest first; where the line runs
-at import alone, all. So what survives here may still be noticed by tests further away. A mutant that exceeds its time counts as noticed.
+A mutant is tried on the quick tests nearest to its file: of the files of its name, then of those that import it; where there are none, of those that import
+what imports it. What survives the nearest is tried on the next. They run once first, under coverage, and of them those are taken that execute the mutant's line,
+the quickest first; where the line runs at import alone, all. What survives here may still be noticed by tests further away. A mutant that exceeds its time counts
+as noticed.
 A run of tests that breaks off without a verdict, for want of memory say, is told apart and counts as neither.
 All happens in a copy of the tree; each run of tests is forked from a process that has torch imported.
 """
@@ -53,7 +54,7 @@ PRELOADED = (
     "kubernetes.client",
     "hypothesis",
 )
-MOST_FILES = 4  # of tests for a mutant
+ROUNDS = (4, 12)  # files of tests for a mutant, and for one that survived those
 BASELINE_S = 1200  # of one file of tests
 LEAST_S, SLOWER = 30.0, 5.0  # a mutant's tests may take so long at least, and so many times what they took without it
 
@@ -74,6 +75,7 @@ class Mutant:
 class Baseline:
     """What the tests of some files do without a mistake."""
 
+    files: set[str] = field(default_factory=set)  # of tests that ran
     seconds: dict[str, float] = field(default_factory=dict)  # of tests that pass
     tests: dict[tuple[str, int], set[str]] = field(default_factory=dict)  # (file, line) → the tests that execute it
 
@@ -159,6 +161,7 @@ def measure(tree: Path, file: str, scratch: Path, baseline: Baseline) -> None:
     """Run a file of tests without a mistake and add what it does."""
     import coverage
 
+    baseline.files.add(file)
     told, data_file = scratch / "told.json", scratch / "coverage"
     told.unlink(missing_ok=True)
     data_file.unlink(missing_ok=True)
@@ -209,15 +212,17 @@ def imports(path: Path) -> set[str]:
 
 
 def nearest_tests(file: str) -> list[str]:
-    """The files of tests that mirror a file or import it, those first that import little else; else those nearest to what imports it."""
+    """The files of tests of a file's name or that import it, those first that import little else; else those nearest to what imports it."""
     known = {str(p.relative_to(ROOT)): imports(p) for floor in (*FLOORS, "tests") for p in (ROOT / floor).rglob("*.py")}
     tests = {path for path in known if path.startswith("tests/") and Path(path).name.startswith("test_")}
     seen, ring = {file}, {file}
     while ring:
-        mirrors = {str(Path("tests") / Path(f).parent / f"test_{Path(f).name}") for f in ring}
+        names = {f"test_{Path(f).name}" for f in ring}
+        floors = tuple(f"tests/{Path(f).parts[0]}/" for f in ring)
+        namesakes = {path for path in tests if Path(path).name in names and path.startswith(floors)}
         users = {path for path, used in known.items() if used & ring}
-        if found := (mirrors | users) & tests:
-            return sorted(found, key=lambda path: (path not in mirrors, len(known[path]), path))[:MOST_FILES]
+        if found := (namesakes | users) & tests:
+            return sorted(found, key=lambda path: (path not in namesakes, len(known[path]), path))
         ring = users - seen
         seen |= ring
     return []
@@ -351,27 +356,34 @@ def main() -> None:
 
 def try_all(sample: Sequence[Mutant], tree: Path, scratch: Path) -> tuple[list[Mutant], int]:
     """The mutants that no test notices, and the number of those that stay undecided."""
-    baseline, survivors, undecided, measured = Baseline(), [], 0, set()
+    baseline, survivors, undecided = Baseline(), [], 0
     for number, mutant in enumerate(sample, start=1):
-        nearest = nearest_tests(mutant.file)
-        for file in sorted({*nearest} - measured):
-            began = time.monotonic()
-            measure(tree, file, scratch, baseline)
-            measured.add(file)
-            print(f"  without a mistake: {file}, {time.monotonic() - began:.1f} s", flush=True)
-        began, tests = time.monotonic(), baseline.of(mutant, nearest)
-        found = verdict(mutant, tree, tests, baseline, scratch)
+        began = time.monotonic()
+        found = try_mutant(mutant, tree, scratch, baseline)
         if found == "SURVIVES":
             survivors.append(mutant)
         undecided += found == "UNDECIDED"
-        told = f"{found} in {time.monotonic() - began:.1f} s, {len(tests)} tests"
         print(
-            f"{number}/{len(sample)}, {len(survivors)} survive; {told}: {mutant.file}:{mutant.line} {mutant.operator}",
+            f"{number}/{len(sample)}, {len(survivors)} survive; {found} in {time.monotonic() - began:.1f} s: "
+            f"{mutant.file}:{mutant.line} {mutant.operator}",
             *(changed_lines(mutant) if found != "noticed" else ()),
             sep="\n    ",
             flush=True,
         )
     return survivors, undecided
+
+
+def try_mutant(mutant: Mutant, tree: Path, scratch: Path, baseline: Baseline) -> str:
+    """The verdict of the nearest tests, and if they notice nothing, that of the next."""
+    nearest = nearest_tests(mutant.file)
+    for files in (nearest[: ROUNDS[0]], nearest[ROUNDS[0] : sum(ROUNDS)]):
+        for file in files:
+            if file not in baseline.files:
+                measure(tree, file, scratch, baseline)
+        found = verdict(mutant, tree, baseline.of(mutant, files), baseline, scratch)
+        if found != "SURVIVES":
+            return found
+    return "SURVIVES"
 
 
 if __name__ == "__main__":
