@@ -54,7 +54,7 @@ PRELOADED = (
     "kubernetes.client",
     "hypothesis",
 )
-ROUNDS = (4, 12)  # files of tests for a mutant, and for one that survived those
+ROUNDS = (3, 5)  # files of tests for a mutant, and for one that survived those
 BASELINE_S = 1200  # of one file of tests
 LEAST_S, SLOWER = 30.0, 5.0  # a mutant's tests may take so long at least, and so many times what they took without it
 
@@ -212,20 +212,22 @@ def imports(path: Path) -> set[str]:
 
 
 def nearest_tests(file: str) -> list[str]:
-    """The files of tests of a file's name or that import it, those first that import little else; else those nearest to what imports it."""
+    """Files of tests, nearest first: of its name, that import it, of the name of what imports it, and so on; of equals those that import little else."""
     known = {str(p.relative_to(ROOT)): imports(p) for floor in (*FLOORS, "tests") for p in (ROOT / floor).rglob("*.py")}
     tests = {path for path in known if path.startswith("tests/") and Path(path).name.startswith("test_")}
+    found: list[str] = []
     seen, ring = {file}, {file}
-    while ring:
-        names = {f"test_{Path(f).name}" for f in ring}
-        floors = tuple(f"tests/{Path(f).parts[0]}/" for f in ring)
-        namesakes = {path for path in tests if Path(path).name in names and path.startswith(floors)}
+    while ring and len(found) < sum(ROUNDS):
+        folders = {(f"tests/{Path(f).parts[0]}/", f"test_{Path(f).name}") for f in ring}
+        namesakes = {
+            path for path in tests for floor, name in folders if path.startswith(floor) and path.endswith(f"/{name}")
+        }
         users = {path for path, used in known.items() if used & ring}
-        if found := (namesakes | users) & tests:
-            return sorted(found, key=lambda path: (path not in namesakes, len(known[path]), path))
+        new = (namesakes | users) & tests - set(found)
+        found += sorted(new, key=lambda path: (path not in namesakes, len(known[path]), path))
         ring = users - seen
         seen |= ring
-    return []
+    return found[: sum(ROUNDS)]
 
 
 def mutants(files: Iterable[str], sample: int, seed: int) -> list[Mutant]:
