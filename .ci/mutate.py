@@ -6,8 +6,8 @@
 
 Cosmic Ray makes the mutants: other numbers, operators, comparisons, constants, loops that never run, decorators left out. Annotations are left alone.
 A sample is drawn by place in the code, so that a `+`, for which there are a dozen mutants, weighs no more than a `<`.
-A mutant is tried on the quick tests nearest to its file: of the files of its name, then of those that import it; where there are none, of those that import
-what imports it. What survives the nearest is tried on the next. They run once first, under coverage, and of them those are taken that execute the mutant's line,
+A mutant is tried on the quick tests nearest to its file: of the files of its name, then of those that import it, then of those that import what imports it,
+and so on, until there are four. They run once first, under coverage, and of them those are taken that execute the mutant's line,
 the quickest first; where the line runs at import alone, all. What survives here may still be noticed by tests further away. A mutant that exceeds its time counts
 as noticed.
 A run of tests that breaks off without a verdict, for want of memory say, is told apart and counts as neither.
@@ -54,7 +54,7 @@ PRELOADED = (
     "kubernetes.client",
     "hypothesis",
 )
-ROUNDS = (3, 5)  # files of tests for a mutant, and for one that survived those
+MOST_FILES = 4  # of tests for a mutant
 BASELINE_S = 1200  # of one file of tests
 LEAST_S, SLOWER = 30.0, 5.0  # a mutant's tests may take so long at least, and so many times what they took without it
 
@@ -217,7 +217,7 @@ def nearest_tests(file: str) -> list[str]:
     tests = {path for path in known if path.startswith("tests/") and Path(path).name.startswith("test_")}
     found: list[str] = []
     seen, ring = {file}, {file}
-    while ring and len(found) < sum(ROUNDS):
+    while ring and len(found) < MOST_FILES:
         folders = {(f"tests/{Path(f).parts[0]}/", f"test_{Path(f).name}") for f in ring}
         namesakes = {
             path for path in tests for floor, name in folders if path.startswith(floor) and path.endswith(f"/{name}")
@@ -227,7 +227,7 @@ def nearest_tests(file: str) -> list[str]:
         found += sorted(new, key=lambda path: (path not in namesakes, len(known[path]), path))
         ring = users - seen
         seen |= ring
-    return found[: sum(ROUNDS)]
+    return found[:MOST_FILES]
 
 
 def mutants(files: Iterable[str], sample: int, seed: int) -> list[Mutant]:
@@ -361,7 +361,11 @@ def try_all(sample: Sequence[Mutant], tree: Path, scratch: Path) -> tuple[list[M
     baseline, survivors, undecided = Baseline(), [], 0
     for number, mutant in enumerate(sample, start=1):
         began = time.monotonic()
-        found = try_mutant(mutant, tree, scratch, baseline)
+        nearest = nearest_tests(mutant.file)
+        for file in nearest:
+            if file not in baseline.files:
+                measure(tree, file, scratch, baseline)
+        found = verdict(mutant, tree, baseline.of(mutant, nearest), baseline, scratch)
         if found == "SURVIVES":
             survivors.append(mutant)
         undecided += found == "UNDECIDED"
@@ -373,19 +377,6 @@ def try_all(sample: Sequence[Mutant], tree: Path, scratch: Path) -> tuple[list[M
             flush=True,
         )
     return survivors, undecided
-
-
-def try_mutant(mutant: Mutant, tree: Path, scratch: Path, baseline: Baseline) -> str:
-    """The verdict of the nearest tests, and if they notice nothing, that of the next."""
-    nearest = nearest_tests(mutant.file)
-    for files in (nearest[: ROUNDS[0]], nearest[ROUNDS[0] : sum(ROUNDS)]):
-        for file in files:
-            if file not in baseline.files:
-                measure(tree, file, scratch, baseline)
-        found = verdict(mutant, tree, baseline.of(mutant, files), baseline, scratch)
-        if found != "SURVIVES":
-            return found
-    return "SURVIVES"
 
 
 if __name__ == "__main__":
