@@ -50,6 +50,9 @@ def test_frozen_parameters_are_left_out(tiny_config: Callable[..., ModelConfig])
     ids = {id(p) for group in make_optimizer(model, ONE_X).param_groups for p in group["params"]}
     assert id(model.backbone.body.conv1.weight) not in ids
     assert id(model.backbone.body.layer2[0].conv1.weight) in ids  # type: ignore[index, union-attr]
+    layer = nn.Linear(2, 3)
+    layer.weight.requires_grad_(False)
+    assert [p is layer.bias for group in make_optimizer(layer, ONE_X).param_groups for p in group["params"]] == [True]
 
 
 def test_a_skipped_first_step_leaves_no_trace() -> None:
