@@ -66,7 +66,7 @@ $(VENV)/.built: $(VENV)/.installed $(wildcard cuda_ops/csrc/*.* cuda_ops/csrc/cu
 	$(BIN)/python setup.py --quiet build_ext --inplace
 	@touch $@
 
-demo: venv  ## generate data, train, evaluate, predict, benchmark; print the result (8 minutes on 2 cores)
+demo: venv  ## generate data, train, evaluate, predict, benchmark; print the result (6 minutes on 2 cores)
 	$(BIN)/dvc repro
 	@$(BIN)/python -m pipelines.summary
 

@@ -339,6 +339,8 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=200, help="mutants to try (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (%(default)s)")
     args = parser.parse_args()
+    if missing := [file for file in args.files if not (ROOT / file).is_file()]:
+        sys.exit(f"error: files must be Python files of {', '.join(FLOORS)}, named from the root, got {missing[0]}")
     files = args.files or [str(p.relative_to(ROOT)) for floor in FLOORS for p in (ROOT / floor).rglob("*.py")]
     sample = mutants(files, args.sample, args.seed)
     for name in PRELOADED:

@@ -99,7 +99,7 @@ def gathers_roi_gradients() -> bool:
     Raises:
         ValueError: if the variable says something else.
     """
-    way = os.environ.get(ROI_ALIGN_VARIABLE, "scatter")
+    way = os.environ.get(ROI_ALIGN_VARIABLE) or "scatter"
     if way not in ROI_ALIGN_BACKWARDS:
         raise ValueError(f"cuda_ops: {ROI_ALIGN_VARIABLE} must be {' or '.join(ROI_ALIGN_BACKWARDS)}, got {way}")
     return way == "gather" or torch.are_deterministic_algorithms_enabled()

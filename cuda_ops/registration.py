@@ -141,3 +141,22 @@ def _pyramid_gradients(ctx: Any, grads: list[Tensor]) -> tuple[list[Tensor], lis
 
 
 torch.library.register_autograd("cuda_ops::multilevel_roi_align", _pyramid_gradients, setup_context=_save_pyramid)
+
+
+def _save_heads(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    grads, boxes, _, _, ctx.scales, ctx.sampling_ratio, ctx.aligned, _ = inputs
+    ctx.save_for_backward(*boxes)
+    ctx.output_sizes = [grad.shape[3] for grad in grads]
+
+
+def _gradients_of_heads(ctx: Any, features: list[Tensor]) -> tuple[Any, ...]:
+    """RoIAlign is linear in the features: what it sends back depends on what comes in as pooling does on them."""
+    pooled = torch.ops.cuda_ops.multilevel_roi_align(
+        features, list(ctx.saved_tensors), ctx.scales, ctx.output_sizes, ctx.sampling_ratio, ctx.aligned
+    )
+    return pooled, [None] * len(pooled), *[None] * 6
+
+
+torch.library.register_autograd(
+    "cuda_ops::multilevel_roi_align_backward", _gradients_of_heads, setup_context=_save_heads
+)

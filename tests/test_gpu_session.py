@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -11,6 +12,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # Run in a process of its own, where these cannot be imported.
 COLLECT = """
 import sys
+import time
 for name in ("mlflow", "kfp", "kfp_server_api", "dvc", "kubernetes", "kubeflow"):
     sys.modules[name] = None
 import components.benchmark, components.download, components.prepare, components.train
@@ -65,3 +67,44 @@ def test_a_session_is_told_in_tables(tmp_path: Path):
     assert "| box_iou | 1.000 ms | 2.000 ms | torchvision 4.000 ms | 4.0× |" in told
     assert "### Demo\n\nCannot be told: JSONDecodeError" in told
     assert "Sanitizers" not in told
+
+
+def refused(script: str, *arguments: str, **environment: str) -> str:
+    command = [str(REPOSITORY / ".ci" / "gpu" / script), *arguments]
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    return done.stderr
+
+
+def test_what_the_session_does_not_know_ends_it_before_anything_runs(tmp_path: Path):
+    out = {"OUT": str(tmp_path / "out"), "PYTHON": sys.executable}
+    assert refused("session", "--dyr", **out) == "error: the only option is --dry, got --dyr\n"
+    assert refused("session", "--dry", ONLY="smoke nonsense", **out).endswith("phases_bf16 , got nonsense\n")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_kit_replaces_nothing_but_a_kit(tmp_path: Path):
+    (tmp_path / "thesis").write_text("years of work")
+    python = {"PYTHON": sys.executable}
+    assert "must be new, empty or a kit" in refused("make_kit", str(tmp_path), **python)
+    assert "takes one FOLDER, got --help" in refused("make_kit", "--help", **python)
+    assert "must be an interpreter with pip" in refused("make_kit", PYTHON="/bin/false")
+    assert "must be 3.11 to 3.14, got 2.7" in refused("make_kit", PYTHON_VERSION="2.7", **python)
+    assert (tmp_path / "thesis").read_text() == "years of work"
+
+
+def test_a_session_that_is_told_to_end_does_so_at_once_and_says_where_it_was(tmp_path: Path):
+    out = tmp_path / "out"
+    environment = {**os.environ, "OUT": str(out), "PYTHON": sys.executable, "ONLY": "library", "KIT": "none"}
+    session = subprocess.Popen(
+        [str(REPOSITORY / ".ci" / "gpu" / "session"), "--dry"], env=environment, stdout=subprocess.DEVNULL
+    )
+    try:
+        until = time.monotonic() + 120
+        while not (out / "logs" / "library.txt").exists() and time.monotonic() < until:
+            time.sleep(0.1)
+        session.terminate()
+        assert session.wait(120) == 143  # within a second, but for the summary
+    finally:
+        session.kill()
+    assert (out / "steps.txt").read_text().splitlines()[-1].startswith("library | interrupted |")

@@ -387,6 +387,17 @@ def test_gradient_equals_finite_differences(layout):
         )
 
 
+@compiled_only
+def test_gradients_of_gradients_equal_finite_differences():
+    features = make_features(0, num_images=1, channels=2, strides=(32, 64), dtype=torch.float64)
+    boxes = [torch.tensor([[[0.0, 0.0, 100.0, 90.0], [30.0, 10.0, 190.0, 120.0]]], dtype=torch.float64)]
+    boxes.append(boxes[0][:, :1])
+    sizes = {"image_size": IMAGE_SIZE, "output_sizes": (2, 3), "sampling_ratio": 2}
+    assert torch.autograd.gradgradcheck(
+        lambda *levels: tuple(cuda_ops.multilevel_roi_align_heads(levels, boxes, **sizes)), features
+    )
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("layout", ["planes", "channels_last", "mixed"])
 @compiled_only
