@@ -91,7 +91,7 @@ gpu-kit: venv  ## build/gpu_kit, what a GPU machine without network or nvcc need
 sanitize: venv  ## the tests of the operators on the CPU under AddressSanitizer; needs g++
 	PYTHON=$(BIN)/python .ci/sanitize
 
-mutate: venv  ## mistakes put into a copy of the code, one at a time, to see that tests notice: FILES=model/postprocess.py SAMPLE=200 SEED=0
+mutate: venv  ## mistakes put into a copy of the code, one at a time, to see that tests notice: FILES=model/inference/postprocess.py SAMPLE=200 SEED=0
 	$(BIN)/python .ci/mutate.py --sample $(SAMPLE) --seed $(SEED) $(FILES)
 
 floor:  ## builds and tests the operators on the oldest and the newest torch and nvcc, in environments of their own (12 GB for a while)

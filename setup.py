@@ -159,7 +159,7 @@ setup(
     # recipes/ and k8s/job/ hold YAML alone; they are installed beside components/, which looks for them there.
     packages=[*find_packages(include=["components*", "cuda_ops*", "model*", "pipelines*"]), "recipes", "k8s.job"],
     package_data={
-        "components": ["templates/*"],
+        "components.reports": ["templates/*"],
         "recipes": ["*.yaml"],
         "k8s.job": ["*.yaml"],
         "cuda_ops": ["csrc/*", "csrc/cuda/*"],

@@ -1,7 +1,7 @@
 """Mutation testing: small mistakes (mutants) are put into the code, one at a time, and the tests must notice.
 
     make mutate                              # 200 of all over the three floors
-    make mutate FILES=model/postprocess.py   # of one file, or of several in quotes
+    make mutate FILES=model/inference/postprocess.py   # of one file, or of several in quotes
     make mutate SAMPLE=50 SEED=1
 
 Cosmic Ray makes the mutants: other numbers, operators, comparisons, constants, loops that never run, decorators left out. Annotations are left alone.

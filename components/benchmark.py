@@ -1,7 +1,7 @@
 """How fast everything is: `maskrcnn benchmark train inference phases scaling loader evaluator`, or some of these.
 
 train and inference: steps of the network beside torchvision's; phases: where a step's time goes; scaling: many processes; loader: images to
-batches; evaluator: COCO scoring. Each has its own module, `benchmark_<mode>.py`. Writes <train.output_dir>/benchmark.json.
+batches; evaluator: COCO scoring. Each has its own module, `benchmarks/<mode>.py`. Writes <train.output_dir>/benchmark.json.
 """
 
 import json
@@ -13,26 +13,20 @@ from typing import Any, get_args
 
 from rich.console import Console
 
-from components import (
-    benchmark_evaluator,
-    benchmark_loader,
-    benchmark_phases,
-    benchmark_scaling,
-    benchmark_steps,
-)
+from components.benchmarks import evaluator, loader, phases, scaling, steps
 from components.cli import parse, stage_parser, user_errors
 from components.config import BenchmarkConfig, BenchmarkMode, Config, ConfigError
-from components.environment import environment
-from components.journal import write_atomically
-from components.tracking import open_tracker
+from components.runs.environment import environment
+from components.runs.journal import write_atomically
+from components.tracking.tracker import open_tracker
 
 # What measures each mode, under its name in benchmark.json; each has measure(config), metrics(report) and table(report).
 MEASURES: dict[str, tuple[tuple[BenchmarkMode, ...], ModuleType]] = {
-    "steps": (("train", "inference"), benchmark_steps),
-    "phases": (("phases",), benchmark_phases),
-    "scaling": (("scaling",), benchmark_scaling),
-    "loader": (("loader",), benchmark_loader),
-    "evaluator": (("evaluator",), benchmark_evaluator),
+    "steps": (("train", "inference"), steps),
+    "phases": (("phases",), phases),
+    "scaling": (("scaling",), scaling),
+    "loader": (("loader",), loader),
+    "evaluator": (("evaluator",), evaluator),
 }
 
 

@@ -15,12 +15,12 @@ from typing import Any
 from rich.console import Console
 
 from components.cli import user_errors
-from components.compare_text import parameter_table, score_table, sentences
 from components.config import Config
-from components.intervals import CONFIDENCE, paired_difference, welch_difference
-from components.journal import write_atomically
-from components.results import TASKS, description, differences, read_result
-from components.stability_report import stability_report
+from components.runs.journal import write_atomically
+from components.runs.result import TASKS, description, differences, read_result
+from components.studies.comparison import parameter_table, score_table, sentences
+from components.studies.intervals import CONFIDENCE, paired_difference, welch_difference
+from components.studies.tables import stability_report
 from model.errors import UserError
 
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from components.archives import Archive, fetch_archives, missing_archives, was_begun
 from components.cli import parse, stage_parser, user_errors
 from components.config import Config
-from components.transfer import DownloadError
+from components.datasets.archives import Archive, fetch_archives, missing_archives, was_begun
+from components.datasets.transfer import DownloadError
 from model.config import DataConfig
 from model.data.layout import SPLITS, split_paths
 from model.data.synthetic import write_shapes

@@ -21,29 +21,35 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from components.before_after import read_before
 from components.cli import parse, stage_parser, user_errors
 from components.config import Config
-from components.environment import git_commit
-from components.journal import write_atomically
+from components.evaluation.before_after import read_before
+from components.evaluation.plots import (
+    draw_comparison,
+    objects_of,
+    plot_precision_recall,
+    spread,
+    write_precision_recall,
+)
 from components.launch import relaunch
-from components.plots import draw_comparison, objects_of, plot_precision_recall, spread, write_precision_recall
-from components.tracking import open_tracker
-from components.trained import Trained, load_trained, open_split
-from model.coco_backends import AnyBackend, Backend, choose_backend
-from model.coco_eval import KINDS, TITLES, CocoEvaluation, evaluate_proposals, evaluate_results, load_ground_truth
+from components.runs.environment import git_commit
+from components.runs.journal import write_atomically
+from components.runs.trained import Trained, load_trained, open_split
+from components.tracking.tracker import open_tracker
 from model.config import DataConfig, EvaluateConfig
 from model.data.index import CocoIndex
 from model.data.loader import eval_loader
 from model.data.views import views_loader
 from model.distributed import from_main, gather_on_main, is_main, pick_device, process_group, rank, world_size
-from model.engine import predict
-from model.mask_rcnn import NAMES_OF_PROPOSALS, MaskRCNN
-from model.postprocess import original_boxes, to_coco_results
-from model.predictor import Object
+from model.engine.steps import predict
+from model.inference.postprocess import original_boxes, to_coco_results
+from model.inference.predictor import Object
+from model.inference.test_time import is_plain, predict_views
+from model.inference.visualize import stacked
+from model.network.mask_rcnn import NAMES_OF_PROPOSALS, MaskRCNN
+from model.scoring.backends import AnyBackend, Backend, choose_backend
+from model.scoring.coco import KINDS, TITLES, CocoEvaluation, evaluate_proposals, evaluate_results, load_ground_truth
 from model.structures import Batch, Detections
-from model.test_time import is_plain, predict_views
-from model.visualize import stacked
 
 _NOT_IN_METRIC_NAMES = r"[^\w\-. ]"
 _MAX_CLASSES_IN_TABLE = 20
@@ -213,7 +219,7 @@ def write_inference(folder: Path, results: Results, evaluation: CocoEvaluation |
     if evaluation is None:
         scores_path.unlink(missing_ok=True)
         return
-    precision = {task: torch.from_numpy(values) for task, values in evaluation.precision.items()}  # [T, R] of coco_eval
+    precision = {task: torch.from_numpy(values) for task, values in evaluation.precision.items()}  # [T, R], see coco.py
     _save({**evaluation.scores, "per_class": evaluation.per_class, "precision": precision}, scores_path)
 
 

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from components.cli import parse, stage_parser, user_errors
 from components.config import Config
-from components.environment import git_commit
-from components.journal import write_atomically
-from components.trained import Trained, load_trained, open_split
+from components.runs.environment import git_commit
+from components.runs.journal import write_atomically
+from components.runs.trained import Trained, load_trained, open_split
 from cuda_ops import library
 from model.config import DataConfig
 from model.data.collate import collate, smallest_bucket
@@ -34,9 +34,9 @@ from model.data.dataset import CocoDataset
 from model.data.index import CocoIndex
 from model.data.loader import eval_batches
 from model.data.transforms import resized_size
+from model.engine.precision import set_float32_products
 from model.errors import UserError
-from model.export import MAX_BATCH, Detector, export_detector
-from model.precision import set_float32_products
+from model.inference.export import MAX_BATCH, Detector, export_detector
 from model.structures import Batch
 
 CHECKED_IMAGES = 4  # of a bucket

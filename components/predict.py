@@ -18,13 +18,13 @@ from rich.progress import track
 
 from components.cli import parse, stage_parser, user_errors
 from components.config import Config
-from components.journal import write_atomically
-from components.plots import draw_objects, spread
-from components.tracking import open_tracker
-from components.trained import Trained, load_trained, open_split
+from components.evaluation.plots import draw_objects, spread
+from components.runs.journal import write_atomically
+from components.runs.trained import Trained, load_trained, open_split
+from components.tracking.tracker import open_tracker
 from model.data.transforms import UNREADABLE, Pixels, read_image
 from model.errors import UserError
-from model.predictor import Object, Predictor
+from model.inference.predictor import Object, Predictor
 
 SUFFIXES = {
     ".jpg",

@@ -19,7 +19,7 @@ from rich.progress import track
 
 from components.cli import parse, stage_parser, user_errors
 from components.config import Config
-from components.prepare_report import SplitReport, draw_report, split_report
+from components.datasets.report import SplitReport, draw_report, split_report
 from model.config import DataConfig
 from model.data.annotations import AnnotationError, CocoFile, ImageRecord, Problem, read_coco
 from model.data.index import CocoIndex, IndexedImage, images_location, write_index

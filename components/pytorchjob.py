@@ -21,11 +21,11 @@ from typing import Any, TextIO
 from urllib3.exceptions import HTTPError
 
 from components.cli import STATUS_OF_SIGTERM, parse, stage_parser, user_errors
+from components.cluster.description import default_run_id, describe
+from components.cluster.log import LogCutError, LogFollower
+from components.cluster.manifest import DIGEST, RUN_ID, Manifest, build, to_yaml
+from components.cluster.watch import Follower, JobFailedError, JobTimeoutError, WatchEndedError, condition
 from components.config import ClusterConfig, Config
-from components.job_description import default_run_id, describe
-from components.job_log import LogCutError, LogFollower
-from components.job_manifest import DIGEST, RUN_ID, Manifest, build, to_yaml
-from components.job_watch import Follower, JobFailedError, JobTimeoutError, WatchEndedError, condition
 from model.errors import UserError
 
 Json = dict[str, Any]

@@ -14,19 +14,19 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from markupsafe import Markup, escape
 from rich.console import Console
 
-from components import report_results, report_setup
 from components.cli import parse, stage_parser, user_errors
-from components.error_analysis import ErrorAnalysis, ErrorTypes
-from components.journal import write_atomically
-from components.report_data import RunData, read_run
-from components.report_layout import Chapter, Gallery, markdown_table
-from components.report_pictures import worst_and_best
-from components.report_speed import speed
-from components.results import TASKS, nearest_recipe
-from components.tables import update_readme
+from components.evaluation.error_types import ErrorAnalysis, ErrorTypes
+from components.reports import outcome, setup
+from components.reports.layout import Chapter, Gallery, markdown_table
+from components.reports.pictures import worst_and_best
+from components.reports.readme import update_readme
+from components.reports.speed import speed
+from components.runs.files import RunData, read_run
+from components.runs.journal import write_atomically
+from components.runs.result import TASKS, nearest_recipe
 from model.errors import UserError
 
-TEMPLATES = Path(__file__).with_name("templates")
+TEMPLATES = Path(__file__).parent / "reports" / "templates"
 _PICTURE_BUDGET_BYTES = 3_500_000  # of a page that stays under 5 MB
 _NO_ERRORS = "No kinds of error: see what is missing under Environment."
 
@@ -95,19 +95,19 @@ def render(suffix: str, title: str, runs: Sequence[RunData], chapters: Sequence[
 def _chapters(runs: Sequence[RunData], question: str, found: Findings) -> list[Chapter]:
     nearest = {one.name: nearest_recipe(one.config) for one in runs if one.config}
     return [
-        report_setup.question(runs, question),
-        report_setup.data(runs),
-        report_setup.configuration(runs, nearest),
-        report_results.losses(runs),
-        report_results.scores(runs),
-        report_results.classes(runs),
-        report_results.curves(runs),
-        report_results.sizes(runs),
-        report_results.errors(runs, found.errors, found.trouble or _NO_ERRORS),
-        report_results.pictures(found.galleries),
+        setup.question(runs, question),
+        setup.data(runs),
+        setup.configuration(runs, nearest),
+        outcome.losses(runs),
+        outcome.scores(runs),
+        outcome.classes(runs),
+        outcome.curves(runs),
+        outcome.sizes(runs),
+        outcome.errors(runs, found.errors, found.trouble or _NO_ERRORS),
+        outcome.pictures(found.galleries),
         speed(runs),
-        report_setup.environment(runs),
-        report_setup.reproduce(runs, nearest),
+        setup.environment(runs),
+        setup.reproduce(runs, nearest),
     ]
 
 

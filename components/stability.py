@@ -13,10 +13,10 @@ from rich.console import Console
 
 from components.cli import parse, stage_parser, user_errors
 from components.config import Config, ConfigError
-from components.stability_report import markdown_note, summary_metrics, terminal_table
-from components.stability_seeds import find_finished, seed_config, train_seeds
-from components.stability_summary import StabilityError, StabilityResult, summarise
-from components.tracking import open_tracker, send_rest
+from components.studies.seeds import find_finished, seed_config, train_seeds
+from components.studies.summary import StabilityError, StabilityResult, summarise
+from components.studies.tables import markdown_note, summary_metrics, terminal_table
+from components.tracking.tracker import open_tracker, send_rest
 
 __all__ = ["StabilityError", "StabilityResult", "run", "summarise", "summarise_study", "train_study"]
 

@@ -21,12 +21,12 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from components.cli import parse, stage_parser, user_errors
 from components.config import Config
 from components.launch import relaunch
-from components.results import nearest_recipe
-from components.tracking import NullTracker, Tracker, open_tracker
-from components.training import Training
-from model.checkpoint import last_checkpoint
-from model.coco_backends import choose_backend
+from components.runs.result import nearest_recipe
+from components.tracking.tracker import NullTracker, Tracker, open_tracker
+from components.training.loop import Training
 from model.distributed import is_main, pick_device, process_group
+from model.engine.checkpoint import last_checkpoint
+from model.scoring.backends import choose_backend
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"pipeline: must be one of {', '.join(_SUMMARIES)}, got {words[0]!r}")
         args, config = parse(_parser(words[0]), words[1:])
         if words[0] == "manifest":
-            from components.job_manifest import to_yaml
+            from components.cluster.manifest import to_yaml
             from components.pytorchjob import make_manifest
 
             print(to_yaml(make_manifest(config, skip_test=True)), end="")

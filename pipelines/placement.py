@@ -10,9 +10,9 @@ from typing import Any
 from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
-from components import kubeflow
 from components.config import ClusterConfig, Config
-from components.kubeflow_step import COMPILED, compiled_values
+from components.kubeflow import steps
+from components.kubeflow.context import COMPILED, compiled_values
 
 # NetworkPolicies go by these: `name` opens MLflow, `component` the API server, which training is launched through.
 LABELS = {"app.kubernetes.io/name": "maskrcnn", "app.kubernetes.io/component": "launcher"}
@@ -42,12 +42,12 @@ class Placement:
 
 def on_cluster(config: Config) -> Placement:
     """Steps in pods; training as the job of `cluster.api`."""
-    return Placement(kubeflow.train, config.stability.parallel, config)
+    return Placement(steps.train, config.stability.parallel, config)
 
 
 def on_this_machine(config: Config) -> Placement:
     """Steps as processes, training in `train.processes` of them."""
-    return Placement(kubeflow.train_here, config.stability.parallel, None)
+    return Placement(steps.train_here, config.stability.parallel, None)
 
 
 def _in_pod(step: str, task: PipelineTask, config: Config) -> PipelineTask:

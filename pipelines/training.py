@@ -8,7 +8,7 @@ from kfp import dsl
 from kfp.dsl import Collected, ExitHandler, ParallelFor
 from kfp.dsl.base_component import BaseComponent
 
-from components import kubeflow
+from components.kubeflow import steps
 from pipelines.placement import Placement
 
 NAMES = {"training": "maskrcnn-training", "stability": "maskrcnn-stability"}
@@ -27,18 +27,18 @@ def training(placement: Placement, params: str, overrides: list[str]) -> BaseCom
     @dsl.pipeline(name=NAMES["training"], description="Mask R-CNN: from raw data to a model with its AP and speed.")
     def pipeline(params: str = defaults[0], overrides: list[str] = defaults[1]) -> None:
         told = {"params": params, "overrides": overrides}
-        with ExitHandler(place("finish", kubeflow.finish(**told, is_study=False))):
-            raw = place("download", kubeflow.download(**told))
-            data = place("prepare", kubeflow.prepare(**told, raw=raw.outputs["raw"]))
+        with ExitHandler(place("finish", steps.finish(**told, is_study=False))):
+            raw = place("download", steps.download(**told))
+            data = place("prepare", steps.prepare(**told, raw=raw.outputs["raw"]))
             trained = place(
                 "train",
                 placement.train(**told, dataset=data.outputs["dataset"], pipeline_run=dsl.PIPELINE_JOB_ID_PLACEHOLDER),
             )
             model = trained.outputs["model"]
-            scored = place("evaluate", kubeflow.evaluate(**told, model=model))
-            drawn = place("predict", kubeflow.predict(**told, model=model).after(scored))
-            timed = place("benchmark", kubeflow.benchmark(**told, model=model).after(drawn))
-            place("register", kubeflow.register(**told, model=model).after(timed))
+            scored = place("evaluate", steps.evaluate(**told, model=model))
+            drawn = place("predict", steps.predict(**told, model=model).after(scored))
+            timed = place("benchmark", steps.benchmark(**told, model=model).after(drawn))
+            place("register", steps.register(**told, model=model).after(timed))
 
     return pipeline
 
@@ -56,10 +56,10 @@ def stability(placement: Placement, params: str, overrides: list[str]) -> BaseCo
     @dsl.pipeline(name=NAMES["stability"], description="Mask R-CNN from several seeds: mean and deviation of AP.")
     def pipeline(params: str = defaults[0], overrides: list[str] = defaults[1]) -> None:
         told = {"params": params, "overrides": overrides}
-        with ExitHandler(place("finish", kubeflow.finish(**told, is_study=True))):
-            raw = place("download", kubeflow.download(**told))
-            data = place("prepare", kubeflow.prepare(**told, raw=raw.outputs["raw"]))
-            listed = place("seeds", kubeflow.seeds(**told))
+        with ExitHandler(place("finish", steps.finish(**told, is_study=True))):
+            raw = place("download", steps.download(**told))
+            data = place("prepare", steps.prepare(**told, raw=raw.outputs["raw"]))
+            listed = place("seeds", steps.seeds(**told))
             with ParallelFor(listed.output, parallelism=placement.parallel) as seed:
                 trained = place(
                     "train",
@@ -67,7 +67,7 @@ def stability(placement: Placement, params: str, overrides: list[str]) -> BaseCo
                         **told, dataset=data.outputs["dataset"], pipeline_run=dsl.PIPELINE_JOB_ID_PLACEHOLDER, seed=seed
                     ),
                 )
-                scored = place("evaluate", kubeflow.evaluate(**told, model=trained.outputs["model"], seed=seed))
-            place("summarise", kubeflow.summarise(**told, evaluations=Collected(scored.outputs["metrics"])))
+                scored = place("evaluate", steps.evaluate(**told, model=trained.outputs["model"], seed=seed))
+            place("summarise", steps.summarise(**told, evaluations=Collected(scored.outputs["metrics"])))
 
     return pipeline

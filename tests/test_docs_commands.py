@@ -139,7 +139,7 @@ def test_the_secret_has_every_key_that_is_asked_for():
 def said_by_us() -> list[str]:
     """Every text in our code, as far as it stands in one piece, and the Makefile's."""
     texts = [(REPOSITORY / "Makefile").read_text()]
-    for path in [REPOSITORY / "setup.py", *REPOSITORY.glob("components/*.py"), *REPOSITORY.glob("pipelines/*.py")]:
+    for path in [REPOSITORY / "setup.py", *REPOSITORY.glob("components/**/*.py"), *REPOSITORY.glob("pipelines/*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 texts.append(node.value)

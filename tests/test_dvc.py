@@ -41,16 +41,16 @@ IDLE_CODE = {
     for name in (
         "cli",
         "config",
-        "environment",
-        "journal",
+        "runs/environment",
+        "runs/journal",
         "launch",
-        "outbox",
+        "tracking/outbox",
         "recipe",
-        "results",
-        "tracking",
-        "tracking_monitor",
-        "tracking_server",
-        "training_log",
+        "runs/result",
+        "tracking/tracker",
+        "tracking/monitor",
+        "tracking/server",
+        "training/log",
     )
 }
 IDLE_CODE |= {"model/config.py", "model/errors.py"}
@@ -106,7 +106,10 @@ def test_a_stage_depends_on_the_code_that_it_runs(stage: str):
     assert all((REPOSITORY / dep).exists() for dep in deps), deps
     used = imports(f"components/{stage}.py", {f"components/{stage}.py"}) - IDLE_CODE
     if stage == "train":  # which looks and evaluates, but learns nothing of it; what is drawn then must not train anew
-        used -= {f"components/{name}.py" for name in ("before_after", "evaluate", "plots", "trained")}
+        used -= {
+            f"components/{name}.py"
+            for name in ("evaluation/before_after", "evaluate", "evaluation/plots", "runs/trained")
+        }
     used = {file for file in used if (REPOSITORY / file).stat().st_size and not file.endswith("/__init__.py")}
     assert not {file for file in used if not any(file == dep or file.startswith(f"{dep}/") for dep in deps)}
 
@@ -128,7 +131,7 @@ def test_a_seed_of_a_study_lists_what_training_and_evaluation_list():
     without_effect = {"evaluate.drawn_images", "evaluate.skip_eval"}  # on scores; and a study refuses to skip them
     listed = {*STAGES["train"]["params"], *STAGES["evaluate"]["params"], "stability.output_dir"}
     assert set(STUDY["seed"]["params"]) == listed - set_by_the_study - without_effect
-    drawing = {"components/before_after.py", "components/plots.py"}
+    drawing = {"components/evaluation/before_after.py", "components/evaluation/plots.py"}
     deps = {dep for stage in ("train", "evaluate") for dep in STAGES[stage]["deps"] if "train.output_dir" not in dep}
     assert set(STUDY["seed"]["deps"]) == deps - drawing
 
@@ -140,9 +143,11 @@ def test_checkpoints_of_seeds_outlive_an_interruption():
 
 
 def test_a_summary_depends_on_the_code_that_computes_it():
-    used = imports("components/stability_summary.py", set()) - IDLE_CODE
+    used = imports("components/studies/summary.py", set()) - IDLE_CODE
     used = {file for file in used if file.startswith("components/") and (REPOSITORY / file).stat().st_size}
-    training = {file for file in used if file in imports("components/training.py", {"components/training.py"})}
+    training = {
+        file for file in used if file in imports("components/training/loop.py", {"components/training/loop.py"})
+    }
     assert used - training <= set(STUDY["summary"]["deps"])
 
 

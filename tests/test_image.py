@@ -17,7 +17,7 @@ from packaging.specifiers import SpecifierSet
 from ruamel.yaml import YAML
 
 from components.config import ClusterConfig
-from components.environment import git_commit
+from components.runs.environment import git_commit
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FLOORS = ("components", "cuda_ops", "model", "pipelines")

@@ -7,8 +7,8 @@ import torch
 from ruamel.yaml import YAML
 
 from components.config import Config, load_config
-from model.mask_rcnn import MaskRCNN
-from model.optim import learning_rate
+from model.engine.optim import learning_rate
+from model.network.mask_rcnn import MaskRCNN
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from components.benchmark_case import Case, build_steps
+from components.benchmarks.case import Case, build_steps
 from components.config import load_config
 
 ROWS = 30

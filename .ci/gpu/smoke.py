@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import cuda_ops
-from components.benchmark_case import Case, build_steps
+from components.benchmarks.case import Case, build_steps
 from components.config import load_config
 from cuda_ops import benchmark, library
 from cuda_ops.selfcheck import CHECKS, differences

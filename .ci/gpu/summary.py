@@ -29,7 +29,7 @@ def benchmarks() -> dict[str, dict[str, Any]]:
 
 
 def machine() -> str:
-    from components.environment import environment
+    from components.runs.environment import environment
 
     made = environment()
     hardware, versions = made["hardware"], made["versions"]
@@ -73,7 +73,7 @@ def demo() -> str:
 
 def network(mode: str, gathers: bool = False) -> str:
     """Of the steps whose RoIAlign gradients were gathered, or of all others."""
-    from components import tables
+    from components.reports import readme
 
     today = str(datetime.datetime.now(datetime.UTC).date())
     records = [
@@ -81,7 +81,7 @@ def network(mode: str, gathers: bool = False) -> str:
         for name, report in benchmarks().items()
         if name.startswith("gather_") == gathers
     ]
-    return tables.training_table(records) if mode == "train" else tables.inference_table(records)
+    return readme.training_table(records) if mode == "train" else readme.inference_table(records)
 
 
 def torchvision() -> str:

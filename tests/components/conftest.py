@@ -9,10 +9,10 @@ import torch
 
 from components import prepare
 from components.config import Config
-from model.checkpoint import save_checkpoint
 from model.config import DataConfig, EvaluateConfig, ModelConfig, TrainConfig
 from model.data.index import CocoIndex
-from model.mask_rcnn import MaskRCNN
+from model.engine.checkpoint import save_checkpoint
+from model.network.mask_rcnn import MaskRCNN
 
 
 def small_config(coco_like: Path, folder: Path) -> Config:
@@ -73,19 +73,19 @@ def trained_run(coco_like: Path, tmp_path_factory: pytest.TempPathFactory) -> Co
 
 @pytest.fixture(scope="session")
 def kubernetes_stub() -> ModuleType:
-    """The API server of kubernetes_stub.py."""
-    return neighbour("kubernetes_stub")
+    """The API server of cluster/kubernetes_stub.py."""
+    return neighbour("cluster/kubernetes_stub")
 
 
 @pytest.fixture(scope="session")
 def mlflow_server() -> ModuleType:
-    """The servers of mlflow_server.py."""
-    return neighbour("mlflow_server")
+    """The servers of tracking/mlflow_server.py."""
+    return neighbour("tracking/mlflow_server")
 
 
 def neighbour(name: str) -> ModuleType:
-    """A module that lies beside this file: under importmode=importlib tests cannot import one another."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    """A module by its path from this folder: under importmode=importlib tests cannot import one another."""
+    spec = importlib.util.spec_from_file_location(Path(name).name, Path(__file__).parent / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -9,15 +9,16 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from components import benchmark, benchmark_phases, benchmark_scaling, benchmark_steps
-from components.benchmark_case import NUM_CLASSES, Case, PeakMemory, build_steps, calibrate, measure, take_turns
-from components.benchmark_case import _steps as network_steps
-from components.benchmark_process import BenchmarkError, in_fresh_process
+from components import benchmark
+from components.benchmarks import phases, scaling, steps
+from components.benchmarks.case import NUM_CLASSES, Case, PeakMemory, build_steps, calibrate, measure, take_turns
+from components.benchmarks.case import _steps as network_steps
+from components.benchmarks.process import BenchmarkError, in_fresh_process
+from components.benchmarks.torchvision_twin import torchvision_images, torchvision_targets, torchvision_twin
 from components.config import BenchmarkConfig, Config, ConfigError, save_config
-from components.torchvision_twin import torchvision_images, torchvision_targets, torchvision_twin
 from model.config import DataConfig, ModelConfig, TrainConfig
-from model.graphs import WARMUP_STEPS
-from model.mask_rcnn import MaskRCNN
+from model.engine.graphs import WARMUP_STEPS
+from model.network.mask_rcnn import MaskRCNN
 
 CPU = torch.device("cpu")
 
@@ -103,12 +104,12 @@ def test_what_torchvision_cannot_build_is_timed_alone(
     tmp_path: Path, changes: dict[str, object], caplog: pytest.LogCaptureFixture
 ) -> None:
     config = small_config(tmp_path).model_copy(update={"model": small_model(**changes)})
-    assert {case.networks for case in benchmark_steps.plan(config)} == {("ours",)}
+    assert {case.networks for case in steps.plan(config)} == {("ours",)}
     assert "torchvision has no such network" in caplog.text
     for mode in ("train", "inference"):
         measured = measure(small_case(mode=mode, model=config.model, steps=1))
         assert len(measured.step_s["ours"]) == 1
-    report = benchmark_phases.measure(config)
+    report = phases.measure(config)
     assert sum(report["phases"].values()) == pytest.approx(report["step_s"], rel=0.5)
     assert ("box head" in report["phases"]) == (config.model.task != "proposals")
 
@@ -271,35 +272,35 @@ def test_ratios_are_to_the_faster_of_torchvisions_memory_formats() -> None:
     def row(median_s: float, memory_mib: float | None) -> dict[str, object]:
         return {"step_s": {"median": median_s}, "peak_memory_mib": memory_mib}
 
-    assert benchmark_steps.plan(small_config(Path()))[0].networks == ("ours", "torchvision", "torchvision NHWC")
+    assert steps.plan(small_config(Path()))[0].networks == ("ours", "torchvision", "torchvision NHWC")
     rows = [row(0.3, 100.0), row(0.6, 400.0), row(0.5, 200.0)]
-    first = benchmark_steps.ratios(rows[0], rows[1])
+    first = steps.ratios(rows[0], rows[1])
     assert first == {"ratio_to_torchvision": 0.5, "memory_ratio_to_torchvision": 0.25}
-    assert benchmark_steps.with_ratios(rows)[0] == rows[0] | {
+    assert steps.with_ratios(rows)[0] == rows[0] | {
         "ratio_to_torchvision": 0.6,
         "memory_ratio_to_torchvision": 0.5,
     }
-    assert benchmark_steps.with_ratios(rows[:1])[0]["ratio_to_torchvision"] is None
+    assert steps.with_ratios(rows[:1])[0]["ratio_to_torchvision"] is None
 
 
 def test_graphed_steps_are_timed_after_their_capture() -> None:
     config = small_config(Path())
     graphed = config.model_copy(update={"train": config.train.model_copy(update={"cuda_graph": True})})
-    assert {case.warmup for case in benchmark_steps.plan(config)} == {1}
-    assert {case.warmup for case in benchmark_steps.plan(graphed)} == {WARMUP_STEPS + 1}
+    assert {case.warmup for case in steps.plan(config)} == {1}
+    assert {case.warmup for case in steps.plan(graphed)} == {WARMUP_STEPS + 1}
 
 
 def test_memory_of_graphed_steps_is_taken_after_a_replay() -> None:
     graphed, plain = small_case(cuda_graph=True), small_case()
-    of_graph = benchmark_steps.alone(graphed, "ours")
+    of_graph = steps.alone(graphed, "ours")
     assert (of_graph.warmup, of_graph.steps) == (WARMUP_STEPS + 1, 1)
-    for case in (benchmark_steps.alone(graphed, "torchvision"), benchmark_steps.alone(plain, "ours")):
+    for case in (steps.alone(graphed, "torchvision"), steps.alone(plain, "ours")):
         assert (case.warmup, case.steps) == (0, 2)
 
 
 @pytest.mark.slow
 def test_ratios_are_ours_over_torchvisions() -> None:
-    ours, theirs = benchmark_steps.measure_case(small_case(networks=("ours", "torchvision"), batch=1))
+    ours, theirs = steps.measure_case(small_case(networks=("ours", "torchvision"), batch=1))
     assert (ours["model"], theirs["model"]) == ("ours", "torchvision")
     assert ours["ratio_to_torchvision"] == pytest.approx(ours["step_s"]["median"] / theirs["step_s"]["median"])
     assert ours["memory_ratio_to_torchvision"] == pytest.approx(ours["peak_memory_mib"] / theirs["peak_memory_mib"])
@@ -308,7 +309,7 @@ def test_ratios_are_ours_over_torchvisions() -> None:
 def test_plan_is_every_combination() -> None:
     config = small_config(Path())
     many = BenchmarkConfig(batch_sizes=(1, 2), dtypes=("float32", "bfloat16"), height_px=64, torchvision=False)
-    cases = benchmark_steps.plan(config.model_copy(update={"benchmark": many}))
+    cases = steps.plan(config.model_copy(update={"benchmark": many}))
     assert len(cases) == 2 * 2 * 2
     assert {(case.height, case.width, case.networks) for case in cases} == {(64, 96, ("ours",))}
 
@@ -321,7 +322,7 @@ def test_phases_of_float32_are_not_those_of_tf32(tmp_path: Path, monkeypatch: py
     try:
         for each in products:
             each.fp32_precision = "tf32"
-        benchmark_phases.measure(small_config(tmp_path))
+        phases.measure(small_config(tmp_path))
         assert [each.fp32_precision for each in products] == ["ieee", "ieee"]
         assert torch.backends.cudnn.benchmark
     finally:
@@ -330,12 +331,12 @@ def test_phases_of_float32_are_not_those_of_tf32(tmp_path: Path, monkeypatch: py
 
 
 def test_phases_make_up_the_step(tmp_path: Path) -> None:
-    report = benchmark_phases.measure(small_config(tmp_path))
+    report = phases.measure(small_config(tmp_path))
     assert set(report["phases"]) >= {"body", "fpn", "rpn", "box head", "mask head", "backward", "optimizer"}
     assert all(seconds > 0 for name, seconds in report["phases"].items() if name != "rest")
     # Medians of parts need not add up to the median of the whole, but nearly do.
     assert sum(report["phases"].values()) == pytest.approx(report["step_s"], rel=0.3)
-    assert benchmark_phases.table(report).row_count == len(report["phases"]) + 2
+    assert phases.table(report).row_count == len(report["phases"]) + 2
 
 
 def test_the_floor_counts_the_products_of_forward_and_backward() -> None:
@@ -352,23 +353,21 @@ def test_the_floor_counts_the_products_of_forward_and_backward() -> None:
 
 def test_scaling_compares_processes_with_one(tmp_path: Path) -> None:
     config = small_config(tmp_path)
-    report = benchmark_scaling.measure(config)
+    report = scaling.measure(config)
     for kind, batches in (("weak", [2, 2]), ("strong", [4, 2])):
         one, two = report[kind]
         assert (one["processes"], two["processes"]) == (1, 2)
         assert [one["batch_per_process"], two["batch_per_process"]] == batches
         assert one["efficiency"] == 1
         assert two["speedup"] == pytest.approx(two["images_per_s"] / one["images_per_s"])
-    assert (
-        benchmark_scaling.metrics(report)["throughput/weak_scaling_2_images_per_s"] == report["weak"][1]["images_per_s"]
-    )
-    assert benchmark_scaling.table(report).row_count == 4
+    assert scaling.metrics(report)["throughput/weak_scaling_2_images_per_s"] == report["weak"][1]["images_per_s"]
+    assert scaling.table(report).row_count == 4
 
 
 def test_numbers_of_processes_that_do_not_divide_are_refused(tmp_path: Path) -> None:
     config = small_config(tmp_path).model_copy(update={"benchmark": BenchmarkConfig(processes=(2, 3))})
     with pytest.raises(ConfigError, match=r"benchmark\.processes: each must divide the largest, 3, got 2"):
-        benchmark_scaling.measure(config)
+        scaling.measure(config)
 
 
 def test_word_that_is_no_mode_is_an_error(

@@ -12,10 +12,10 @@ from scipy import stats
 from components import compare
 from components.compare import CompareError
 from components.config import load_config, save_config
-from components.intervals import Difference, paired_difference, welch_difference
-from components.results import ResultError
-from components.stability_summary import summarise
-from model.coco_eval import SCORE_NAMES
+from components.runs.result import ResultError
+from components.studies.intervals import Difference, paired_difference, welch_difference
+from components.studies.summary import summarise
+from model.scoring.coco import SCORE_NAMES
 
 TINY = Path(__file__).with_name("tiny.yaml")
 BASE = {1: 0.700, 2: 0.720, 3: 0.740}

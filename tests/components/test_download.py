@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from components import transfer
 from components.config import Config
+from components.datasets import transfer
+from components.datasets.transfer import DownloadError
 from components.download import run
-from components.transfer import DownloadError
 from model.config import DataConfig, ShapesConfig
 from model.errors import UserError
 
@@ -269,7 +269,7 @@ def test_a_zip_that_lies_there_already_serves_if_it_is_whole(
 def test_the_official_server_must_send_the_files_whose_md5_is_known_whatever_it_publishes(
     server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("components.archives.OFFICIAL_HOST", "127.0.0.1")
+    monkeypatch.setattr("components.datasets.archives.OFFICIAL_HOST", "127.0.0.1")
     server.files[f"{TRAIN}.md5"] = hashlib.md5(server.files[TRAIN]).hexdigest().encode()
     with pytest.raises(DownloadError, match="MD5 must be cced6f7f71b7629ddf16f17bbcfab6b2, got"):
         run(config(tmp_path, server))

@@ -19,11 +19,11 @@ from pycocotools.cocoeval import COCOeval
 import cuda_ops
 from components import evaluate, train
 from components.config import Config, save_config
-from components.trained import load_trained
-from model.coco_eval import SCORE_NAMES, evaluate_results, load_ground_truth
+from components.runs.trained import load_trained
 from model.config import EvaluateConfig, TrainConfig
 from model.data.index import CocoIndex
 from model.errors import UserError
+from model.scoring.coco import SCORE_NAMES, evaluate_results, load_ground_truth
 
 
 def update(config: Config, section: str, **values: Any) -> Config:

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 
 from components import pytorchjob
+from components.cluster.watch import JobFailedError, JobTimeoutError
 from components.config import Config, load_config
-from components.job_watch import JobFailedError, JobTimeoutError
 
 pytest.importorskip("kubernetes", reason="needs kubernetes, of the extra `pipelines`")
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "maskrcnn-try-1"
 QUICK = ["cluster.poll_s=1", "cluster.api_timeout_s=10", "cluster.grace_s=30"]
-Cluster = Any  # of kubernetes_stub.py
+Cluster = Any  # of cluster/kubernetes_stub.py
 Make = Callable[..., Cluster]
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from components.config import ConfigError, load_config
 from components.recipe import RECIPES, RecipeError, main, run
-from components.results import Nearest, nearest_recipe
+from components.runs.result import Nearest, nearest_recipe
 
 
 @pytest.fixture

@@ -24,12 +24,12 @@ from mlflow import MlflowClient
 from components import download, evaluate, predict, prepare, register
 from components.config import Config, load_config
 from components.register import RegisterResult, Scored, beats
-from components.tracking_registry import CHAMPION, REQUIREMENTS, Version
-from components.tracking_server import TrackingError
-from model.checkpoint import save_checkpoint
+from components.tracking.registry import CHAMPION, REQUIREMENTS, Version
+from components.tracking.server import TrackingError
 from model.data.index import CocoIndex
+from model.engine.checkpoint import save_checkpoint
 from model.errors import UserError
-from model.mask_rcnn import MaskRCNN
+from model.network.mask_rcnn import MaskRCNN
 
 TINY = Path(__file__).with_name("tiny.yaml")
 START_S = 120
@@ -145,9 +145,9 @@ from pathlib import Path
 import mlflow
 model = mlflow.pyfunc.load_model(sys.argv[1])
 found = model.predict([Path(name).read_bytes() for name in sys.argv[2:]])
-import cuda_ops.library, model.predictor
+import cuda_ops.library, model.inference.predictor
 assert "components" not in sys.modules
-json.dump({"found": found, "code": [model.predictor.__file__, cuda_ops.library.__file__]}, sys.stdout)
+json.dump({"found": found, "code": [model.inference.predictor.__file__, cuda_ops.library.__file__]}, sys.stdout)
 """
 
 

@@ -13,11 +13,11 @@ import pytest
 
 from components import evaluate, report
 from components.config import Config, load_config, save_config
-from components.journal import Journal
 from components.recipe import RECIPES
-from components.report_data import read_run
-from components.report_layout import duration
-from components.results import deciding, nearest_recipe
+from components.reports.layout import duration
+from components.runs.files import read_run
+from components.runs.journal import Journal
+from components.runs.result import deciding, nearest_recipe
 from model.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -15,11 +15,11 @@ from mlflow import MlflowClient
 
 from components import download, prepare, stability, train
 from components.config import Config, ConfigError, load_config, save_config
-from components.stability_process import SeedProcess, _environment
-from components.stability_seeds import last_step, seed_config, train_seeds
-from components.stability_summary import StabilityError
-from components.tracking import open_tracker, send_rest
-from model.checkpoint import last_checkpoint
+from components.studies.process import SeedProcess, _environment
+from components.studies.seeds import last_step, seed_config, train_seeds
+from components.studies.summary import StabilityError
+from components.tracking.tracker import open_tracker, send_rest
+from model.engine.checkpoint import last_checkpoint
 
 TINY = Path(__file__).with_name("tiny.yaml")
 

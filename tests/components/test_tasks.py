@@ -10,11 +10,12 @@ import torch
 from kfp import dsl
 from PIL import Image
 
-from components import evaluate, kubeflow_artifacts, predict, register, train
+from components import evaluate, predict, register, train
 from components.config import Config
-from model.coco_eval import RECALL_NAMES, SCORE_NAMES, TITLES
+from components.kubeflow import artifacts
 from model.data.index import CocoIndex
 from model.errors import UserError
+from model.scoring.coco import RECALL_NAMES, SCORE_NAMES, TITLES
 from pipelines.summary import summary_table
 
 TASKS = ("box", "proposals")
@@ -102,7 +103,7 @@ def test_predictions_have_boxes_alone(runs: dict[str, Config], task: str) -> Non
 @by_task
 def test_a_pipelines_step_tells_the_scores_of_the_task(runs: dict[str, Config], task: str, tmp_path: Path) -> None:
     metrics, page = dsl.Metrics(uri=str(tmp_path / "metrics")), dsl.HTML(uri=str(tmp_path / "page"))
-    kubeflow_artifacts.describe_evaluation(metrics, page, runs[task])
+    artifacts.describe_evaluation(metrics, page, runs[task])
     kind, first = {"box": ("bbox", "ap"), "proposals": ("proposals", "ar100")}[task]
     report = json.loads((runs[task].train.output_dir / "evaluation.json").read_text())
     assert metrics.metadata[f"{first}/{kind}"] == report[kind][first.upper()]

@@ -17,7 +17,7 @@ import torch
 from components import download, prepare, train
 from components.config import Config, load_config, save_config
 from model import distributed
-from model.checkpoint import last_checkpoint, read_checkpoint
+from model.engine.checkpoint import last_checkpoint, read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOOTH = Path(__file__).with_name("smooth.yaml")

@@ -13,12 +13,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from components import download, evaluate, prepare, train, training
+from components import download, evaluate, prepare, train
 from components.config import Config, ConfigError, load_config, save_config
-from model.checkpoint import find_checkpoint, last_checkpoint, load_model, read_checkpoint, save_checkpoint
-from model.coco_eval import CocoEvaluation
-from model.engine import Step
-from model.mask_rcnn import MaskRCNN
+from components.training import loop
+from model.engine.checkpoint import find_checkpoint, last_checkpoint, load_model, read_checkpoint, save_checkpoint
+from model.engine.steps import Step
+from model.network.mask_rcnn import MaskRCNN
+from model.scoring.coco import CocoEvaluation
 
 TINY = Path(__file__).with_name("tiny.yaml")
 STEPS = 8
@@ -165,7 +166,7 @@ def test_training_stops_at_the_target_and_keeps_the_best(shapes: Path) -> None:
 def test_divergence_is_named_with_step_and_images(shapes: Path) -> None:
     config = small_config(shapes, "diverged", "train.base_lr=1e30", "train.warmup_iters=0", "train.clip_grad_norm=0")
     config = config.model_copy(update={"train": config.train.model_copy(update={"max_nonfinite_steps": 2})})
-    with pytest.raises(training.DivergedError, match=r"(?s)2 steps in a row.*step \d.*images \[.*base_lr"):
+    with pytest.raises(loop.DivergedError, match=r"(?s)2 steps in a row.*step \d.*images \[.*base_lr"):
         train.run(config, skip_test=True)
     journal = [json.loads(line) for line in (config.train.output_dir / "log.jsonl").read_text().splitlines()]
     assert [line["metrics"]["skipped"] for line in journal][-2:] == [1, 1], "the journal tells how it came to that"
@@ -270,19 +271,19 @@ def test_only_skips_in_a_row_end_a_run_and_they_are_counted_across_a_break(shape
         flags = {"skipped": torch.tensor(float(skipped)), "diverged": torch.tensor(float(diverged))}
         return Step(**tell, **flags, number=number, image_ids=[5], learning_rate=0.1, data_s=0.0, step_s=1.0)
 
-    def feed(run: training.Training, *flags: tuple[bool, bool]) -> None:
+    def feed(run: loop.Training, *flags: tuple[bool, bool]) -> None:
         for skipped, diverged in flags:
             run.step += 1
             run._watch(step(run.step, skipped=skipped, diverged=diverged))
 
     good, scaling, bad = (False, False), (True, False), (True, True)
-    run = training.Training(config, torch.device("cpu"), console)
+    run = loop.Training(config, torch.device("cpu"), console)
     feed(run, bad, good, bad, scaling, scaling, good, bad)
     run.save()  # which reads the last step too
     assert read_checkpoint(run.run_dir / "checkpoints" / "step_0000007.pt")["nonfinite_in_row"] == 1
-    resumed = training.Training(config, torch.device("cpu"), console)
+    resumed = loop.Training(config, torch.device("cpu"), console)
     feed(resumed, bad)
     with pytest.raises(
-        training.DivergedError, match=r"got 2 steps in a row.*step 8.*images \[5\].*weights are those of step 6"
+        loop.DivergedError, match=r"got 2 steps in a row.*step 8.*images \[5\].*weights are those of step 6"
     ):
         resumed.save()

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from components.cluster.description import describe
+from components.cluster.manifest import build
 from components.config import load_config
-from components.job_description import describe
-from components.job_manifest import build
 
 ROOT = Path(__file__).resolve().parents[2]
 TREE = ROOT / "k8s"

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
 from model.config import ModelConfig
-from model.mask_rcnn import MaskRCNN
+from model.network.mask_rcnn import MaskRCNN
 from model.structures import Batch, Polygons, Targets
 
 Record = dict[str, Any]  # image [3, h, w] uint8, boxes [n, 4], labels [n], polygons: list of lists of [v, 2] arrays

@@ -1,0 +1,126 @@
+"""How long COCO scoring takes: the evaluators of `evaluate.backend` take turns at the same generated results.
+
+See synthetic_coco.py for what they score.
+"""
+
+import copy
+import time
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from components.benchmarks.synthetic_coco import ground_truth, place_objects, synthetic_results
+from components.config import Config
+from model.scoring.backends import (
+    Backend,
+    Curves,
+    Evaluator,
+    Result,
+    Task,
+    choose_backend,
+    index_dataset,
+    open_evaluator,
+)
+from model.scoring.coco import summarize
+
+_ROUNDS = 3
+_REFERENCE: Backend = "pycocotools"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One evaluator once over all results."""
+
+    load_s: float
+    score_s: float
+    curves: Curves
+
+
+def measure(config: Config) -> dict[str, Any]:
+    """Time every evaluator on boxes, and on masks, of `evaluator_images` and `evaluator_mask_images` images.
+
+    Returns:
+        By task, as plain data: images, detections, and for each backend the seconds `ground_truth_s` (taking it up, once), `load_s`
+        (taking up the list of results), `score_s` (evaluate, accumulate, summarise) and `total_s` (both), medians; how many times as
+        fast as pycocotools the last two are; and whether precision and recall are pycocotools' to the last bit.
+
+    Raises:
+        UserError: if hotcoco cannot be imported.
+    """
+    benchmark = config.benchmark
+    backends: tuple[Backend, ...] = (_REFERENCE, choose_backend("hotcoco"))
+    images: dict[Task, int] = {"bbox": benchmark.evaluator_images, "segm": benchmark.evaluator_mask_images}
+    return {
+        task: _measure_task(backends, task, count, benchmark.evaluator_detections) for task, count in images.items()
+    }
+
+
+def metrics(report: dict[str, Any]) -> dict[str, float]:
+    """Seconds of loading and scoring under their MLflow names, such as `time/evaluator_bbox_hotcoco_s`."""
+    return {
+        f"time/evaluator_{task}_{backend}_s": row["total_s"]
+        for task, measured in report.items()
+        for backend, row in measured["backends"].items()
+    }
+
+
+def table(report: dict[str, Any]) -> Table:
+    """The report as people read it, in 80 columns; × is how many times as fast as pycocotools."""
+    result = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 0, 0, 1))
+    for column in ("", "truth s", "load s", "score s", "×", "total s", "×", "identical"):
+        result.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for task, measured in report.items():
+        result.add_row(f"{task}, {measured['images']} images", style="bold")
+        for backend, row in measured["backends"].items():
+            seconds = [f"{row[name]:.3f}" for name in ("ground_truth_s", "load_s", "score_s", "total_s")]
+            times = [f"{row[name]:.1f}" for name in ("times_faster_score", "times_faster_total")]
+            identical = "yes" if row["identical"] else "NO"
+            result.add_row(f"  {backend}", *seconds[:3], times[0], seconds[3], times[1], identical)
+    return result
+
+
+def _measure_task(backends: tuple[Backend, ...], task: Task, images: int, detections: int) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    objects = place_objects(rng, images)
+    dataset, results = ground_truth(rng, objects, images), synthetic_results(rng, objects, task, detections)
+    opened = {name: _open(name, dataset) for name in backends}
+    turns: dict[Backend, list[Turn]] = {name: [] for name in backends}
+    for _ in range(_ROUNDS):
+        for name, (evaluator, _) in opened.items():
+            turns[name].append(_take_turn(evaluator, results, task))
+    rows = {name: {"ground_truth_s": opened[name][1], **_row(turns[name], turns[_REFERENCE])} for name in backends}
+    return {"images": images, "detections": len(results), "backends": rows}
+
+
+def _open(backend: Backend, dataset: dict[str, Any]) -> tuple[Evaluator, float]:
+    coco = index_dataset(copy.deepcopy(dataset))  # of its own: pycocotools writes into it
+    began = time.perf_counter()
+    evaluator = open_evaluator(backend, coco)
+    return evaluator, time.perf_counter() - began
+
+
+def _take_turn(evaluator: Evaluator, results: list[Result], task: Task) -> Turn:
+    began = time.perf_counter()
+    loaded = evaluator.load(results)
+    loaded_at = time.perf_counter()
+    curves = evaluator.score(loaded, task)
+    summarize(curves)
+    return Turn(loaded_at - began, time.perf_counter() - loaded_at, curves)
+
+
+def _row(turns: list[Turn], reference: list[Turn]) -> dict[str, Any]:
+    score_s = median(turn.score_s for turn in turns)
+    total_s = median(turn.load_s + turn.score_s for turn in turns)
+    mine, theirs = turns[0].curves, reference[0].curves
+    return {
+        "load_s": median(turn.load_s for turn in turns),
+        "score_s": score_s,
+        "total_s": total_s,
+        "times_faster_score": median(turn.score_s for turn in reference) / score_s,
+        "times_faster_total": median(turn.load_s + turn.score_s for turn in reference) / total_s,
+        "identical": np.array_equal(mine.precision, theirs.precision) and np.array_equal(mine.recall, theirs.recall),
+    }

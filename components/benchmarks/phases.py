@@ -1,0 +1,190 @@
+"""Where the time of a training step goes: `maskrcnn benchmark phases`, and how far the step is from what its products alone would take.
+
+The floor is the step's floating-point operations (those of convolutions and matrix products, which torch counts) over what the device does on one large
+matrix product. Images and weights are those of case.py.
+"""
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from rich import box
+from rich.table import Table
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from components.benchmarks.case import NUM_CLASSES, calibrate, training_of
+from components.benchmarks.steps import first_training_case
+from components.config import Config
+from model.distributed import pick_device
+from model.engine.optim import make_optimizer
+from model.engine.precision import LossScaler, autocast, set_float32_products
+from model.engine.steps import set_determinism, train_steps
+from model.network.mask_rcnn import MaskRCNN
+
+# Parts of the forward pass, and the modules whose calls make them up; the rest of RPN and RoI heads is what stands between those.
+PARTS = {
+    "body": ("backbone.body",),
+    "fpn": ("backbone.fpn",),
+    "rpn": ("rpn",),
+    "box head": ("roi_heads.box_head", "roi_heads.box_predictor"),
+    "res5": ("roi_heads.res5",),
+    "mask head": ("roi_heads.mask_head", "roi_heads.mask_predictor"),
+    "roi heads": ("roi_heads",),
+    "forward": ("",),
+}
+_PEAK_SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product tells the device's peak
+
+
+class Stopwatch:
+    """Seconds between marks, of the device's own clock on CUDA, where the host runs ahead."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_cuda = device.type == "cuda"
+        self.spans: list[tuple[str, Any, Any]] = []
+
+    def mark(self) -> Any:
+        """The present moment."""
+        if not self._on_cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self) -> dict[str, float]:
+        """The sum of the spans of each name; forgets them."""
+        if self._on_cuda:
+            torch.cuda.synchronize()
+        sums: dict[str, float] = {}
+        for name, start, end in self.spans:
+            span_s = start.elapsed_time(end) / 1e3 if self._on_cuda else end - start
+            sums[name] = sums.get(name, 0.0) + span_s
+        self.spans = []
+        return sums
+
+
+def measure(config: Config) -> dict[str, Any]:
+    """Median seconds of each phase of a training step, and the step's floor.
+
+    Returns:
+        {"phases": {name: seconds}, "step_s", "flops", "peak_flops_per_s", "floor_s", …}, without torchvision.
+    """
+    # A compiled or graphed step has no phases that could be told apart.
+    case = first_training_case(config).model_copy(update={"compile": False, "cuda_graph": False})
+    device = pick_device(case.device)
+    set_float32_products(device, case.dtype)
+    set_determinism(False)
+    torch.manual_seed(0)
+    model = MaskRCNN(case.model, NUM_CLASSES).to_device(device)
+    batch = calibrate(model, case, device)
+    train, scaler = training_of(case), LossScaler(device, case.dtype)
+    optimizer = make_optimizer(model, train)
+    steps = train_steps(model, itertools.repeat(batch), optimizer, train, scaler)
+    with FlopCounterMode(display=False) as counter:
+        next(steps)
+    watch, rows = Stopwatch(device), []
+    with _timed(model, optimizer, watch):
+        for number in range(case.warmup + case.steps):
+            start = watch.mark()
+            next(steps)
+            watch.spans.append(("step", start, watch.mark()))
+            row = _phases(watch.seconds())
+            rows += [row] if number >= case.warmup else []
+    medians = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
+    peak = peak_flops_per_s(device, case.dtype)
+    return {
+        "dtype": case.dtype, "batch": case.batch, "height": case.height, "width": case.width,
+        "phases": {name: seconds for name, seconds in medians.items() if name != "step"},
+        "step_s": medians["step"],
+        "flops": counter.get_total_flops(),
+        "peak_flops_per_s": peak,
+        "floor_s": counter.get_total_flops() / peak,
+    }  # fmt: skip
+
+
+def peak_flops_per_s(device: torch.device, dtype: str) -> float:
+    """What the device does at best: the fastest of ten products of large square matrices."""
+    side = _PEAK_SIDE[device.type]
+    one, two = (torch.randn(side, side, device=device) for _ in range(2))
+    best_s = float("inf")
+    with torch.no_grad(), autocast(device, dtype):
+        if torch.is_autocast_enabled(device.type):  # the cast is no part of it
+            low = torch.get_autocast_dtype(device.type)
+            one, two = one.to(low), two.to(low)
+        for _ in range(10):
+            watch = Stopwatch(device)
+            start = watch.mark()
+            one @ two
+            watch.spans.append(("product", start, watch.mark()))
+            best_s = min(best_s, watch.seconds()["product"])
+    return 2 * side**3 / best_s
+
+
+@contextmanager
+def _timed(model: nn.Module, optimizer: torch.optim.Optimizer, watch: Stopwatch) -> Iterator[None]:
+    """Note the spans of PARTS, of the backward pass and of the optimizer, while the context lasts."""
+    starts: dict[str, list[Any]] = {}
+
+    def begin(name: str) -> Callable[..., None]:
+        return lambda *_: starts.setdefault(name, []).append(watch.mark())
+
+    def end(name: str) -> Callable[..., None]:
+        return lambda *_: watch.spans.append((name, starts[name].pop(), watch.mark()))
+
+    hooks: list[Any] = []
+    modules = dict(model.named_modules())
+    for part, paths in PARTS.items():
+        for module in (modules[path] for path in paths if path in modules):
+            hooks += [module.register_forward_pre_hook(begin(part)), module.register_forward_hook(end(part))]
+    hooks.append(model.register_forward_hook(begin("backward")))
+    hooks.append(optimizer.register_step_pre_hook(end("backward")))
+    hooks.append(optimizer.register_step_pre_hook(begin("optimizer")))
+    hooks.append(optimizer.register_step_post_hook(end("optimizer")))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _phases(spans: dict[str, float]) -> dict[str, float]:
+    """Seconds of phases that do not overlap and make up the step."""
+    forward, heads = spans["forward"], spans.get("roi heads", 0.0)
+    inner: dict[str, float] = {
+        name: spans[name] for name in ("body", "fpn", "rpn", "res5", "box head", "mask head") if name in spans
+    }
+    sampling = heads - sum(inner.get(name, 0.0) for name in ("res5", "box head", "mask head"))
+    return {
+        "normalise": forward - sum(inner.get(name, 0.0) for name in ("body", "fpn", "rpn")) - heads,
+        **inner,
+        "RoIs, losses": sampling,
+        "backward": spans["backward"],
+        "optimizer": spans["optimizer"],
+        "rest": spans["step"] - forward - spans["backward"] - spans["optimizer"],
+        "step": spans["step"],
+    }
+
+
+def metrics(report: dict[str, Any]) -> dict[str, float | None]:
+    """Figures under their MLflow names, such as `time/phase_backward_s`."""
+    names = {name: name.replace(", ", "_").replace(" ", "_").lower() for name in report["phases"]}
+    return {f"time/phase_{names[name]}_s": seconds for name, seconds in report["phases"].items()} | {
+        "throughput/times_floor": report["step_s"] / report["floor_s"]
+    }
+
+
+def table(report: dict[str, Any]) -> Table:
+    """Each phase, its share, and the floor."""
+    result = Table(box=box.SIMPLE, pad_edge=False)
+    for column in (f"train {report['dtype']} ×{report['batch']}", "s", "%"):
+        result.add_column(column, justify="left" if column.startswith("train") else "right")
+    for name, seconds in report["phases"].items():
+        result.add_row(name, f"{seconds:.3g}", f"{100 * seconds / report['step_s']:.0f}")
+    result.add_row("step", f"{report['step_s']:.3g}", "100", style="bold")
+    floor = f"floor: {report['flops'] / 1e12:.3g} TFLOP at {report['peak_flops_per_s'] / 1e12:.3g} TFLOP/s"
+    result.add_row(floor, f"{report['floor_s']:.3g}", f"{100 * report['floor_s'] / report['step_s']:.0f}")
+    return result

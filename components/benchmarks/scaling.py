@@ -1,0 +1,82 @@
+"""Training in 1, 2, … processes: `maskrcnn benchmark scaling`. Weak scaling keeps the batch of each process, strong scaling that of all together.
+
+A process is a GPU where there are some. On a CPU each has an equal share of the cores, the same in every row, so that a row's
+efficiency is the cost of working together.
+"""
+
+import os
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from components.benchmarks.process import in_fresh_process
+from components.benchmarks.steps import first_training_case
+from components.config import Config, ConfigError
+
+
+def measure(config: Config) -> dict[str, Any]:
+    """Rows of both kinds, in rising number of processes: `benchmark.processes`, and 1, with which the others are compared.
+
+    The first of `batch_sizes` is the batch of one process, in strong scaling that of the largest number of processes.
+
+    Raises:
+        ConfigError: if a number of processes does not divide the largest.
+    """
+    case, counts = first_training_case(config), sorted({1, *config.benchmark.processes})
+    if uneven := [count for count in counts if counts[-1] % count]:
+        raise ConfigError(f"benchmark.processes: each must divide the largest, {counts[-1]}, got {uneven[0]}")
+    threads = max(1, (os.cpu_count() or 1) // counts[-1])
+    report: dict[str, Any] = {"dtype": case.dtype, "threads_per_process": threads}
+    for kind in ("weak", "strong"):
+        rows: list[dict[str, float]] = []
+        for count in counts:
+            batch = case.batch if kind == "weak" else case.batch * counts[-1] // count
+            part = case.model_copy(update={"batch": batch, "networks": ("ours",), "processes": count})
+            timed = in_fresh_process(part, threads=threads)
+            step_s = float(np.median(timed.step_s["ours"]))
+            rows.append(
+                {
+                    "processes": count,
+                    "batch_per_process": batch,
+                    "step_s": step_s,
+                    "images_per_s": batch * count / step_s,
+                }
+            )
+            rows[-1]["speedup"] = rows[-1]["images_per_s"] / rows[0]["images_per_s"]
+            rows[-1]["efficiency"] = rows[-1]["speedup"] / count
+        report[kind] = rows
+    return report
+
+
+def metrics(report: dict[str, Any]) -> dict[str, float | None]:
+    """Figures under their MLflow names, such as `throughput/weak_scaling_8_images_per_s`."""
+    named: dict[str, float | None] = {}
+    for kind in ("weak", "strong"):
+        for row in report[kind]:
+            named[f"throughput/{kind}_scaling_{row['processes']}_images_per_s"] = row["images_per_s"]
+            named[f"throughput/{kind}_scaling_{row['processes']}_efficiency"] = row["efficiency"]
+    return named
+
+
+def table(report: dict[str, Any]) -> Table:
+    """The rows as people read them."""
+    result = Table(box=box.SIMPLE, pad_edge=False)
+    for column in (
+        f"train {report['dtype']}",
+        "processes",
+        "batch each",
+        "step s",
+        "images/s",
+        "speed-up",
+        "efficiency",
+    ):
+        result.add_column(column, justify="left" if column.startswith("train") else "right")
+    for kind in ("weak", "strong"):
+        for row in report[kind]:
+            result.add_row(
+                f"{kind} scaling", str(row["processes"]), str(row["batch_per_process"]), f"{row['step_s']:.3g}",
+                f"{row['images_per_s']:.3g}", f"{row['speedup']:.2f}", f"{row['efficiency']:.2f}",
+            )  # fmt: skip
+    return result

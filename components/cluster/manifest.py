@@ -1,0 +1,167 @@
+"""From a job's description to what the API server takes: a PyTorchJob or a TrainJob, on the templates in `k8s/job/`.
+
+    manifest = build(describe(config, run_id))
+    print(to_yaml(manifest))
+
+Sources: the types of kubeflow.org/v1 (training operator 1.9) and of trainer.kubeflow.org/v1alpha1 (Trainer 2.3).
+"""
+
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from components.cluster.description import JobDescription, literal_env
+from components.cluster.rules import check
+
+TEMPLATES = Path(__file__).resolve().parents[2] / "k8s" / "job"
+RUN_ID = "maskrcnn/run-id"  # annotations
+DIGEST = "maskrcnn/description-digest"
+Manifest = dict[str, Any]
+
+
+def build(job: JobDescription) -> Manifest:
+    """The manifest of `cluster.api`, checked by the rules of its admission webhook.
+
+    Raises:
+        ManifestError: if the webhook would refuse it.
+    """
+    manifest = _pytorchjob(job) if job.cluster.api == "pytorchjob" else _trainjob(job)
+    check(manifest)
+    return manifest
+
+
+def to_yaml(manifest: Manifest) -> str:
+    """The text that `kubectl apply -f` reads; the same each time for the same manifest."""
+    yaml, stream = YAML(typ="safe", pure=True), io.StringIO()
+    yaml.default_flow_style = False
+    yaml.width = 4096
+    yaml.dump(manifest, stream)
+    return stream.getvalue()
+
+
+def _template(name: str) -> Manifest:
+    return YAML(typ="safe", pure=True).load((TEMPLATES / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def _pytorchjob(job: JobDescription) -> Manifest:
+    cluster, manifest = job.cluster, _template("pytorchjob")
+    spec = manifest["spec"]
+    _name(manifest, job)
+    spec["nprocPerNode"] = str(job.processes_per_node)
+    spec["runPolicy"] |= {
+        # The operator adds up the restarts of all pods, and one failure may restart each of them.
+        "backoffLimit": cluster.restarts * cluster.nodes,
+        # The net beneath the launcher, should that be gone. The operator counts from its first sight of the job.
+        "activeDeadlineSeconds": cluster.pending_timeout_s + cluster.run_timeout_s,
+        "ttlSecondsAfterFinished": cluster.ttl_s,
+    }
+    least = cluster.min_nodes or cluster.nodes
+    if cluster.scheduler == "volcano":
+        spec["runPolicy"]["schedulingPolicy"] = {"queue": cluster.queue, "minAvailable": least}
+    if cluster.form == "elastic":
+        spec["elasticPolicy"] |= {"minReplicas": least, "maxReplicas": cluster.nodes}
+        conf = spec["elasticPolicy"]["rdzvConf"]
+        conf.append({"key": "join_timeout", "value": str(cluster.pending_timeout_s)})  # nodes may start as far apart
+        spec["pytorchReplicaSpecs"] = {"Worker": _replicas(job, cluster.nodes)}
+        return manifest
+    del spec["elasticPolicy"]
+    spec["pytorchReplicaSpecs"] = {"Master": _replicas(job, 1)}
+    if cluster.nodes > 1:
+        spec["pytorchReplicaSpecs"]["Worker"] = _replicas(job, cluster.nodes - 1)
+    return manifest
+
+
+def _replicas(job: JobDescription, number: int) -> Manifest:
+    # OnFailure, not ExitCode: when a node is lost, torchrun ends with 1 on the others too, and ExitCode takes that for final.
+    return {"replicas": number, "restartPolicy": "OnFailure", "template": _pod(job)}
+
+
+def _trainjob(job: JobDescription) -> Manifest:
+    cluster, manifest, pod = job.cluster, _template("trainjob"), _pod(job)
+    spec, container = manifest["spec"], pod["spec"]["containers"][0]
+    _name(manifest, job)
+    spec["runtimeRef"]["name"] = cluster.runtime
+    spec["activeDeadlineSeconds"] = cluster.pending_timeout_s + cluster.run_timeout_s
+    spec["trainer"] = {
+        "image": container["image"],
+        "command": container["command"],
+        "numNodes": cluster.nodes,
+        "numProcPerNode": job.processes_per_node,
+        "resourcesPerNode": container["resources"],
+        "env": [*container["env"], {"name": "PYTHONUNBUFFERED", "value": "1"}],  # the PyTorchJob's operator sets it
+    }
+    patch = {
+        name: value
+        for name, value in pod["spec"].items()
+        if name not in ("containers", "automountServiceAccountToken", "enableServiceLinks")  # no patch may set these
+    }
+    patch["containers"] = [
+        {"name": "node", "securityContext": container["securityContext"], "volumeMounts": container["volumeMounts"]}
+    ]
+    node = {"name": "node", "template": {"spec": {"template": {"metadata": pod["metadata"], "spec": patch}}}}
+    jobset = {"spec": {"replicatedJobs": [node]}}
+    spec["runtimePatches"] = [{"manager": "maskrcnn/launcher", "trainingRuntimeSpec": {"template": jobset}}]
+    return manifest
+
+
+def _name(manifest: Manifest, job: JobDescription) -> None:
+    metadata = manifest["metadata"]
+    metadata |= {"name": job.name, "namespace": job.cluster.namespace}
+    if job.cluster.scheduler == "kueue":
+        metadata["labels"]["kueue.x-k8s.io/queue-name"] = job.cluster.queue
+    metadata["annotations"] = {RUN_ID: job.run_id, DIGEST: digest(job)}
+
+
+def digest(job: JobDescription) -> str:
+    """Tells jobs of one name apart: of all that trains, less how long the launcher waits."""
+    waits = {"context", "pending_timeout_s", "stuck_timeout_s", "run_timeout_s", "api_timeout_s", "poll_s"}
+    told = [job.name, job.command, job.env, job.cluster.model_dump(mode="json", exclude=waits)]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _pod(job: JobDescription) -> Manifest:
+    """The pod template of a node."""
+    cluster, pod = job.cluster, _template("pod")
+    spec, resources = pod["spec"], {"cpu": str(cluster.cpu), "memory": cluster.memory}
+    if cluster.gpus_per_node:
+        resources["nvidia.com/gpu"] = str(cluster.gpus_per_node)
+    container = spec["containers"][0]
+    container |= {
+        "image": cluster.image,
+        "command": list(job.command),
+        "workingDir": cluster.working_dir,
+        "resources": {"requests": resources, "limits": dict(resources)},
+    }
+    container["env"] += literal_env(job)
+    spec |= {"serviceAccountName": cluster.service_account, "terminationGracePeriodSeconds": cluster.grace_s}
+    next(v for v in spec["volumes"] if v["name"] == "shm")["emptyDir"]["sizeLimit"] = cluster.shm
+    for number, volume in enumerate(cluster.volumes):
+        claim, path, *read_only = volume.split(":")
+        claim_source = {"claimName": claim, "readOnly": bool(read_only)}
+        spec["volumes"].append({"name": f"volume-{number}", "persistentVolumeClaim": claim_source})
+        container["volumeMounts"].append({"name": f"volume-{number}", "mountPath": path, "readOnly": bool(read_only)})
+    _place(spec, job)
+    return pod
+
+
+def _place(spec: Manifest, job: JobDescription) -> None:
+    """Say which nodes may be taken and how the image is pulled, where that was told."""
+    cluster = job.cluster
+    if cluster.image_pull_secret:
+        spec["imagePullSecrets"] = [{"name": cluster.image_pull_secret}]
+    if cluster.node_selector:
+        spec["nodeSelector"] = dict(label.split("=", 1) for label in cluster.node_selector)
+    if cluster.tolerations:
+        spec["tolerations"] = [_toleration(word) for word in cluster.tolerations]
+
+
+def _toleration(word: str) -> Manifest:
+    taint, _, effect = word.rpartition(":")
+    key, equals, value = taint.partition("=")
+    if equals:
+        return {"key": key, "operator": "Equal", "value": value, "effect": effect}
+    return {"key": key, "operator": "Exists", "effect": effect}

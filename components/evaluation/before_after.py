@@ -1,0 +1,43 @@
+"""What a network finds in a few images before it learns: half of a picture that says what training was good for.
+
+Training writes before.json into its run's folder ahead of its first step; evaluation draws plots/before_after.jpg with it.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from components.evaluation.plots import DRAWN_SCORE, spread
+from components.runs.journal import write_atomically
+from model.data.index import CocoIndex
+from model.data.transforms import Pixels, read_image
+from model.inference.predictor import Object, Predictor
+
+FILE_NAME = "before.json"
+IMAGES = 4
+
+
+def look_before(untrained: Predictor, index: CocoIndex, run_dir: Path) -> None:
+    """Write what a network finds in IMAGES images of a split, from all over it, as it is now."""
+    found = untrained.objects(_images(index), batch_size=1, score_threshold=DRAWN_SCORE)
+    content = {
+        "data_hash": index.data_hash,
+        "objects": {str(index.image_ids[i]): objects for i, objects in found},
+    }
+    write_atomically(run_dir / FILE_NAME, json.dumps(content) + "\n")
+
+
+def read_before(run_dir: Path, index: CocoIndex) -> dict[int, list[Object]]:
+    """What was found in each of the images, by their places in a split; nothing where before.json is absent or of other data."""
+    path = run_dir / FILE_NAME
+    if not path.is_file():  # the run is of an older version
+        return {}
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if content["data_hash"] != index.data_hash:  # another split, or prepared anew
+        return {}
+    return {i: content["objects"][str(index.image_ids[i])] for i in spread(len(index), IMAGES)}
+
+
+def _images(index: CocoIndex) -> Iterator[tuple[int, Pixels]]:
+    for i in spread(len(index), IMAGES):
+        yield i, read_image(index.image_path(i), apply_exif=bool(index.apply_exif[i]))

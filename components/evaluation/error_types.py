@@ -1,0 +1,100 @@
+"""Why a model is not better: TIDE's kinds of error, and the images it does best and worst on. Both are hotcoco's.
+
+ΔAP of a kind is by how much AP at IoU 0.50 would rise if an oracle mended all errors of that kind, each kind alone.
+Source: TIDE (arXiv:2008.08115); IoU of 0.5 makes a hit, IoU under 0.1 is background. Regions of crowds count as no error.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model.scoring.backends import Task
+from model.scoring.coco import load_ground_truth
+
+SURE_SCORE = 0.5  # detections below it say nothing of an image
+KINDS = {
+    "Cls": ("class", "right place, wrong class"),
+    "Loc": ("localisation", "right class, IoU from 0.1 to 0.5"),
+    "Both": ("both", "wrong class, IoU from 0.1 to 0.5"),
+    "Dupe": ("duplicate", "the object was found already, by a surer detection"),
+    "Bkg": ("background", "no object has an IoU of 0.1 with it"),
+    "Miss": ("missed", "no detection accounts for the object, not even a wrong one"),
+}
+
+
+@dataclass(frozen=True)
+class ErrorKind:
+    """One kind of error over a whole split."""
+
+    name: str
+    meaning: str
+    count: int
+    delta_ap: float  # a fraction
+
+
+@dataclass(frozen=True)
+class ErrorTypes:
+    """All kinds, and the AP that they are measured from."""
+
+    ap50: float
+    kinds: list[ErrorKind]
+
+
+@dataclass(frozen=True)
+class ImageScore:
+    """How well one image went: F1 at IoU 0.5 over the detections of at least SURE_SCORE, classes told apart."""
+
+    image_id: int
+    f1: float
+    hits: int
+    false_alarms: int
+    missed: int
+
+
+class ErrorAnalysis:
+    """Ground truth of a split, against which results of models are held.
+
+    Raises:
+        ImportError: from the constructor, if hotcoco is not installed.
+    """
+
+    def __init__(self, ground_truth: Path) -> None:
+        import hotcoco
+
+        self._hotcoco = hotcoco
+        self._ground_truth = hotcoco.COCO(load_ground_truth(ground_truth).dataset)
+
+    def error_types(self, results: Path, task: Task) -> ErrorTypes:
+        """TIDE's error types of a file of COCO results."""
+        found = self._evaluated(_read(results), task).tide_errors(pos_thr=0.5, bg_thr=0.1)
+        counts, delta_ap = found["counts"], found["delta_ap"]
+        kinds = [ErrorKind(name, meaning, counts[key], delta_ap[key]) for key, (name, meaning) in KINDS.items()]
+        return ErrorTypes(found["ap_base"], kinds)
+
+    def image_scores(self, results: Path, task: Task) -> list[ImageScore]:
+        """Of every image that holds an object or a detection, the worst image first."""
+        sure = [result for result in _read(results) if result["score"] >= SURE_SCORE]
+        summary = self._evaluated(sure, task).image_diagnostics(iou_thr=0.5)["img_summary"]
+        scores = [
+            ImageScore(image_id, counts["f1"], counts["tp"], counts["fp"], counts["fn"])
+            for image_id, counts in summary.items()
+            if counts["tp"] + counts["fp"] + counts["fn"]
+        ]
+        return sorted(scores, key=lambda x: (x.f1, -x.false_alarms - x.missed, x.hits, x.image_id))
+
+    def _evaluated(self, results: list[dict[str, Any]], task: str) -> Any:
+        evaluator = self._hotcoco.COCOeval(self._ground_truth, self._ground_truth.load_res(results), task)
+        evaluator.evaluate()
+        return evaluator
+
+
+def extremes(scores: list[ImageScore], count: int) -> tuple[list[ImageScore], list[ImageScore]]:
+    """The worst `count` images, and as many of the best that are not among them, with the most hits first."""
+    worst = scores[:count]
+    rest = sorted(scores[count:], key=lambda x: (-x.f1, -x.hits, x.image_id))
+    return worst, [score for score in rest if score.hits][:count]
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,126 @@
+"""Pictures of an evaluation: precision over recall, and predictions beside the ground truth."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+from pycocotools.coco import COCO
+
+from model.data.index import CocoIndex
+from model.data.transforms import Pixels, read_image
+from model.inference.predictor import Object
+from model.inference.visualize import draw_detections, side_by_side
+from model.scoring.coco import IOU_THRESHOLDS, RECALL_THRESHOLDS, CocoEvaluation
+
+DRAWN_SCORE = 0.5  # detections below it are not drawn
+_TITLES = {"bbox": "boxes", "segm": "masks"}
+
+
+def plot_precision_recall(evaluation: CocoEvaluation, path: Path) -> None:
+    """A PNG with a panel for boxes and, where there are masks, one for them, and a curve for each IoU threshold."""
+    figure = Figure(figsize=(0.5 + 5.25 * len(evaluation.precision), 4.8), layout="constrained")
+    panels = figure.subplots(1, len(evaluation.precision), sharex=True, sharey=True, squeeze=False)[0]
+    for panel, task in zip(panels, evaluation.precision, strict=True):
+        for i, threshold in enumerate(IOU_THRESHOLDS):
+            color = (0.15 + 0.08 * i, 0.25 + 0.04 * i, 0.75 - 0.06 * i)
+            panel.plot(RECALL_THRESHOLDS, evaluation.precision[task][i], color=color, label=f"IoU {threshold:.2f}")
+        panel.plot(RECALL_THRESHOLDS, evaluation.precision[task].mean(axis=0), "k--", label="mean")
+        panel.set(
+            title=f"{_TITLES[task]}: AP {evaluation.scores[task]['AP'] or 0:.3f}",
+            xlabel="recall",
+            xlim=(0, 1),
+            ylim=(0, 1.02),
+        )
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("precision, mean over classes")
+    panels[-1].legend(fontsize="small", loc="upper right")
+    figure.savefig(path, dpi=120)
+
+
+def write_precision_recall(evaluation: CocoEvaluation, path: Path) -> None:
+    """The same curves as a table for DVC: recall, and precision of boxes and masks at IoU 0.50, 0.75 and on average; none of masks without them."""
+    columns: dict[str, Sequence[float]] = {"recall": RECALL_THRESHOLDS}
+    for task, precision in evaluation.precision.items():
+        curves = (precision[0], precision[5], precision.mean(axis=0))
+        for name, curve in zip(("50", "75", "mean"), curves, strict=True):
+            columns[f"{task}_{name}"] = [round(value, 6) for value in curve.tolist()]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(columns)
+        table.writerows(zip(*columns.values(), strict=True))
+
+
+def draw_comparison(
+    index: CocoIndex,
+    i: int,
+    ground_truth: COCO,
+    found: Sequence[Object],
+    *,
+    class_names: Sequence[str] = (),
+    before: Sequence[Object] | None = None,
+) -> Image.Image:
+    """Image i of a split in a row of panels: annotated, and with the objects found of at least DRAWN_SCORE.
+
+    Args:
+        class_names: what objects are called; the names of the split where none are given.
+        before: what the network found before it learnt, for a panel between the two.
+    """
+    pixels = read_image(index.image_path(i), apply_exif=bool(index.apply_exif[i]))
+    annotations = ground_truth.imgToAnns[int(index.image_ids[i])]
+    annotated = draw_detections(
+        pixels,
+        [_xyxy(annotation["bbox"]) for annotation in annotations],
+        [_label(annotation, index.category_ids) for annotation in annotations],
+        class_names=index.class_names,
+        masks=[ground_truth.annToRLE(annotation) for annotation in annotations],
+    )
+    names = class_names or index.class_names
+    predicted = draw_objects(pixels, [one for one in found if one["score"] >= DRAWN_SCORE], names)
+    told = f"(score {DRAWN_SCORE} and above)"
+    if before is None:
+        return side_by_side([annotated, predicted], ["ground truth", f"predictions {told}"])
+    untrained = draw_objects(pixels, before, names)
+    titles = ["ground truth", f"before training {told}", f"after training {told}"]
+    return side_by_side([annotated, untrained, predicted], titles)
+
+
+def draw_objects(pixels: Pixels, objects: Sequence[Object], class_names: Sequence[str]) -> Image.Image:
+    """What a Predictor found in one image, drawn on it."""
+    return draw_detections(
+        pixels,
+        [found["bbox"] for found in objects],
+        [found["label"] for found in objects],
+        class_names=class_names,
+        scores=[found["score"] for found in objects],
+        masks=[found["segmentation"] for found in objects if "segmentation" in found] or None,
+    )
+
+
+def objects_of(
+    bbox_results: Sequence[dict[str, Any]], segm_results: Sequence[dict[str, Any]], category_ids: Sequence[int]
+) -> list[Object]:
+    """COCO results of one image, box k and, unless there are none, mask k of one detection, as a Predictor tells them, but for class names."""
+    outlines = [{"segmentation": result["segmentation"]} for result in segm_results] or [{}] * len(bbox_results)
+    return [
+        {"label": _label(result, category_ids), "score": result["score"], "bbox": _xyxy(result["bbox"])} | outline
+        for result, outline in zip(bbox_results, outlines, strict=True)
+    ]
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """At most `wanted` of `count` places, evenly apart."""
+    return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(int)).tolist()
+
+
+def _label(record: dict[str, Any], category_ids: Sequence[int]) -> int:
+    """Of an annotation or a result: 1 for the first category."""
+    return category_ids.index(record["category_id"]) + 1
+
+
+def _xyxy(bbox: Sequence[float]) -> list[float]:
+    x, y, width, height = bbox
+    return [x, y, x + width, y + height]

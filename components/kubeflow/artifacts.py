@@ -1,0 +1,180 @@
+"""Results as artifacts of a pipeline: metadata for its lineage, and a small document or page that its user interface shows.
+
+Data and weights stay where the stages put them, on a volume, and the final checkpoint in MLflow; an artifact says where that is.
+"""
+
+import base64
+import html
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from components.benchmark import MEASURES, BenchmarkResult
+from components.config import Config
+from components.download import DownloadResult
+from components.predict import PredictResult
+from components.prepare import PrepareResult
+from components.register import RegisterResult
+from components.runs.environment import git_commit
+from components.runs.result import TASKS
+from components.stability import StabilityResult
+from model.data.index import CocoIndex
+from model.engine.checkpoint import CheckpointError, last_checkpoint
+from model.scoring.coco import TITLES
+
+_SHOWN_PICTURES = 4
+_MIME = {".png": "image/png", ".jpg": "image/jpeg"}
+
+
+class Artifact(Protocol):
+    """An output of a component, as kfp gives it."""
+
+    path: str
+    metadata: dict[str, Any]
+
+
+def describe_raw(raw: Artifact, config: Config, result: DownloadResult) -> None:
+    """The raw data set: which, and where."""
+    _describe(raw, {"source": config.data.source, "raw_dir": str(result.raw_dir), "changed": result.changed})
+
+
+def describe_dataset(dataset: Artifact, result: PrepareResult) -> None:
+    """The prepared data set: its hashes and sizes; the whole report as its content."""
+    facts: dict[str, Any] = {"prepared_dir": str(result.prepared_dir), "commit": git_commit()}
+    for split, report in result.splits.items():
+        facts |= {f"{split}_data_hash": report.data_hash, f"{split}_images": report.images}
+    _describe(dataset, facts, {split: asdict(report) for split, report in result.splits.items()})
+
+
+def describe_model(model: Artifact, config: Config) -> None:
+    """The trained model: its last checkpoint, what it learned from, and its MLflow run.
+
+    Raises:
+        CheckpointError: if there is none where this step looks.
+    """
+    run_dir = config.train.output_dir
+    checkpoint = last_checkpoint(run_dir)
+    if checkpoint is None:
+        raise CheckpointError(
+            f"{run_dir}: must hold a checkpoint now that training has ended; this step and the training job must see the same volume "
+            "(cluster.volumes)"
+        )
+    data_hash = CocoIndex.open(config.data.prepared_dir, "train").data_hash
+    facts = {
+        "run_dir": str(run_dir),
+        "checkpoint": checkpoint.name,
+        "train_data_hash": data_hash,
+        "commit": git_commit(),
+    }
+    _describe(model, facts | _mlflow(run_dir))
+
+
+def describe_evaluation(metrics: Artifact, page: Artifact, config: Config) -> None:
+    """AP under MLflow's names, and a page with the scores, the curves and some drawings."""
+    run_dir = config.train.output_dir
+    evaluation = json.loads((run_dir / "evaluation.json").read_text(encoding="utf-8"))
+    scores = {kind: evaluation[kind] or {} for kind in TITLES if kind in evaluation}
+    figures = {f"{name.lower()}/{kind}": value for kind, of_kind in scores.items() for name, value in of_kind.items()}
+    facts = {key: evaluation[key] for key in ("checkpoint", "images", "detections", "data_hash", "commit")}
+    _describe(metrics, {"run_dir": str(run_dir), **facts, **_mlflow(run_dir), **figures})
+    rows = [
+        [name, *(_figure(of_kind.get(name)) for of_kind in scores.values())]
+        for name in dict.fromkeys(name for of_kind in scores.values() for name in of_kind)
+    ]
+    plots = run_dir / "plots"
+    pictures = [
+        plots / "precision_recall.png",
+        plots / "before_after.jpg",
+        *_pictures(plots / "predictions"),
+    ]
+    header = ["", *(TITLES[kind] for kind in scores)]
+    _write_page(page, f"{evaluation['checkpoint']} on {evaluation['images']} images", header, rows, pictures)
+
+
+def describe_predictions(page: Artifact, result: PredictResult) -> None:
+    """A page of drawn images, each with the number of objects found."""
+    rows = [[image["file"], str(len(image["detections"]))] for image in result.images]
+    drawn = [result.output / image["drawing"] for image in result.images]
+    _write_page(page, f"{len(result.images)} images", ["image", "objects"], rows, drawn)
+
+
+def describe_benchmark(metrics: Artifact, result: BenchmarkResult) -> None:
+    """The figures that MLflow gets too."""
+    measured = {name: module for name, (_, module) in MEASURES.items() if name in result.report}
+    figures = {
+        key: value for name, module in measured.items() for key, value in module.metrics(result.report[name]).items()
+    }
+    _describe(metrics, {"path": str(result.path), "commit": result.report["commit"], **figures})
+
+
+def describe_registration(registered: Artifact, config: Config, result: RegisterResult | None) -> None:
+    """What became of a model that may be good enough; None where MLflow is off."""
+    if result is None:
+        _describe(registered, {"told": "not registered: tracking.enabled is false"})
+        return
+    facts = {"told": result.told, "version": result.version, "is_champion": result.is_champion}
+    _describe(registered, facts | {"name": config.registry.model_name, "model_uri": result.model_uri})
+
+
+def describe_study(metrics: Artifact, page: Artifact, result: StabilityResult) -> None:
+    """Mean and deviation of AP over the seeds, and a page with the table and the picture."""
+    figures: dict[str, Any] = {}
+    rows, report = [], result.report
+    for task in TASKS:
+        if score := report.get(task, {}).get("AP"):
+            figures |= {f"ap/{task}/mean": score["mean"], f"ap/{task}/deviation": score["deviation"]}
+            rows.append([TITLES[task], *map(_figure, (*score["values"], score["mean"], score["deviation"]))])
+    _describe(metrics, {"output_dir": str(result.output_dir), "data_hash": report["data_hash"], **figures})
+    header = ["final AP", *(f"seed {seed}" for seed in report["seeds"]), "mean", "standard deviation"]
+    _write_page(
+        page, f"stability over {len(report['seeds'])} seeds", header, rows, [result.output_dir / "stability.png"]
+    )
+
+
+def _describe(artifact: Artifact, facts: Mapping[str, Any], document: Mapping[str, Any] | None = None) -> None:
+    """Metadata, and a document in JSON: the same facts where there is no other. What is unknown is left out of the metadata."""
+    artifact.metadata.update({name: value for name, value in facts.items() if value is not None})
+    Path(artifact.path).write_text(json.dumps(document or facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _mlflow(run_dir: Path) -> dict[str, str]:
+    """The run's id and server, and where a browser finds it."""
+    path = run_dir / "mlflow_run.json"
+    if not path.is_file():
+        return {}
+    run = json.loads(path.read_text(encoding="utf-8"))
+    link = {"mlflow_link": f"{run['uri']}/#/runs/{run['run_id']}"} if run["uri"].startswith("http") else {}
+    return {"mlflow_run_id": run["run_id"], "mlflow_uri": run["uri"], **link}
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.suffix in _MIME)
+
+
+def _write_page(
+    page: Artifact, title: str, header: list[str], rows: Iterable[list[str]], pictures: Iterable[Path]
+) -> None:
+    """One HTML file that needs no other: a table and the first few pictures."""
+    lines = [_row("th", header), *(_row("td", row) for row in rows)]
+    shown = [path for path in pictures if path.is_file()][:_SHOWN_PICTURES]
+    text = (
+        f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        "<style>body{font-family:sans-serif}td,th{padding:.2em .8em;text-align:right}img{max-width:100%}</style>"
+        f"<h1>{html.escape(title)}</h1><table>{''.join(lines)}</table>{''.join(map(_image, shown))}\n"
+    )
+    Path(page.path).write_text(text, encoding="utf-8")
+
+
+def _row(tag: str, cells: list[str]) -> str:
+    return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+
+def _image(path: Path) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<p><img alt="{html.escape(path.name)}" src="data:{_MIME[path.suffix]};base64,{data}"></p>'
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"

@@ -1,0 +1,199 @@
+"""The chapters of a report on what was reached: losses, scores, classes, curves, sizes, errors, pictures.
+
+A run has the colour of its place among the runs everywhere. Tables have a column, or a group of columns, for each run.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from components.evaluation.error_types import ErrorTypes
+from components.reports.charts import Axis, Series, line_chart, positive_bounds, thinned
+from components.reports.layout import Cell, Chapter, Chart, Gallery, Table, number
+from components.runs.files import RunData
+from components.runs.result import TASKS
+from model.scoring.coco import TITLES
+
+LOSSES = {
+    "loss/total": "all losses together",
+    "loss/objectness": "RPN: object or not",
+    "loss/rpn_box_reg": "RPN: boxes",
+    "loss/classifier": "classes",
+    "loss/box_reg": "boxes",
+    "loss/mask": "masks",
+}
+_NOT_EVALUATED = "No run has been evaluated: `maskrcnn evaluate` does it."
+_CURVES = {"50": "IoU 0.50", "75": "IoU 0.75", "mean": "IoU 0.50 to 0.95"}
+_SIZES = {"small": ("s", "under 32² px"), "medium": ("m", "32² to 96² px"), "large": ("l", "over 96² px")}
+
+
+def losses(runs: Sequence[RunData]) -> Chapter:
+    """A chart for each loss, with a line for each run."""
+    charts = []
+    for name, title in LOSSES.items():
+        series = [_loss(run, slot, name) for slot, run in enumerate(runs) if run.training]
+        series = [one for one in series if len(one.x)]
+        if series:
+            last = max(one.x[-1] for one in series)
+            axes = Axis("step", 0, last), Axis(title, *positive_bounds(series), log=True)
+            charts.append(Chart(title, line_chart(title, series, *axes)))
+    note = (
+        "Means over equal stretches of steps, on a logarithmic scale."
+        if charts
+        else "No run has logged a training step."
+    )
+    return Chapter("losses", "Training losses", [note], charts=charts)
+
+
+def scores(runs: Sequence[RunData]) -> Chapter:
+    """COCO's scores of boxes and masks, or of proposals."""
+    columns = _columns(runs, TITLES)
+    if not columns:
+        return Chapter("scores", "Scores", [_NOT_EVALUATED])
+    names = dict.fromkeys(name for column in columns for name in column.scores)
+    rows = [[name, *(number(column.scores.get(name)) for column in columns)] for name in names]
+    notes = [_evaluated(run) for run in runs if run.scores]
+    ending = (
+        "Average precision (AP) and recall (AR) as COCO defines them; AP without a number is the mean over IoU 0.50 to 0.95. "
+        "A dash: nothing to find."
+    )
+    return Chapter("scores", "Scores", [*notes, ending], [Table(["", *_titles(columns)], rows)])
+
+
+def classes(runs: Sequence[RunData]) -> Chapter:
+    """AP of each class as bars, in the order of the first run's last kind: masks, where there are masks."""
+    columns = [column for column in _columns(runs, TASKS) if column.per_class]
+    if not columns:
+        return Chapter("classes", "Classes", [_NOT_EVALUATED])
+    first = [column for column in columns if column.run is columns[0].run][-1]
+    names = dict.fromkeys(name for column in columns for name in column.per_class)
+    order = sorted(names, key=lambda name: -(first.per_class.get(name) or 0))
+    counts = _counts(first.run, "per_class")
+    rows = [
+        [name, str(counts.get(name, "–")), *(_bar(column.per_class.get(name), column.slot) for column in columns)]
+        for name in order
+    ]
+    note = f"AP at IoU 0.50 to 0.95, in the order of {first.run.name}'s {TITLES[first.kind]} AP."
+    return Chapter("classes", "Classes", [note], [Table(["class", "instances", *_titles(columns, "AP")], rows)])
+
+
+def curves(runs: Sequence[RunData]) -> Chapter:
+    """Precision over recall, a chart for each task and IoU, with a line for each run."""
+    charts = []
+    for task, label in ((task, TITLES[task]) for task in TASKS):
+        for column, iou in _CURVES.items():
+            title = f"{label}, {iou}"
+            series = [
+                Series(run.name, slot, run.precision_recall["recall"], run.precision_recall[f"{task}_{column}"])
+                for slot, run in enumerate(runs)
+                if f"{task}_{column}" in run.precision_recall
+            ]
+            if series:
+                axes = Axis("recall", 0, 1), Axis("precision", 0, 1)
+                charts.append(Chart(title, line_chart(f"Precision over recall, {title}", series, *axes)))
+    note = "Mean over classes." if charts else _NOT_EVALUATED
+    return Chapter("curves", "Precision over recall", [note], charts=charts)
+
+
+def sizes(runs: Sequence[RunData]) -> Chapter:
+    """AP and AR of small, medium and large objects."""
+    columns = _columns(runs, TASKS)
+    if not columns:
+        return Chapter("sizes", "Sizes", [_NOT_EVALUATED])
+    counts = _counts(columns[0].run, "per_size")
+    rows = [
+        [
+            f"{size}, {meaning}: {score}",
+            str(counts.get(size, "–")),
+            *(_bar(column.scores[score + letter], column.slot) for column in columns),
+        ]
+        for size, (letter, meaning) in _SIZES.items()
+        for score in ("AP", "AR")
+    ]
+    note = "COCO sorts objects by the area of their masks; the counts are by the area of their boxes, as `prepare` reports them."
+    return Chapter("sizes", "Sizes", [note], [Table(["size", "instances", *_titles(columns)], rows)])
+
+
+def errors(runs: Sequence[RunData], found: dict[str, dict[str, ErrorTypes]], why_not: str = "") -> Chapter:
+    """TIDE's kinds of error by run name and task; a table for each task."""
+    tables = []
+    for task, label in ((task, TITLES[task]) for task in TASKS):
+        of_runs = [
+            (slot, run.name, found[run.name][task]) for slot, run in enumerate(runs) if task in found.get(run.name, {})
+        ]
+        if not of_runs:
+            continue
+        worst = max(kind.delta_ap for _, _, types in of_runs for kind in types.kinds) or 1.0
+        head = ["kind", *(f"{name}: {what}" for _, name, _ in of_runs for what in ("errors", "ΔAP50"))]
+        rows = []
+        for k, kind in enumerate(of_runs[0][2].kinds):
+            row: list[Cell | str] = [f"{kind.name}: {kind.meaning}"]
+            for slot, _, types in of_runs:
+                mine = types.kinds[k]
+                row += [str(mine.count), Cell(f"{mine.delta_ap:.3f}", mine.delta_ap / worst, slot)]
+            rows.append(row)
+        base = ", ".join(f"{name} {types.ap50:.3f}" for _, name, types in of_runs)
+        tables.append(Table(head, rows, f"{label}: AP50 {base}"))
+    note = (
+        "ΔAP50 is by how much AP at IoU 0.50 would rise if all errors of that kind were mended, each kind alone "
+        "(TIDE, arXiv:2008.08115). Detections of every score count."
+    )
+    return Chapter("errors", "Kinds of error", [note] if tables else [why_not], tables)
+
+
+def pictures(galleries: Sequence[Gallery]) -> Chapter:
+    """The worst and the best images of each run."""
+    shown = [gallery for gallery in galleries if gallery.pictures]
+    note = "Ground truth left, predictions of score 0.5 and above right; images ordered by F1 at IoU 0.5, of masks where there are masks."
+    return Chapter(
+        "pictures", "Worst and best images", [note] if shown else ["No pictures: see what is missing."], galleries=shown
+    )
+
+
+def _loss(run: RunData, slot: int, name: str) -> Series:
+    points = [(entry.step, value) for entry in run.training if (value := entry.metrics.get(name)) is not None]
+    x, y = thinned([step for step, _ in points], [value for _, value in points])
+    return Series(run.name, slot, x, y)
+
+
+@dataclass(frozen=True)
+class _Column:
+    """Scores of one kind of one run."""
+
+    slot: int
+    run: RunData
+    kind: str
+
+    @property
+    def scores(self) -> dict[str, float | None]:
+        return self.run.scores[self.kind]
+
+    @property
+    def per_class(self) -> dict[str, float | None]:
+        assert self.run.evaluation is not None
+        return {name: of_class[self.kind] for name, of_class in (self.run.evaluation["per_class"] or {}).items()}
+
+
+def _columns(runs: Sequence[RunData], kinds: Iterable[str]) -> list[_Column]:
+    asked = set(kinds)
+    return [_Column(slot, run, kind) for slot, run in enumerate(runs) for kind in run.scores if kind in asked]
+
+
+def _titles(columns: Sequence[_Column], what: str = "") -> list[str]:
+    """The run is named where there are several."""
+    is_one = all(column.run is columns[0].run for column in columns)
+    return [f"{'' if is_one else column.run.name + ': '}{TITLES[column.kind]} {what}".strip() for column in columns]
+
+
+def _evaluated(run: RunData) -> str:
+    found = run.evaluation
+    assert found is not None
+    what = f"{found['checkpoint']} on the {found['images']} images of {run.split}, {found['detections']} detections"
+    return f"{run.name}: {what}."
+
+
+def _counts(run: RunData, kind: str) -> dict[str, int]:
+    return run.data_report.get(run.split, {}).get(kind, {}) if run.index is not None else {}
+
+
+def _bar(value: float | None, slot: int) -> Cell | str:
+    return "–" if value is None else Cell(f"{value:.3f}", value, slot)

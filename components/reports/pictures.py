@@ -1,0 +1,85 @@
+"""Pictures in a report: ground truth beside predictions of the images a model does worst and best on, small enough to stand in the page."""
+
+import base64
+import io
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from components.evaluation.error_types import SURE_SCORE, ErrorAnalysis, ImageScore, extremes
+from components.evaluation.plots import draw_comparison, objects_of
+from model.data.index import CocoIndex
+from model.scoring.backends import Task
+from model.scoring.coco import load_ground_truth
+
+_WIDTHS_PX = (1032, 800, 640, 480)  # tried in turn until a picture fits
+_QUALITIES = (82, 70, 55)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image as a page shows it."""
+
+    src: str  # data: URI
+    width: int
+    height: int
+    caption: str
+    alt: str
+
+
+def worst_and_best(
+    index: CocoIndex, results: Mapping[Task, Path], analysis: ErrorAnalysis, *, count: int, budget_bytes: int
+) -> tuple[list[Picture], list[Picture]]:
+    """At most `count` pictures of each kind.
+
+    Args:
+        results: files of COCO results of boxes and, where the model has them, of masks in the same order; the last one ranks the images.
+        budget_bytes: of all pictures together, in base64.
+    """
+    task, path = list(results.items())[-1]
+    worst, best = extremes(analysis.image_scores(path, task), count)
+    ground_truth = load_ground_truth(index.ground_truth_path)
+    of_images = {kind: _by_image(json.loads(file.read_text(encoding="utf-8"))) for kind, file in results.items()}
+    places = {int(image_id): i for i, image_id in enumerate(index.image_ids)}
+    share = budget_bytes // max(1, len(worst) + len(best))
+
+    def picture(score: ImageScore) -> Picture:
+        i = places[score.image_id]
+        masks = of_images["segm"][score.image_id] if "segm" in of_images else []
+        found = objects_of(of_images["bbox"][score.image_id], masks, index.category_ids)
+        drawing = draw_comparison(index, i, ground_truth, found)
+        return _embedded(drawing, _caption(index, i, score), share)
+
+    return [picture(score) for score in worst], [picture(score) for score in best]
+
+
+def _caption(index: CocoIndex, i: int, score: ImageScore) -> str:
+    counts = f"{score.hits} found, {score.missed} missed, {score.false_alarms} false"
+    return f"{index.image_path(i).name}: F1 {score.f1:.2f} ({counts})"
+
+
+def _by_image(results: list[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
+    grouped: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for result in results:
+        grouped[result["image_id"]].append(result)
+    return grouped
+
+
+def _embedded(drawing: Image.Image, caption: str, max_bytes: int) -> Picture:
+    """The drawing as WebP in a data URI, as large as the bytes allow; the smallest size, if even that is too large."""
+    for width, quality in product(_WIDTHS_PX, _QUALITIES):
+        scaled = drawing.copy()
+        scaled.thumbnail((width, drawing.height), Image.Resampling.LANCZOS)
+        stream = io.BytesIO()
+        scaled.save(stream, "WEBP", quality=quality)
+        text = base64.b64encode(stream.getvalue()).decode()
+        if len(text) <= max_bytes:
+            break
+    alt = f"Ground truth on the left, predictions of score {SURE_SCORE} and above on the right. {caption}"
+    return Picture(f"data:image/webp;base64,{text}", scaled.width, scaled.height, caption, alt)

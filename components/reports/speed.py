@@ -1,0 +1,83 @@
+"""The chapter of a report on speed: what training took, and what `maskrcnn benchmark` measured."""
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from components.reports.layout import Cell, Chapter, Table, duration, number
+from components.runs.files import RunData
+
+_CASE_HEAD = ("", "network", "images/s", "median step", "90 %", "99 %", "peak memory", "time to torchvision's")
+
+
+def speed(runs: Sequence[RunData]) -> Chapter:
+    """What training took, and what was measured beside it."""
+    tables = []
+    if trained := [run for run in runs if run.training]:
+        columns = [training_speed(run) for run in trained]
+        rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
+        tables.append(Table(["training", *(run.name for run in trained)], rows))
+    for run in runs:
+        benchmark = run.benchmark or {}
+        if cases := (benchmark.get("steps") or {}).get("cases"):
+            tables.append(Table(_CASE_HEAD, [_case_row(case) for case in cases], f"{run.name}: benchmark"))
+        if scaling := benchmark.get("scaling"):
+            tables.append(_scaling_table(run.name, scaling))
+    absent = [f"{run.name} has no benchmark: `maskrcnn benchmark` makes one." for run in runs if run.benchmark is None]
+    return Chapter("speed", "Speed", absent, tables)
+
+
+def training_speed(run: RunData) -> dict[str, str]:
+    """Figures of a run's training, by what they are; pauses between interrupted parts do not count."""
+    step_s, data_s = _median(run, "time/step_s"), _median(run, "time/data_s")
+    memory = _values(run, "memory/peak_mib")
+    return {
+        "steps": str(run.training[-1].step),
+        "images a step": str(run.config.get("train.batch_size", "–")),
+        "time in steps": duration(training_time_s(run)),
+        "median step": "–" if step_s is None else f"{step_s:.3f} s",
+        "of it waiting for data": "–" if not step_s or data_s is None else f"{data_s / step_s:.1%}",
+        "median images/s": number(_median(run, "throughput/images_per_s"), ".3g"),
+        "peak memory": f"{max(memory):.0f} MiB" if memory else "–",
+    }
+
+
+def training_time_s(run: RunData) -> float | None:
+    """The time of all steps together: without evaluation, checkpoints and pauses."""
+    times = _values(run, "time/step_s")
+    return sum(times) if times else None
+
+
+def _values(run: RunData, name: str) -> list[float]:
+    return [value for entry in run.training if (value := entry.metrics.get(name)) is not None]
+
+
+def _median(run: RunData, name: str) -> float | None:
+    values = _values(run, name)
+    return statistics.median(values) if values else None
+
+
+def _case_row(case: dict[str, Any]) -> list[Cell | str]:
+    times, memory = case["step_s"], case["peak_memory_mib"]
+    return [
+        f"{case['mode']}, {case['dtype']}, batch {case['batch']}, {case['height']} × {case['width']}",
+        case["model"],
+        number(case["images_per_s"], ".3g"),
+        *(f"{times[name]:.3g} s" for name in ("median", "p90", "p99")),
+        "–" if memory is None else f"{memory:.0f} MiB",
+        number(case.get("ratio_to_torchvision"), ".2f"),
+    ]
+
+
+def _scaling_table(name: str, scaling: dict[str, Any]) -> Table:
+    rows = [
+        [
+            f"{kind} scaling, {row['processes']} × batch {row['batch_per_process']}",
+            number(row["images_per_s"], ".3g"),
+            number(row["speedup"], ".2f"),
+            number(row["efficiency"], ".2f"),
+        ]
+        for kind in ("weak", "strong")
+        for row in scaling[kind]
+    ]
+    return Table(["processes", "images/s", "speed-up", "efficiency"], rows, f"{name}: processes, {scaling['dtype']}")

@@ -1,0 +1,68 @@
+"""A trained model as the stages after training take it up: weights, and the configuration they were trained with."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from components.config import Config, config_from_dict
+from model.data.index import CocoIndex
+from model.distributed import pick_device
+from model.engine.checkpoint import BEST, LAST, CheckpointError, LoadedModel, find_checkpoint, load_model
+from model.errors import UserError
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint and how to use it."""
+
+    loaded: LoadedModel
+    config: Config  # as trained, but for where the data lies and how it is read, and for tracking: as told now
+    name: str  # the checkpoint's path, below the run's folder where it lies there
+
+
+def load_trained(config: Config, checkpoint: str) -> Trained:
+    """Load a model onto `train.device`; network and image sizes are the checkpoint's own.
+
+    Args:
+        checkpoint: `last` or `best` of `train.output_dir`, or a path.
+
+    Raises:
+        CheckpointError: if there is none, or it cannot be read.
+    """
+    run_dir = config.train.output_dir
+    path = _find(run_dir, checkpoint)
+    loaded = load_model(path, pick_device(config.train.device))
+    trained = config_from_dict(loaded.config, str(path))
+    told_now = config.data.model_dump(include={"raw_dir", "prepared_dir", "workers"})
+    data = trained.data.model_copy(update=told_now)
+    name = path.relative_to(run_dir) if path.is_relative_to(run_dir) else path
+    usable = trained.model_copy(update={"data": data, "tracking": config.tracking})
+    return Trained(loaded, usable, name.as_posix())
+
+
+def open_split(trained: Trained, split: str) -> CocoIndex:
+    """A prepared split of the classes that the model knows.
+
+    Raises:
+        UserError: if it is not prepared, or of other classes.
+    """
+    index = CocoIndex.open(trained.config.data.prepared_dir, split)
+    known, found = trained.loaded.category_ids, index.category_ids
+    if known != found:
+        raise UserError(
+            f"{trained.config.data.prepared_dir}: must hold the {len(known)} classes that {trained.loaded.path} was trained on "
+            f"(ids {known[:5]}…), got {len(found)} (ids {found[:5]}…); set data.prepared_dir to that data set"
+        )
+    return index
+
+
+def _find(run_dir: Path, checkpoint: str) -> Path:
+    pointer = {"last": LAST, "best": BEST}.get(checkpoint)
+    if pointer is None:
+        return Path(checkpoint)
+    path = find_checkpoint(run_dir, pointer)
+    if path is None:
+        raise CheckpointError(
+            f"{run_dir}: has no {checkpoint} checkpoint. `maskrcnn train` writes the last one there, and the best one with "
+            "evaluate.every_epoch; or name a file with --checkpoint"
+        )
+    return path

@@ -1,0 +1,94 @@
+"""A comparison in tables and in plain words: what differs, by how much, and whether that is more than noise."""
+
+import json
+from typing import Any
+
+from rich.table import Table
+
+from components.runs.result import TASKS
+from model.scoring.coco import TITLES
+
+_SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_WHY_NOT = (
+    "Whether that is better or noise cannot be said: {one} one seed only, and from a single run nothing follows about how much AP "
+    "changes from seed to seed. `maskrcnn stability` trains several; compare the folders of two studies."
+)
+
+
+def parameter_table(comparison: dict[str, Any]) -> Table | str:
+    """The parameters that differ, with both values; a sentence where none does."""
+    if not comparison["parameters"]:
+        return "The parameters are the same, seeds aside."
+    table = Table(title="parameters that differ", title_justify="left")
+    for column in ("", comparison["before"]["name"], comparison["after"]["name"]):
+        table.add_column(column, overflow="fold")
+    for key, values in comparison["parameters"].items():
+        table.add_row(key, *(json.dumps(value, ensure_ascii=False) for value in values))
+    return table
+
+
+def score_table(comparison: dict[str, Any]) -> Table:
+    """Six scores of boxes and masks: both means, their difference, its interval, p."""
+    table = Table(title=f"means over seeds, {comparison['images']} images", title_justify="left")
+    for column in ("", comparison["before"]["name"], comparison["after"]["name"], "difference", "95 % interval", "p"):
+        table.add_column(column, justify="right" if column else "left", overflow="fold")
+    for task in TASKS:
+        for name in _SHOWN if task in comparison else ():
+            score = comparison[task][name]
+            cells = (_number(score["before"]), _number(score["after"]), _signed(score["difference"]))
+            table.add_row(
+                f"{TITLES[task]} {name}", *cells, _interval(score), _p(score["p"]), end_section=name == _SHOWN[-1]
+            )
+    return table
+
+
+def sentences(comparison: dict[str, Any]) -> list[str]:
+    """What follows for AP of boxes and of masks, and what must be kept in mind."""
+    told = [_verdict(comparison, task) for task in TASKS if task in comparison]
+    if comparison["method"] == "none":
+        single = [side["name"] for side in (comparison["before"], comparison["after"]) if len(side["seeds"]) == 1]
+        told.append(_WHY_NOT.format(one="both have" if len(single) == 2 else f"{single[0]} has"))
+    else:
+        told.append(
+            "Each of the other scores has a chance of one in twenty to seem different where nothing is; look at them for how AP came to change."
+        )
+    if not comparison["same_training_data"]:
+        told.append("They were trained on different data, which may be the cause of any difference.")
+    return told
+
+
+def _verdict(comparison: dict[str, Any], task: str) -> str:
+    score, before, after = comparison[task]["AP"], comparison["before"], comparison["after"]
+    difference, title = score["difference"], f"{TITLES[task]} AP"
+    if score["interval"] is None:
+        return f"{title}: {after['name']} has {_signed(difference)} against {before['name']}."
+    if comparison["method"] == "paired":
+        how = f"the same {len(before['seeds'])} seeds, paired"
+    else:
+        how = f"{len(before['seeds'])} and {len(after['seeds'])} seeds, Welch"
+    figures = f"{_signed(difference)}, 95 % interval {_interval(score)}, p {_p(score['p'], equals='= ')}; {how}"
+    low, high = score["interval"]
+    if low <= 0 <= high:
+        return (
+            f"{title}: no difference is shown ({figures}): it may be noise. Only more seeds could tell a smaller one."
+        )
+    better = "better" if difference > 0 else "worse"
+    return f"{title}: {after['name']} is {better} than {before['name']} by more than noise explains ({figures})."
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.4f}".replace("-", "−")
+
+
+def _interval(score: dict[str, Any]) -> str:
+    return "–" if score["interval"] is None else " to ".join(map(_signed, score["interval"]))
+
+
+def _p(value: float | None, *, equals: str = "") -> str:
+    if value is None:
+        return "–"
+    return "< 0.001" if value < 0.001 else f"{equals}{value:.3f}"

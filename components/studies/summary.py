@@ -1,0 +1,103 @@
+"""What finished runs of several seeds have in common, and that they differ in nothing but the seed.
+
+result = summarise([Path("runs/demo/seed_1"), Path("runs/demo/seed_2")], Path("runs/demo"))
+result.report["bbox"]["AP"]["mean"]
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from components.config import Config
+from components.runs.journal import write_atomically
+from components.runs.result import Result, differences, identity, read_result, require_final
+from components.studies.tables import csv_text, markdown_note, markdown_table, plot_stability, stability_report
+from model.errors import UserError
+
+
+class StabilityError(UserError):
+    """Runs do not make one study."""
+
+
+@dataclass(frozen=True)
+class StabilityResult:
+    """A summary, and where it was written."""
+
+    output_dir: Path  # holds stability.json, .csv, .md and .png
+    report: dict[str, Any]  # the content of stability.json; its keys: components/studies/tables.py
+
+    @property
+    def path(self) -> Path:
+        """Of stability.json."""
+        return self.output_dir / "stability.json"
+
+
+def summarise(run_dirs: Sequence[Path], output_dir: Path) -> StabilityResult:
+    """Mean, sample standard deviation and 95 % interval of finished runs that differ in nothing but their seeds.
+
+    Args:
+        run_dirs: each with the config.yaml and the evaluation.json of a finished run. Of one alone no deviation follows.
+        output_dir: where stability.json, .csv, .md and .png are written; made where absent.
+
+    Raises:
+        ResultError: if a run is not finished, or its final checkpoint not evaluated.
+        StabilityError: if there is no run, two share a seed, or they differ in more than the seed.
+    """
+    results = sorted(map(read_result, run_dirs), key=lambda result: result.seed)
+    _require_one_study(results)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    report = _dated(results, output_dir / "stability.json")
+    write_atomically(output_dir / "stability.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(output_dir / "stability.csv", csv_text(report))
+    write_atomically(output_dir / "stability.md", f"{markdown_table(report)}\n{markdown_note(report)}\n")
+    plot_stability(report, output_dir / "stability.png")
+    return StabilityResult(output_dir, report)
+
+
+def _require_one_study(results: Sequence[Result]) -> None:
+    if not results:
+        raise StabilityError(
+            "stability: must be of at least one finished run, got none; `maskrcnn stability` trains them"
+        )
+    for one, next_one in pairwise(results):
+        if one.seed == next_one.seed:
+            raise StabilityError(
+                f"{one.run_dir} and {next_one.run_dir}: seeds must differ, both have train.seed={one.seed}; leave one of them out"
+            )
+    for result in results:
+        require_final(result)
+        _require_same(results[0], result)
+
+
+def _require_same(one: Result, other: Result) -> None:
+    told = configuration_differences(one.config, other.config)
+    names = ("the data evaluated on (data_hash)", "the data trained on (train_data_hash)")
+    told += [name for name, a, b in zip(names, one.data, other.data, strict=True) if a != b]
+    if told:
+        raise StabilityError(
+            f"{one.run_dir} and {other.run_dir}: must differ in the seed alone, but differ in {', '.join(told)}; "
+            "`maskrcnn compare` is for runs that differ in more"
+        )
+
+
+def configuration_differences(one: Config, other: Config) -> list[str]:
+    """What sets two configurations apart besides the seed, as `key (value and value)`."""
+    found = differences([identity(one), identity(other)])
+    found.pop("train.seed", None)
+    return [f"{key} ({json.dumps(a)} and {json.dumps(b)})" for key, (a, b) in found.items()]
+
+
+def _dated(results: Sequence[Result], path: Path) -> dict[str, Any]:
+    """The report; one that says nothing new keeps its date."""
+    report = stability_report(results, datetime.now(UTC).date().isoformat())
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return report
+    # As JSON has it: tuples are lists there.
+    is_same = isinstance(before, dict) and {**before, "date": ""} == json.loads(json.dumps({**report, "date": ""}))
+    return before if is_same else report

@@ -1,0 +1,150 @@
+"""A stability study in numbers and on paper: stability.json, and the same as CSV, Markdown, picture and terminal table.
+
+stability.json: {"seeds", "runs", "confidence", "bbox" and "segm": {"AP", …: {"values", "mean", "deviation", "interval"}}, "images",
+"data_hash", "train_data_hash", "config", "commits", "date"}. Scores are fractions; values stand in the order of the seeds; deviation
+is that of the sample; null where nothing can be said, as about the deviation of a single run.
+"""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from components.runs.result import TASKS, Result, description
+from components.studies.intervals import CONFIDENCE, estimate
+from model.scoring.coco import SCORE_NAMES, TITLES
+
+_TRACKED = ("AP", "AP50", "AP75")
+_NO_DEVIATION = "One seed has no deviation: at least two are needed, and stability.seeds names them."
+
+
+def stability_report(results: Sequence[Result], date: str) -> dict[str, Any]:
+    """The content of stability.json, of results that differ in nothing but their seeds, in the order of these.
+
+    Args:
+        date: ISO 8601, of the summary.
+    """
+    first = results[0].evaluation
+    return {
+        "seeds": [result.seed for result in results],
+        "runs": [result.run_dir.as_posix() for result in results],
+        "confidence": CONFIDENCE,
+        **{task: _scores([result.evaluation[task] for result in results]) for task in TASKS if first.get(task)},
+        "images": first["images"],
+        "data_hash": first["data_hash"],
+        "train_data_hash": first.get("train_data_hash"),
+        "config": description(results[0].config),
+        "commits": sorted({result.evaluation.get("commit") or "unknown" for result in results}),
+        "date": date,
+    }
+
+
+def _scores(evaluations: Sequence[dict[str, float | None]]) -> dict[str, Any]:
+    scores: dict[str, Any] = {}
+    for name in SCORE_NAMES:
+        values = [evaluation[name] for evaluation in evaluations]
+        known = [value for value in values if value is not None]
+        if len(known) == len(values):
+            scores[name] = {"values": values, **asdict(estimate(known))}
+        else:  # the ground truth has nothing of that size
+            scores[name] = {"values": values, "mean": None, "deviation": None, "interval": None}
+    return scores
+
+
+def csv_text(report: dict[str, Any]) -> str:
+    """Every score in a row, unrounded: seeds, mean, standard deviation, ends of the interval. Empty where nothing can be said."""
+    seeds = [f"seed_{seed}" for seed in report["seeds"]]
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["task", "score", *seeds, "mean", "standard_deviation", "interval_low", "interval_high"])
+    for task in _tasks(report):
+        for name, score in report[task].items():
+            interval = score["interval"] or (None, None)
+            table.writerow([task, name, *score["values"], score["mean"], score["deviation"], *interval])
+    return text.getvalue()
+
+
+def markdown_table(report: dict[str, Any]) -> str:
+    """The seed document's table: final AP of boxes and masks for each seed, mean, standard deviation, interval."""
+    lines = [_header(report), ["---", *["---:"] * (len(report["seeds"]) + 3)], *_rows(report)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def markdown_note(report: dict[str, Any]) -> str:
+    """What the table is of, in one sentence, and when and at which commit it was made."""
+    count, commits = len(report["seeds"]), ", ".join(commit[:7] + commit[40:] for commit in report["commits"])
+    told = f"AP at IoU 0.50:0.95 of {count} training run{'s' * (count > 1)} that differ in nothing but the seed"
+    note = f"{told}, on {report['images']} images; {report['date']}, commit {commits}."
+    return note if count > 1 else f"{note} {_NO_DEVIATION}"
+
+
+def terminal_table(report: dict[str, Any]) -> Table:
+    """The same table for the terminal, turned: a line for each seed, so that any number of them fits."""
+    table = Table(title=f"final AP, {report['images']} images")
+    header, rows = _header(report), _rows(report)
+    for column in ("", *(row[0].removeprefix("final AP ") for row in rows)):
+        table.add_column(column, justify="right" if column else "left")
+    for place, name in enumerate(header[1:], start=1):
+        table.add_row(name, *(row[place] for row in rows), end_section=place == len(report["seeds"]))
+    if len(report["seeds"]) == 1:
+        table.caption = _NO_DEVIATION
+    return table
+
+
+def _header(report: dict[str, Any]) -> list[str]:
+    percent = f"{report['confidence']:.0%}".replace("%", " %")
+    return ["", *(f"Seed {seed}" for seed in report["seeds"]), "Mean", "Standard deviation", f"{percent} interval"]
+
+
+def _rows(report: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for task in _tasks(report):
+        score = report[task]["AP"]
+        deviation = "–" if score["deviation"] is None else f"{score['deviation']:.4f}"
+        interval = "–" if score["interval"] is None else "{:.3f} to {:.3f}".format(*score["interval"])
+        values = [f"{value:.3f}" for value in (*score["values"], score["mean"])]
+        rows.append([f"final AP {TITLES[task]}", *values, deviation, interval])
+    return rows
+
+
+def summary_metrics(report: dict[str, Any]) -> dict[str, float | None]:
+    """AP, AP50 and AP75 over the seeds under their MLflow names: `ap_mean/bbox`, `ap_deviation/bbox`, `ap_low/bbox`, `ap_high/bbox`, …"""
+    metrics: dict[str, float | None] = {}
+    for task in _tasks(report):
+        for name in _TRACKED:
+            score = report[task][name]
+            low, high = score["interval"] or (None, None)
+            values = {"mean": score["mean"], "deviation": score["deviation"], "low": low, "high": high}
+            metrics |= {f"{name.lower()}_{what}/{task}": value for what, value in values.items()}
+    return metrics
+
+
+def plot_stability(report: dict[str, Any], path: Path) -> None:
+    """A PNG with a panel for boxes and one for masks: each seed's AP as a dot, the mean as a line, its interval as a band."""
+    figure = Figure(figsize=(8, 5.5), layout="constrained")
+    tasks, places = _tasks(report), range(len(report["seeds"]))
+    panels = figure.subplots(len(tasks), 1, sharex=True, squeeze=False)[
+        :, 0
+    ]  # each on its own scale: deviations are small
+    for task, panel, color in zip(tasks, panels, ("tab:blue", "tab:orange"), strict=False):
+        score = report[task]["AP"]
+        panel.plot(places, score["values"], "o", color=color)
+        panel.axhline(score["mean"], color=color, linewidth=1)
+        if score["interval"]:
+            panel.axhspan(*score["interval"], color=color, alpha=0.15, linewidth=0)
+        panel.set_ylabel(f"{TITLES[task]} AP")
+        panel.grid(alpha=0.3)
+    panels[0].set_title("a dot for each seed; line: mean; band: its 95 % interval", fontsize="medium")
+    panels[-1].set_xticks(list(places), [str(seed) for seed in report["seeds"]])
+    panels[-1].set_xlabel("seed")
+    figure.savefig(path, dpi=120)
+
+
+def _tasks(report: dict[str, Any]) -> list[str]:
+    """Boxes, and masks where the network has them."""
+    return [task for task in TASKS if task in report]

@@ -1,0 +1,341 @@
+"""One training run: what its steps share, what it saves, says and counts. `components/train.py` is the stage around it."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
+
+from components.cli import STATUS_OF_SIGTERM
+from components.config import Config, ConfigError, save_config
+from components.evaluation.before_after import look_before
+from components.runs.environment import environment
+from components.runs.journal import write_atomically
+from components.tracking.tracker import Tracker
+from components.training.log import TrainingLog, peak_memory_mib
+from model.data.index import CocoIndex
+from model.data.loader import batches_per_epoch, train_loader
+from model.distributed import (
+    any_rank,
+    average_batch_norms,
+    data_parallel,
+    from_main,
+    is_main,
+    rank,
+    wait_for_all,
+    world_size,
+)
+from model.engine.average import WeightAverage
+from model.engine.checkpoint import last_checkpoint, mark_best, read_checkpoint, save_checkpoint
+from model.engine.compilation import compile_parts
+from model.engine.graphs import GraphCaptureError, why_not_graphed
+from model.engine.optim import make_optimizer
+from model.engine.precision import LossScaler, set_float32_products
+from model.engine.steps import Step, set_determinism, train_steps
+from model.errors import UserError
+from model.inference.predictor import Predictor
+from model.network.mask_rcnn import MaskRCNN
+from model.scoring.coco import Kind
+from model.weights.load import load_weights
+
+# What may differ between a run and its continuation: where and how long it goes on, and what it says meanwhile.
+FREE_TO_CHANGE = (
+    "device", "processes", "compile", "cuda_graph", "keep_last", "log_period", "checkpoint_period", "max_iters", "output_dir", "resume", "timeout_s",
+)  # fmt: skip
+
+
+class DivergedError(UserError):
+    """Losses stopped being finite."""
+
+
+class Preempted(SystemExit):
+    """Training was told to end early, and has saved a checkpoint."""
+
+
+class Training:
+    """One run: what the steps share. Every process has one; rank 0 alone writes and speaks."""
+
+    def __init__(self, config: Config, device: torch.device, console: Console) -> None:
+        self.config, self.device, self.console = config, device, console
+        self.run_dir = config.train.output_dir
+        self.index = CocoIndex.open(config.data.prepared_dir, "train")
+        check_learnable(config, self.index)
+        check_divisible(config)
+        set_float32_products(device, config.train.dtype)
+        set_determinism(config.train.deterministic)
+        torch.manual_seed(config.train.seed)
+        self.model = MaskRCNN(config.model, len(self.index.class_names))
+        path = from_main(self._resumable_checkpoint() if is_main() else None)
+        if path is None:
+            report = load_weights(self.model, config.model, self.index.class_names, self.index.category_ids)
+            console.print(str(report), highlight=False)
+        self.model.to_device(device)
+        if config.train.compile:
+            compile_parts(self.model, device)
+        if config.train.cuda_graph and (reason := why_not_graphed(config.train, device)):
+            console.print(f"train.cuda_graph: steps run without graphs, since {reason}", highlight=False)
+        self.optimizer = make_optimizer(self.model, config.train)
+        self.average = WeightAverage(self.model, config.train.ema_decay) if config.train.ema_decay else None
+        self.scaler = LossScaler(device, config.train.dtype)
+        self.step, self.best_ap, self.reached_target, self.nonfinite_in_row = 0, -1.0, False, 0
+        self.is_reconfigured = False
+        if path is not None:
+            self._restore(read_checkpoint(path))
+        if is_main():
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            save_config(config, self.run_dir / "config.yaml")
+            here = {**environment(), "processes": world_size()}
+            write_atomically(self.run_dir / "environment.json", json.dumps(here, indent=2) + "\n")
+            if path is None:
+                self._look_before()
+        self._unread: Step | None = None
+        self._asked_to_end = torch.zeros((), device=device)
+        self.sigterm = threading.Event()
+        self.log = TrainingLog(config.train.log_period, config.train.max_iters)
+
+    def run(self, tracker: Tracker) -> None:
+        """Train to max_iters or to the target AP, whichever comes first."""
+        if self.is_reconfigured:
+            self.save()  # evaluation reads its configuration from the checkpoint, so the new one must be there
+        if self.reached_target:
+            return
+        config, train = self.config, self.config.train
+        epoch = batches_per_epoch(self.index, train.batch_size)
+        batches = iter(
+            train_loader(
+                self.index,
+                config.data,
+                batch_size=train.micro_batch_size,
+                seed=train.seed,
+                start_batch=self.step * train.accumulation_steps,
+                shard=(rank(), world_size()),
+            )
+        )
+        window: list[Step] = []
+        steps = train_steps(data_parallel(self.model), batches, self.optimizer, train, self.scaler, self.step)
+        try:
+            for step in self._with_progress(steps):
+                self.step = step.number
+                if self.average is not None:
+                    self.average.update(step.number)
+                window.append(step)
+                self._watch(step)
+                ends_epoch = config.evaluate.every_epoch and step.number % epoch == 0
+                saves = ends_epoch or step.number % train.checkpoint_period == 0 or step.number == train.max_iters
+                is_ending = self._should_end()
+                if saves or is_ending or step.number % train.log_period == 0:
+                    self._report(window, tracker)  # also before a checkpoint: the journal must reach as far as it does
+                    window.clear()
+                is_best = ends_epoch and self._evaluate(tracker)
+                if saves or is_ending:
+                    self.save(is_best=is_best)
+                if self.reached_target:
+                    break
+                if is_ending and step.number < train.max_iters:
+                    self.console.print(
+                        f"told to end by SIGTERM: saved step {step.number}; the same command goes on from there",
+                        highlight=False,
+                    )
+                    raise Preempted(STATUS_OF_SIGTERM)
+        except GraphCaptureError:
+            window.clear()  # the device may answer no more
+            raise
+        finally:
+            if window:  # training diverged or was interrupted: the journal tells how it came to that
+                self._report(window, tracker)
+
+    def save(self, *, is_best: bool = False) -> None:
+        """Write a checkpoint of the present step, and mark it as the best so far if it is."""
+        self._watch(None)
+        average_batch_norms(self.model)
+        if is_main():
+            checkpoint = save_checkpoint(self.run_dir, self.step, self._state(), keep_last=self.config.train.keep_last)
+            if is_best:
+                mark_best(self.run_dir, checkpoint)
+        wait_for_all()
+
+    def _look_before(self) -> None:
+        config, index = self.config, self.index
+        split = CocoIndex.open(config.data.prepared_dir, config.evaluate.split)
+        untrained = Predictor(self.model, config.data, config.train.dtype, index.class_names, index.category_ids)
+        look_before(untrained, split, self.run_dir)
+
+    def _state(self) -> dict[str, Any]:
+        average = {} if self.average is None else {"average": self.average.state_dict()}
+        return average | {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "config": self.config.model_dump(mode="json"),
+            "class_names": list(self.index.class_names),
+            "category_ids": list(self.index.category_ids),
+            "data_hash": self.index.data_hash,
+            "best_ap": self.best_ap,
+            "reached_target": self.reached_target,
+            "nonfinite_in_row": self.nonfinite_in_row,
+        }
+
+    def _resumable_checkpoint(self) -> Path | None:
+        """The last checkpoint, if this run continues it. A run of another kind in the same place is moved aside."""
+        path = last_checkpoint(self.run_dir)
+        if path is None:
+            return None
+        state = read_checkpoint(path)
+        changes = differences(state, self.config, self.index.data_hash)
+        if self.config.train.resume and not changes:
+            self.console.print(f"continuing from {path}, step {state['step']}", highlight=False)
+            return path
+        aside = _free_name(self.run_dir)
+        self.run_dir.rename(aside)
+        reason = f"it was made with {', '.join(changes[:3])}" if changes else "train.resume is false"
+        self.console.print(f"starting anew: the run in {self.run_dir} is now {aside} ({reason})", highlight=False)
+        return None
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        # The groups are those of this configuration and this optimizer, be it torch's or apex's; what is carried on is momentum.
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+        self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.step, self.best_ap = state["step"], state["best_ap"]
+        self.reached_target, self.nonfinite_in_row = state["reached_target"], state["nonfinite_in_row"]
+        self.is_reconfigured = state["config"] != self.config.model_dump(mode="json")
+
+    def _with_progress(self, steps: Iterator[Step]) -> Iterator[Step]:
+        """The steps, behind a bar with the time left where someone may be watching."""
+        columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
+            task = bar.add_task("training", total=self.config.train.max_iters, completed=self.step)
+            for step in steps:
+                yield step
+                bar.update(task, completed=step.number)
+
+    def _should_end(self) -> bool:
+        """Whether SIGTERM has come to any process. A GPU is asked about the step before, so that it never idles."""
+        asked, self._asked_to_end = self._asked_to_end, any_rank(self.sigterm.is_set(), self.device)
+        return bool(asked if self.device.type == "cuda" else self._asked_to_end)
+
+    def _watch(self, step: Step | None) -> None:
+        """Count skipped steps in a row; too many end the run. Each step is read when the next one is under way, so that the device never idles."""
+        done, self._unread = self._unread, step
+        if done is not None:
+            self._count_skips(done)
+
+    def _count_skips(self, step: Step) -> None:
+        if not step.skipped.item():
+            self.nonfinite_in_row = 0
+            return
+        if not step.diverged.item():  # float16's loss scale seeks its height
+            return
+        self.nonfinite_in_row += 1
+        values = {name: loss.item() for name, loss in step.losses.items()}
+        told = f"step {step.number}: losses {values}, gradient norm {step.grad_norm.item()}, images {step.image_ids}"
+        self.console.print(f"skipped, not finite: {told}", highlight=False)
+        if self.nonfinite_in_row >= self.config.train.max_nonfinite_steps:
+            raise DivergedError(
+                f"training diverged: losses and gradients must be finite, got {self.nonfinite_in_row} steps in a row that are not; "
+                f"last {told}. Lower train.base_lr, lengthen train.warmup_iters or set train.clip_grad_norm; "
+                f"the weights are those of step {step.number - self.nonfinite_in_row}"
+            )
+
+    def _report(self, window: list[Step], tracker: Tracker) -> None:
+        """Read a window of steps from the device at once; log each step, print one line."""
+        names = list(window[0].losses)
+        table = torch.stack([torch.stack([*step.losses.values(), step.grad_norm, step.skipped]) for step in window])
+        images_per_step = self.config.train.batch_size
+        for step, (*losses, grad_norm, skipped) in zip(window, table.tolist(), strict=True):
+            if not skipped:
+                self.log.update(loss=sum(losses), **{f"loss_{n}": v for n, v in zip(names, losses, strict=True)})
+            self.log.update(step_s=step.step_s, data_s=step.data_s)
+            metrics = {f"loss/{name}": value for name, value in zip(names, losses, strict=True)}
+            metrics |= {"loss/total": sum(losses), "grad_norm": grad_norm, "skipped": skipped}
+            metrics |= {"learning_rate": step.learning_rate, "time/step_s": step.step_s, "time/data_s": step.data_s}
+            metrics |= {"throughput/images_per_s": images_per_step / step.step_s, "memory/peak_mib": peak_memory_mib()}
+            tracker.log_metrics(metrics, step.number)
+        self.console.print(self.log.line(window[-1].number, window[-1].learning_rate), highlight=False, soft_wrap=True)
+
+    def _evaluate(self, tracker: Tracker) -> bool:
+        """Score the present weights: True when they are the best so far, see CocoEvaluation.main_score."""
+        from components.evaluate import evaluate_model
+
+        evaluate = self.config.evaluate
+        with nullcontext() if self.average is None else self.average.applied():
+            evaluation = evaluate_model(self.model, self.config)
+        names = {"bbox": "AP", "segm": "AP", "proposals": "AR1000"}
+        found = {kind: scores[names[kind]] or 0.0 for kind, scores in evaluation.scores.items()}
+        tracker.log_metrics({f"epoch/{names[k].lower()}_{k}": value for k, value in found.items()}, self.step)
+        told = ", ".join(f"{kind} {names[kind]} {value:.4f}" for kind, value in found.items())
+        self.console.print(f"step {self.step}: {told}", highlight=False)
+        targets: dict[Kind, float] = {"bbox": evaluate.min_bbox_ap, "segm": evaluate.min_segm_ap}
+        targets = {kind: least for kind, least in targets.items() if kind in found}
+        self.reached_target = any(targets.values()) and all(found[kind] >= least for kind, least in targets.items())
+        is_best, self.best_ap = evaluation.main_score > self.best_ap, max(evaluation.main_score, self.best_ap)
+        return is_best
+
+
+def check_learnable(config: Config, index: CocoIndex) -> None:
+    """Refuse what cannot train.
+
+    Raises:
+        ConfigError: if frozen norms would stay at random, or frozen stages would.
+        UserError: if no image has an instance to learn from.
+    """
+    model = config.model
+    if model.weights == "none" and model.norm == "frozen_batch_norm":
+        raise ConfigError(
+            "model.norm: frozen_batch_norm has no statistics without pre-trained weights, got model.weights=none; "
+            "set model.norm to batch_norm or group_norm, or model.weights to imagenet, coco or a path"
+        )
+    if model.weights == "none" and model.frozen_stages:
+        raise ConfigError(
+            f"model.freeze_stages: must be 0 with model.weights=none, got {model.frozen_stages}; random filters would never learn"
+        )
+    if not index.has_instances.any():
+        raise UserError(
+            f"{config.data.prepared_dir}: no training image has an instance that is not a crowd; add annotations"
+        )
+
+
+def check_divisible(config: Config) -> None:
+    """Refuse a batch that the processes cannot share evenly.
+
+    Raises:
+        ConfigError: if they cannot.
+    """
+    train, processes = config.train, world_size()
+    if train.micro_batch_size % processes:
+        raise ConfigError(
+            f"train.batch_size: {train.batch_size} images in {train.accumulation_steps} micro-batches must be a multiple of the number of "
+            f"processes, got {processes}; set train.batch_size to {train.accumulation_steps * processes} or a multiple of it"
+        )
+
+
+def differences(state: dict[str, Any], config: Config, data_hash: str) -> list[str]:
+    """What sets a checkpoint's run apart from this one, as `key: then → now`; empty where it may be continued."""
+    then, now = state["config"], config.model_dump(mode="json")
+    keys = [
+        ("data", key)
+        for key in ("buckets", "min_sizes_px", "max_size_px", "horizontal_flip", "scale_jitter", "crop_size_px")
+    ]
+    keys += [("model", key) for key in now["model"]]
+    keys += [("train", key) for key in now["train"] if key not in FREE_TO_CHANGE]
+    changes = [
+        f"{section}.{key}: {json.dumps(then.get(section, {}).get(key))} → {json.dumps(now[section][key])}"
+        for section, key in keys
+        if then.get(section, {}).get(key) != now[section][key]
+    ]
+    return changes + ([] if state["data_hash"] == data_hash else ["other training data"])
+
+
+def _free_name(path: Path) -> Path:
+    number = 1
+    while (aside := path.with_name(f"{path.name}.old-{number}")).exists():
+        number += 1
+    return aside

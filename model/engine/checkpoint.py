@@ -1,0 +1,160 @@
+"""Checkpoints: written whole or not at all, found through `last_checkpoint`, read without running anybody's code.
+
+A checkpoint holds all that continuing needs: weights, optimizer, step, configuration, classes, the data's hash, the MLflow run.
+There is no generator state in it because there is none: data order, augmentation and sampling are functions of seed and step.
+"""
+
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.config import ModelConfig
+from model.errors import UserError
+from model.network.mask_rcnn import MaskRCNN
+
+LAST, BEST = "last_checkpoint", "best_checkpoint"
+
+
+class CheckpointError(UserError):
+    """A checkpoint is absent or cannot be read."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A trained network and what it must be used with."""
+
+    model: MaskRCNN  # frozen, in evaluation mode, on the device asked for
+    config: dict[str, Any]  # the whole configuration, as plain data
+    class_names: tuple[str, ...]  # of labels 1, 2, …
+    category_ids: tuple[int, ...]  # COCO's ids of labels 1, 2, …
+    step: int
+    data_hash: str
+    path: Path
+
+
+def save_checkpoint(run_dir: Path, step: int, state: Mapping[str, Any], *, keep_last: int = 0) -> Path:
+    """Write `checkpoints/step_<step>.pt`, then point `last_checkpoint` at it, then drop the oldest.
+
+    Args:
+        keep_last: newest checkpoints to keep, beside the best; 0 keeps all.
+    """
+    path = run_dir / "checkpoints" / f"step_{step:07d}.pt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        torch.save({**state, "step": step}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    _sync_names(path.parent)  # before anything points at it
+    _point(run_dir, LAST, path)
+    if keep_last:
+        kept = {find_checkpoint(run_dir, BEST)}
+        for old in sorted(path.parent.glob("step_*.pt"))[:-keep_last]:
+            if old not in kept:
+                old.unlink()
+    return path
+
+
+def mark_best(run_dir: Path, path: Path) -> None:
+    """Point `best_checkpoint` at a checkpoint: it is never dropped."""
+    _point(run_dir, BEST, path)
+
+
+def find_checkpoint(run_dir: Path, pointer: str = LAST) -> Path | None:
+    """The checkpoint that a run's `last_checkpoint` or `best_checkpoint` names; None where there is none yet.
+
+    Raises:
+        CheckpointError: if the pointer names a file that is not there.
+    """
+    pointer_path = run_dir / pointer
+    if not pointer_path.is_file():
+        return None
+    path = run_dir / pointer_path.read_text(encoding="utf-8").strip()
+    if not path.is_file():
+        raise CheckpointError(
+            f"{pointer_path}: must name a checkpoint of this run, got {path}, which does not exist; "
+            "put the file back, or name another in last_checkpoint"
+        )
+    return path
+
+
+def last_checkpoint(run_dir: Path) -> Path | None:
+    """The newest complete checkpoint of a run."""
+    return find_checkpoint(run_dir, LAST)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The stored dictionary, tensors on the CPU.
+
+    Raises:
+        CheckpointError: if the file is absent, damaged, or not a checkpoint of ours.
+    """
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path}: no such checkpoint; `maskrcnn train` writes them to <train.output_dir>/checkpoints"
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a readable checkpoint ({error}); use an earlier one beside it") from error
+    if not isinstance(state, dict) or not {"model", "config", "step"} <= state.keys():
+        raise CheckpointError(
+            f"{path}: must be a checkpoint of `maskrcnn train` (model, config, step), got something else"
+        )
+    return state
+
+
+def load_model(path: Path, device: torch.device) -> LoadedModel:
+    """The network of a checkpoint, frozen and ready to detect: with the moving average of its weights where there is one."""
+    state = read_checkpoint(path)
+    config, class_names = state["config"], tuple(state["class_names"])
+    model = MaskRCNN(ModelConfig.model_validate_json(json.dumps(config["model"])), len(class_names))
+    model.load_state_dict(state["model"] | state.get("average", {}))
+    return LoadedModel(
+        model=model.to_device(device).eval().requires_grad_(False),
+        config=config,
+        class_names=class_names,
+        category_ids=tuple(state["category_ids"]),
+        step=state["step"],
+        data_hash=state["data_hash"],
+        path=path,
+    )
+
+
+def save_weights(loaded: LoadedModel, path: Path) -> None:
+    """Write what using a network needs, and nothing that only continuing its training would; `load_model` reads it."""
+    state = {
+        "model": {name: tensor.cpu() for name, tensor in loaded.model.state_dict().items()},
+        "config": loaded.config,
+        "class_names": list(loaded.class_names),
+        "category_ids": list(loaded.category_ids),
+        "step": loaded.step,
+        "data_hash": loaded.data_hash,
+    }
+    torch.save(state, path)
+
+
+def _point(run_dir: Path, name: str, path: Path) -> None:
+    partial = run_dir / f".{name}.partial"
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(f"{path.relative_to(run_dir).as_posix()}\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(run_dir / name)
+    _sync_names(run_dir)
+
+
+def _sync_names(folder: Path) -> None:
+    """What a folder's files are called now survives a power cut; syncing a file saves its content, but not its name."""
+    directory = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

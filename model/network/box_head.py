@@ -1,0 +1,58 @@
+"""Box heads: from the pooled features of a RoI to its class and box.
+
+Shapes: R RoIs, C classes without background, O the side of pooled features. Modules carry torchvision's names.
+Source: two fully connected layers: FPN (arXiv:1612.03144); four convolutions and one: Group Normalization (arXiv:1803.08494) and Detectron2's
+FastRCNNConvFCHead; res5: Mask R-CNN (arXiv:1703.06870), figure 4 left.
+"""
+
+import itertools
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+from model.network.layers import conv_layer, head_norm
+
+
+class MLPHead(nn.Module):
+    """Two fully connected layers: [R, in_channels, O, O] → [R, box_head_channels]."""
+
+    def __init__(self, config: ModelConfig, in_channels: int) -> None:
+        super().__init__()
+        self.fc6 = nn.Linear(in_channels * config.box_pool_size**2, config.box_head_channels)
+        self.fc7 = nn.Linear(config.box_head_channels, config.box_head_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu_(self.fc7(F.relu_(self.fc6(x.flatten(1)))))
+
+
+def make_box_head(config: ModelConfig, in_channels: int) -> tuple[nn.Module, int]:
+    """The head that `model.box_head` names, from pooled features to [R, channels], and these channels."""
+    if config.box_head == "res5":  # which has already been at work: see RoIHeads
+        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), in_channels
+    if config.box_head == "mlp":
+        return MLPHead(config, in_channels), config.box_head_channels
+    widths = [in_channels] + [config.box_head_conv_channels] * config.box_head_convs
+    layers: list[nn.Module] = [
+        conv_layer(i, o, 3, head_norm(config.norm), relu=True) for i, o in itertools.pairwise(widths)
+    ]
+    for layer in layers:
+        nn.init.kaiming_normal_(layer.get_submodule("0").weight, mode="fan_out", nonlinearity="relu")  # type: ignore[arg-type]
+    linear = nn.Linear(widths[-1] * config.box_pool_size**2, config.box_head_channels)
+    return nn.Sequential(*layers, nn.Flatten(), linear, nn.ReLU(inplace=True)), config.box_head_channels
+
+
+class BoxPredictor(nn.Module):
+    """Class logits [R, 1 + C] and box deltas of every class [R, 1 + C, 4], or, class-agnostic, of all classes together [R, 1, 4]."""
+
+    def __init__(self, channels: int, num_classes: int, *, class_agnostic: bool) -> None:
+        super().__init__()
+        self.cls_score = nn.Linear(channels, 1 + num_classes)
+        self.bbox_pred = nn.Linear(channels, 4 if class_agnostic else (1 + num_classes) * 4)
+        nn.init.normal_(self.cls_score.weight, std=0.01)
+        nn.init.normal_(self.bbox_pred.weight, std=0.001)
+        nn.init.zeros_(self.cls_score.bias)
+        nn.init.zeros_(self.bbox_pred.bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.cls_score(x).float(), self.bbox_pred(x).unflatten(1, (-1, 4)).float()

@@ -1,0 +1,157 @@
+"""ResNet: the body of every network here, whole or up to its fourth stage.
+
+Stages are called as in the papers of detection res2 … res5, and as modules layer1 … layer4, torchvision's names, so that its state dicts
+load as they are. Shapes: C_k, what stage res_k gives, is [N, C, H / 2^k, W / 2^k]. Memory is channels-last.
+Source: ResNet (arXiv:1512.03385), ResNeXt (arXiv:1611.05431); dilation as Detectron2 has it: in every block of the stage.
+"""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+from model.network.layers import Norm, conv_norm, norm_layer
+
+DEPTHS = {
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
+    "resnext101_32x8d": (3, 4, 23, 3),
+}
+STAGES = ("layer1", "layer2", "layer3", "layer4")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a block is made, but for its width."""
+
+    stride: int = 1
+    dilation: int = 1
+    groups: int = 1
+    stride_in_1x1: bool = False
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions and a shortcut (ResNet-18 and -34)."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, width: int, shape: Shape, norm: Norm) -> None:
+        super().__init__()
+        self.conv1 = _conv3x3(in_channels, width, shape.stride, shape)
+        self.bn1 = norm(width)
+        self.conv2 = _conv3x3(width, width, 1, shape)
+        self.bn2 = norm(width)
+        self.downsample = _shortcut(in_channels, width, shape.stride, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu_(conv_norm(self.conv1, self.bn1, x))
+        out = conv_norm(self.conv2, self.bn2, out)
+        return F.relu_(out.add_(_apply_shortcut(self.downsample, x)))
+
+
+class Bottleneck(nn.Module):
+    """1×1, 3×3, 1×1 and a shortcut (ResNet-50 and -101); with groups of 8 channels in the 3×3 for ResNeXt-101 32×8d."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, width: int, shape: Shape, norm: Norm) -> None:
+        super().__init__()
+        stride_1x1, stride_3x3 = (shape.stride, 1) if shape.stride_in_1x1 else (1, shape.stride)
+        inner = width if shape.groups == 1 else width * shape.groups // 8  # 32 groups × 8 channels at width 64
+        self.conv1 = nn.Conv2d(in_channels, inner, 1, stride_1x1, bias=False)
+        self.bn1 = norm(inner)
+        self.conv2 = _conv3x3(inner, inner, stride_3x3, shape)
+        self.bn2 = norm(inner)
+        self.conv3 = nn.Conv2d(inner, width * 4, 1, bias=False)
+        self.bn3 = norm(width * 4)
+        self.downsample = _shortcut(in_channels, width * 4, shape.stride, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu_(conv_norm(self.conv1, self.bn1, x))
+        out = F.relu_(conv_norm(self.conv2, self.bn2, out))
+        out = conv_norm(self.conv3, self.bn3, out)
+        return F.relu_(out.add_(_apply_shortcut(self.downsample, x)))
+
+
+def _conv3x3(in_channels: int, out_channels: int, stride: int, shape: Shape) -> nn.Conv2d:
+    return nn.Conv2d(
+        in_channels, out_channels, 3, stride, shape.dilation, shape.dilation, groups=shape.groups, bias=False
+    )
+
+
+def _shortcut(in_channels: int, out_channels: int, stride: int, norm: Norm) -> nn.Sequential | None:
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), norm(out_channels))
+
+
+def _apply_shortcut(shortcut: nn.Sequential | None, x: Tensor) -> Tensor:
+    return x if shortcut is None else conv_norm(cast(nn.Conv2d, shortcut[0]), shortcut[1], x)
+
+
+def stage_channels(config: ModelConfig) -> list[int]:
+    """Channels of C2 … C5."""
+    return [64 * _block(config).expansion << stage for stage in range(4)]
+
+
+def make_stage(config: ModelConfig, stage: int) -> nn.Sequential:
+    """The blocks of one stage, 0 for res2 to 3 for res5."""
+    block, norm, width = _block(config), norm_layer(config.norm), 64 << stage
+    dilation = config.res5_dilation if stage == 3 else 1
+    groups = 32 if config.backbone == "resnext101_32x8d" else 1
+    channels = stage_channels(config)[stage - 1] if stage else 64
+    blocks: list[nn.Module] = []
+    for i in range(DEPTHS[config.backbone][stage]):
+        stride = 2 if stage and not i and dilation == 1 else 1
+        blocks.append(block(channels, width, Shape(stride, dilation, groups, config.stride_in_1x1), norm))
+        channels = width * block.expansion
+    layers = nn.Sequential(*blocks)
+    for module in layers.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return layers
+
+
+def _block(config: ModelConfig) -> type[BasicBlock] | type[Bottleneck]:
+    return BasicBlock if config.backbone in ("resnet18", "resnet34") else Bottleneck
+
+
+class ResNet(nn.Module):
+    """The body: [N, 3, H, W] → C2 … C5, or C2 … C4 with features c4."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.bn1 = norm_layer(config.norm)(64)
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+        self.stages = STAGES[:3] if config.features == "c4" else STAGES
+        for stage, name in enumerate(self.stages):
+            self.add_module(name, make_stage(config, stage))
+        self.frozen_modules = self._freeze(config.frozen_stages)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = F.relu_(conv_norm(self.conv1, self.bn1, x))
+        x = F.max_pool2d(x, 3, 2, 1)
+        features = []
+        for name in self.stages:
+            x = self.get_submodule(name)(x)
+            features.append(x)
+        return features
+
+    def train(self, mode: bool = True) -> "ResNet":
+        """Frozen stages stay in evaluation mode: their batch norms keep their statistics."""
+        super().train(mode)
+        for module in self.frozen_modules:
+            module.eval()
+        return self
+
+    def _freeze(self, stages: int) -> list[nn.Module]:
+        modules: list[nn.Module] = [self.conv1, self.bn1] if stages else []
+        modules += [self.get_submodule(name) for name in STAGES[: max(0, stages - 1)]]
+        for module in modules:
+            module.requires_grad_(False)
+        return modules

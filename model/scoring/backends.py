@@ -1,0 +1,159 @@
+"""The two evaluators behind `evaluate.backend`: pycocotools, which defines the numbers, and hotcoco, which computes the same ones faster.
+
+Shapes: T IoU thresholds, R recall thresholds, K classes by category id, A area ranges (all, small, medium, large), M limits of
+detections an image and class (1, 10, 100; of proposals an image 100, 1000). tests/model/scoring/test_backends.py holds the two to equality, bit for bit.
+"""
+
+import contextlib
+import functools
+import io
+import logging
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from model.errors import UserError
+
+Backend = Literal["hotcoco", "pycocotools"]
+AnyBackend = Literal["auto", "hotcoco", "pycocotools"]  # evaluate.backend
+Result = dict[str, Any]
+Task = Literal["bbox", "segm"]
+
+PROPOSAL_LIMITS = (100, 1000)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What an evaluator finds; -1 for a class without ground truth in an area range."""
+
+    precision: NDArray[np.float64]  # [T, R, K, A, M]
+    recall: NDArray[np.float64]  # [T, K, A, M]
+
+
+class Evaluator(Protocol):
+    """Scores lists of results against one ground truth; changes none of them."""
+
+    def load(self, results: list[Result]) -> Any:
+        """Results of known images in the evaluator's own form; an empty list is allowed."""
+
+    def score(self, loaded: Any, task: Task) -> Curves:
+        """Match what `load` gave with the ground truth."""
+
+    def score_proposals(self, loaded: Any) -> Curves:
+        """The same for boxes that may be of any class, PROPOSAL_LIMITS of an image: K is 1."""
+
+
+class PycocotoolsEvaluator:
+    """The reference evaluator, in Python and C on one core."""
+
+    def __init__(self, ground_truth: COCO) -> None:
+        self._ground_truth = ground_truth
+
+    def load(self, results: list[Result]) -> COCO:
+        """See Evaluator."""
+        if not results:  # loadRes fails on none
+            dataset = self._ground_truth.dataset
+            return index_dataset({"images": dataset["images"], "categories": dataset["categories"], "annotations": []})
+        with _silence():
+            return self._ground_truth.loadRes([dict(result) for result in results])  # it writes areas and ids into them
+
+    def score(self, loaded: COCO, task: Task) -> Curves:
+        """See Evaluator."""
+        return self._curves(COCOeval(self._ground_truth, loaded, task))
+
+    def score_proposals(self, loaded: COCO) -> Curves:
+        """See Evaluator."""
+        evaluator = COCOeval(self._ground_truth, loaded, "bbox")
+        evaluator.params.useCats, evaluator.params.maxDets = 0, list(PROPOSAL_LIMITS)
+        return self._curves(evaluator)
+
+    def _curves(self, evaluator: COCOeval) -> Curves:
+        with _silence():
+            evaluator.evaluate()
+            evaluator.accumulate()
+        return Curves(evaluator.eval["precision"], evaluator.eval["recall"])
+
+
+class HotcocoEvaluator:
+    """The same in Rust, on all cores (RAYON_NUM_THREADS limits them)."""
+
+    def __init__(self, ground_truth: COCO) -> None:
+        self._hotcoco = _import_hotcoco()
+        self._ground_truth = self._hotcoco.COCO(ground_truth.dataset)
+
+    def load(self, results: list[Result]) -> Any:
+        """See Evaluator."""
+        return self._ground_truth.load_res(results)
+
+    def score(self, loaded: Any, task: Task) -> Curves:
+        """See Evaluator."""
+        return self._curves(self._hotcoco.COCOeval(self._ground_truth, loaded, task))
+
+    def score_proposals(self, loaded: Any) -> Curves:
+        """See Evaluator."""
+        evaluator = self._hotcoco.COCOeval(self._ground_truth, loaded, "bbox")
+        evaluator.params.use_cats, evaluator.params.max_dets = False, list(PROPOSAL_LIMITS)
+        return self._curves(evaluator)
+
+    def _curves(self, evaluator: Any) -> Curves:
+        evaluator.evaluate()
+        evaluator.accumulate()
+        found = evaluator.eval  # a copy at each access
+        return Curves(found["precision"], found["recall"])
+
+
+def choose_backend(asked: AnyBackend) -> Backend:
+    """The evaluator to use; `auto` is hotcoco where it is installed, else pycocotools, with one warning that says so.
+
+    Raises:
+        UserError: if hotcoco is asked for and cannot be imported.
+    """
+    if asked == "pycocotools":
+        return asked
+    try:
+        _import_hotcoco()
+    except ImportError as error:
+        if asked == "hotcoco":
+            raise UserError(
+                f"evaluate.backend: hotcoco cannot be imported ({error}); install it (`pip install hotcoco`), "
+                "or set evaluate.backend to auto or pycocotools, which give the same numbers later"
+            ) from error
+        _warn_once(f"hotcoco cannot be imported ({error}), so pycocotools scores: the same numbers, later")
+        return "pycocotools"
+    return "hotcoco"
+
+
+def open_evaluator(backend: Backend, ground_truth: COCO) -> Evaluator:
+    """An evaluator for a ground truth as `load_ground_truth` gives it."""
+    return HotcocoEvaluator(ground_truth) if backend == "hotcoco" else PycocotoolsEvaluator(ground_truth)
+
+
+def index_dataset(dataset: dict[str, Any]) -> COCO:
+    """COCO JSON that is already read, as pycocotools holds it."""
+    coco = COCO()
+    coco.dataset = dataset
+    with _silence():
+        coco.createIndex()
+    return coco
+
+
+def _import_hotcoco() -> ModuleType:
+    import hotcoco
+
+    return hotcoco
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    _log.warning(message)
+
+
+def _silence() -> contextlib.AbstractContextManager[Any]:
+    return contextlib.redirect_stdout(io.StringIO())

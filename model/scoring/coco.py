@@ -1,0 +1,171 @@
+"""COCO evaluation: from results to average precision, as pycocotools defines it; backends.py computes the curves.
+
+Shapes: T IoU thresholds (0.50, 0.55, … 0.95), R recall thresholds (0, 0.01, … 1), K classes, A area ranges, M limits of detections.
+Every score is a fraction, 0 to 1, or None where the ground truth holds nothing to find (pycocotools says -1 there). At most 100
+detections an image and class count.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools.coco import COCO
+
+from model.scoring.backends import AnyBackend, Curves, Result, Task, choose_backend, index_dataset, open_evaluator
+
+Kind = Literal["bbox", "segm", "proposals"]
+# What is scored, by model.task.
+KINDS: dict[str, tuple[Kind, ...]] = {"mask": ("bbox", "segm"), "box": ("bbox",), "proposals": ("proposals",)}
+TITLES: dict[str, str] = {"bbox": "box", "segm": "mask", "proposals": "proposals"}  # in tables and sentences
+# pycocotools' own order of its twelve numbers.
+SCORE_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+# Of proposals, average recall at 100 and 1000 of them an image: of objects of any size, then small, medium and large ones.
+RECALL_NAMES = ("AR100", "ARs100", "ARm100", "ARl100", "AR1000", "ARs1000", "ARm1000", "ARl1000")
+IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
+RECALL_THRESHOLDS = tuple(step / 100 for step in range(101))
+
+Scores = dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class CocoEvaluation:
+    """How well a model's results fit the ground truth, in boxes and masks, in boxes, or in proposals."""
+
+    scores: dict[Kind, Scores]  # "bbox" and "segm" by SCORE_NAMES, or "proposals" by RECALL_NAMES
+    per_class: dict[str, Scores]  # class name → {"bbox": AP, "segm": AP}; none of proposals
+    precision: dict[Kind, NDArray[np.float64]]  # [T, R], mean over the classes with ground truth; none of proposals
+    num_images: int
+    num_detections: int
+
+    @property
+    def bbox(self) -> Scores:
+        """Scores of boxes."""
+        return self.scores["bbox"]
+
+    @property
+    def segm(self) -> Scores:
+        """Scores of masks."""
+        return self.scores["segm"]
+
+    @property
+    def main_score(self) -> float:
+        """What tells the better of two checkpoints: AP of masks, of boxes where there are no masks, or recall of 1000 proposals."""
+        kind = list(self.scores)[-1]
+        return self.scores[kind]["AR1000" if kind == "proposals" else "AP"] or 0.0
+
+
+def evaluate_results(
+    ground_truth: Path | COCO,
+    bbox_results: list[Result],
+    segm_results: list[Result] | None,
+    *,
+    backend: AnyBackend = "auto",
+) -> CocoEvaluation:
+    """Score results over every image of the ground truth; no results at all score 0.
+
+    Args:
+        ground_truth: a COCO JSON file, or what `load_ground_truth` made of one.
+        bbox_results: {"image_id", "category_id", "bbox": [x, y, width, height] in pixels, "score"} each.
+        segm_results: {"image_id", "category_id", "segmentation": COCO RLE, "score"} each; None scores boxes alone.
+        backend: what computes, see `choose_backend`; the numbers are the same, bit for bit.
+
+    Raises:
+        ValueError: if a result is of an image that the ground truth does not have.
+        UserError: if the backend cannot be imported.
+
+    Source: the twelve metrics of cocodataset.org/#detection-eval.
+    """
+    coco = ground_truth if isinstance(ground_truth, COCO) else load_ground_truth(ground_truth)
+    results: dict[Task, list[Result]] = {"bbox": bbox_results}
+    if segm_results is not None:
+        results["segm"] = segm_results
+    evaluator = open_evaluator(choose_backend(backend), coco)
+    curves: dict[Task, Curves] = {}
+    for task, found in results.items():
+        _require_known_images(coco, found)
+        curves[task] = evaluator.score(evaluator.load(found), task)
+    names = [coco.cats[category_id]["name"] for category_id in sorted(coco.getCatIds())]
+    return CocoEvaluation(
+        scores={task: summarize(of_task) for task, of_task in curves.items()},
+        per_class={
+            name: {task: _fraction(_all_areas(of_task)[:, :, k]) for task, of_task in curves.items()}
+            for k, name in enumerate(names)
+        },
+        precision={task: _mean_over_classes(of_task) for task, of_task in curves.items()},
+        num_images=len(coco.getImgIds()),
+        num_detections=len(bbox_results),
+    )
+
+
+def evaluate_proposals(
+    ground_truth: Path | COCO, results: list[Result], *, backend: AnyBackend = "auto"
+) -> CocoEvaluation:
+    """Recall of proposals over every image of the ground truth, whatever the class of an object.
+
+    Args:
+        ground_truth: a COCO JSON file, or what `load_ground_truth` made of one.
+        results: {"image_id", "category_id" (any), "bbox": [x, y, width, height] in pixels, "score"} each.
+        backend: what computes, see `choose_backend`; the numbers are the same, bit for bit.
+
+    Raises:
+        ValueError: if a result is of an image that the ground truth does not have.
+        UserError: if the backend cannot be imported.
+
+    Source: average recall (arXiv:1502.05082), as pycocotools computes it with useCats = 0: over IoU 0.50, 0.55, … 0.95.
+    """
+    coco = ground_truth if isinstance(ground_truth, COCO) else load_ground_truth(ground_truth)
+    _require_known_images(coco, results)
+    evaluator = open_evaluator(choose_backend(backend), coco)
+    recall = evaluator.score_proposals(evaluator.load(results)).recall  # [T, 1, A, M]
+    parts = [recall[:, :, area, limit] for limit in (0, 1) for area in range(4)]
+    scores = {name: _fraction(part) for name, part in zip(RECALL_NAMES, parts, strict=True)}
+    return CocoEvaluation({"proposals": scores}, {}, {}, len(coco.getImgIds()), len(results))
+
+
+def load_ground_truth(path: Path) -> COCO:
+    """A COCO JSON file as pycocotools holds it, its annotations numbered from 1."""
+    dataset = json.loads(path.read_text(encoding="utf-8"))
+    for number, annotation in enumerate(dataset["annotations"], 1):
+        annotation["id"] = number  # pycocotools takes a match with id 0 for none
+    return index_dataset(dataset)
+
+
+def summarize(curves: Curves) -> Scores:
+    """The twelve scores, as COCOeval.summarize takes them from its curves."""
+    precision, recall = curves.precision, curves.recall
+    at_50, at_75 = IOU_THRESHOLDS.index(0.5), IOU_THRESHOLDS.index(0.75)
+    parts = [
+        precision[:, :, :, 0, -1],
+        precision[at_50, :, :, 0, -1],
+        precision[at_75, :, :, 0, -1],
+        *(precision[:, :, :, area, -1] for area in (1, 2, 3)),
+        *(recall[:, :, 0, limit] for limit in (0, 1, 2)),
+        *(recall[:, :, area, -1] for area in (1, 2, 3)),
+    ]
+    return {name: _fraction(part) for name, part in zip(SCORE_NAMES, parts, strict=True)}
+
+
+def _require_known_images(coco: COCO, results: list[Result]) -> None:
+    unknown = {result["image_id"] for result in results} - set(coco.getImgIds())
+    if unknown:
+        raise ValueError(f"results of images that the ground truth does not have: {sorted(unknown)[:10]}")
+
+
+def _all_areas(curves: Curves) -> NDArray[np.float64]:
+    """Precision [T, R, K] of objects of any size, with 100 detections."""
+    return curves.precision[:, :, :, 0, -1]
+
+
+def _mean_over_classes(curves: Curves) -> NDArray[np.float64]:
+    precision = _all_areas(curves)
+    present = precision[:, :, (precision > -1).all(axis=(0, 1))]
+    return present.mean(axis=2) if present.shape[2] else np.zeros(precision.shape[:2])
+
+
+def _fraction(values: NDArray[np.float64]) -> float | None:
+    """The mean over classes with ground truth; None without any."""
+    present = values[values > -1]
+    return float(present.mean()) if present.size else None

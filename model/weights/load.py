@@ -1,0 +1,176 @@
+"""Initial weights: from scratch, from torchvision, or from a file of any known format; and a plain account of what was used.
+
+none | imagenet | coco | path of a state dict, a checkpoint, or a pickle of Detectron or Detectron2
+"""
+
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.models import get_model_weights
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, MaskRCNN_ResNet50_FPN_Weights
+
+from model.config import ModelConfig
+from model.network.layers import FrozenBatchNorm2d
+from model.network.mask_rcnn import MaskRCNN
+from model.weights.conventions import check_conventions
+from model.weights.file import StoredWeights, WeightsError, read_stored_weights
+from model.weights.names import SPOKEN, NamedWeights, rename_weights
+
+PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
+# What may be absent as a whole, and then starts at random.
+PARTS = ("backbone.fpn.", "rpn.", "roi_heads.box_", "roi_heads.mask_")
+_SHOWN = 3  # names of a list in the log
+
+
+@dataclass(frozen=True)
+class WeightsReport:
+    """What `load_weights` did, for the log."""
+
+    source: str
+    matched: int
+    initialised: Mapping[str, str] = field(default_factory=dict)  # parameter that keeps its random values → why
+    unused: Mapping[str, str] = field(default_factory=dict)  # entry of the file that has no place in the network → why
+    note: str = ""
+
+    def __str__(self) -> str:
+        if self.source == "none":
+            return "weights: from scratch"
+        text = f"weights: {self.source}: {self.matched} tensors loaded"
+        text += "".join(f", {len(names)} start at random: {_told(why, names)}" for why, names in _by(self.initialised))
+        text += "".join(f", {len(names)} not used: {_told(why, names)}" for why, names in _by(self.unused))
+        return text + (f"; {self.note}" if self.note else "")
+
+
+def load_weights(
+    model: MaskRCNN, config: ModelConfig, class_names: Sequence[str], category_ids: Sequence[int]
+) -> WeightsReport:
+    """Fill the network as `model.weights` says.
+
+    Raises:
+        WeightsError: if a file is absent, damaged, unsafe, or cannot be fetched; or belongs to another architecture or other conventions.
+    """
+    if config.weights == "none":
+        return WeightsReport("none", 0)
+    if config.weights == "imagenet":
+        published = get_model_weights(config.backbone)["IMAGENET1K_V1"]
+        named = rename_weights(StoredWeights(_fetch(published)), config, str(published))
+        return fit_weights(model, named, f"torchvision's {published}")
+    if config.weights == "coco":
+        return _load_coco(model, config, class_names, category_ids)
+    stored = read_stored_weights(Path(config.weights))
+    named = rename_weights(stored, config, config.weights)
+    is_told = check_conventions(stored, named, config, config.weights)
+    note = (
+        ""
+        if is_told
+        else "the file does not tell its model.pixel_*, stride_in_1x1 and conventions: yours are taken for its own"
+    )
+    return fit_weights(model, named, f"{config.weights} ({SPOKEN[named.format]})", note)
+
+
+def fit_weights(model: MaskRCNN, named: NamedWeights, source: str, note: str = "") -> WeightsReport:
+    """Load what fits. A part that is absent as a whole, and predictors of another number of classes, stay as initialised.
+
+    Raises:
+        WeightsError: if the body, or anything else of a part that is there, is absent or of another shape.
+    """
+    own = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    state = named.tensors
+    absent_parts = [part for part in PARTS if not any(name.startswith(part) for name in state)]
+    misfits = {name for name in own if name in state and own[name].shape != state[name].shape}
+    if misfits & {name for name in own if name.startswith(PREDICTORS)}:
+        misfits |= {name for name in own if name.startswith(PREDICTORS)}  # classes stand or fall together
+    initialised = {}
+    for name in own:
+        if name in misfits and name.startswith(PREDICTORS):
+            initialised[name] = "another number of classes"
+        elif name not in state and name.startswith(tuple(absent_parts)):
+            initialised[name] = "the file has no such part"
+    _require_fit(own, state, initialised, source)
+    fitting = {name: value for name, value in state.items() if name in own and name not in initialised}
+    model.load_state_dict(fitting, strict=False)
+    unused = dict(named.unused) | {name: "the network has no such part" for name in state if name not in own}
+    return WeightsReport(source, len(fitting), initialised, unused, note)
+
+
+def _require_fit(
+    own: Mapping[str, Tensor], state: Mapping[str, Tensor], initialised: Mapping[str, str], source: str
+) -> None:
+    wrong = [
+        name for name in own if name not in initialised and getattr(state.get(name), "shape", None) != own[name].shape
+    ]
+    if not wrong:
+        return
+    example = wrong[0]
+    got = f"{tuple(state[example].shape)}" if example in state else "nothing"
+    raise WeightsError(
+        f"{source}: must hold the weights of this network, but {len(wrong)} of {len(own)} tensors do not fit: {example} must be "
+        f"{tuple(own[example].shape)}, got {got}; check model.backbone, model.features, model.norm and the widths under `model`"
+    )
+
+
+def _load_coco(
+    model: MaskRCNN, config: ModelConfig, class_names: Sequence[str], category_ids: Sequence[int]
+) -> WeightsReport:
+    if config.backbone != "resnet50":
+        raise WeightsError(f"model.weights=coco are a ResNet-50's, got model.backbone={config.backbone}; use imagenet")
+    # The detector without masks was trained on its own; proposals alone are those of either.
+    detector = MaskRCNN_ResNet50_FPN_Weights if config.task == "mask" else FasterRCNN_ResNet50_FPN_Weights
+    published = detector.COCO_V1
+    named = rename_weights(StoredWeights(_fetch(published)), config, str(published))
+    _absorb_eps(named.tensors)
+    rows = _rows_of_classes(published.meta["categories"], class_names, category_ids)
+    if rows is not None:
+        named.tensors.update({name: _pick_rows(name, value, rows) for name, value in named.tensors.items()})
+    return fit_weights(model, named, "torchvision's COCO_V1")
+
+
+def _fetch(weights: object) -> dict[str, Tensor]:
+    """Torchvision's file, from its cache, or from the network, where its hash is checked."""
+    url = str(weights.url)  # type: ignore[attr-defined]
+    try:
+        return torch.hub.load_state_dict_from_url(url, check_hash=True, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:  # the last of what would run code
+        cache = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+        raise WeightsError(
+            f"{weights}: cannot be fetched from {url} ({error}); put the file at {cache}, or set model.weights to none or a path"
+        ) from error
+
+
+def _absorb_eps(state: dict[str, Tensor]) -> None:
+    """COCO_V1 was trained with a frozen batch norm of eps 0; ours adds eps, so it is taken off the variance."""
+    for name, value in state.items():
+        if name.endswith("running_var"):
+            state[name] = value - FrozenBatchNorm2d.eps
+
+
+def _rows_of_classes(
+    categories: Sequence[str], class_names: Sequence[str], category_ids: Sequence[int]
+) -> list[int] | None:
+    """Rows of torchvision's 91-way predictors for our classes: its labels are COCO's ids. None where the classes are others."""
+    rows = [0, *category_ids]
+    same = all(
+        id < len(categories) and categories[id] == name for id, name in zip(category_ids, class_names, strict=True)
+    )
+    return rows if same else None
+
+
+def _pick_rows(name: str, value: Tensor, rows: list[int]) -> Tensor:
+    if not name.startswith(PREDICTORS):
+        return value
+    if ".bbox_pred." in name:  # four rows a class
+        return value.unflatten(0, (-1, 4))[rows].flatten(0, 1)
+    return value[rows]
+
+
+def _by(reasons: Mapping[str, str]) -> list[tuple[str, list[str]]]:
+    """Each reason with its names."""
+    return [(why, [name for name in reasons if reasons[name] == why]) for why in dict.fromkeys(reasons.values())]
+
+
+def _told(why: str, names: Sequence[str]) -> str:
+    return f"{why} ({', '.join(names[:_SHOWN])}{', …' if len(names) > _SHOWN else ''})"

@@ -1,0 +1,317 @@
+"""A small Kubernetes API server on loopback: jobs, pods, logs and events over plain HTTP, with faults on demand.
+
+It keeps what it is sent, streams watches and logs, deletes in the foreground, and grants what k8s/base/launcher.yaml grants: all else is 403.
+`operator(cluster, job)` plays the training operator: it is called in a thread of its own when a job is created.
+"""
+
+import json
+import re
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from ruamel.yaml import YAML
+
+LAUNCHER = Path(__file__).resolve().parents[3] / "k8s" / "base" / "launcher.yaml"
+Json = dict[str, Any]
+
+
+def granted() -> set[tuple[str, str, str]]:
+    """(group, resource, verb) of the launcher's Role."""
+    documents = YAML(typ="safe").load_all(LAUNCHER.read_text())
+    rules = next(d for d in documents if d["kind"] == "Role")["rules"]
+    return {(g, r, v) for rule in rules for g in rule["apiGroups"] for r in rule["resources"] for v in rule["verbs"]}
+
+
+class Cluster:
+    """The state behind the API, and the faults that are yet to come."""
+
+    def __init__(self, operator: Callable[["Cluster", str], None] | None = None) -> None:
+        self.operator = operator
+        self.changed = threading.Condition(threading.RLock())
+        self.jobs: dict[str, Json] = {}
+        self.pods: dict[str, Json] = {}
+        self.events: list[Json] = []
+        self.logs: dict[str, list[bytes]] = {}
+        self.log_cuts: list[int] = []  # bytes after which the next log streams break off
+        self.history: list[tuple[int, str, Json]] = []  # version, kind of change, the job
+        self.oldest = 0  # versions up to it have expired
+        self.faults: list[tuple[str, str, int]] = []  # verb, resource, status; a status of 0 drops the connection
+        self.used: set[tuple[str, str, str]] = set()
+        self.calls: list[tuple[str, str]] = []
+        self.deletions: list[Json] = []
+        self.deletion_s = 0.0
+        self.is_open = True
+        self._stamp = datetime(2026, 1, 1, tzinfo=UTC)
+        self._version = 100
+        cluster = self
+
+        class Handler(_Handler):
+            state = cluster
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        threading.Thread(target=self.server.serve_forever, daemon=True, kwargs={"poll_interval": 0.05}).start()
+
+    def close(self) -> None:
+        with self.changed:
+            self.is_open = False
+            self.changed.notify_all()
+        self.server.shutdown()
+        self.server.server_close()
+
+    def kubeconfig(self, folder: Path) -> Path:
+        url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        path = folder / "kubeconfig"
+        config = {
+            "clusters": [{"name": "stub", "cluster": {"server": url}}],
+            "users": [{"name": "me", "user": {"token": "t0ken"}}],
+            "contexts": [{"name": "stub", "context": {"cluster": "stub", "user": "me"}}],
+            "current-context": "stub",
+        }
+        path.write_text(json.dumps(config))
+        return path
+
+    # What the operator and the kubelet do
+
+    def change(self, name: str, kind: str = "MODIFIED") -> None:
+        """A new version of the job; every watcher is told."""
+        with self.changed:
+            self._version += 1
+            self.jobs[name]["metadata"]["resourceVersion"] = str(self._version)
+            self.history.append((self._version, kind, json.loads(json.dumps(self.jobs[name]))))
+            if kind == "DELETED":
+                del self.jobs[name]
+            self.changed.notify_all()
+
+    def set_condition(self, name: str, kind: str, message: str = "") -> None:
+        with self.changed:
+            conditions = self.jobs[name].setdefault("status", {}).setdefault("conditions", [])
+            conditions.append({"type": kind, "status": "True", "reason": f"Job{kind}", "message": message})
+            self.change(name)
+
+    def pod(self, job: str, role: str = "worker", index: int = 0, **status: Any) -> str:
+        """Set a pod's status, making the pod where it is not there."""
+        name = f"{job}-{role}-{index}"
+        labels = {
+            "training.kubeflow.org/job-name": job,
+            "training.kubeflow.org/replica-type": role,
+            "training.kubeflow.org/replica-index": str(index),
+        }
+        if index == 0:
+            labels["training.kubeflow.org/job-role"] = "master"
+        with self.changed:
+            metadata = {"name": name, "labels": labels}
+            self.pods[name] = {"metadata": metadata, "status": status}
+            self.logs.setdefault(name, [])
+            self.changed.notify_all()
+        return name
+
+    def running(self, job: str, role: str = "worker", index: int = 0, **container: Any) -> str:
+        status = {"name": "pytorch", "state": {"running": {}}, "restartCount": 0, **container}
+        return self.pod(job, role, index, phase="Running", containerStatuses=[status])
+
+    def ended(self, job: str, code: int, reason: str = "Error", index: int = 0, at: int = 0) -> None:
+        terminated = {"exitCode": code, "reason": reason, "finishedAt": f"2026-01-01T00:00:{at:02d}Z"}
+        status = {"name": "pytorch", "state": {"terminated": terminated}, "restartCount": 0}
+        self.pod(job, index=index, phase="Failed" if code else "Succeeded", containerStatuses=[status])
+
+    def log(self, pod: str, *lines: str, at_once: bool = False) -> None:
+        """Append lines; `at_once` gives all of them one stamp."""
+        with self.changed:
+            for line in lines:
+                if not at_once or line is lines[0]:
+                    self._stamp += timedelta(milliseconds=1)
+                stamp = self._stamp.strftime("%Y-%m-%dT%H:%M:%S.%f000Z")
+                self.logs[pod].append(f"{stamp} {line}\n".encode())
+            self.changed.notify_all()
+
+    def remove(self, name: str) -> None:
+        with self.changed:
+            for pod in [pod for pod in self.pods if pod.startswith(f"{name}-")]:
+                del self.pods[pod]
+            if name in self.jobs:
+                self.change(name, "DELETED")
+
+    def is_following(self, pod: str) -> bool:
+        return pod in self.pods and "running" in self.pods[pod]["status"].get("containerStatuses", [{}])[0].get(
+            "state", {}
+        )
+
+    def start_deletion(self, name: str, options: Json) -> None:
+        self.deletions.append({"name": name, **options})
+        self.jobs[name]["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+        self.change(name)
+        threading.Timer(self.deletion_s, self.remove, [name]).start()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    state: Cluster
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: Any) -> None: ...
+
+    def do_GET(self) -> None:
+        self._serve("get")
+
+    def do_POST(self) -> None:
+        self._serve("create")
+
+    def do_DELETE(self) -> None:
+        self._serve("delete")
+
+    def _serve(self, verb: str) -> None:
+        url = urlsplit(self.path)
+        query = {key: values[0] for key, values in parse_qs(url.query).items()}
+        length = int(self.headers.get("Content-Length") or 0)
+        body = json.loads(self.rfile.read(length) or b"{}")
+        match = re.fullmatch(
+            r"/(?:api|apis/([^/]+))/v1\w*/namespaces/([^/]+)/([^/]+)(?:/([^/]+))?(?:/(log))?", url.path
+        )
+        assert match, url.path
+        group, namespace, resource, name, sub = match.groups()
+        resource = f"{resource}/{sub}" if sub else resource
+        if verb == "get" and name is None:
+            verb = "watch" if query.get("watch") else "list"
+        self.state.calls.append((verb, resource))
+        if self._fault(verb, resource):
+            return
+        if (group or "", resource, verb) not in granted():
+            self._refuse(403, f"{resource} is forbidden: cannot {verb}")
+        elif self.headers.get("Authorization") != "Bearer t0ken":
+            self._refuse(401, "Unauthorized")
+        elif namespace != "maskrcnn":
+            self._refuse(404, f'namespaces "{namespace}" not found')
+        else:
+            self.state.used.add((group or "", resource, verb))
+            try:
+                getattr(self, f"_{verb}_{resource.split('/')[-1] if sub else 'object'}")(resource, name, query, body)
+            except (BrokenPipeError, ConnectionResetError):
+                self.close_connection = True
+
+    def _fault(self, verb: str, resource: str) -> bool:
+        with self.state.changed:
+            fault = next((f for f in self.state.faults if f[:2] == (verb, resource)), None)
+            if fault is None:
+                return False
+            self.state.faults.remove(fault)
+        if fault[2]:
+            self._refuse(fault[2], "a fault on demand")
+        else:
+            self.close_connection = True
+            self.connection.close()
+        return True
+
+    def _refuse(self, status: int, message: str) -> None:
+        self._answer({"kind": "Status", "code": status, "message": message, "reason": "Stub"}, status)
+
+    def _answer(self, value: Json, status: int = 200) -> None:
+        data = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def _create_object(self, resource: str, _: None, query: Json, body: Json) -> None:
+        state, name = self.state, body["metadata"]["name"]
+        with state.changed:
+            if name in state.jobs:
+                self._refuse(409, f'{resource} "{name}" already exists')
+                return
+            state.jobs[name] = body
+            state.change(name, "ADDED")
+        self._answer(body, 201)
+        if state.operator:
+            threading.Thread(target=state.operator, args=[state, name], daemon=True).start()
+
+    def _get_object(self, resource: str, name: str, query: Json, body: Json) -> None:
+        with self.state.changed:
+            job = json.loads(json.dumps(self.state.jobs.get(name)))
+        if job is None:
+            self._refuse(404, f'{resource} "{name}" not found')
+        else:
+            self._answer(job)
+
+    def _delete_object(self, resource: str, name: str, query: Json, body: Json) -> None:
+        with self.state.changed:
+            if name not in self.state.jobs:
+                self._refuse(404, f'{resource} "{name}" not found')
+                return
+            self.state.start_deletion(name, {**query, **body})
+        self._answer({"kind": "Status", "status": "Success"})
+
+    def _list_object(self, resource: str, _: None, query: Json, body: Json) -> None:
+        items = list(self.state.pods.values()) if resource == "pods" else self.state.events
+        if resource == "pods":
+            key, value = query["labelSelector"].split("=")
+            items = [pod for pod in items if pod["metadata"]["labels"].get(key) == value]
+        else:
+            assert query["fieldSelector"] == "type=Warning", "what the events here are"
+        self._answer({"kind": "List", "items": items})
+
+    def _watch_object(self, resource: str, _: None, query: Json, body: Json) -> None:
+        state, version = self.state, int(query["resourceVersion"])
+        name = query["fieldSelector"].removeprefix("metadata.name=")
+        until_s = time.monotonic() + int(query["timeoutSeconds"])
+        self._begin_stream("application/json")
+        if version < state.oldest:
+            gone = {
+                "kind": "Status",
+                "code": 410,
+                "reason": "Expired",
+                "message": f"too old resource version: {version}",
+            }
+            self._chunk(json.dumps({"type": "ERROR", "object": gone}).encode() + b"\n")
+            self._chunk(b"")
+            return
+        while state.is_open and time.monotonic() < until_s:
+            with state.changed:
+                new = [h for h in state.history if h[0] > version and h[2]["metadata"]["name"] == name]
+                if not new:
+                    state.changed.wait(until_s - time.monotonic())
+            for at, kind, job in new:
+                version = at
+                self._chunk(json.dumps({"type": kind, "object": job}).encode() + b"\n")
+        self._chunk(b"")
+
+    def _get_log(self, resource: str, name: str, query: Json, body: Json) -> None:
+        state, sent, sent_bytes = self.state, 0, 0
+        assert query["timestamps"] == "True"
+        if name not in state.logs or (not state.logs[name] and name not in state.pods):
+            self._refuse(404, f'pods "{name}" not found')
+            return
+        cut = state.log_cuts.pop(0) if state.log_cuts else None
+        self._begin_stream("text/plain")
+        while True:
+            with state.changed:
+                lines = state.logs[name][sent:]
+                is_over = query["follow"] != "True" or not state.is_following(name) or not state.is_open
+                if not lines and not is_over:
+                    state.changed.wait(1)
+            for line in lines:
+                if cut is not None and sent_bytes + len(line) > cut:
+                    self._chunk(line[: cut - sent_bytes])
+                    self.close_connection = True
+                    self.connection.close()
+                    return
+                self._chunk(line)
+                sent, sent_bytes = sent + 1, sent_bytes + len(line)
+            if not lines and is_over:
+                break
+        self._chunk(b"")
+
+    def _begin_stream(self, kind: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+
+    def _chunk(self, data: bytes) -> None:
+        self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+        self.wfile.flush()

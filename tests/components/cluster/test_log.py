@@ -1,0 +1,121 @@
+"""Stamped lines pass once; what ended a pod is read from all the places that may tell."""
+
+from typing import Any
+
+import pytest
+
+from components.cluster.log import LineFilter, is_rank_0
+from components.cluster.troubles import find_troubles
+
+
+def passed(lines: LineFilter, *stream: str) -> list[str | None]:
+    lines.begin()
+    return [lines.take(line) for line in stream]
+
+
+def test_a_second_stream_gives_only_what_is_new():
+    lines = LineFilter()
+    assert passed(lines, "2026-01-01T00:00:00.5Z a", "2026-01-01T00:00:00.6Z b") == ["a", "b"]
+    assert passed(lines, "2026-01-01T00:00:00.6Z b", "2026-01-01T00:00:00.7Z c") == [None, "c"]
+
+
+def test_lines_of_one_stamp_are_counted():
+    lines, stamp = LineFilter(), "2026-01-01T00:00:00.123456789Z"
+    assert passed(lines, f"{stamp} a", f"{stamp} b") == ["a", "b"]
+    assert passed(lines, f"{stamp} a", f"{stamp} b", f"{stamp} c") == [None, None, "c"]
+    assert passed(lines, f"{stamp} a", f"{stamp} b", f"{stamp} c") == [None, None, None]
+
+
+def test_stamps_differ_by_nanoseconds_and_agree_over_time_zones():
+    lines = LineFilter()
+    assert passed(lines, "2026-01-01T02:00:00.000000001+02:00 a") == ["a"]
+    assert passed(lines, "2026-01-01T00:00:00.000000001Z a", "2026-01-01T00:00:00.000000002Z b") == [None, "b"]
+    assert passed(lines, "2026-01-01T00:00:01Z c", "2026-01-01T00:00:00.999Z old") == ["c", None]
+
+
+def test_a_line_without_a_stamp_passes_as_it_is():
+    assert passed(LineFilter(), "failed to open the log", "2026-01-01 no zone", "") == [
+        "failed to open the log",
+        "2026-01-01 no zone",
+        "",
+    ]
+
+
+def test_only_a_stream_that_has_told_something_is_asked_for_in_part():
+    lines = LineFilter()
+    assert lines.begin() is None
+    lines.take("2026-01-01T00:00:00Z a")
+    assert lines.begin() == 60
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ({"training.kubeflow.org/replica-type": "worker", "training.kubeflow.org/replica-index": "0"}, False),
+        (
+            {
+                "training.kubeflow.org/replica-type": "worker",
+                "training.kubeflow.org/replica-index": "0",
+                "training.kubeflow.org/job-role": "master",
+            },
+            True,
+        ),
+        ({"batch.kubernetes.io/job-completion-index": "0"}, True),
+        ({"batch.kubernetes.io/job-completion-index": "1"}, False),
+        ({}, False),
+    ],
+)
+def test_the_pod_that_leads_has_rank_0(labels: dict[str, str], expected: bool):
+    assert is_rank_0({"metadata": {"labels": labels}}) is expected
+
+
+def pod(**status: Any) -> dict[str, Any]:
+    return {"metadata": {"name": "p"}, "status": status}
+
+
+def ended(code: int, reason: str = "Error", at: str = "2026-01-01T00:00:00Z") -> dict[str, Any]:
+    return {"terminated": {"exitCode": code, "reason": reason, "finishedAt": at}}
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "told"),
+    [
+        ({"containerStatuses": [{"name": "pytorch", "state": ended(137, "OOMKilled")}]}, "killed", "OOMKilled"),
+        ({"containerStatuses": [{"name": "pytorch", "lastState": ended(143)}]}, "killed", "143, ended by SIGTERM"),
+        ({"containerStatuses": [{"name": "pytorch", "state": ended(77)}]}, "killed", "exit code 77"),
+        ({"initContainerStatuses": [{"name": "init-pytorch", "state": ended(1)}]}, "killed", "container init-pytorch"),
+        ({"phase": "Failed", "reason": "Evicted", "message": "disk"}, "evicted", "evicted: disk"),
+        (
+            {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI", "message": "drain"}]},
+            "evicted",
+            "evicted (EvictionByEvictionAPI): drain",
+        ),
+        (
+            {"containerStatuses": [{"name": "pytorch", "state": {"waiting": {"reason": "CreateContainerConfigError"}}}]},
+            "stuck",
+            "the secrets that cluster.secrets names",
+        ),
+        (
+            {"conditions": [{"type": "PodScheduled", "status": "False", "message": "0/1 nodes"}]},
+            "unschedulable",
+            "unschedulable: 0/1 nodes",
+        ),
+    ],
+)  # fmt: skip
+def test_every_trouble_is_told(status: dict[str, Any], kind: str, told: str):
+    (trouble,) = find_troubles("j", [pod(**status)], [])
+    assert trouble.kind == kind
+    assert told in trouble.text
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        {"containerStatuses": [{"name": "pytorch", "state": ended(0)}]},
+        {"containerStatuses": [{"name": "pytorch", "state": {"waiting": {"reason": "ContainerCreating"}}}]},
+        {"conditions": [{"type": "PodScheduled", "status": "True"}]},
+        {},
+    ],
+)
+def test_what_goes_well_is_no_trouble(status: dict[str, Any]):
+    assert find_troubles("j", [pod(**status)], []) == []

@@ -1,0 +1,98 @@
+"""What a pipeline's step does around its stage."""
+
+from pathlib import Path
+
+import pytest
+
+from components.config import Config, config_text
+from components.kubeflow import context
+from components.kubeflow.context import COMPILED, compiled_values, configured, job_id
+from components.studies.seeds import seed_config
+from components.tracking.tracker import open_tracker
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    for name in (COMPILED, "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    default = Config()
+    told = {"image": "registry/maskrcnn:1", "working_dir": str(tmp_path / "w")}
+    tracking = default.tracking.model_copy(update={"uri": f"sqlite:///{tmp_path}/mlflow.db"})
+    return default.model_copy(update={"cluster": default.cluster.model_copy(update=told), "tracking": tracking})
+
+
+def test_params_and_overrides_are_read(config: Config):
+    with configured(config_text(config), ["train.seed=3", "data.workers=0"]) as found:
+        assert (found.train.seed, found.data.workers) == (3, 0)
+        assert found.cluster == config.cluster
+
+
+def test_a_seed_of_a_study_has_a_folder_of_its_own(config: Config):
+    with configured(config_text(config), ["stability.output_dir=runs/study"], 4) as found:
+        assert (found.train.seed, found.train.output_dir) == (4, Path("runs/study/seed_4"))
+
+
+@pytest.mark.parametrize(
+    ("params", "overrides", "told"),
+    [
+        (" ", [], "params: must be the text of a parameter file"),
+        ("train: {sed: 1}", [], "params: train.sed: unknown key; did you mean train.seed?"),
+        ("{}", ["train.seed"], "must be section.key=value"),
+        ("a: [", [], "params: not YAML"),
+    ],
+)
+def test_a_users_error_ends_the_step_with_a_message(
+    params: str, overrides: list[str], told: str, capsys: pytest.CaptureFixture[str], config: Config
+):
+    with pytest.raises(SystemExit) as exit_, configured(params, overrides):
+        pass
+    assert exit_.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_step_in_a_pod_works_in_the_volumes_folder(config: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    (tmp_path / "w").mkdir()
+    monkeypatch.setenv(COMPILED, compiled_values(config))
+    with configured(config_text(config), ["cluster.nodes=3", "train.processes=4"]) as found:
+        assert Path.cwd() == tmp_path / "w"
+        assert found.cluster.nodes == 3
+        assert found.train.processes == 1
+
+
+@pytest.mark.parametrize("word", ["cluster.image=registry/maskrcnn:2", "stability.parallel=9", "cluster.volumes=[]"])
+def test_what_was_compiled_in_cannot_be_overridden_by_a_run(
+    word: str, config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv(COMPILED, compiled_values(config))
+    with pytest.raises(SystemExit), configured(config_text(config), [word]):
+        pass
+    told = capsys.readouterr().err
+    assert f"{word.split('=')[0]}: must be as it was compiled into this pipeline" in told
+    assert "compile or submit the pipeline anew" in told
+
+
+def test_a_job_is_that_of_its_pipeline_run_and_seed(config: Config):
+    ids = {job_id(seed_config(config, seed), run) for seed in (1, 2) for run in ("0a1b2c3d-4", "9f8e7d6c-5")}
+    assert ids == {"seed_1-0a1b2c3d", "seed_2-0a1b2c3d", "seed_1-9f8e7d6c", "seed_2-9f8e7d6c"}
+
+
+@pytest.mark.parametrize(
+    ("state", "status"),
+    [("SUCCEEDED", "FINISHED"), ("FAILED", "FAILED"), ("CANCELED", "KILLED"), ("ANYTHING", "FAILED")],
+)
+def test_the_run_is_marked_as_the_pipeline_ended(state: str, status: str, config: Config, tmp_path: Path):
+    from mlflow import MlflowClient
+
+    with open_tracker(config, run_dir=config.train.output_dir):
+        pass
+    context.end_runs(config, state, is_study=False)
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (found,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert found.info.status == status
+
+
+def test_without_a_run_there_is_none_to_mark(config: Config, capsys: pytest.CaptureFixture[str]):
+    context.end_runs(config, "FAILED", is_study=False)
+    assert "no MLflow run was begun" in capsys.readouterr().out
+    assert not Path("mlflow.db").exists()

@@ -1,0 +1,268 @@
+"""Tracking against a real MLflow database; an outage is a port of this machine that nobody listens on."""
+
+import csv
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from components.config import Config, TrackingConfig
+from components.tracking import outbox
+from components.tracking.server import TrackingError
+from components.tracking.tracker import open_tracker
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # MLflow makes an empty mlruns in the current directory
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+
+@pytest.fixture
+def closed_port() -> Iterator[str]:
+    with socket.socket() as taken:  # bound but not listening: connections are refused, and nobody else can take it
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+def config_for(uri: str, **tracking: object) -> Config:
+    return Config(tracking=TrackingConfig.model_validate({"uri": uri, **tracking}))
+
+
+def run_of(run_dir: Path, uri: str) -> Run:
+    return MlflowClient(tracking_uri=uri).get_run(json.loads((run_dir / "mlflow_run.json").read_text())["run_id"])
+
+
+def history(run: Run, uri: str, name: str) -> list[tuple[int, float]]:
+    points = MlflowClient(tracking_uri=uri).get_metric_history(run.info.run_id, name)
+    return sorted((point.step, point.value) for point in points)
+
+
+def journal_of(run_dir: Path) -> list[tuple[int, dict[str, float | None]]]:
+    lines = map(json.loads, (run_dir / "log.jsonl").read_text().splitlines())
+    return [(line["step"], line["metrics"]) for line in lines]
+
+
+def test_run_receives_parameters_tags_metrics_data_and_artifacts(tmp_path: Path, database: str) -> None:
+    note = tmp_path / "note.txt"
+    note.write_text("hello")
+    with open_tracker(
+        config_for(database), run_dir=tmp_path / "demo", data_hash="ab" * 32, tags={"seed": "3"}
+    ) as tracker:
+        tracker.log_metrics({"loss/mask": 0.5, "time/step_s": 2.0}, step=20)
+        tracker.log_artifact(note, "plots")
+    run = run_of(tmp_path / "demo", database)
+    assert run.info.run_name == "demo"
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics == {"loss/mask": 0.5, "time/step_s": 2.0}
+    assert run.data.params["train.base_lr"] == "0.02"
+    assert run.data.tags["seed"] == "3"
+    assert run.data.tags["version.torch"]
+    assert run.data.tags["data_hash/shapes"] == "ab" * 32
+    assert run.inputs.dataset_inputs[0].dataset.name == "shapes"
+    client = MlflowClient(tracking_uri=database)
+    assert [file.path for file in client.list_artifacts(run.info.run_id, "plots")] == ["plots/note.txt"]
+
+
+def test_next_stage_continues_the_same_run(tmp_path: Path, database: str) -> None:
+    run_dir = tmp_path / "run"
+    with open_tracker(config_for(database), run_dir=run_dir) as tracker:
+        tracker.log_metrics({"loss/mask": 0.5}, step=1)
+    first = run_of(run_dir, database)
+    with open_tracker(config_for(database), run_dir=run_dir, metrics_csv=False) as tracker:
+        tracker.log_metrics({"ap/bbox": 0.4, "aps/bbox": None}, step=1)
+    second = run_of(run_dir, database)
+    assert second.info.run_id == first.info.run_id
+    assert second.data.metrics == {"loss/mask": 0.5, "ap/bbox": 0.4}
+    assert (run_dir / "metrics.csv").read_text() == "step,loss/mask\n1,0.5\n"
+
+
+def test_lines_logged_together_travel_together(tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    log_batch = MlflowClient.log_batch
+    monkeypatch.setattr(
+        MlflowClient, "log_batch", lambda self, *args, **kwargs: calls.append(1) or log_batch(self, *args, **kwargs)
+    )
+    monkeypatch.setattr(outbox, "_SEND_EVERY_S", 60.0)
+    with open_tracker(config_for(database), run_dir=tmp_path / "run") as tracker:
+        for step in range(1, 1002):
+            tracker.log_metrics({"loss/a": step, "loss/b": -step}, step)
+    assert len(calls) < 10
+    run = run_of(tmp_path / "run", database)
+    assert history(run, database, "loss/b") == [(step, -step) for step in range(1, 1002)]
+
+
+def test_outage_costs_one_warning_and_no_number(
+    tmp_path: Path, database: str, closed_port: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = tmp_path / "run"
+    note = tmp_path / "note.txt"
+    note.write_text("hello")
+    monkeypatch.setattr(outbox, "_RETRY_AFTER_S", 0.0)  # every line tries again
+    with open_tracker(config_for(closed_port), run_dir=run_dir) as tracker:
+        for step in (1, 2, 3):
+            tracker.log_metrics({"loss/mask": step / 10}, step)
+        tracker.log_artifact(note)
+    assert sum("is away" in record.message for record in caplog.records) == 1
+    assert journal_of(run_dir) == [(step, {"loss/mask": step / 10}) for step in (1, 2, 3)]
+    with open_tracker(config_for(database), run_dir=run_dir) as tracker:
+        tracker.log_metrics({"ap/bbox": 0.4}, step=3)
+    run = run_of(run_dir, database)
+    assert history(run, database, "loss/mask") == [(1, 0.1), (2, 0.2), (3, 0.3)]
+    assert run.data.metrics["ap/bbox"] == 0.4
+    assert [file.path for file in MlflowClient(tracking_uri=database).list_artifacts(run.info.run_id)] == ["note.txt"]
+
+
+def test_server_that_is_away_is_not_asked_at_every_line(
+    tmp_path: Path, closed_port: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts = []
+    real = socket.create_connection
+    monkeypatch.setattr(
+        socket, "create_connection", lambda *args, **kwargs: attempts.append(args) or real(*args, **kwargs)
+    )
+    connect = socket.socket.connect
+    monkeypatch.setattr(
+        socket.socket, "connect", lambda self, address: attempts.append(address) or connect(self, address)
+    )
+    with open_tracker(config_for(closed_port), run_dir=tmp_path / "run") as tracker:
+        after_opening = len(attempts)
+        for step in range(50):
+            tracker.log_metrics({"loss/mask": 0.5}, step)
+        assert after_opening > 0
+        assert len(attempts) == after_opening
+
+
+def test_rewound_journal_equals_that_of_an_unbroken_run(tmp_path: Path, database: str) -> None:
+    for name, stops in (("broken", [3, 5]), ("unbroken", [5])):
+        start = 0
+        for stop in stops:
+            with open_tracker(config_for(database), run_dir=tmp_path / name) as tracker:
+                tracker.rewind(start)
+                for step in range(start + 1, stop + 1):
+                    tracker.log_metrics({"loss/mask": step / 10}, step)
+            start = 2  # the last checkpoint before the break
+    assert journal_of(tmp_path / "broken") == journal_of(tmp_path / "unbroken")
+    run = run_of(tmp_path / "broken", database)
+    assert dict(history(run, database, "loss/mask")) == {step: step / 10 for step in range(1, 6)}
+
+
+def test_line_torn_by_a_kill_is_dropped(tmp_path: Path) -> None:
+    journal = tmp_path / "run" / "log.jsonl"
+    journal.parent.mkdir()
+    journal.write_text('{"step": 1, "time": 1.0, "metrics": {"a": 1.0}}\n{"step": 2, "ti')
+    with open_tracker(config_for("", enabled=False), run_dir=journal.parent) as tracker:
+        tracker.log_metrics({"a": 2.0}, step=2)
+    assert journal_of(journal.parent) == [(1, {"a": 1.0}), (2, {"a": 2.0})]
+
+
+def test_disabled_tracking_keeps_the_journal_alone(tmp_path: Path) -> None:
+    with open_tracker(config_for("", enabled=False), run_dir=tmp_path) as tracker:
+        tracker.log_metrics({"loss/mask": 0.5}, step=1)
+        tracker.log_metrics({"loss/mask": float("nan"), "ap/bbox": 0.1}, step=2)
+    assert journal_of(tmp_path) == [(1, {"loss/mask": 0.5}), (2, {"loss/mask": None, "ap/bbox": 0.1})]
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows == [
+        {"step": "1", "ap/bbox": "", "loss/mask": "0.5"},
+        {"step": "2", "ap/bbox": "0.1", "loss/mask": ""},
+    ]
+    assert not (tmp_path / "mlflow_run.json").exists()
+
+
+def test_environment_names_the_run(tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = MlflowClient(tracking_uri=database)
+    run_id = client.create_run(client.create_experiment("outside")).info.run_id
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+    with open_tracker(config_for("sqlite:///not_used.db"), run_dir=tmp_path / "run") as tracker:
+        tracker.log_metrics({"loss/mask": 0.5}, step=1)
+    assert client.get_run(run_id).data.metrics == {"loss/mask": 0.5}
+    assert not Path("not_used.db").exists()
+
+
+def test_unknown_run_in_the_environment_is_an_error(
+    tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    with (
+        pytest.raises(TrackingError, match="MLFLOW_RUN_ID"),
+        open_tracker(config_for(database), run_dir=tmp_path / "run"),
+    ):
+        pass
+
+
+def test_deleted_run_is_replaced_by_one_that_is_told_everything(tmp_path: Path, database: str) -> None:
+    run_dir = tmp_path / "run"
+    with open_tracker(config_for(database), run_dir=run_dir) as tracker:
+        tracker.log_metrics({"loss/mask": 0.5}, step=1)
+    deleted = run_of(run_dir, database).info.run_id
+    MlflowClient(tracking_uri=database).delete_run(deleted)
+    with open_tracker(config_for(database), run_dir=run_dir) as tracker:
+        tracker.log_metrics({"loss/mask": 0.4}, step=2)
+    run = run_of(run_dir, database)
+    assert run.info.run_id != deleted
+    assert history(run, database, "loss/mask") == [(1, 0.5), (2, 0.4)]
+
+
+def test_changed_parameter_becomes_a_tag(tmp_path: Path, database: str) -> None:
+    longer = config_for(database).model_copy(update={"train": Config().train.model_copy(update={"max_iters": 7})})
+    for config in (config_for(database), longer):
+        with open_tracker(config, run_dir=tmp_path / "run"):
+            pass
+    run = run_of(tmp_path / "run", database)
+    assert run.data.params["train.max_iters"] == "90000"
+    assert run.data.tags["changed/train.max_iters"] == "7"
+
+
+@pytest.mark.parametrize("uri", ["ftp://host/place", "./mlruns"])
+def test_uri_that_mlflow_refuses_is_an_error_that_says_what_to_use(tmp_path: Path, uri: str) -> None:
+    with pytest.raises(TrackingError, match="sqlite:///FILE"), open_tracker(config_for(uri), run_dir=tmp_path / "run"):
+        pass
+
+
+def test_deleted_experiment_is_an_error_that_says_how_to_restore_it(tmp_path: Path, database: str) -> None:
+    client = MlflowClient(tracking_uri=database)
+    client.delete_experiment(client.create_experiment("gone"))
+    config = config_for(database, experiment="gone")
+    with pytest.raises(TrackingError, match="experiments restore"), open_tracker(config, run_dir=tmp_path / "run"):
+        pass
+
+
+def test_password_is_neither_written_to_disk_nor_said(
+    tmp_path: Path, closed_port: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    uri = closed_port.replace("http://", "http://me:pa55word@")
+    with open_tracker(config_for(uri), run_dir=tmp_path) as tracker:
+        tracker.log_metrics({"loss/mask": 0.5}, step=1)
+    state = (tmp_path / "mlflow_run.json").read_text()
+    assert "***@127.0.0.1" in json.loads(state)["uri"]
+    assert "pa55word" not in state
+    assert "me:***@127.0.0.1" in caplog.text
+    assert "pa55word" not in caplog.text
+
+
+@pytest.mark.parametrize(("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")])
+def test_status_tells_how_the_stage_ended(
+    tmp_path: Path, database: str, error: type[BaseException], status: str
+) -> None:
+    @contextmanager
+    def stage() -> Iterator[None]:
+        with open_tracker(config_for(database), run_dir=tmp_path / "run"):
+            yield
+
+    with pytest.raises(error), stage():
+        raise error
+    assert run_of(tmp_path / "run", database).info.status == status

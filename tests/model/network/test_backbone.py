@@ -1,0 +1,131 @@
+"""ResNet-FPN against torchvision's: values, sizes, what is frozen."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+
+from model.config import ModelConfig
+from model.network.backbone import Backbone
+from model.network.layers import FrozenBatchNorm2d
+from model.network.mask_rcnn import MaskRCNN
+from model.structures import Batch
+from model.weights.names import body_name
+
+
+def shaken(module: nn.Module) -> nn.Module:
+    """Statistics and affine parameters away from the identity."""
+    for name, buffer in module.named_buffers():
+        if name.endswith(("running_var", "weight")):
+            buffer.uniform_(0.5, 1.0)
+        elif name.endswith(("running_mean", "bias")):
+            buffer.normal_(0, 0.1)
+    return module
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101"])
+def test_pyramid_and_gradients_are_torchvisions(name: str) -> None:
+    torch.manual_seed(0)
+    theirs = shaken(resnet_fpn_backbone(backbone_name=name, weights=None, trainable_layers=3)).double()
+    ours = Backbone(ModelConfig(backbone=name, weights="none", freeze_stages=2)).double()  # type: ignore[arg-type]
+    ours.load_state_dict(theirs.state_dict())
+    images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    ours_out, theirs_out = ours(images), list(theirs(images).values())
+    assert [f.shape for f in ours_out] == [f.shape for f in theirs_out]
+    for mine, other in zip(ours_out, theirs_out, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-7, atol=1e-9)
+    sum(f.square().mean() for f in ours_out).backward()
+    sum(f.square().mean() for f in theirs_out).backward()
+    others = dict(theirs.named_parameters())
+    for key, parameter in ours.named_parameters():
+        assert (parameter.grad is None) == (others[key].grad is None), key
+        if parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad, others[key].grad, rtol=1e-6, atol=1e-9, msg=key)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("resnet50", {"features": "c4", "box_head": "res5", "box_pool_size": 14}),
+        ("resnet101", {"features": "c4", "box_head": "res5", "box_pool_size": 14}),
+        ("resnet50", {"features": "c5"}),
+        ("resnet50", {"features": "c5", "res5_dilation": 2}),
+        ("resnet50", {"stride_in_1x1": True}),
+        ("resnext101_32x8d", {}),
+    ],
+)
+def test_each_stage_is_torchvisions(name: str, changes: dict[str, Any]) -> None:
+    """Layer by layer, with shared weights; strides and dilation that torchvision's constructors do not offer are set on its blocks."""
+    torch.manual_seed(0)
+    theirs = shaken(getattr(torchvision.models, name)(weights=None)).double().eval()
+    if changes.get("stride_in_1x1"):
+        for stage in (theirs.layer2, theirs.layer3, theirs.layer4):
+            stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
+    if changes.get("res5_dilation") == 2:
+        theirs.layer4[0].conv2.stride = theirs.layer4[0].downsample[0].stride = (1, 1)
+        for block in theirs.layer4:
+            block.conv2.dilation = block.conv2.padding = (2, 2)
+    config = ModelConfig(backbone=name, weights="none", **changes)  # type: ignore[arg-type]
+    ours = MaskRCNN(config, 3).double().eval()
+    state = {body_name(key, config): value for key, value in theirs.state_dict().items() if not key.startswith("fc.")}
+    loaded = ours.load_state_dict(
+        {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}, strict=False
+    )
+    assert not loaded.unexpected_keys
+    with torch.no_grad():
+        x = torch.randn(1, 3, 64, 96, dtype=torch.float64)
+        features = ours.backbone.body(x)
+        x = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(x))))
+        for stage, feature in zip((theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4), features, strict=False):
+            x = stage(x)
+            torch.testing.assert_close(feature, x, rtol=1e-7, atol=1e-9)
+        assert len(features) == (3 if config.features == "c4" else 4)
+        if config.features == "c4":
+            assert ours.roi_heads is not None
+            assert ours.roi_heads.res5 is not None
+            pooled = torch.randn(5, 1024, 14, 14, dtype=torch.float64)
+            torch.testing.assert_close(ours.roi_heads.res5(pooled), theirs.layer4(pooled), rtol=1e-7, atol=1e-9)
+
+
+def test_the_network_has_torchvisions_parameters() -> None:
+    theirs = TorchvisionMaskRCNN(resnet_fpn_backbone(backbone_name="resnet50", weights=None), 91)
+    ours = MaskRCNN(ModelConfig(weights="none"), 90)
+    assert {n: p.shape for n, p in ours.named_parameters()} == {n: p.shape for n, p in theirs.named_parameters()}
+
+
+def test_frozen_stages_do_not_learn_and_keep_their_statistics(tiny_config: Callable[..., ModelConfig]) -> None:
+    model = MaskRCNN(tiny_config(norm="batch_norm", freeze_stages=2), 3).train()
+    body = model.backbone.body
+    learning = {name for name, p in body.named_parameters() if p.requires_grad}
+    assert not any(name.startswith(("conv1", "bn1", "layer1")) for name in learning)
+    assert any(name.startswith("layer2") for name in learning)
+    before = body.bn1.running_mean.clone()  # type: ignore[operator]
+    model.backbone(torch.randn(1, 3, 64, 64))
+    assert torch.equal(body.bn1.running_mean, before)  # type: ignore[arg-type]
+    assert not torch.equal(body.layer2[0].bn1.running_mean, torch.zeros(128))  # type: ignore[index, union-attr, arg-type]
+
+
+def test_two_stages_are_frozen_with_pretrained_weights_and_none_from_scratch() -> None:
+    assert ModelConfig(weights="imagenet").frozen_stages == 2
+    assert ModelConfig(weights="none").frozen_stages == 0
+    assert ModelConfig(weights="imagenet", freeze_stages=3).frozen_stages == 3
+
+
+def test_frozen_norm_ignores_the_batch_counter_of_a_trained_one() -> None:
+    norm = FrozenBatchNorm2d(4)
+    norm.load_state_dict(nn.BatchNorm2d(4).state_dict())
+    assert "num_batches_tracked" not in norm.state_dict()
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_activations_are_channels_last(
+    tiny_config: Callable[..., ModelConfig], shapes_batch: Callable[..., Batch], is_training: bool
+) -> None:
+    model = MaskRCNN(tiny_config(norm="batch_norm"), 3).to_device(torch.device("cpu")).train(is_training)
+    for level in model.backbone(model.normalize(shapes_batch(size=64)))[:4]:
+        assert level.is_contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,230 @@
+"""Each member of the network family: its size, its shapes, and that it learns, waits for nothing, and resumes."""
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from model.config import ModelConfig, TrainConfig
+from model.engine.optim import make_optimizer
+from model.engine.precision import LossScaler
+from model.engine.steps import train_steps
+from model.network.backbone import Backbone
+from model.network.mask_rcnn import LOSSES, MaskRCNN
+from model.structures import Batch, Detections
+
+CPU = torch.device("cpu")
+C4 = {"features": "c4", "box_head": "res5", "box_pool_size": 14, "mask_head_convs": 0}
+DC5 = {"features": "c5", "res5_dilation": 2}
+GN = {"norm": "group_norm", "box_head": "conv"}
+# Detectron2's models of these configuration files with nothing frozen: parameters, and those of frozen batch norms, which are buffers.
+PUBLISHED = {
+    "mask_rcnn_R_50_FPN_1x": ({}, 44_343_216, 53_120),
+    "mask_rcnn_R_50_C4_1x": (C4, 35_909_612, 53_120),
+    "mask_rcnn_R_50_DC5_1x": (DC5, 172_353_516, 53_120),
+    "mask_rcnn_R_101_FPN_3x": ({"backbone": "resnet101"}, 63_283_120, 105_344),
+    "mask_rcnn_R_101_C4_3x": ({"backbone": "resnet101", **C4}, 54_849_516, 105_344),
+    "mask_rcnn_R_101_DC5_3x": ({"backbone": "resnet101", **DC5}, 191_293_420, 105_344),
+    "mask_rcnn_X_101_32x8d_FPN_3x": ({"backbone": "resnext101_32x8d"}, 107_427_760, 202_880),
+    "scratch_mask_rcnn_R_50_FPN_3x_gn": (GN, 45_711_152, 0),
+    "faster_rcnn_R_50_FPN_1x": ({"task": "box"}, 41_699_936, 53_120),
+    "faster_rcnn_R_50_C4_1x": ({"task": "box", **C4}, 33_791_644, 53_120),
+    "rpn_R_50_FPN_1x": ({"task": "proposals"}, 27_393_231, 53_120),
+    "rpn_R_50_C4_1x": ({"task": "proposals", **C4}, 18_027_787, 30_592),
+}
+
+
+def count(config: ModelConfig) -> tuple[int, int]:
+    """Parameters, and affine parameters of frozen norms, without the rows of the predictors for background, which Detectron2 leaves out."""
+    with torch.device("meta"):
+        model = MaskRCNN(config, 80)
+    parameters = sum(p.numel() for p in model.parameters())
+    if model.roi_heads is not None:
+        parameters -= model.roi_heads.box_predictor.bbox_pred.in_features * 4 + 4
+    if config.task == "mask":
+        parameters -= config.mask_head_channels + 1
+    return parameters, sum(b.numel() for name, b in model.named_buffers() if name.endswith((".weight", ".bias")))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_network_has_as_many_parameters_as_the_published_one(name: str) -> None:
+    changes, parameters, of_norms = PUBLISHED[name]
+    assert count(ModelConfig(weights="none", **changes)) == (parameters, of_norms)  # type: ignore[arg-type]
+
+
+def test_torchvision_publishes_the_same_number_for_mask_rcnn() -> None:
+    from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights as Weights
+
+    with torch.device("meta"):
+        model = MaskRCNN(ModelConfig(weights="none"), 90)
+    assert sum(p.numel() for p in model.parameters()) == Weights.COCO_V1.meta["num_params"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "shapes"),
+    [
+        ({}, [(256, 32, 48), (256, 16, 24), (256, 8, 12), (256, 4, 6), (256, 2, 3)]),
+        (C4, [(1024, 8, 12)]),
+        (DC5, [(2048, 8, 12)]),
+        ({"features": "c5"}, [(2048, 4, 6)]),
+    ],
+)
+@pytest.mark.parametrize("backbone", ["resnet50", "resnet101", "resnext101_32x8d"])
+def test_feature_maps_have_the_shapes_of_their_strides(
+    backbone: str, changes: dict[str, Any], shapes: list[tuple[int, ...]]
+) -> None:
+    with torch.device("meta"):
+        features = Backbone(ModelConfig(backbone=backbone, weights="none", **changes))(torch.empty(1, 3, 128, 192))  # type: ignore[arg-type]
+    assert [tuple(feature.shape[1:]) for feature in features] == shapes
+
+
+# ResNet-18, or a thin path through what only bottlenecks have.
+SMALL_C4 = {"features": "c4", "box_head": "res5", "box_pool_size": 4, "mask_pool_size": 4, "mask_head_convs": 0}
+MEMBERS: dict[str, dict[str, Any]] = {
+    "c4": SMALL_C4,
+    "c4_with_mask_convs": SMALL_C4 | {"mask_head_convs": 1, "norm": "batch_norm"},
+    "c5": {"features": "c5", "box_pool_size": 3, "mask_pool_size": 4},
+    "c5_dilated": {"features": "c5", "res5_dilation": 2, "box_pool_size": 3, "mask_pool_size": 4},
+    "fpn_conv_head": {"box_head": "conv", "box_head_convs": 2, "box_head_conv_channels": 32},
+    "fpn_torchvision": {"conventions": "torchvision"},
+    "fpn_bgr": {"pixel_order": "bgr", "pixel_mean": (103.53, 116.28, 123.675), "pixel_std": (1.0, 1.0, 1.0)},
+    "faster_rcnn": {"task": "box"},
+    "faster_rcnn_c4": SMALL_C4 | {"task": "box"},
+    "proposals": {"task": "proposals"},
+    "proposals_c4": SMALL_C4 | {"task": "proposals"},
+}
+by_member = pytest.mark.parametrize("member", MEMBERS)
+Config, Shapes = Callable[..., ModelConfig], Callable[..., Batch]
+
+
+@by_member
+def test_each_member_trains_without_waiting(
+    member: str, tiny_config: Config, shapes_batch: Shapes, no_sync: Any, losses_on_fake_cuda: Any
+) -> None:
+    """Forward as on a GPU, backward on the CPU; every parameter that may learn gets a gradient."""
+    torch.manual_seed(0)
+    config = tiny_config(**MEMBERS[member])
+    model, batch = MaskRCNN(config, 3).train(), shapes_batch(images=2)
+    with no_sync():
+        losses = losses_on_fake_cuda(model, batch)
+    assert tuple(losses) == LOSSES[config.task]
+    losses = model(batch)
+    assert all(loss.isfinite() for loss in losses.values())
+    with no_sync():
+        torch.stack(list(losses.values())).sum().backward()
+    unlearnt = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not unlearnt
+
+
+@pytest.mark.parametrize(
+    "member", [m for m in MEMBERS if m not in ("c4_with_mask_convs", "faster_rcnn_c4", "proposals_c4")]
+)
+def test_the_loss_of_each_member_falls_within_twenty_steps(
+    member: str, tiny_config: Config, shapes_batch: Shapes
+) -> None:
+    torch.manual_seed(0)
+    model = MaskRCNN(tiny_config(**MEMBERS[member]), 3)
+    losses = train(model, [shapes_batch(images=2)] * 20, settings())
+    assert min(losses[-5:]) < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("member", ["c4", "c5_dilated", "fpn_conv_head", "faster_rcnn", "proposals"])
+def test_saved_and_resumed_it_goes_on_as_if_unbroken(member: str, tiny_config: Config, shapes_batch: Shapes) -> None:
+    batches = [shapes_batch(images=2, seed=seed) for seed in range(4)]
+    torch.manual_seed(0)
+    unbroken = train(MaskRCNN(tiny_config(**MEMBERS[member]), 3), batches, settings())
+    torch.manual_seed(0)
+    first = MaskRCNN(tiny_config(**MEMBERS[member]), 3)
+    file = io.BytesIO()
+    train(first, batches[:2], settings(), save_to=file)
+    torch.manual_seed(1)  # other initial weights, to be replaced
+    file.seek(0)
+    resumed = train(MaskRCNN(tiny_config(**MEMBERS[member]), 3), batches[2:], settings(), resume_from=file)
+    assert resumed == unbroken[2:]
+
+
+def settings() -> TrainConfig:
+    return TrainConfig(base_lr=0.02, lr_batch_size=2, batch_size=2, warmup_iters=0, clip_grad_norm=10.0)
+
+
+def train(
+    model: MaskRCNN,
+    batches: list[Batch],
+    options: TrainConfig,
+    *,
+    save_to: io.BytesIO | None = None,
+    resume_from: io.BytesIO | None = None,
+) -> list[float]:
+    """The sum of the losses of each step."""
+    optimizer, start = make_optimizer(model, options), 0
+    if resume_from is not None:
+        state = torch.load(resume_from, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        start = state["step"]
+    limited = options.model_copy(update={"max_iters": start + len(batches)})
+    steps = train_steps(model, iter(batches), optimizer, limited, LossScaler(CPU, options.dtype), start_step=start)
+    losses = [float(sum(step.losses.values())) for step in steps]
+    if save_to is not None:
+        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": len(batches)}, save_to)
+    return losses
+
+
+@by_member
+def test_each_member_detects(member: str, tiny_config: Config, shapes_batch: Shapes) -> None:
+    torch.manual_seed(0)
+    config = tiny_config(score_threshold=0.0, **MEMBERS[member])
+    model = MaskRCNN(config, 3).eval()
+    with torch.inference_mode():
+        found = model(shapes_batch(images=2, with_targets=False))
+    assert isinstance(found, Detections)
+    assert (found.num_detections > 0).all()
+    assert (found.boxes >= 0).all()
+    assert (found.boxes <= 64).all()
+    assert (found.scores[:, :-1] >= found.scores[:, 1:]).all()
+    if config.task != "mask":
+        assert found.mask_probs is None
+        return
+    side = config.mask_pool_size if config.features == "c4" else 2 * config.mask_pool_size
+    assert found.mask_probs is not None
+    assert found.mask_probs.shape == (*found.scores.shape, side, side)
+
+
+def test_no_detection_at_all_is_no_trouble_for_res5(tiny_config: Config, shapes_batch: Shapes) -> None:
+    model = MaskRCNN(tiny_config(score_threshold=1.0, **SMALL_C4), 3).eval()
+    with torch.inference_mode():
+        found = model(shapes_batch(images=2, with_targets=False))
+    assert found.num_detections.tolist() == [0, 0]
+    assert found.mask_probs.shape == (2, 0, 4, 4)
+
+
+def test_pixels_are_turned_and_shifted_as_configured(tiny_config: Config, shapes_batch: Shapes) -> None:
+    batch = shapes_batch(images=1)
+    mean, std = (1.0, 2.0, 3.0), (4.0, 5.0, 6.0)
+    model = MaskRCNN(tiny_config(pixel_order="bgr", pixel_mean=mean, pixel_std=std), 3)
+    red, green, blue = batch.images[0].float()
+    expected = torch.stack([(blue - 1) / 4, (green - 2) / 5, (red - 3) / 6])
+    torch.testing.assert_close(model.normalize(batch)[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"features": "c4"}, "box_head must be res5 with features c4"),
+        ({"box_head": "res5"}, "box_head must be res5 with features c4, and only there, got res5 with fpn"),
+        ({**C4, "box_pool_size": 7, "mask_pool_size": 7}, "box_pool_size must be even with c4"),
+        ({**C4, "mask_pool_size": 28}, "mask_pool_size must be box_pool_size with c4"),
+        ({**C4, "freeze_stages": 5}, "freeze_stages must be at most 4 with c4"),
+        ({"res5_dilation": 2}, "res5_dilation must be 1 but with features c5"),
+        ({"backbone": "resnet18", "stride_in_1x1": True}, "stride_in_1x1 must be false with resnet18"),
+        ({**GN, "box_head_conv_channels": 40}, "box_head_conv_channels must be a multiple of 32"),
+        ({"weights": "imagenet", "stride_in_1x1": True}, "stride_in_1x1 must be False with weights 'imagenet'"),
+        ({"weights": "imagenet", "pixel_order": "bgr"}, "pixel_order must be rgb with weights 'imagenet'"),
+        ({"weights": "coco"}, "conventions must be torchvision with weights 'coco', got detectron2"),
+    ],
+)
+def test_parts_that_do_not_fit_are_told(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        ModelConfig(**({"weights": "none"} | changes))

@@ -1,0 +1,134 @@
+"""Initial weights from state dicts."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights, maskrcnn_resnet50_fpn
+
+from model.config import ModelConfig
+from model.network.mask_rcnn import MaskRCNN
+from model.weights.load import WeightsError, _fetch, load_weights
+
+COCO_NAMES = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+
+
+def cached(weights: object, state: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Serve a state dict as if torchvision's file had been fetched: no network here, and 170 MB there."""
+
+    def load(url: str, **_options: object) -> dict[str, torch.Tensor]:
+        assert url == weights.url  # type: ignore[attr-defined]
+        return {name: value.clone() for name, value in state.items()}
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", load)
+
+
+def test_a_torchvision_mask_rcnn_loads_whole(tmp_path: Path) -> None:
+    theirs = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91)
+    torch.save(theirs.state_dict(), tmp_path / "coco.pth")
+    config = ModelConfig(weights=str(tmp_path / "coco.pth"))
+    model = MaskRCNN(config, 90)
+    report = load_weights(model, config, COCO_NAMES[1:], range(1, 91))
+    assert not report.initialised
+    assert not report.unused
+    assert torch.equal(model.roi_heads.box_head.fc6.weight, theirs.roi_heads.box_head.fc6.weight)
+
+
+def test_other_classes_start_at_random_and_it_says_so(tmp_path: Path, tiny_config: Callable[..., ModelConfig]) -> None:
+    torch.save(MaskRCNN(tiny_config(), 5).state_dict(), tmp_path / "five.pth")
+    config = tiny_config(weights=str(tmp_path / "five.pth"))
+    report = load_weights(MaskRCNN(config, 2), config, ["cat", "dog"], [1, 2])
+    assert len(report.initialised) == 6
+    assert "6 start at random: another number of classes (roi_heads.box_predictor.cls_score.weight" in str(report)
+
+
+def test_another_architecture_is_refused(tmp_path: Path, tiny_config: Callable[..., ModelConfig]) -> None:
+    torch.save(MaskRCNN(tiny_config(backbone="resnet34"), 2).state_dict(), tmp_path / "r34.pth")
+    config = tiny_config(weights=str(tmp_path / "r34.pth"), fpn_channels=64)
+    with pytest.raises(WeightsError, match=r"model\.backbone"):
+        load_weights(MaskRCNN(config, 2), config, ["cat", "dog"], [1, 2])
+
+
+def test_an_absent_file_is_an_error(tiny_config: Callable[..., ModelConfig]) -> None:
+    config = tiny_config(weights="nowhere.pth")
+    with pytest.raises(WeightsError, match=r"nowhere\.pth, which does not exist"):
+        load_weights(MaskRCNN(config, 2), config, ["cat", "dog"], [1, 2])
+
+
+def test_imagenet_fills_the_body_alone(
+    monkeypatch: pytest.MonkeyPatch, tiny_config: Callable[..., ModelConfig]
+) -> None:
+    state = torchvision.models.resnet18().state_dict()
+    cached(torchvision.models.ResNet18_Weights.IMAGENET1K_V1, state, monkeypatch)
+    config = tiny_config(weights="imagenet", norm="frozen_batch_norm")
+    model = MaskRCNN(config, 2)
+    report = load_weights(model, config, ["cat", "dog"], [1, 2])
+    assert torch.equal(model.backbone.body.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])  # type: ignore[index, union-attr]
+    assert set(report.unused) == {"fc.weight", "fc.bias"}
+    assert all(not name.startswith("backbone.body.") for name in report.initialised)
+
+
+def test_coco_weights_keep_the_predictors_of_known_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91).state_dict()
+    theirs["backbone.body.bn1.running_var"].fill_(4e-4)  # small, so that eps shows: the deviation is 0.02
+    cached(MaskRCNN_ResNet50_FPN_Weights.COCO_V1, theirs, monkeypatch)
+    config = ModelConfig(weights="coco", conventions="torchvision")
+    model = MaskRCNN(config, 2)
+    report = load_weights(model, config, ["cat", "dog"], [17, 18])
+    assert not report.initialised
+    predictor = model.roi_heads.box_predictor
+    assert torch.equal(predictor.cls_score.weight, theirs["roi_heads.box_predictor.cls_score.weight"][[0, 17, 18]])
+    rows = theirs["roi_heads.box_predictor.bbox_pred.weight"].view(91, 4, -1)[[0, 17, 18]].flatten(0, 1)
+    assert torch.equal(predictor.bbox_pred.weight, rows)
+    scale, _ = model.backbone.body.bn1.scale_and_shift()  # type: ignore[operator]
+    torch.testing.assert_close(scale, theirs["backbone.body.bn1.weight"] / 0.02)
+
+
+def test_coco_weights_for_other_classes_restart_the_predictors(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91).state_dict()
+    cached(MaskRCNN_ResNet50_FPN_Weights.COCO_V1, theirs, monkeypatch)
+    config = ModelConfig(weights="coco", conventions="torchvision")
+    report = load_weights(MaskRCNN(config, 2), config, ["circle", "square"], [1, 2])
+    assert len(report.initialised) == 6
+
+
+class Trap:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Weights as torchvision publishes them: at a URL that ends in the first digits of the file's SHA-256, or of another one."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+
+    def publish(content: object, digest: str = "") -> Any:
+        torch.save(content, tmp_path / "net.pth")
+        digest = digest or hashlib.sha256((tmp_path / "net.pth").read_bytes()).hexdigest()[:8]
+        path = (tmp_path / "net.pth").rename(tmp_path / f"net-{digest}.pth")
+        return SimpleNamespace(url=path.as_uri())
+
+    return publish
+
+
+def test_what_is_fetched_has_the_hash_of_its_name(published: Callable[..., Any], tmp_path: Path) -> None:
+    assert _fetch(published({"w": torch.ones(2)}))["w"].tolist() == [1, 1]
+    with pytest.raises(WeightsError, match=r"cannot be fetched from file:.*net-01234567\.pth.*invalid hash"):
+        _fetch(published({"w": torch.ones(2)}, "01234567"))
+    assert not list((tmp_path / "cache").rglob("*01234567*"))
+
+
+def test_what_is_fetched_runs_nothing(published: Callable[..., Any], tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="cannot be fetched"):
+        _fetch(published({"w": torch.ones(2), "x": Trap(tmp_path / "sprung")}))
+    assert not (tmp_path / "sprung").exists()
