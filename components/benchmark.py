@@ -15,10 +15,11 @@ from rich.console import Console
 
 from components.benchmarks import evaluator, loader, phases, scaling, steps
 from components.cli import parse, stage_parser, user_errors
-from components.config import BenchmarkConfig, BenchmarkMode, Config, ConfigError
+from components.config import BenchmarkConfig, BenchmarkMode, Config
+from components.params import ConfigError
 from components.runs.environment import environment
-from components.runs.journal import write_atomically
 from components.tracking.tracker import open_tracker
+from model.files import write_atomically
 
 # What measures each mode, under its name in benchmark.json; each has measure(config), metrics(report) and table(report).
 MEASURES: dict[str, tuple[tuple[BenchmarkMode, ...], ModuleType]] = {

@@ -16,11 +16,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from components.config import Config, load_config
+from components.config import Config
+from components.params import load_config
 from model.errors import UserError
 
-# 128 + 15, as shells have it; the training operator takes statuses over 127 as worth another try.
-STATUS_OF_SIGTERM = 143
 _OVERRIDE = re.compile(r"\w+(\.\w+)+=")
 
 

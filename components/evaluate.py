@@ -5,64 +5,28 @@ writes into train.output_dir: evaluation.json, inference/ and plots/. Scores are
 """
 
 import json
-import re
-import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any
 
-import orjson
-import torch
-from PIL import Image
-from pycocotools.coco import COCO
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from components.cli import parse, stage_parser, user_errors
 from components.config import Config
-from components.evaluation.before_after import read_before
-from components.evaluation.plots import (
-    draw_comparison,
-    objects_of,
-    plot_precision_recall,
-    spread,
-    write_precision_recall,
-)
+from components.evaluation.detect import Results, detect
+from components.evaluation.files import evaluation_report, write_inference, write_plots
+from components.evaluation.score import class_metrics, score, score_metrics
 from components.launch import relaunch
-from components.runs.environment import git_commit
-from components.runs.journal import write_atomically
 from components.runs.trained import Trained, load_trained, open_split
 from components.tracking.tracker import open_tracker
-from model.config import DataConfig, EvaluateConfig
 from model.data.index import CocoIndex
-from model.data.loader import eval_loader
-from model.data.views import views_loader
-from model.distributed import from_main, gather_on_main, is_main, pick_device, process_group, rank, world_size
-from model.engine.steps import predict
-from model.inference.postprocess import original_boxes, to_coco_results
-from model.inference.predictor import Object
-from model.inference.test_time import is_plain, predict_views
-from model.inference.visualize import stacked
-from model.network.mask_rcnn import NAMES_OF_PROPOSALS, MaskRCNN
-from model.scoring.backends import AnyBackend, Backend, choose_backend
-from model.scoring.coco import KINDS, TITLES, CocoEvaluation, evaluate_proposals, evaluate_results, load_ground_truth
-from model.structures import Batch, Detections
+from model.distributed import from_main, pick_device, process_group
+from model.files import write_atomically
+from model.scoring.backends import Backend, choose_backend
+from model.scoring.coco import TITLES, CocoEvaluation, load_ground_truth
 
-_NOT_IN_METRIC_NAMES = r"[^\w\-. ]"
 _MAX_CLASSES_IN_TABLE = 20
-
-
-@dataclass(frozen=True)
-class Results:
-    """What a model found in a split: COCO results of boxes (or proposals) and masks in the same order, and tensors an image."""
-
-    bbox: list[dict[str, Any]]
-    segm: list[dict[str, Any]]  # empty without a mask head
-    tensors: list[dict[str, Any]]  # empty unless they were asked for
-    task: str = "mask"  # model.task
 
 
 @dataclass(frozen=True)
@@ -107,180 +71,6 @@ def _finish(
     _track(config, trained, index, evaluation)
     _print(evaluation, run_dir, trained)
     return evaluation
-
-
-def evaluate_model(model: MaskRCNN, config: Config) -> CocoEvaluation:
-    """Score a model that is still in training on `evaluate.split`, without test-time augmentation; nothing is written."""
-    index = CocoIndex.open(config.data.prepared_dir, config.evaluate.split)
-    plain = EvaluateConfig(batch_size=config.evaluate.batch_size)
-    results = detect(model, index, config.data, plain, dtype=config.train.dtype)
-    evaluation = None
-    if results is not None:
-        evaluation = score(index.ground_truth_path, results, config.evaluate.backend)
-    evaluation = from_main(evaluation)
-    assert evaluation is not None
-    return evaluation
-
-
-def score(ground_truth: Path | COCO, results: Results, backend: AnyBackend) -> CocoEvaluation:
-    """AP of boxes and, where the model has them, of masks; of a model of proposals, their recall."""
-    if results.task == "proposals":
-        return evaluate_proposals(ground_truth, results.bbox, backend=backend)
-    segm = results.segm if results.task == "mask" else None
-    return evaluate_results(ground_truth, results.bbox, segm, backend=backend)
-
-
-def detect(
-    model: MaskRCNN,
-    index: CocoIndex,
-    data: DataConfig,
-    evaluate: EvaluateConfig,
-    *,
-    dtype: str = "float32",
-    keep_tensors: bool = False,
-) -> Results | None:
-    """Run a model over every image of a split, its batches shared among the processes; augmented as `evaluate` says.
-
-    Args:
-        keep_tensors: also keep what the network computed; for COCO's 5,000 val images that is about a GiB of memory.
-
-    Returns:
-        What all processes found, in an order that does not depend on their number; None in all but rank 0.
-    """
-    device, shard = next(model.parameters()).device, (rank(), world_size())
-    batches: Iterable[tuple[Batch, Detections]]
-    if is_plain(evaluate):
-        loader = eval_loader(index, data, batch_size=evaluate.batch_size, shard=shard)
-        batches, total = predict(model, loader, device, dtype), len(loader)
-    else:
-        views = views_loader(index, data, evaluate.scales, batch_size=evaluate.batch_size, shard=shard)
-        batches, total = predict_views(model, views, evaluate, device, dtype), len(views)
-    found = []
-    for batch, detections in track(batches, "detecting", total=total, transient=True, disable=not is_main()):
-        tensors = _tensors(batch, detections) if keep_tensors else []
-        results = to_coco_results(batch, detections, index.category_ids, model.conventions)
-        found.append(Results(*results, tensors))
-    if not (of_ranks := gather_on_main(found)):
-        return None
-    in_order = [
-        results for row in zip_longest(*of_ranks) for results in row if results
-    ]  # rank r had batches r, r + size, …
-    bbox, segm, tensors = (
-        list(chain.from_iterable(getattr(part, name) for part in in_order)) for name in ("bbox", "segm", "tensors")
-    )
-    return Results(bbox, segm, tensors, model.task)
-
-
-def evaluation_report(
-    evaluation: CocoEvaluation | None, results: Results, index: CocoIndex, checkpoint: str
-) -> dict[str, Any]:
-    """The content of evaluation.json; scores are null where they were not computed."""
-    return {
-        **{kind: evaluation and evaluation.scores[kind] for kind in KINDS[results.task]},
-        "per_class": evaluation and evaluation.per_class,
-        "images": len(index),
-        "detections": len(results.bbox),
-        "checkpoint": checkpoint,
-        "data_hash": index.data_hash,
-        "commit": git_commit(),
-    }
-
-
-def score_metrics(evaluation: CocoEvaluation) -> dict[str, float | None]:
-    """Scores under their MLflow names: `ap/bbox`, `ap50/segm`, `ar1000/proposals`, …"""
-    return {
-        f"{name.lower()}/{kind}": value for kind, scores in evaluation.scores.items() for name, value in scores.items()
-    }
-
-
-def class_metrics(evaluation: CocoEvaluation) -> dict[str, float | None]:
-    """AP of each class under its MLflow name: `class_ap/segm/traffic light`, …; what such names cannot hold is `_`."""
-    return {
-        f"class_ap/{task}/{re.sub(_NOT_IN_METRIC_NAMES, '_', name)}": ap
-        for name, scores in evaluation.per_class.items()
-        for task, ap in scores.items()
-    }
-
-
-def write_inference(folder: Path, results: Results, evaluation: CocoEvaluation | None) -> None:
-    """bbox.json and segm.json, or proposals.json (COCO results), predictions.pth (a dictionary of tensors an image), coco_results.pth (scores).
-
-    Of another model's files in the folder none stays. coco_results.pth is not written when there was no evaluation. Both .pth load with
-    `weights_only=True`.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    for kind in TITLES:
-        (folder / f"{kind}.json").unlink(missing_ok=True)
-    for kind in KINDS[results.task]:
-        found = results.segm if kind == "segm" else results.bbox
-        write_atomically(folder / f"{kind}.json", orjson.dumps(found).decode())  # json takes ten times as long
-    _save(results.tensors, folder / "predictions.pth")
-    scores_path = folder / "coco_results.pth"
-    if evaluation is None:
-        scores_path.unlink(missing_ok=True)
-        return
-    precision = {task: torch.from_numpy(values) for task, values in evaluation.precision.items()}  # [T, R], see coco.py
-    _save({**evaluation.scores, "per_class": evaluation.per_class, "precision": precision}, scores_path)
-
-
-def write_plots(
-    run_dir: Path,
-    results: Results,
-    evaluation: CocoEvaluation | None,
-    index: CocoIndex,
-    ground_truth: COCO,
-    drawn_images: int,
-) -> None:
-    """The folder plots/: curves (of proposals there are none), predictions/<image id>.jpg of some images from all over the split, and a few of
-    them before and after training.
-    """
-    folder = run_dir / "plots"
-    class_names = NAMES_OF_PROPOSALS if results.task == "proposals" else index.class_names
-    shutil.rmtree(folder, ignore_errors=True)  # drawings of an earlier checkpoint
-    (folder / "predictions").mkdir(parents=True)
-    if evaluation is not None and evaluation.precision:
-        plot_precision_recall(evaluation, folder / "precision_recall.png")
-        write_precision_recall(evaluation, folder / "precision_recall.csv")
-
-    def draw(i: int, before: list[Object] | None = None) -> Image.Image:
-        found = _objects(results, int(index.image_ids[i]), index.category_ids)
-        return draw_comparison(index, i, ground_truth, found, class_names=class_names, before=before)
-
-    for i in spread(len(index), drawn_images):
-        draw(i).save(folder / "predictions" / f"{index.image_ids[i]}.jpg", quality=90)
-    before = read_before(run_dir, index)
-    if drawn_images and before:
-        stacked([draw(i, objects) for i, objects in before.items()]).save(folder / "before_after.jpg", quality=90)
-
-
-def _objects(results: Results, image_id: int, category_ids: Sequence[int]) -> list[Object]:
-    """Those of one image."""
-    places = [k for k, result in enumerate(results.bbox) if result["image_id"] == image_id]
-    masks = [results.segm[k] for k in places] if results.segm else []
-    return objects_of([results.bbox[k] for k in places], masks, category_ids)
-
-
-def _tensors(batch: Batch, detections: Detections) -> list[dict[str, Any]]:
-    """Each image's detections without padding; boxes in original pixels."""
-    boxes = original_boxes(batch, detections)
-    tensors = []
-    for n, count in enumerate(detections.num_detections.tolist()):
-        found = {
-            "boxes": boxes[n, :count],  # [k, 4] xyxy
-            "scores": detections.scores[n, :count],
-            "labels": detections.labels[n, :count],
-        }
-        if detections.mask_probs is not None:
-            found["mask_probs"] = detections.mask_probs[n, :count]  # [k, M, M], in the frame of the box
-        image = {"image_id": int(batch.image_ids[n]), "size": batch.original_sizes[n].tolist()}
-        tensors.append(image | {name: value.cpu().clone() for name, value in found.items()})
-    return tensors
-
-
-def _save(content: Any, path: Path) -> None:
-    partial = path.with_name(path.name + ".tmp")
-    torch.save(content, partial)
-    partial.replace(path)
 
 
 def _track(config: Config, trained: Trained, index: CocoIndex, evaluation: CocoEvaluation | None) -> None:

@@ -25,7 +25,6 @@ from torch import Tensor
 from components.cli import parse, stage_parser, user_errors
 from components.config import Config
 from components.runs.environment import git_commit
-from components.runs.journal import write_atomically
 from components.runs.trained import Trained, load_trained, open_split
 from cuda_ops import library
 from model.config import DataConfig
@@ -36,6 +35,7 @@ from model.data.loader import eval_batches
 from model.data.transforms import resized_size
 from model.engine.precision import set_float32_products
 from model.errors import UserError
+from model.files import write_atomically
 from model.inference.export import MAX_BATCH, Detector, export_detector
 from model.structures import Batch
 

@@ -10,9 +10,8 @@ import sys
 from collections.abc import Sequence
 from types import FrameType
 
-import torch
-
-from components.cli import STATUS_OF_SIGTERM
+# 128 + 15, as shells have it; the training operator takes statuses over 127 as worth another try.
+STATUS_OF_SIGTERM = 143
 
 
 def relaunch(stage: str, processes: int, argv: Sequence[str] | None) -> bool:
@@ -25,6 +24,8 @@ def relaunch(stage: str, processes: int, argv: Sequence[str] | None) -> bool:
     Returns:
         False where this process should do the work itself: it is the only one wanted, or one of many already.
     """
+    import torch  # more than a second, which who asks for a constant of this file need not pay
+
     wanted = processes or max(1, torch.cuda.device_count())
     if wanted == 1 or "WORLD_SIZE" in os.environ:
         return False

@@ -19,11 +19,11 @@ from rich.progress import track
 from components.cli import parse, stage_parser, user_errors
 from components.config import Config
 from components.evaluation.plots import draw_objects, spread
-from components.runs.journal import write_atomically
 from components.runs.trained import Trained, load_trained, open_split
 from components.tracking.tracker import open_tracker
 from model.data.transforms import UNREADABLE, Pixels, read_image
 from model.errors import UserError
+from model.files import write_atomically
 from model.inference.predictor import Object, Predictor
 
 SUFFIXES = {

@@ -18,10 +18,29 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from components.cli import user_errors
-from components.config import load_config
+from components.params import load_config, read_flat
+from components.runs.identity import deciding, differences
 from model.errors import UserError
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The recipe that a configuration is most like, and what it changes there: name → (recipe's value, its own value)."""
+
+    recipe: str
+    changes: dict[str, tuple[Any, Any]]
+
+
+def nearest_recipe(flat: dict[str, Any]) -> Nearest:
+    """The recipe of whose deciding values the fewest are others, in a configuration by dotted names (of an older version, maybe)."""
+    ours, found = deciding(flat), []
+    for path in sorted(RECIPES.glob("*.yaml")):
+        theirs = {key: value for key, value in deciding(read_flat(path)).items() if key in ours}
+        changes = differences([theirs, {key: ours[key] for key in theirs}])
+        found.append(Nearest(path.stem, {key: (recipe, own) for key, (recipe, own) in changes.items()}))
+    return min(found, key=lambda near: len(near.changes))
 
 
 class RecipeError(UserError):

@@ -16,15 +16,16 @@ from rich.console import Console
 
 from components.cli import parse, stage_parser, user_errors
 from components.evaluation.error_types import ErrorAnalysis, ErrorTypes
+from components.recipe import nearest_recipe
 from components.reports import outcome, setup
 from components.reports.layout import Chapter, Gallery, markdown_table
 from components.reports.pictures import worst_and_best
 from components.reports.readme import update_readme
 from components.reports.speed import speed
 from components.runs.files import RunData, read_run
-from components.runs.journal import write_atomically
-from components.runs.result import TASKS, nearest_recipe
+from components.runs.result import TASKS
 from model.errors import UserError
+from model.files import write_atomically
 
 TEMPLATES = Path(__file__).parent / "reports" / "templates"
 _PICTURE_BUDGET_BYTES = 3_500_000  # of a page that stays under 5 MB

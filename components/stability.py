@@ -12,7 +12,8 @@ from pathlib import Path
 from rich.console import Console
 
 from components.cli import parse, stage_parser, user_errors
-from components.config import Config, ConfigError
+from components.config import Config
+from components.params import ConfigError
 from components.studies.seeds import find_finished, seed_config, train_seeds
 from components.studies.summary import StabilityError, StabilityResult, summarise
 from components.studies.tables import markdown_note, summary_metrics, terminal_table

@@ -17,7 +17,8 @@ from kfp.dsl.base_component import BaseComponent
 from ruamel.yaml import YAML
 
 from components.cluster.description import volume_of
-from components.config import Config, ConfigError, config_text, load_config
+from components.config import Config
+from components.params import ConfigError, config_text, load_config
 from components.pytorchjob import make_manifest
 from pipelines.placement import on_cluster
 from pipelines.training import stability, training

@@ -19,8 +19,9 @@ import psutil
 from kfp import local
 from rich.console import Console
 
-from components.cli import STATUS_OF_SIGTERM
-from components.config import Config, config_text
+from components.config import Config
+from components.launch import STATUS_OF_SIGTERM
+from components.params import config_text
 from pipelines.compile import PIPELINES, Request
 from pipelines.placement import on_this_machine
 

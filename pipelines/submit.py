@@ -12,7 +12,8 @@ from typing import Any
 
 import kfp_server_api
 
-from components.config import Config, ConfigError
+from components.config import Config
+from components.params import ConfigError
 from model.errors import UserError
 from pipelines.compile import Request, compile_pipeline
 from pipelines.run_local import output_dir

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from components.cli import user_errors
-from components.config import load_config
+from components.params import load_config
 from model.errors import UserError
 
 RECALL_NAMES = ("AR100", "AR1000", "ARs1000", "ARm1000", "ARl1000")

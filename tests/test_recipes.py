@@ -6,7 +6,8 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 
-from components.config import Config, load_config
+from components.config import Config
+from components.params import load_config
 from model.engine.optim import learning_rate
 from model.network.mask_rcnn import MaskRCNN
 

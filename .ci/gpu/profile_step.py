@@ -7,7 +7,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from components.benchmarks.case import Case, build_steps
-from components.config import load_config
+from components.params import load_config
 
 ROWS = 30
 

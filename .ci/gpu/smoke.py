@@ -15,7 +15,7 @@ from torch import Tensor
 
 import cuda_ops
 from components.benchmarks.case import Case, build_steps
-from components.config import load_config
+from components.params import load_config
 from cuda_ops import benchmark, library
 from cuda_ops.selfcheck import CHECKS, differences
 

@@ -13,7 +13,8 @@ from rich.table import Table
 
 from components.benchmarks.process import in_fresh_process
 from components.benchmarks.steps import first_training_case
-from components.config import Config, ConfigError
+from components.config import Config
+from components.params import ConfigError
 
 
 def measure(config: Config) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 
 from ruamel.yaml import YAML, YAMLError
 
-from components.config import ClusterConfig, Config, ConfigError
+from components.config import ClusterConfig, Config
+from components.params import ConfigError
 
 SECTIONS = ("data", "model", "train", "evaluate", "tracking")  # what `components.train` reads
 MAX_NAME = 50  # leaves room in a label of 63 for `-worker-1234` of pods and services

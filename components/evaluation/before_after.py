@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from components.evaluation.plots import DRAWN_SCORE, spread
-from components.runs.journal import write_atomically
 from model.data.index import CocoIndex
 from model.data.transforms import Pixels, read_image
+from model.files import write_atomically
 from model.inference.predictor import Object, Predictor
 
 FILE_NAME = "before.json"

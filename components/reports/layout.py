@@ -3,7 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from components.reports.pictures import Picture
+
+@dataclass(frozen=True)
+class Picture:
+    """One image as a page shows it."""
+
+    src: str  # data: URI
+    width: int
+    height: int
+    caption: str
+    alt: str
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ import io
 import json
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,23 +13,13 @@ from PIL import Image
 
 from components.evaluation.error_types import SURE_SCORE, ErrorAnalysis, ImageScore, extremes
 from components.evaluation.plots import draw_comparison, objects_of
+from components.reports.layout import Picture
 from model.data.index import CocoIndex
 from model.scoring.backends import Task
 from model.scoring.coco import load_ground_truth
 
 _WIDTHS_PX = (1032, 800, 640, 480)  # tried in turn until a picture fits
 _QUALITIES = (82, 70, 55)
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One image as a page shows it."""
-
-    src: str  # data: URI
-    width: int
-    height: int
-    caption: str
-    alt: str
 
 
 def worst_and_best(

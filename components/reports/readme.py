@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from components.recipe import nearest_recipe
 from components.reports.layout import Table, duration, markdown_table, number
 from components.reports.setup import commit_of
 from components.reports.speed import training_time_s
 from components.runs.environment import hardware_name
 from components.runs.files import RunData, read_run
-from components.runs.journal import write_atomically
-from components.runs.result import nearest_recipe
 from components.studies import tables
 from model.errors import UserError
+from model.files import write_atomically
 
 RESULTS = Path("docs/results")
 _BLOCK = re.compile(r"(<!-- table:(?P<name>[\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)

@@ -5,12 +5,12 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from components.config import read_flat
-from components.recipe import RECIPES
+from components.params import read_flat
+from components.recipe import RECIPES, Nearest
 from components.reports.layout import Chapter, Table, duration, number
 from components.reports.speed import training_time_s
 from components.runs.files import RunData
-from components.runs.result import Nearest, deciding, differences
+from components.runs.identity import deciding, differences
 from model.scoring.coco import TITLES
 
 _SHOWN_CLASSES = 100

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.config import read_flat
+from components.params import read_flat
 from components.runs.journal import Entry
 from model.data.index import CocoIndex
 from model.errors import UserError

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from model.files import write_atomically
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -68,13 +70,6 @@ class Journal:
         content = self.path.read_bytes() if self.path.is_file() else b""
         if content and not content.endswith(b"\n"):
             os.truncate(self.path, content.rfind(b"\n") + 1)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file's content at once: a reader, or a crash, sees the old text or the new."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _line(entry: Entry) -> str:

@@ -8,32 +8,17 @@ Reads `config.yaml` and `evaluation.json`; no weights are needed.
 
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.config import Config, load_config, read_flat
-from components.recipe import RECIPES
-from components.training.loop import FREE_TO_CHANGE
+from components.config import Config
+from components.params import load_config
 from model.engine.checkpoint import LAST
 from model.errors import UserError
 from model.scoring.backends import Task
 
 TASKS: tuple[Task, ...] = ("bbox", "segm")
-# The sections that decide what is learned and how it is scored, and the keys in them that do not: where things lie, what is said
-# meanwhile. What training may be continued with is what training itself says; a data set is known by its hash.
-_DECIDING = ("data.", "model.", "train.", "evaluate.")
-_NOT_DECIDING = {f"train.{key}" for key in FREE_TO_CHANGE if key != "max_iters"} | {
-    "data.base_url",
-    "data.prepared_dir",
-    "data.raw_dir",
-    "data.workers",
-    "evaluate.backend",
-    "evaluate.drawn_images",
-}
-# Keys that decide nothing but a result's last bits: no part of its identity, yet worth telling where two results differ.
-_LAST_BITS = ("train.compile", "train.cuda_graph", "train.device", "train.processes")
 _STEP = re.compile(r"step_(\d+)\.pt$")
 
 
@@ -102,44 +87,3 @@ def require_final(result: Result) -> None:
             f"{result.run_dir}: evaluation.json must be of step {train.max_iters} (train.max_iters), got step {int(step[1])}; "
             f"let `maskrcnn train` come to its end, then {again}"
         )
-
-
-def identity(config: Config) -> dict[str, Any]:
-    """What a result depends on, under dotted names; the seed is one of them."""
-    return deciding(config.flat())
-
-
-def deciding(flat: dict[str, Any]) -> dict[str, Any]:
-    """Those of a configuration's values, by dotted names, on which a result depends."""
-    return {key: value for key, value in flat.items() if key.startswith(_DECIDING) and key not in _NOT_DECIDING}
-
-
-def description(config: Config) -> dict[str, Any]:
-    """What is worth telling of how a result was made: its identity less the seed, and what decides its last bits."""
-    flat, decides = config.flat(), identity(config)
-    return {key: value for key, value in flat.items() if (key in decides or key in _LAST_BITS) and key != "train.seed"}
-
-
-@dataclass(frozen=True)
-class Nearest:
-    """The recipe that a configuration is most like, and what it changes there: name → (recipe's value, its own value)."""
-
-    recipe: str
-    changes: dict[str, tuple[Any, Any]]
-
-
-def nearest_recipe(flat: dict[str, Any]) -> Nearest:
-    """The recipe of whose deciding values the fewest are others, in a configuration by dotted names (of an older version, maybe)."""
-    ours, found = deciding(flat), []
-    for path in sorted(RECIPES.glob("*.yaml")):
-        theirs = {key: value for key, value in deciding(read_flat(path)).items() if key in ours}
-        changes = differences([theirs, {key: ours[key] for key in theirs}])
-        found.append(Nearest(path.stem, {key: (recipe, own) for key, (recipe, own) in changes.items()}))
-    return min(found, key=lambda near: len(near.changes))
-
-
-def differences(identities: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-    """The keys whose values are not the same in all, each with its values in order; None where a key is absent."""
-    keys = sorted({key for one in identities for key in one})
-    values = {key: [one.get(key) for one in identities] for key in keys}
-    return {key: listed for key, listed in values.items() if any(value != listed[0] for value in listed)}

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from components.config import Config, config_from_dict
+from components.config import Config
+from components.params import config_from_dict
 from model.data.index import CocoIndex
 from model.distributed import pick_device
 from model.engine.checkpoint import BEST, LAST, CheckpointError, LoadedModel, find_checkpoint, load_model

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from components.config import Config, save_config
+from components.config import Config
+from components.params import save_config
 from components.runs.environment import hardware
 from components.studies.summary import StabilityError
 

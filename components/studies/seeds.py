@@ -15,7 +15,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TaskID
 
-from components.config import Config, load_config
+from components.config import Config
+from components.params import load_config
 from components.runs.result import Result, ResultError, read_result, require_final
 from components.studies.process import SeedProcess
 from components.studies.summary import StabilityError, configuration_differences

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from components.config import Config
-from components.runs.journal import write_atomically
-from components.runs.result import Result, differences, identity, read_result, require_final
+from components.runs.identity import differences, identity
+from components.runs.result import Result, read_result, require_final
 from components.studies.tables import csv_text, markdown_note, markdown_table, plot_stability, stability_report
 from model.errors import UserError
+from model.files import write_atomically
 
 
 class StabilityError(UserError):

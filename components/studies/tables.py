@@ -15,7 +15,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from components.runs.result import TASKS, Result, description
+from components.runs.identity import description
+from components.runs.result import TASKS, Result
 from components.studies.intervals import CONFIDENCE, estimate
 from model.scoring.coco import SCORE_NAMES, TITLES
 

@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from components.runs.journal import Entry, Journal, write_atomically
+from components.runs.journal import Entry, Journal
 from model.errors import UserError
+from model.files import write_atomically
 
 _SEND_EVERY_S = 1.0  # lines of that long travel together
 _RETRY_AFTER_S = 5.0

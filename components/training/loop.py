@@ -11,12 +11,15 @@ import torch
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
-from components.cli import STATUS_OF_SIGTERM
-from components.config import Config, ConfigError, save_config
+from components.config import Config
 from components.evaluation.before_after import look_before
+from components.evaluation.score import evaluate_model
+from components.launch import STATUS_OF_SIGTERM
+from components.params import save_config
 from components.runs.environment import environment
-from components.runs.journal import write_atomically
+from components.runs.identity import changes_since_checkpoint
 from components.tracking.tracker import Tracker
+from components.training.checks import check_divisible, check_learnable
 from components.training.log import TrainingLog, peak_memory_mib
 from model.data.index import CocoIndex
 from model.data.loader import batches_per_epoch, train_loader
@@ -38,15 +41,11 @@ from model.engine.optim import make_optimizer
 from model.engine.precision import LossScaler, set_float32_products
 from model.engine.steps import Step, set_determinism, train_steps
 from model.errors import UserError
+from model.files import write_atomically
 from model.inference.predictor import Predictor
 from model.network.mask_rcnn import MaskRCNN
 from model.scoring.coco import Kind
 from model.weights.load import load_weights
-
-# What may differ between a run and its continuation: where and how long it goes on, and what it says meanwhile.
-FREE_TO_CHANGE = (
-    "device", "processes", "compile", "cuda_graph", "keep_last", "log_period", "checkpoint_period", "max_iters", "output_dir", "resume", "timeout_s",
-)  # fmt: skip
 
 
 class DivergedError(UserError):
@@ -186,7 +185,7 @@ class Training:
         if path is None:
             return None
         state = read_checkpoint(path)
-        changes = differences(state, self.config, self.index.data_hash)
+        changes = changes_since_checkpoint(state, self.config, self.index.data_hash)
         if self.config.train.resume and not changes:
             self.console.print(f"continuing from {path}, step {state['step']}", highlight=False)
             return path
@@ -263,8 +262,6 @@ class Training:
 
     def _evaluate(self, tracker: Tracker) -> bool:
         """Score the present weights: True when they are the best so far, see CocoEvaluation.main_score."""
-        from components.evaluate import evaluate_model
-
         evaluate = self.config.evaluate
         with nullcontext() if self.average is None else self.average.applied():
             evaluation = evaluate_model(self.model, self.config)
@@ -278,60 +275,6 @@ class Training:
         self.reached_target = any(targets.values()) and all(found[kind] >= least for kind, least in targets.items())
         is_best, self.best_ap = evaluation.main_score > self.best_ap, max(evaluation.main_score, self.best_ap)
         return is_best
-
-
-def check_learnable(config: Config, index: CocoIndex) -> None:
-    """Refuse what cannot train.
-
-    Raises:
-        ConfigError: if frozen norms would stay at random, or frozen stages would.
-        UserError: if no image has an instance to learn from.
-    """
-    model = config.model
-    if model.weights == "none" and model.norm == "frozen_batch_norm":
-        raise ConfigError(
-            "model.norm: frozen_batch_norm has no statistics without pre-trained weights, got model.weights=none; "
-            "set model.norm to batch_norm or group_norm, or model.weights to imagenet, coco or a path"
-        )
-    if model.weights == "none" and model.frozen_stages:
-        raise ConfigError(
-            f"model.freeze_stages: must be 0 with model.weights=none, got {model.frozen_stages}; random filters would never learn"
-        )
-    if not index.has_instances.any():
-        raise UserError(
-            f"{config.data.prepared_dir}: no training image has an instance that is not a crowd; add annotations"
-        )
-
-
-def check_divisible(config: Config) -> None:
-    """Refuse a batch that the processes cannot share evenly.
-
-    Raises:
-        ConfigError: if they cannot.
-    """
-    train, processes = config.train, world_size()
-    if train.micro_batch_size % processes:
-        raise ConfigError(
-            f"train.batch_size: {train.batch_size} images in {train.accumulation_steps} micro-batches must be a multiple of the number of "
-            f"processes, got {processes}; set train.batch_size to {train.accumulation_steps * processes} or a multiple of it"
-        )
-
-
-def differences(state: dict[str, Any], config: Config, data_hash: str) -> list[str]:
-    """What sets a checkpoint's run apart from this one, as `key: then → now`; empty where it may be continued."""
-    then, now = state["config"], config.model_dump(mode="json")
-    keys = [
-        ("data", key)
-        for key in ("buckets", "min_sizes_px", "max_size_px", "horizontal_flip", "scale_jitter", "crop_size_px")
-    ]
-    keys += [("model", key) for key in now["model"]]
-    keys += [("train", key) for key in now["train"] if key not in FREE_TO_CHANGE]
-    changes = [
-        f"{section}.{key}: {json.dumps(then.get(section, {}).get(key))} → {json.dumps(now[section][key])}"
-        for section, key in keys
-        if then.get(section, {}).get(key) != now[section][key]
-    ]
-    return changes + ([] if state["data_hash"] == data_hash else ["other training data"])
 
 
 def _free_name(path: Path) -> Path:

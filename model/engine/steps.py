@@ -8,10 +8,10 @@ Nothing here waits for the device: what a step yields are tensors, read only by 
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import islice, tee
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,8 @@ from model.data.prefetch import prefetch
 from model.distributed import mean_over_ranks, without_reduction
 from model.engine.graphs import GraphedUpdates, why_not_graphed
 from model.engine.optim import learning_rate, set_learning_rate, step_unless
-from model.engine.precision import LossScaler, autocast, set_float32_products, without_kernel_search
-from model.network.mask_rcnn import MaskRCNN
-from model.structures import Batch, Detections, Outcome
+from model.engine.precision import LossScaler, autocast
+from model.structures import Batch, Outcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,21 +129,3 @@ def _backward(model: nn.Module, batch: Batch, train: TrainConfig, scaler: LossSc
     losses = {name: loss / train.accumulation_steps for name, loss in losses.items()}
     scaler.scale(torch.stack(list(losses.values())).sum()).backward()
     return losses
-
-
-def predict(
-    model: MaskRCNN, batches: Iterable[Batch], device: torch.device, dtype: str = "float32"
-) -> Iterator[tuple[Batch, Detections]]:
-    """Each batch, as it came, with its detections; the model is in evaluation mode meanwhile. `dtype` is `train.dtype`."""
-    set_float32_products(device, dtype)
-    was_training = model.training
-    model.eval()
-    try:
-        batches, sources = tee(batches)
-        for batch, on_device in zip(batches, prefetch(sources, device), strict=True):
-            with torch.inference_mode(), without_kernel_search(), autocast(device, dtype):
-                detections = model(on_device)
-            assert isinstance(detections, Detections)
-            yield batch, detections
-    finally:
-        model.train(was_training)

@@ -17,8 +17,8 @@ from model.data.collate import collate, smallest_bucket
 from model.data.dataset import Sample
 from model.data.transforms import Pixels, resize_image, resized_size
 from model.engine.checkpoint import LoadedModel, load_model
-from model.engine.steps import predict
 from model.inference.postprocess import to_coco_results
+from model.inference.predict import predict
 from model.network.mask_rcnn import NAMES_OF_PROPOSALS, MaskRCNN
 from model.structures import Batch, Detections
 

@@ -37,7 +37,7 @@ def is_plain(evaluate: EvaluateConfig) -> bool:
 def predict_views(
     model: MaskRCNN, scales: Iterable[Sequence[Batch]], evaluate: EvaluateConfig, device: torch.device, dtype: str
 ) -> Iterator[tuple[Batch, Detections]]:
-    """The first scale's batch, as it came, with the detections of all views; see `model.engine.steps.predict`."""
+    """The first scale's batch, as it came, with the detections of all views; see `model.inference.predict`."""
     set_float32_products(device, dtype)
     was_training = model.training
     model.eval()

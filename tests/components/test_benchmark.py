@@ -15,7 +15,8 @@ from components.benchmarks.case import NUM_CLASSES, Case, PeakMemory, build_step
 from components.benchmarks.case import _steps as network_steps
 from components.benchmarks.process import BenchmarkError, in_fresh_process
 from components.benchmarks.torchvision_twin import torchvision_images, torchvision_targets, torchvision_twin
-from components.config import BenchmarkConfig, Config, ConfigError, save_config
+from components.config import BenchmarkConfig, Config
+from components.params import ConfigError, save_config
 from model.config import DataConfig, ModelConfig, TrainConfig
 from model.engine.graphs import WARMUP_STEPS
 from model.network.mask_rcnn import MaskRCNN

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from components.cli import parse, stage_parser, user_errors
-from components.config import ConfigError
+from components.params import ConfigError
 from model.errors import UserError
 
 

@@ -11,7 +11,7 @@ from scipy import stats
 
 from components import compare
 from components.compare import CompareError
-from components.config import load_config, save_config
+from components.params import load_config, save_config
 from components.runs.result import ResultError
 from components.studies.intervals import Difference, paired_difference, welch_difference
 from components.studies.summary import summarise

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.config import Config, ConfigError, config_from_dict, load_config, save_config
+from components.config import Config
+from components.params import ConfigError, config_from_dict, load_config, save_config
 from model.errors import UserError
 
 

@@ -18,7 +18,11 @@ from pycocotools.cocoeval import COCOeval
 
 import cuda_ops
 from components import evaluate, train
-from components.config import Config, save_config
+from components.config import Config
+from components.evaluation.detect import Results, detect
+from components.evaluation.files import evaluation_report
+from components.evaluation.score import evaluate_model
+from components.params import save_config
 from components.runs.trained import load_trained
 from model.config import EvaluateConfig, TrainConfig
 from model.data.index import CocoIndex
@@ -65,7 +69,7 @@ def test_either_backend_gives_the_same_report_to_the_last_byte(trained_run: Conf
     """On ground truth like COCO's, crowds too; the results are moved boxes and shrunk masks of it."""
     index = CocoIndex.open(trained_run.data.prepared_dir, "val")
     coco = load_ground_truth(index.ground_truth_path)
-    results = evaluate.Results([], [], [])
+    results = Results([], [], [])
     for annotation in coco.anns.values():
         x, y, width, height = annotation["bbox"]
         common = {"image_id": annotation["image_id"], "category_id": annotation["category_id"]}
@@ -80,7 +84,7 @@ def test_either_backend_gives_the_same_report_to_the_last_byte(trained_run: Conf
     for backend in ("pycocotools", "hotcoco"):
         evaluation = evaluate_results(index.ground_truth_path, results.bbox, results.segm, backend=backend)
         assert 0.1 < (evaluation.segm["AP"] or 0) < (evaluation.bbox["AP"] or 0) < 1
-        texts.append(json.dumps(evaluate.evaluation_report(evaluation, results, index, "any")))
+        texts.append(json.dumps(evaluation_report(evaluation, results, index, "any")))
     assert texts[0] == texts[1]
 
 
@@ -145,7 +149,7 @@ def test_model_in_training_scores_the_same_and_stays_in_training(
     trained_run: Config, evaluated: tuple[evaluate.EvaluateResult, dict[str, Any]]
 ) -> None:
     model = load_trained(trained_run, "last").loaded.model.train()
-    evaluation = evaluate.evaluate_model(model, trained_run)
+    evaluation = evaluate_model(model, trained_run)
     assert evaluation.segm == evaluated[1]["segm"]
     assert model.training
 
@@ -153,7 +157,7 @@ def test_model_in_training_scores_the_same_and_stays_in_training(
 def test_batch_size_changes_no_result(trained_run: Config) -> None:
     model = load_trained(trained_run, "last").loaded.model
     index = CocoIndex.open(trained_run.data.prepared_dir, "val")
-    one, four = (evaluate.detect(model, index, trained_run.data, EvaluateConfig(batch_size=size)) for size in (1, 4))
+    one, four = (detect(model, index, trained_run.data, EvaluateConfig(batch_size=size)) for size in (1, 4))
     assert len(one.bbox) == len(four.bbox) > 0
     for a, b in zip(one.segm, four.segm, strict=True):
         assert a["image_id"] == b["image_id"]
@@ -232,7 +236,7 @@ def test_several_scales_and_sides_reach_the_results(trained_run: Config) -> None
     index = CocoIndex.open(trained_run.data.prepared_dir, "val")
     options = {"scales": (1.0, 0.7, 1.5), "flip": True, "soft_nms": "gaussian"}
     one, four = (
-        evaluate.detect(model, index, trained_run.data, EvaluateConfig(batch_size=size, **options), keep_tensors=True)
+        detect(model, index, trained_run.data, EvaluateConfig(batch_size=size, **options), keep_tensors=True)
         for size in (1, 4)
     )
     assert {result["image_id"] for result in one.bbox} == set(index.image_ids.tolist())

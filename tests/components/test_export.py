@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from components import export
-from components.config import Config, save_config
+from components.config import Config
+from components.params import save_config
 from components.runs.trained import load_trained
 from cuda_ops import library
 from model.data.collate import collate
 from model.data.dataset import CocoDataset
 from model.data.index import CocoIndex
-from model.engine.steps import predict
+from model.inference.predict import predict
 
 pytestmark = pytest.mark.skipif(
     not library.HAS_CPU, reason="needs the compiled operators, as every exported program does"

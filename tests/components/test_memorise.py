@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from components import evaluate, prepare, train
-from components.config import load_config
+from components.params import load_config
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "coco_tiny.yaml"
 

@@ -10,7 +10,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from components import predict
-from components.config import Config, save_config
+from components.config import Config
+from components.params import save_config
 from model.errors import UserError
 
 

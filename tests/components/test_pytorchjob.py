@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from components import pytorchjob
+from components.cluster.api import ClusterError
 from components.cluster.watch import JobFailedError, JobTimeoutError
-from components.config import Config, load_config
+from components.config import Config
+from components.params import load_config
 
 pytest.importorskip("kubernetes", reason="needs kubernetes, of the extra `pipelines`")
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,7 +98,7 @@ def test_the_launchers_role_is_what_it_does_and_no_more(make: Make, kubernetes_s
 def test_what_is_not_granted_is_refused_with_the_way_out(make: Make):
     cluster = make(succeed)
     cluster.faults += [("create", "pytorchjobs", 403)]
-    message, _ = failure(kind=pytorchjob.ClusterError)
+    message, _ = failure(kind=ClusterError)
     assert "create pytorchjobs in maskrcnn: 403" in message
     assert "k8s/base/launcher.yaml" in message
     assert cluster.jobs == {}
@@ -108,14 +110,14 @@ def test_what_is_not_granted_is_refused_with_the_way_out(make: Make):
 def test_a_refusal_is_told_at_once(make: Make, status: int, told: str):
     cluster = make(succeed)
     cluster.faults += [("create", "pytorchjobs", status)]
-    message, _ = failure(kind=pytorchjob.ClusterError)
+    message, _ = failure(kind=ClusterError)
     assert told in message
     assert cluster.calls == [("create", "pytorchjobs")]
 
 
 def test_a_missing_namespace_is_told(make: Make):
     make(succeed)
-    message, _ = failure("cluster.namespace=elsewhere", kind=pytorchjob.ClusterError)
+    message, _ = failure("cluster.namespace=elsewhere", kind=ClusterError)
     assert 'namespaces "elsewhere" not found' in message
 
 
@@ -123,7 +125,7 @@ def test_a_server_that_is_away_is_waited_for_just_so_long(make: Make):
     cluster = make(succeed)
     cluster.close()
     began = time.monotonic()
-    message, _ = failure("cluster.api_timeout_s=2", kind=pytorchjob.ClusterError)
+    message, _ = failure("cluster.api_timeout_s=2", kind=ClusterError)
     assert 2 <= time.monotonic() - began < 10
     assert "cluster.api_timeout_s=2" in message
 
@@ -276,7 +278,7 @@ def test_another_job_of_the_same_name_is_left_alone(make: Make):
     cluster = make()
     cluster.jobs[NAME] = pytorchjob.make_manifest(config("train.base_lr=0.5"), run_id="try-1")
     cluster.change(NAME, "ADDED")
-    message, _ = failure(kind=pytorchjob.ClusterError)
+    message, _ = failure(kind=ClusterError)
     assert "is there already, with another image, command or resources" in message
     assert NAME in cluster.jobs
     assert cluster.deletions == []
@@ -458,5 +460,5 @@ def test_a_train_job_is_followed_the_same_way(make: Make):
 
 def test_a_context_that_is_not_there_is_told(make: Make):
     make(succeed)
-    message, _ = failure("cluster.context=production", kind=pytorchjob.ClusterError)
+    message, _ = failure("cluster.context=production", kind=ClusterError)
     assert "cluster.context: production cannot be used" in message

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from components.config import ConfigError, load_config
-from components.recipe import RECIPES, RecipeError, main, run
-from components.runs.result import Nearest, nearest_recipe
+from components.params import ConfigError, load_config
+from components.recipe import RECIPES, Nearest, RecipeError, main, nearest_recipe, run
 
 
 @pytest.fixture

@@ -22,7 +22,8 @@ import torch
 from mlflow import MlflowClient
 
 from components import download, evaluate, predict, prepare, register
-from components.config import Config, load_config
+from components.config import Config
+from components.params import load_config
 from components.register import RegisterResult, Scored, beats
 from components.tracking.registry import CHAMPION, REQUIREMENTS, Version
 from components.tracking.server import TrackingError

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from components import evaluate, report
-from components.config import Config, load_config, save_config
-from components.recipe import RECIPES
+from components.config import Config
+from components.params import load_config, save_config
+from components.recipe import RECIPES, nearest_recipe
 from components.reports.layout import duration
 from components.runs.files import read_run
+from components.runs.identity import deciding
 from components.runs.journal import Journal
-from components.runs.result import deciding, nearest_recipe
 from model.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -14,7 +14,8 @@ import pytest
 from mlflow import MlflowClient
 
 from components import download, prepare, stability, train
-from components.config import Config, ConfigError, load_config, save_config
+from components.config import Config
+from components.params import ConfigError, load_config, save_config
 from components.studies.process import SeedProcess, _environment
 from components.studies.seeds import last_step, seed_config, train_seeds
 from components.studies.summary import StabilityError

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from components import download, prepare, train
-from components.config import Config, load_config, save_config
+from components.config import Config
+from components.params import load_config, save_config
 from model import distributed
 from model.engine.checkpoint import last_checkpoint, read_checkpoint
 

@@ -13,8 +13,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from components import download, evaluate, prepare, train
-from components.config import Config, ConfigError, load_config, save_config
+from components import download, prepare, train
+from components.config import Config
+from components.evaluation.score import evaluate_model
+from components.params import ConfigError, load_config, save_config
 from components.training import loop
 from model.engine.checkpoint import find_checkpoint, last_checkpoint, load_model, read_checkpoint, save_checkpoint
 from model.engine.steps import Step
@@ -248,13 +250,13 @@ def test_a_resumed_run_remembers_its_best_ap(shapes: Path) -> None:
 
 
 def test_an_epochs_evaluation_is_of_the_average_of_weights(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluated, evaluate_model = [], evaluate.evaluate_model
+    evaluated: list[dict[str, torch.Tensor]] = []
 
     def watched(model: MaskRCNN, config: Config) -> CocoEvaluation:
         evaluated.append({name: value.clone() for name, value in model.state_dict().items()})
         return evaluate_model(model, config)
 
-    monkeypatch.setattr(evaluate, "evaluate_model", watched)
+    monkeypatch.setattr(loop, "evaluate_model", watched)
     words = ("train.ema_decay=0.5", "evaluate.every_epoch=true", "train.max_iters=6", "train.lr_steps=[5]")
     state = read_checkpoint(train.run(small_config(shapes, "average_evaluated", *words), skip_test=True).checkpoint)
     (seen,) = evaluated

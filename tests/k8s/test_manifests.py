@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 
 from components.cluster.description import describe
 from components.cluster.manifest import build
-from components.config import load_config
+from components.params import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 TREE = ROOT / "k8s"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from components.config import load_config, parse_config
+from components.params import load_config, parse_config
 from pipelines.pipeline import main
 
 Json = dict[str, Any]

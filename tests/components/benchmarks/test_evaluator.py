@@ -11,7 +11,8 @@ from pycocotools import mask as coco_mask
 from components import benchmark
 from components.benchmarks import evaluator, steps
 from components.benchmarks.synthetic_coco import ground_truth, place_objects, synthetic_results
-from components.config import BenchmarkConfig, Config, save_config
+from components.config import BenchmarkConfig, Config
+from components.params import save_config
 from model.config import TrainConfig
 from model.scoring.backends import index_dataset
 from model.scoring.coco import evaluate_results

@@ -11,7 +11,8 @@ from PIL import Image
 from components import benchmark
 from components.benchmarks import loader as benchmark_loader
 from components.benchmarks import steps
-from components.config import BenchmarkConfig, Config, save_config
+from components.config import BenchmarkConfig, Config
+from components.params import save_config
 from model.config import DataConfig, TrainConfig
 
 

@@ -21,7 +21,8 @@ import pytest
 from components import download, prepare, train
 from components.cluster.description import describe
 from components.cluster.manifest import build
-from components.config import Config, load_config
+from components.config import Config
+from components.params import load_config
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[3]

@@ -12,7 +12,8 @@ from ruamel.yaml import YAML
 from components.cluster.description import describe, job_name
 from components.cluster.manifest import DIGEST, build, digest, to_yaml
 from components.cluster.rules import ManifestError, check
-from components.config import Config, ConfigError, load_config
+from components.config import Config
+from components.params import ConfigError, load_config
 
 ROOT = Path(__file__).resolve().parents[3]
 FULL = [

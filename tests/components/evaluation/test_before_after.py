@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from components import evaluate
 from components.config import Config
 from components.evaluation.before_after import FILE_NAME, look_before
+from components.evaluation.detect import Results, detect
+from components.evaluation.files import write_plots
 from components.runs.trained import load_trained
 from model.data.index import CocoIndex
 from model.inference.predictor import Predictor
@@ -24,7 +25,7 @@ def draw(config: Config, run_dir: Path) -> Path:
     index = CocoIndex.open(config.data.prepared_dir, "val")
     ground_truth = load_ground_truth(index.ground_truth_path)
     found = [annotation | {"score": 0.9} for annotation in ground_truth.anns.values()]
-    evaluate.write_plots(run_dir, evaluate.Results(found, [], []), None, index, ground_truth, drawn_images=1)
+    write_plots(run_dir, Results(found, [], []), None, index, ground_truth, drawn_images=1)
     return run_dir / "plots" / "before_after.jpg"
 
 
@@ -55,7 +56,7 @@ def test_objects_are_those_of_the_network(trained_run: Config, tmp_path: Path, m
     look_before(Predictor.of(loaded), index, tmp_path)
     objects = json.loads((tmp_path / FILE_NAME).read_text())["objects"]
     with torch.inference_mode():
-        results = evaluate.detect(loaded.model, index, trained_run.data, trained_run.evaluate)
+        results = detect(loaded.model, index, trained_run.data, trained_run.evaluate)
     assert results is not None
     for image_id, found in objects.items():
         expected = [result["score"] for result in results.bbox if result["image_id"] == int(image_id)]

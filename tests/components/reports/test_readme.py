@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from components import report
-from components.config import Config, save_config
+from components.config import Config
+from components.params import save_config
 from components.reports import readme
 from components.runs.journal import Journal
 from components.studies.tables import markdown_table as stability_markdown

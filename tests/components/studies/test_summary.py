@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from components.config import Config, config_from_dict, load_config, save_config
-from components.runs.result import _DECIDING, _NOT_DECIDING, ResultError
+from components.config import Config
+from components.params import config_from_dict, load_config, save_config
+from components.runs.identity import _DECIDING, _NOT_DECIDING
+from components.runs.result import ResultError
 from components.studies.intervals import estimate
 from components.studies.summary import StabilityError, summarise
 from model.scoring.coco import SCORE_NAMES

@@ -19,7 +19,7 @@ import torch
 from mlflow_server import Proxy, Server  # beside this file
 from rich.console import Console
 
-from components.config import load_config
+from components.params import load_config
 from components.tracking.tracker import NullTracker, Tracker, open_tracker
 from components.training.loop import Training
 

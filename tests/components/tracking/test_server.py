@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from components import download, evaluate, prepare, train
-from components.config import Config, TrackingConfig, load_config, save_config
+from components.config import Config, TrackingConfig
+from components.params import load_config, save_config
 from components.tracking import outbox
 from components.tracking.server import TrackingError
 from components.tracking.tracker import open_tracker

@@ -10,8 +10,9 @@ from model.config import ModelConfig, TrainConfig
 from model.engine.compilation import compile_parts
 from model.engine.optim import make_optimizer
 from model.engine.precision import LossScaler
-from model.engine.steps import predict, train_steps
+from model.engine.steps import train_steps
 from model.errors import UserError
+from model.inference.predict import predict
 from model.network.mask_rcnn import MaskRCNN
 from model.structures import Batch
 

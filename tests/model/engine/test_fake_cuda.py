@@ -9,15 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from components.config import load_config
+from components.params import load_config
 from components.recipe import RECIPES
 from cuda_ops import library
 from model.config import EvaluateConfig, ModelConfig, TrainConfig
 from model.engine.average import WeightAverage
 from model.engine.optim import make_optimizer
 from model.engine.precision import LossScaler, set_float32_products
-from model.engine.steps import Step, predict, train_steps
+from model.engine.steps import Step, train_steps
 from model.inference.export import export_detector
+from model.inference.predict import predict
 from model.inference.test_time import predict_views
 from model.network.mask_rcnn import MaskRCNN
 from model.structures import Batch

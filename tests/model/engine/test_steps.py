@@ -12,7 +12,8 @@ import cuda_ops
 from model.config import EvaluateConfig, ModelConfig, TrainConfig
 from model.engine.optim import make_optimizer
 from model.engine.precision import LossScaler
-from model.engine.steps import predict, train_steps
+from model.engine.steps import train_steps
+from model.inference.predict import predict
 from model.inference.test_time import predict_views
 from model.network.mask_rcnn import LOSSES, MaskRCNN
 from model.structures import Batch, Detections

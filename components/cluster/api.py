@@ -1,0 +1,210 @@
+"""The Kubernetes API, as far as jobs go: create, get, delete, watch, pods, events, logs.
+
+The only module that imports `kubernetes`; k8s/base/launcher.yaml grants what it does.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+from urllib3.exceptions import HTTPError
+
+from components.cluster.log import LogCutError
+from components.cluster.manifest import Manifest
+from components.cluster.watch import WatchEndedError
+from components.config import ClusterConfig
+from model.errors import UserError
+
+Json = dict[str, Any]
+_LOG_READ_S = 60  # without a line, after which the log is asked for anew: the connection may be dead
+
+
+_RESOURCES = {  # group, version, plural, and the label that its pods have
+    "pytorchjob": ("kubeflow.org", "v1", "pytorchjobs", "training.kubeflow.org/job-name"),
+    "trainjob": ("trainer.kubeflow.org", "v1alpha1", "trainjobs", "jobset.sigs.k8s.io/jobset-name"),
+}
+
+
+class ClusterError(UserError):
+    """The API server cannot be used as configured, or refuses what is asked of it."""
+
+
+class JobApi:
+    """The API server, as far as jobs go. Answers are plain JSON; a server that is away is waited for."""
+
+    def __init__(self, cluster: ClusterConfig) -> None:
+        self.cluster = cluster
+        self._kubernetes = _import_kubernetes()
+        client = self._kubernetes.client.ApiClient(_connection(self._kubernetes, cluster.context))
+        self._server = client.configuration.host
+        self._refused = self._kubernetes.client.ApiException
+        self._jobs = self._kubernetes.client.CustomObjectsApi(client)
+        self._core = self._kubernetes.client.CoreV1Api(client)
+        group, version, plural, self._pod_label = _RESOURCES[cluster.api]
+        self._where = {"group": group, "version": version, "namespace": cluster.namespace, "plural": plural}
+        self._plural = plural
+
+    def create(self, manifest: Manifest) -> bool:
+        """False if there is one of this name."""
+        answer = self._ask(
+            "create",
+            lambda: self._jobs.create_namespaced_custom_object(**self._where, body=manifest, **_TIMES),
+            on={409: None},
+        )
+        return answer is not None
+
+    def get(self, name: str) -> Json | None:
+        """The job, or None if there is none."""
+        return self._ask(
+            "get", lambda: self._jobs.get_namespaced_custom_object(**self._where, name=name, **_TIMES), on={404: None}
+        )
+
+    def delete(self, name: str) -> bool:
+        """Delete the job and then its pods, and wait; False if they are still there after `cluster.grace_s` and a minute."""
+
+        def call() -> Any:
+            return self._jobs.delete_namespaced_custom_object(
+                **self._where, name=name, propagation_policy="Foreground", **_TIMES
+            )
+
+        self._ask("delete", call, on={404: None})
+        until_s = time.monotonic() + self.cluster.grace_s + 60
+        while self.get(name) is not None:
+            if time.monotonic() > until_s:
+                return False
+            time.sleep(min(1, self.cluster.poll_s))
+        return True
+
+    def watch(self, name: str, version: str, seconds: int) -> Iterator[tuple[str, Json]]:
+        """The job's changes since a version, for so many seconds: (ADDED | MODIFIED | DELETED, the job).
+
+        Raises:
+            WatchEndedError: if the stream breaks off or is refused, or the version is too old.
+        """
+        try:
+            stream = self._kubernetes.watch.Watch().stream(
+                self._jobs.list_namespaced_custom_object,
+                **self._where,
+                field_selector=f"metadata.name={name}",
+                resource_version=version,
+                timeout_seconds=seconds,
+                _request_timeout=(5, seconds + 10),
+            )
+            for event in stream:
+                yield event["type"], event["raw_object"]
+        except (self._refused, HTTPError, OSError, ValueError) as error:  # ValueError: half a line of JSON
+            raise WatchEndedError(str(error)) from error
+
+    def pods(self, name: str) -> list[Json]:
+        """The job's pods."""
+        selector = f"{self._pod_label}={name}"
+        return self._items(
+            "list pods", lambda: self._core.list_namespaced_pod(self.cluster.namespace, label_selector=selector, **_RAW)
+        )
+
+    def events(self) -> list[Json]:
+        """The namespace's warnings: why the scheduler found no place, or why a pod was not made."""
+        selector = "type=Warning"
+        return self._items(
+            "list events",
+            lambda: self._core.list_namespaced_event(self.cluster.namespace, field_selector=selector, **_RAW),
+        )
+
+    def read_log(self, pod: str, container: str, *, since_s: int | None, follow: bool) -> Iterator[bytes]:
+        """The log of a pod's container, each line stamped.
+
+        Raises:
+            LogCutError: if it breaks off, or there is none.
+        """
+        since = {} if since_s is None else {"since_seconds": since_s}
+        options = {
+            "timestamps": True,
+            "follow": follow,
+            "_preload_content": False,
+            "_request_timeout": (5, _LOG_READ_S),
+        }
+        try:
+            answer = self._core.read_namespaced_pod_log(
+                pod, self.cluster.namespace, container=container, **since, **options
+            )
+            yield from answer.stream(decode_content=False)
+        except (self._refused, HTTPError, OSError) as error:
+            raise LogCutError(str(error)) from error
+
+    def _items(self, what: str, call: Callable[[], Any]) -> list[Json]:
+        return self._ask(what, lambda: json.loads(call().data))["items"]
+
+    def _ask(self, what: str, call: Callable[[], Any], *, on: dict[int, None] | None = None) -> Any:
+        """The answer to a call, or that of `on` for its status; repeated while the server is away."""
+        until_s, pause_s = time.monotonic() + self.cluster.api_timeout_s, 0.25
+        while True:
+            try:
+                return call()
+            except self._refused as error:
+                if on and error.status in on:
+                    return on[error.status]
+                if 0 < error.status < 500 and error.status != 429:
+                    raise ClusterError(self._refusal(what, error)) from error
+                last = f"{error.status} {error.reason} {_message(error)}".strip()
+            except (HTTPError, OSError) as error:
+                last = str(error)
+            if time.monotonic() > until_s:
+                raise ClusterError(
+                    f"{self._server}: must answer ({what}), got for cluster.api_timeout_s={self.cluster.api_timeout_s}: {last}. "
+                    "A job that was begun goes on; the same command finds it again"
+                )
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, self.cluster.poll_s)
+
+    def _refusal(self, what: str, error: Any) -> str:
+        namespace, message = self.cluster.namespace, _message(error)
+        advice = {
+            401: "log in again, or mount a service account's token",
+            403: f"bind the Role of k8s/base/launcher.yaml in {namespace} to who runs this",
+            404: f"kubectl apply -k k8s/base makes the namespace {namespace}; {self._plural} come with Kubeflow's operator (cluster.api)",
+        }
+        said = f"{self._server}: {what} {self._plural} in {namespace}: {error.status} {error.reason}: {message}"
+        return f"{said}; {advice[error.status]}" if error.status in advice else said
+
+
+_TIMES: dict[str, Any] = {"_request_timeout": (5, 30)}  # s to connect, and to answer
+_RAW: dict[str, Any] = {"_preload_content": False, **_TIMES}
+
+
+def _import_kubernetes() -> Any:
+    try:
+        import kubernetes.client
+        import kubernetes.config
+        import kubernetes.watch
+    except ImportError as error:
+        raise ClusterError(
+            "kubernetes: its client is not installed; pip install 'maskrcnn-mlops[pipelines]'"
+        ) from error
+    return kubernetes
+
+
+def _connection(kubernetes: Any, context: str) -> Any:
+    """The cluster of the kubeconfig's context, or the one this pod runs in."""
+    connection = kubernetes.client.Configuration()
+    try:
+        if not context and "KUBERNETES_SERVICE_HOST" in os.environ:
+            kubernetes.config.load_incluster_config(client_configuration=connection)
+        else:
+            file = os.environ.get("KUBECONFIG")  # which the client looks at only when it is imported
+            kubernetes.config.load_kube_config(file, context=context or None, client_configuration=connection)
+    except (kubernetes.config.ConfigException, OSError) as error:
+        raise ClusterError(
+            f"cluster.context: {context or 'the current one'} cannot be used: {error}; see `kubectl config get-contexts`"
+        ) from error
+    connection.retries = False  # of urllib3: `_ask` repeats what may be repeated
+    return connection
+
+
+def _message(error: Any) -> str:
+    """What the API server says, out of the JSON it says it in."""
+    with suppress(ValueError, TypeError, AttributeError):
+        return str(json.loads(error.body)["message"])
+    return str(error.body or "")[:500]

@@ -1,0 +1,87 @@
+"""Detections of a whole split, its batches shared among the processes."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+from typing import Any
+
+from rich.progress import track
+
+from model.config import DataConfig, EvaluateConfig
+from model.data.index import CocoIndex
+from model.data.loader import eval_loader
+from model.data.views import views_loader
+from model.distributed import gather_on_main, is_main, rank, world_size
+from model.inference.postprocess import original_boxes, to_coco_results
+from model.inference.predict import predict
+from model.inference.test_time import is_plain, predict_views
+from model.network.mask_rcnn import MaskRCNN
+from model.structures import Batch, Detections
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a model found in a split: COCO results of boxes (or proposals) and masks in the same order, and tensors an image."""
+
+    bbox: list[dict[str, Any]]
+    segm: list[dict[str, Any]]  # empty without a mask head
+    tensors: list[dict[str, Any]]  # empty unless they were asked for
+    task: str = "mask"  # model.task
+
+
+def detect(
+    model: MaskRCNN,
+    index: CocoIndex,
+    data: DataConfig,
+    evaluate: EvaluateConfig,
+    *,
+    dtype: str = "float32",
+    keep_tensors: bool = False,
+) -> Results | None:
+    """Run a model over every image of a split, its batches shared among the processes; augmented as `evaluate` says.
+
+    Args:
+        keep_tensors: also keep what the network computed; for COCO's 5,000 val images that is about a GiB of memory.
+
+    Returns:
+        What all processes found, in an order that does not depend on their number; None in all but rank 0.
+    """
+    device, shard = next(model.parameters()).device, (rank(), world_size())
+    batches: Iterable[tuple[Batch, Detections]]
+    if is_plain(evaluate):
+        loader = eval_loader(index, data, batch_size=evaluate.batch_size, shard=shard)
+        batches, total = predict(model, loader, device, dtype), len(loader)
+    else:
+        views = views_loader(index, data, evaluate.scales, batch_size=evaluate.batch_size, shard=shard)
+        batches, total = predict_views(model, views, evaluate, device, dtype), len(views)
+    found = []
+    for batch, detections in track(batches, "detecting", total=total, transient=True, disable=not is_main()):
+        tensors = _tensors(batch, detections) if keep_tensors else []
+        results = to_coco_results(batch, detections, index.category_ids, model.conventions)
+        found.append(Results(*results, tensors))
+    if not (of_ranks := gather_on_main(found)):
+        return None
+    in_order = [
+        results for row in zip_longest(*of_ranks) for results in row if results
+    ]  # rank r had batches r, r + size, …
+    bbox, segm, tensors = (
+        list(chain.from_iterable(getattr(part, name) for part in in_order)) for name in ("bbox", "segm", "tensors")
+    )
+    return Results(bbox, segm, tensors, model.task)
+
+
+def _tensors(batch: Batch, detections: Detections) -> list[dict[str, Any]]:
+    """Each image's detections without padding; boxes in original pixels."""
+    boxes = original_boxes(batch, detections)
+    tensors = []
+    for n, count in enumerate(detections.num_detections.tolist()):
+        found = {
+            "boxes": boxes[n, :count],  # [k, 4] xyxy
+            "scores": detections.scores[n, :count],
+            "labels": detections.labels[n, :count],
+        }
+        if detections.mask_probs is not None:
+            found["mask_probs"] = detections.mask_probs[n, :count]  # [k, M, M], in the frame of the box
+        image = {"image_id": int(batch.image_ids[n]), "size": batch.original_sizes[n].tolist()}
+        tensors.append(image | {name: value.cpu().clone() for name, value in found.items()})
+    return tensors

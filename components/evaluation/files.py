@@ -1,0 +1,107 @@
+"""The files that an evaluation leaves: evaluation.json, inference/, plots/."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+import torch
+from PIL import Image
+from pycocotools.coco import COCO
+
+from components.evaluation.before_after import read_before
+from components.evaluation.detect import Results
+from components.evaluation.plots import (
+    draw_comparison,
+    objects_of,
+    plot_precision_recall,
+    spread,
+    write_precision_recall,
+)
+from components.runs.environment import git_commit
+from model.data.index import CocoIndex
+from model.files import write_atomically
+from model.inference.predictor import Object
+from model.inference.visualize import stacked
+from model.network.mask_rcnn import NAMES_OF_PROPOSALS
+from model.scoring.coco import KINDS, TITLES, CocoEvaluation
+
+
+def evaluation_report(
+    evaluation: CocoEvaluation | None, results: Results, index: CocoIndex, checkpoint: str
+) -> dict[str, Any]:
+    """The content of evaluation.json; scores are null where they were not computed."""
+    return {
+        **{kind: evaluation and evaluation.scores[kind] for kind in KINDS[results.task]},
+        "per_class": evaluation and evaluation.per_class,
+        "images": len(index),
+        "detections": len(results.bbox),
+        "checkpoint": checkpoint,
+        "data_hash": index.data_hash,
+        "commit": git_commit(),
+    }
+
+
+def write_inference(folder: Path, results: Results, evaluation: CocoEvaluation | None) -> None:
+    """bbox.json and segm.json, or proposals.json (COCO results), predictions.pth (a dictionary of tensors an image), coco_results.pth (scores).
+
+    Of another model's files in the folder none stays. coco_results.pth is not written when there was no evaluation. Both .pth load with
+    `weights_only=True`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind in TITLES:
+        (folder / f"{kind}.json").unlink(missing_ok=True)
+    for kind in KINDS[results.task]:
+        found = results.segm if kind == "segm" else results.bbox
+        write_atomically(folder / f"{kind}.json", orjson.dumps(found).decode())  # json takes ten times as long
+    _save(results.tensors, folder / "predictions.pth")
+    scores_path = folder / "coco_results.pth"
+    if evaluation is None:
+        scores_path.unlink(missing_ok=True)
+        return
+    precision = {task: torch.from_numpy(values) for task, values in evaluation.precision.items()}  # [T, R], see coco.py
+    _save({**evaluation.scores, "per_class": evaluation.per_class, "precision": precision}, scores_path)
+
+
+def write_plots(
+    run_dir: Path,
+    results: Results,
+    evaluation: CocoEvaluation | None,
+    index: CocoIndex,
+    ground_truth: COCO,
+    drawn_images: int,
+) -> None:
+    """The folder plots/: curves (of proposals there are none), predictions/<image id>.jpg of some images from all over the split, and a few of
+    them before and after training.
+    """
+    folder = run_dir / "plots"
+    class_names = NAMES_OF_PROPOSALS if results.task == "proposals" else index.class_names
+    shutil.rmtree(folder, ignore_errors=True)  # drawings of an earlier checkpoint
+    (folder / "predictions").mkdir(parents=True)
+    if evaluation is not None and evaluation.precision:
+        plot_precision_recall(evaluation, folder / "precision_recall.png")
+        write_precision_recall(evaluation, folder / "precision_recall.csv")
+
+    def draw(i: int, before: list[Object] | None = None) -> Image.Image:
+        found = _objects(results, int(index.image_ids[i]), index.category_ids)
+        return draw_comparison(index, i, ground_truth, found, class_names=class_names, before=before)
+
+    for i in spread(len(index), drawn_images):
+        draw(i).save(folder / "predictions" / f"{index.image_ids[i]}.jpg", quality=90)
+    before = read_before(run_dir, index)
+    if drawn_images and before:
+        stacked([draw(i, objects) for i, objects in before.items()]).save(folder / "before_after.jpg", quality=90)
+
+
+def _objects(results: Results, image_id: int, category_ids: Sequence[int]) -> list[Object]:
+    """Those of one image."""
+    places = [k for k, result in enumerate(results.bbox) if result["image_id"] == image_id]
+    masks = [results.segm[k] for k in places] if results.segm else []
+    return objects_of([results.bbox[k] for k in places], masks, category_ids)
+
+
+def _save(content: Any, path: Path) -> None:
+    partial = path.with_name(path.name + ".tmp")
+    torch.save(content, partial)
+    partial.replace(path)

@@ -1,0 +1,54 @@
+"""From detections to scores, and their names in MLflow."""
+
+import re
+from pathlib import Path
+
+from pycocotools.coco import COCO
+
+from components.config import Config
+from components.evaluation.detect import Results, detect
+from model.config import EvaluateConfig
+from model.data.index import CocoIndex
+from model.distributed import from_main
+from model.network.mask_rcnn import MaskRCNN
+from model.scoring.backends import AnyBackend
+from model.scoring.coco import CocoEvaluation, evaluate_proposals, evaluate_results
+
+_NOT_IN_METRIC_NAMES = r"[^\w\-. ]"
+
+
+def evaluate_model(model: MaskRCNN, config: Config) -> CocoEvaluation:
+    """Score a model that is still in training on `evaluate.split`, without test-time augmentation; nothing is written."""
+    index = CocoIndex.open(config.data.prepared_dir, config.evaluate.split)
+    plain = EvaluateConfig(batch_size=config.evaluate.batch_size)
+    results = detect(model, index, config.data, plain, dtype=config.train.dtype)
+    evaluation = None
+    if results is not None:
+        evaluation = score(index.ground_truth_path, results, config.evaluate.backend)
+    evaluation = from_main(evaluation)
+    assert evaluation is not None
+    return evaluation
+
+
+def score(ground_truth: Path | COCO, results: Results, backend: AnyBackend) -> CocoEvaluation:
+    """AP of boxes and, where the model has them, of masks; of a model of proposals, their recall."""
+    if results.task == "proposals":
+        return evaluate_proposals(ground_truth, results.bbox, backend=backend)
+    segm = results.segm if results.task == "mask" else None
+    return evaluate_results(ground_truth, results.bbox, segm, backend=backend)
+
+
+def score_metrics(evaluation: CocoEvaluation) -> dict[str, float | None]:
+    """Scores under their MLflow names: `ap/bbox`, `ap50/segm`, `ar1000/proposals`, …"""
+    return {
+        f"{name.lower()}/{kind}": value for kind, scores in evaluation.scores.items() for name, value in scores.items()
+    }
+
+
+def class_metrics(evaluation: CocoEvaluation) -> dict[str, float | None]:
+    """AP of each class under its MLflow name: `class_ap/segm/traffic light`, …; what such names cannot hold is `_`."""
+    return {
+        f"class_ap/{task}/{re.sub(_NOT_IN_METRIC_NAMES, '_', name)}": ap
+        for name, scores in evaluation.per_class.items()
+        for task, ap in scores.items()
+    }

@@ -1,0 +1,67 @@
+"""When two runs are the same: the values that decide a result, those that decide its last bits, and what sets two runs apart."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from components.config import Config
+
+# What may differ between a run and its continuation: where and how long it goes on, and what it says meanwhile.
+FREE_TO_CHANGE = (
+    "device", "processes", "compile", "cuda_graph", "keep_last", "log_period", "checkpoint_period", "max_iters", "output_dir", "resume", "timeout_s",
+)  # fmt: skip
+
+
+def changes_since_checkpoint(state: dict[str, Any], config: Config, data_hash: str) -> list[str]:
+    """What sets a checkpoint's run apart from this one, as `key: then → now`; empty where it may be continued."""
+    then, now = state["config"], config.model_dump(mode="json")
+    keys = [
+        ("data", key)
+        for key in ("buckets", "min_sizes_px", "max_size_px", "horizontal_flip", "scale_jitter", "crop_size_px")
+    ]
+    keys += [("model", key) for key in now["model"]]
+    keys += [("train", key) for key in now["train"] if key not in FREE_TO_CHANGE]
+    changes = [
+        f"{section}.{key}: {json.dumps(then.get(section, {}).get(key))} → {json.dumps(now[section][key])}"
+        for section, key in keys
+        if then.get(section, {}).get(key) != now[section][key]
+    ]
+    return changes + ([] if state["data_hash"] == data_hash else ["other training data"])
+
+
+# The sections that decide what is learned and how it is scored, and the keys in them that do not: where things lie, what is said
+# meanwhile. What training may be continued with is what training itself says; a data set is known by its hash.
+_DECIDING = ("data.", "model.", "train.", "evaluate.")
+_NOT_DECIDING = {f"train.{key}" for key in FREE_TO_CHANGE if key != "max_iters"} | {
+    "data.base_url",
+    "data.prepared_dir",
+    "data.raw_dir",
+    "data.workers",
+    "evaluate.backend",
+    "evaluate.drawn_images",
+}
+# Keys that decide nothing but a result's last bits: no part of its identity, yet worth telling where two results differ.
+_LAST_BITS = ("train.compile", "train.cuda_graph", "train.device", "train.processes")
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """What a result depends on, under dotted names; the seed is one of them."""
+    return deciding(config.flat())
+
+
+def deciding(flat: dict[str, Any]) -> dict[str, Any]:
+    """Those of a configuration's values, by dotted names, on which a result depends."""
+    return {key: value for key, value in flat.items() if key.startswith(_DECIDING) and key not in _NOT_DECIDING}
+
+
+def description(config: Config) -> dict[str, Any]:
+    """What is worth telling of how a result was made: its identity less the seed, and what decides its last bits."""
+    flat, decides = config.flat(), identity(config)
+    return {key: value for key, value in flat.items() if (key in decides or key in _LAST_BITS) and key != "train.seed"}
+
+
+def differences(identities: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The keys whose values are not the same in all, each with its values in order; None where a key is absent."""
+    keys = sorted({key for one in identities for key in one})
+    values = {key: [one.get(key) for one in identities] for key in keys}
+    return {key: listed for key, listed in values.items() if any(value != listed[0] for value in listed)}

@@ -1,0 +1,44 @@
+"""Configurations and data that cannot train, refused before the network is built."""
+
+from components.config import Config
+from components.params import ConfigError
+from model.data.index import CocoIndex
+from model.distributed import world_size
+from model.errors import UserError
+
+
+def check_learnable(config: Config, index: CocoIndex) -> None:
+    """Refuse what cannot train.
+
+    Raises:
+        ConfigError: if frozen norms would stay at random, or frozen stages would.
+        UserError: if no image has an instance to learn from.
+    """
+    model = config.model
+    if model.weights == "none" and model.norm == "frozen_batch_norm":
+        raise ConfigError(
+            "model.norm: frozen_batch_norm has no statistics without pre-trained weights, got model.weights=none; "
+            "set model.norm to batch_norm or group_norm, or model.weights to imagenet, coco or a path"
+        )
+    if model.weights == "none" and model.frozen_stages:
+        raise ConfigError(
+            f"model.freeze_stages: must be 0 with model.weights=none, got {model.frozen_stages}; random filters would never learn"
+        )
+    if not index.has_instances.any():
+        raise UserError(
+            f"{config.data.prepared_dir}: no training image has an instance that is not a crowd; add annotations"
+        )
+
+
+def check_divisible(config: Config) -> None:
+    """Refuse a batch that the processes cannot share evenly.
+
+    Raises:
+        ConfigError: if they cannot.
+    """
+    train, processes = config.train, world_size()
+    if train.micro_batch_size % processes:
+        raise ConfigError(
+            f"train.batch_size: {train.batch_size} images in {train.accumulation_steps} micro-batches must be a multiple of the number of "
+            f"processes, got {processes}; set train.batch_size to {train.accumulation_steps * processes} or a multiple of it"
+        )

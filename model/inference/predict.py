@@ -1,0 +1,29 @@
+"""Detections batch by batch, as a generator; the model is in evaluation mode meanwhile."""
+
+from collections.abc import Iterable, Iterator
+from itertools import tee
+
+import torch
+
+from model.data.prefetch import prefetch
+from model.engine.precision import autocast, set_float32_products, without_kernel_search
+from model.network.mask_rcnn import MaskRCNN
+from model.structures import Batch, Detections
+
+
+def predict(
+    model: MaskRCNN, batches: Iterable[Batch], device: torch.device, dtype: str = "float32"
+) -> Iterator[tuple[Batch, Detections]]:
+    """Each batch, as it came, with its detections; the model is in evaluation mode meanwhile. `dtype` is `train.dtype`."""
+    set_float32_products(device, dtype)
+    was_training = model.training
+    model.eval()
+    try:
+        batches, sources = tee(batches)
+        for batch, on_device in zip(batches, prefetch(sources, device), strict=True):
+            with torch.inference_mode(), without_kernel_search(), autocast(device, dtype):
+                detections = model(on_device)
+            assert isinstance(detections, Detections)
+            yield batch, detections
+    finally:
+        model.train(was_training)
