@@ -35,7 +35,7 @@ from model.data.loader import eval_batches
 from model.data.transforms import resized_size
 from model.engine.precision import set_float32_products
 from model.errors import UserError
-from model.files import write_atomically
+from model.files import replacing, write_atomically
 from model.inference.export import MAX_BATCH, Detector, export_detector
 from model.structures import Batch
 
@@ -137,8 +137,7 @@ def _export(trained: Trained, index: CocoIndex, bucket: tuple[int, int], folder:
     device = next(model.parameters()).device
     height, width = bucket
     path = folder / f"{height}x{width}.pt2"
-    partial = path.with_name(f"partial-{path.name}")
-    try:
+    with replacing(path) as partial:
         with warnings.catch_warnings():
             # Weights in channels-last memory are whole, whatever torch says; what is loaded again is checked below.
             warnings.filterwarnings("ignore", message="No complete tensor found in the group")
@@ -154,9 +153,6 @@ def _export(trained: Trained, index: CocoIndex, bucket: tuple[int, int], folder:
             raise ExportError(
                 f"{path}: must compute what the network does within {TOLERANCE}, got differences of {far}"
             )
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     checked = 0 if batch is None else len(batch)
     return {
         "file": path.name,

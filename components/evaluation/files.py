@@ -21,7 +21,7 @@ from components.evaluation.plots import (
 )
 from components.runs.environment import git_commit
 from model.data.index import CocoIndex
-from model.files import write_atomically
+from model.files import replacing, write_atomically
 from model.inference.predictor import Object
 from model.inference.visualize import stacked
 from model.network.mask_rcnn import NAMES_OF_PROPOSALS
@@ -102,6 +102,5 @@ def _objects(results: Results, image_id: int, category_ids: Sequence[int]) -> li
 
 
 def _save(content: Any, path: Path) -> None:
-    partial = path.with_name(path.name + ".tmp")
-    torch.save(content, partial)
-    partial.replace(path)
+    with replacing(path) as partial:
+        torch.save(content, partial)

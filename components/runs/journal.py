@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.files import write_atomically
+from model.files import replacing, write_atomically
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,10 @@ class Journal:
         for entry in self.read():
             rows.setdefault(entry.step, {}).update(entry.metrics)
         columns = ["step", *sorted({name for row in rows.values() for name in row})]
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("w", encoding="utf-8", newline="") as file:
+        with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
             table = csv.DictWriter(file, columns, lineterminator="\n")
             table.writeheader()
             table.writerows({"step": step, **rows[step]} for step in sorted(rows))
-        temporary.replace(path)
 
     def _drop_torn_line(self) -> None:
         """A process that was killed while it wrote leaves a line without its end."""

@@ -18,6 +18,7 @@ from components.config import Config
 from components.params import save_config
 from components.runs.environment import hardware
 from components.studies.summary import StabilityError
+from model.files import make_folder
 
 _TOLD_LINES = 8  # of the log, when a seed has failed
 
@@ -37,7 +38,7 @@ class SeedProcess:
         """
         self.config = config
         self.log = log_path(config)
-        self.log.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.log.parent)
         params = self.log.with_suffix(".yaml")
         with self.log.open("ab") as log:
             _lock(log.fileno(), self.log)

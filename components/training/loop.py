@@ -41,7 +41,7 @@ from model.engine.optim import make_optimizer
 from model.engine.precision import LossScaler, set_float32_products
 from model.engine.steps import Step, set_determinism, train_steps
 from model.errors import UserError
-from model.files import write_atomically
+from model.files import make_folder, write_atomically
 from model.inference.predictor import Predictor
 from model.network.mask_rcnn import MaskRCNN
 from model.scoring.coco import Kind
@@ -86,7 +86,7 @@ class Training:
         if path is not None:
             self._restore(read_checkpoint(path))
         if is_main():
-            self.run_dir.mkdir(parents=True, exist_ok=True)
+            make_folder(self.run_dir)
             save_config(config, self.run_dir / "config.yaml")
             here = {**environment(), "processes": world_size()}
             write_atomically(self.run_dir / "environment.json", json.dumps(here, indent=2) + "\n")

@@ -5,7 +5,6 @@ There is no generator state in it because there is none: data order, augmentatio
 """
 
 import json
-import os
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 
 from model.config import ModelConfig
 from model.errors import UserError
+from model.files import make_folder, replacing, write_atomically
 from model.network.mask_rcnn import MaskRCNN
 
 LAST, BEST = "last_checkpoint", "best_checkpoint"
@@ -45,14 +45,9 @@ def save_checkpoint(run_dir: Path, step: int, state: Mapping[str, Any], *, keep_
         keep_last: newest checkpoints to keep, beside the best; 0 keeps all.
     """
     path = run_dir / "checkpoints" / f"step_{step:07d}.pt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
+    make_folder(path.parent)
+    with replacing(path, sync=True) as partial, partial.open("wb") as file:  # on the disk before anything points at it
         torch.save({**state, "step": step}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    _sync_names(path.parent)  # before anything points at it
     _point(run_dir, LAST, path)
     if keep_last:
         kept = {find_checkpoint(run_dir, BEST)}
@@ -142,19 +137,4 @@ def save_weights(loaded: LoadedModel, path: Path) -> None:
 
 
 def _point(run_dir: Path, name: str, path: Path) -> None:
-    partial = run_dir / f".{name}.partial"
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(f"{path.relative_to(run_dir).as_posix()}\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(run_dir / name)
-    _sync_names(run_dir)
-
-
-def _sync_names(folder: Path) -> None:
-    """What a folder's files are called now survives a power cut; syncing a file saves its content, but not its name."""
-    directory = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    write_atomically(run_dir / name, f"{path.relative_to(run_dir).as_posix()}\n", sync=True)

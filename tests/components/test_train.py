@@ -1,6 +1,7 @@
 """The train stage: exact resume after SIGKILL, what a run leaves, early stops, errors."""
 
 import json
+import os
 import random
 import re
 import signal
@@ -104,6 +105,18 @@ def test_a_run_leaves_what_it_promises(unbroken: Path) -> None:
     assert {f"checkpoints/step_{step:07d}.pt" for step in (3, 6, 8)} <= left
     names = losses(unbroken)[0]
     assert set(names) == {f"loss/{n}" for n in ("objectness", "rpn_box_reg", "classifier", "box_reg", "mask", "total")}
+
+
+def test_the_folder_of_a_new_run_outlasts_a_power_cut(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced, sync = set(), os.fsync
+
+    def watched(descriptor: int) -> None:
+        sync(descriptor)
+        synced.add(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    loop.Training(small_config(shapes, "new/run"), torch.device("cpu"), Console(quiet=True))
+    assert {shapes.stat().st_ino, (shapes / "new").stat().st_ino} <= synced  # folders that now hold a new name
 
 
 def test_the_log_line_tells_median_and_mean(shapes: Path, unbroken: Path, capsys: pytest.CaptureFixture[str]) -> None:

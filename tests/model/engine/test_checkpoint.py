@@ -76,6 +76,7 @@ def test_a_power_cut_never_leaves_a_pointer_to_a_file_that_was_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A disk may keep a new name at any time, but need not before its folder was synced; so, too, the content of a file."""
+    run_dir = tmp_path / "runs" / "demo"
     kept: dict[int, set[str]] = {}  # by inode: the names that a folder is sure to hold, none for a file
     pointed_at: list[str] = []
     sync, replace = os.fsync, Path.replace
@@ -87,18 +88,20 @@ def test_a_power_cut_never_leaves_a_pointer_to_a_file_that_was_lost(
 
     def watched_replace(source: Path, target: Path) -> Path:
         assert source.stat().st_ino in kept, f"{target} gets content that may be lost"
-        if target.parent == tmp_path:
-            path = tmp_path / source.read_text().strip()
+        if target.parent == run_dir:
+            path = run_dir / source.read_text().strip()
             assert path.name in kept.get(path.parent.stat().st_ino, ()), f"{target} names a file that may be lost"
             pointed_at.append(path.name)
         return replace(source, target)
 
     monkeypatch.setattr(os, "fsync", watched_sync)
     monkeypatch.setattr(Path, "replace", watched_replace)
-    save(tmp_path, 1)
-    mark_best(tmp_path, save(tmp_path, 2))
+    save(run_dir, 1)
+    mark_best(run_dir, save(run_dir, 2))
     assert pointed_at == ["step_0000001.pt", "step_0000002.pt", "step_0000002.pt"]
-    assert {"last_checkpoint", "best_checkpoint", "checkpoints"} <= kept[tmp_path.stat().st_ino]
+    assert {"last_checkpoint", "best_checkpoint", "checkpoints"} <= kept[run_dir.stat().st_ino]
+    assert kept[run_dir.parent.stat().st_ino] == {"demo"}
+    assert kept[tmp_path.stat().st_ino] == {"runs"}
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 truncated"])
