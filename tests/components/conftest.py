@@ -1,13 +1,16 @@
 """A prepared data set of four images like COCO's a split and an untrained checkpoint, for the stages that come after training."""
 
 import importlib.util
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
-from components import prepare
+from components import evaluate, prepare
 from components.config import Config
 from model.config import DataConfig, EvaluateConfig, ModelConfig, TrainConfig
 from model.data.index import CocoIndex
@@ -72,9 +75,35 @@ def trained_run(coco_like: Path, tmp_path_factory: pytest.TempPathFactory) -> Co
 
 
 @pytest.fixture(scope="session")
+def evaluated(trained_run: Config) -> tuple[evaluate.EvaluateResult, dict[str, Any]]:
+    """That run evaluated, and what its evaluation.json says."""
+    result = evaluate.run(trained_run)
+    return result, json.loads((result.run_dir / "evaluation.json").read_text())
+
+
+@pytest.fixture(scope="session")
 def kubernetes_stub() -> ModuleType:
     """The API server of cluster/kubernetes_stub.py."""
     return neighbour("cluster/kubernetes_stub")
+
+
+@pytest.fixture
+def make_cluster(
+    kubernetes_stub: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Any]]:
+    """Starts a cluster (see cluster/kubernetes_stub.py) whose operator is a function, and points the client to it."""
+    clusters = []
+
+    def start(operator: Callable[[Any, str], None] | None = None) -> Any:
+        clusters.append(kubernetes_stub.Cluster(operator))
+        monkeypatch.setenv("KUBECONFIG", str(clusters[-1].kubeconfig(tmp_path)))
+        return clusters[-1]
+
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    yield start
+    for cluster in clusters:
+        cluster.close()
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,23 +25,6 @@ NAME = "maskrcnn-try-1"
 QUICK = ["cluster.poll_s=1", "cluster.api_timeout_s=10", "cluster.grace_s=30"]
 Cluster = Any  # of cluster/kubernetes_stub.py
 Make = Callable[..., Cluster]
-
-
-@pytest.fixture
-def make(kubernetes_stub: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    """Starts a cluster whose operator is the function given, and points the client to it."""
-    clusters = []
-
-    def start(operator: Callable[[Cluster, str], None] | None = None) -> Cluster:
-        clusters.append(kubernetes_stub.Cluster(operator))
-        monkeypatch.setenv("KUBECONFIG", str(clusters[-1].kubeconfig(tmp_path)))
-        return clusters[-1]
-
-    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
-    yield start
-    for cluster in clusters:
-        cluster.close()
 
 
 def config(*overrides: str) -> Config:
@@ -70,8 +53,8 @@ def succeed(cluster: Cluster, job: str) -> None:
     cluster.set_condition(job, "Succeeded")
 
 
-def test_success_tells_the_log_and_leaves_the_job(make: Make):
-    cluster = make(succeed)
+def test_success_tells_the_log_and_leaves_the_job(make_cluster: Make):
+    cluster = make_cluster(succeed)
     result, said = launch()
     assert (result.name, result.namespace, result.run_id, result.was_adopted) == (NAME, "maskrcnn", "try-1", False)
     assert [line for line in said.splitlines() if not line.startswith("[")] == ["step 1", "step 2"]
@@ -80,7 +63,7 @@ def test_success_tells_the_log_and_leaves_the_job(make: Make):
     assert cluster.deletions == []
 
 
-def test_the_launchers_role_is_what_it_does_and_no_more(make: Make, kubernetes_stub: ModuleType):
+def test_the_launchers_role_is_what_it_does_and_no_more(make_cluster: Make, kubernetes_stub: ModuleType):
     def operator(cluster: Cluster, job: str) -> None:
         cluster.pod(job, phase="Pending")
         time.sleep(1.5)
@@ -88,49 +71,14 @@ def test_the_launchers_role_is_what_it_does_and_no_more(make: Make, kubernetes_s
 
     used = set()
     for api in ("pytorchjob", "trainjob"):
-        cluster = make(operator)
+        cluster = make_cluster(operator)
         with pytest.raises(JobTimeoutError):
             launch("cluster.run_timeout_s=1", f"cluster.api={api}", "cluster.pending_timeout_s=3")
         used |= cluster.used
     assert used == kubernetes_stub.granted()
 
 
-def test_what_is_not_granted_is_refused_with_the_way_out(make: Make):
-    cluster = make(succeed)
-    cluster.faults += [("create", "pytorchjobs", 403)]
-    message, _ = failure(kind=ClusterError)
-    assert "create pytorchjobs in maskrcnn: 403" in message
-    assert "k8s/base/launcher.yaml" in message
-    assert cluster.jobs == {}
-
-
-@pytest.mark.parametrize(
-    ("status", "told"), [(401, "log in again"), (422, "a fault on demand"), (404, "kubectl apply -k k8s/base")]
-)
-def test_a_refusal_is_told_at_once(make: Make, status: int, told: str):
-    cluster = make(succeed)
-    cluster.faults += [("create", "pytorchjobs", status)]
-    message, _ = failure(kind=ClusterError)
-    assert told in message
-    assert cluster.calls == [("create", "pytorchjobs")]
-
-
-def test_a_missing_namespace_is_told(make: Make):
-    make(succeed)
-    message, _ = failure("cluster.namespace=elsewhere", kind=ClusterError)
-    assert 'namespaces "elsewhere" not found' in message
-
-
-def test_a_server_that_is_away_is_waited_for_just_so_long(make: Make):
-    cluster = make(succeed)
-    cluster.close()
-    began = time.monotonic()
-    message, _ = failure("cluster.api_timeout_s=2", kind=ClusterError)
-    assert 2 <= time.monotonic() - began < 10
-    assert "cluster.api_timeout_s=2" in message
-
-
-def test_memory_that_runs_out_is_told(make: Make):
+def test_memory_that_runs_out_is_told(make_cluster: Make):
     def operator(cluster: Cluster, job: str) -> None:
         cluster.running(job)
         cluster.running(job, index=1)
@@ -138,7 +86,7 @@ def test_memory_that_runs_out_is_told(make: Make):
         cluster.ended(job, 137, "OOMKilled", index=1, at=5)
         cluster.set_condition(job, "Failed", "has reached the specified backoff limit")
 
-    cluster = make(operator)
+    cluster = make_cluster(operator)
     message, _ = failure()
     first, second, third = message.splitlines()
     assert first == f"PyTorchJob {NAME} failed: JobFailed: has reached the specified backoff limit"
@@ -149,19 +97,19 @@ def test_memory_that_runs_out_is_told(make: Make):
     assert cluster.deletions == []
 
 
-def test_the_exit_code_is_told_and_the_log_before_it(make: Make):
+def test_the_exit_code_is_told_and_the_log_before_it(make_cluster: Make):
     def operator(cluster: Cluster, job: str) -> None:
         cluster.log(cluster.running(job), "error: train.base_lr")
         cluster.ended(job, 2)
         cluster.set_condition(job, "Failed", "1 Worker replica(s) failed")
 
-    make(operator)
+    make_cluster(operator)
     message, said = failure()
     assert "container pytorch ended with exit code 2, the configuration cannot be used" in message
     assert "error: train.base_lr" in said.splitlines()
 
 
-def test_reasons_are_known_after_the_pods_are_gone(make: Make):
+def test_reasons_are_known_after_the_pods_are_gone(make_cluster: Make):
     def operator(cluster: Cluster, job: str) -> None:
         cluster.running(job, lastState={"terminated": {"exitCode": 137, "reason": "OOMKilled"}}, restartCount=1)
         cluster.change(job)
@@ -169,16 +117,16 @@ def test_reasons_are_known_after_the_pods_are_gone(make: Make):
         cluster.pods.clear()
         cluster.set_condition(job, "Failed", "was active longer than specified deadline")
 
-    make(operator)
+    make_cluster(operator)
     assert "OOMKilled" in failure()[0]
 
 
-def test_an_image_that_cannot_be_pulled_ends_the_wait_and_the_job(make: Make):
+def test_an_image_that_cannot_be_pulled_ends_the_wait_and_the_job(make_cluster: Make):
     def operator(cluster: Cluster, job: str) -> None:
         waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "manifest unknown"}}
         cluster.pod(job, phase="Pending", containerStatuses=[{"name": "pytorch", "state": waiting}])
 
-    cluster = make(operator)
+    cluster = make_cluster(operator)
     message, said = failure("cluster.stuck_timeout_s=1", kind=JobTimeoutError)
     assert "ImagePullBackOff: manifest unknown; check cluster.image" in message
     assert said.count("ImagePullBackOff") == 1, "told once, not each time it is seen"
@@ -186,7 +134,7 @@ def test_an_image_that_cannot_be_pulled_ends_the_wait_and_the_job(make: Make):
     assert cluster.deletions[0]["propagationPolicy"] == "Foreground"
 
 
-def test_an_unschedulable_pod_is_told_with_its_event_and_has_its_time(make: Make):
+def test_an_unschedulable_pod_is_told_with_its_event_and_has_its_time(make_cluster: Make):
     def operator(cluster: Cluster, job: str) -> None:
         unscheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no nodes"}
         pod = cluster.pod(job, phase="Pending", conditions=[unscheduled])
@@ -200,21 +148,21 @@ def test_an_unschedulable_pod_is_told_with_its_event_and_has_its_time(make: Make
             {**about, "lastTimestamp": "2026-01-01T00:00:02Z", "message": "0/3 nodes: 3 Insufficient nvidia.com/gpu."},
         ]
 
-    cluster = make(operator)
+    cluster = make_cluster(operator)
     message, _ = failure("cluster.pending_timeout_s=2", kind=JobTimeoutError)
     assert "did not start in cluster.pending_timeout_s=2" in message
     assert "unschedulable: 0/3 nodes: 3 Insufficient nvidia.com/gpu." in message
     assert cluster.jobs == {}
 
 
-def test_pods_that_are_refused_are_told_with_the_reason(make: Make):
+def test_pods_that_are_refused_are_told_with_the_reason(make_cluster: Make):
     def operator(cluster: Cluster, job: str) -> None:
         message = 'pods "a" is forbidden: violates PodSecurity "restricted:latest"'
         about = {"reason": "FailedCreatePod", "involvedObject": {"name": job}, "message": message}
         other = {"involvedObject": {"name": f"{job}0"}, "lastTimestamp": "2026-01-01T00:00:09Z", "message": "another's"}
         cluster.events += [{**about, "lastTimestamp": "2026-01-01T00:00:01Z"}, other]
 
-    cluster = make(operator)
+    cluster = make_cluster(operator)
     message, _ = failure("cluster.pending_timeout_s=1", kind=JobTimeoutError)
     assert "no pod was made: pods" in message
     assert 'violates PodSecurity "restricted:latest"' in message
@@ -222,25 +170,25 @@ def test_pods_that_are_refused_are_told_with_the_reason(make: Make):
     assert cluster.jobs == {}
 
 
-def test_an_operator_that_does_nothing_is_suspected(make: Make):
-    cluster = make()
+def test_an_operator_that_does_nothing_is_suspected(make_cluster: Make):
+    cluster = make_cluster()
     message, _ = failure("cluster.pending_timeout_s=1", kind=JobTimeoutError)
     assert "see that Kubeflow's operator runs" in message
     assert cluster.jobs == {}
 
 
-def test_a_suspended_job_waits_in_its_queue(make: Make):
+def test_a_suspended_job_waits_in_its_queue(make_cluster: Make):
     def operator(cluster: Cluster, job: str) -> None:
         cluster.set_condition(job, "Suspended")
         time.sleep(1)
         cluster.jobs[job]["status"]["conditions"].clear()
         succeed(cluster, job)
 
-    make(operator)
+    make_cluster(operator)
     assert "is suspended, as a queue does" in launch("cluster.scheduler=kueue", "cluster.queue=team")[1]
 
 
-def test_an_evicted_pod_is_told_and_its_successors_log_follows(make: Make):
+def test_an_evicted_pod_is_told_and_its_successors_log_follows(make_cluster: Make):
     def operator(cluster: Cluster, job: str) -> None:
         pod = cluster.running(job)
         cluster.log(pod, "step 1", "saved step 1")
@@ -255,7 +203,7 @@ def test_an_evicted_pod_is_told_and_its_successors_log_follows(make: Make):
         cluster.ended(job, 0)
         cluster.set_condition(job, "Succeeded")
 
-    cluster = make(operator)
+    cluster = make_cluster(operator)
     _, said = launch()
     assert "evicted: The node was low on resource: memory." in said
     lines = [line for line in said.splitlines() if not line.startswith("[")]
@@ -263,8 +211,8 @@ def test_an_evicted_pod_is_told_and_its_successors_log_follows(make: Make):
     assert NAME in cluster.jobs
 
 
-def test_a_job_of_the_same_name_is_adopted(make: Make):
-    cluster = make()
+def test_a_job_of_the_same_name_is_adopted(make_cluster: Make):
+    cluster = make_cluster()
     cluster.jobs[NAME] = pytorchjob.make_manifest(config(), run_id="try-1")
     cluster.change(NAME, "ADDED")
     succeed(cluster, NAME)
@@ -274,8 +222,8 @@ def test_a_job_of_the_same_name_is_adopted(make: Make):
     assert [call for call in cluster.calls if call[0] == "create"] == [("create", "pytorchjobs")]
 
 
-def test_another_job_of_the_same_name_is_left_alone(make: Make):
-    cluster = make()
+def test_another_job_of_the_same_name_is_left_alone(make_cluster: Make):
+    cluster = make_cluster()
     cluster.jobs[NAME] = pytorchjob.make_manifest(config("train.base_lr=0.5"), run_id="try-1")
     cluster.change(NAME, "ADDED")
     message, _ = failure(kind=ClusterError)
@@ -284,8 +232,8 @@ def test_another_job_of_the_same_name_is_left_alone(make: Make):
     assert cluster.deletions == []
 
 
-def test_a_failed_job_of_the_same_name_is_replaced(make: Make):
-    cluster = make(succeed)
+def test_a_failed_job_of_the_same_name_is_replaced(make_cluster: Make):
+    cluster = make_cluster(succeed)
     cluster.jobs[NAME] = pytorchjob.make_manifest(config(), run_id="try-1")
     cluster.change(NAME, "ADDED")
     cluster.set_condition(NAME, "Failed")
@@ -296,15 +244,7 @@ def test_a_failed_job_of_the_same_name_is_replaced(make: Make):
     assert len(cluster.deletions) == 1
 
 
-def test_a_create_whose_answer_is_lost_is_found_again(make: Make):
-    cluster = make(succeed)
-    cluster.faults += [("create", "pytorchjobs", 500), ("create", "pytorchjobs", 0)]
-    result, _ = launch()
-    assert not result.was_adopted
-    assert len(cluster.jobs) == 1
-
-
-def test_an_expired_version_is_looked_up_anew(make: Make):
+def test_an_expired_version_is_looked_up_anew(make_cluster: Make):
     def operator(cluster: Cluster, job: str) -> None:
         time.sleep(0.5)
         cluster.oldest = 10**9
@@ -313,14 +253,14 @@ def test_an_expired_version_is_looked_up_anew(make: Make):
         cluster.ended(job, 0)
         cluster.set_condition(job, "Succeeded")
 
-    cluster = make(operator)
+    cluster = make_cluster(operator)
     launch()
     assert cluster.calls.count(("get", "pytorchjobs")) >= 3
 
 
 @pytest.mark.parametrize("status", [0, 410, 500, 503, 403])
-def test_a_watch_that_never_works_costs_only_time(make: Make, status: int):
-    cluster = make(succeed)
+def test_a_watch_that_never_works_costs_only_time(make_cluster: Make, status: int):
+    cluster = make_cluster(succeed)
     cluster.faults += [("watch", "pytorchjobs", status)] * 1000
     began = time.monotonic()
     _, said = launch()
@@ -328,13 +268,13 @@ def test_a_watch_that_never_works_costs_only_time(make: Make, status: int):
     assert time.monotonic() - began < 10
 
 
-def test_errors_and_cut_connections_are_survived(make: Make):
+def test_errors_and_cut_connections_are_survived(make_cluster: Make):
     def operator(cluster: Cluster, job: str) -> None:
         cluster.log(cluster.running(job), "step 1")
         time.sleep(2)
         succeed(cluster, job)
 
-    cluster = make(operator)
+    cluster = make_cluster(operator)
     cluster.faults += [
         ("list", "pods", 500),
         ("list", "pods", 0),
@@ -347,7 +287,7 @@ def test_errors_and_cut_connections_are_survived(make: Make):
     assert cluster.faults == []
 
 
-def test_a_cut_log_loses_and_doubles_no_line(make: Make):
+def test_a_cut_log_loses_and_doubles_no_line(make_cluster: Make):
     lines = [f"step {number}" for number in range(40)]
 
     def operator(cluster: Cluster, job: str) -> None:
@@ -360,43 +300,43 @@ def test_a_cut_log_loses_and_doubles_no_line(make: Make):
         cluster.ended(job, 0)
         cluster.set_condition(job, "Succeeded")
 
-    cluster = make(operator)
+    cluster = make_cluster(operator)
     cluster.log_cuts = [38 * 5 + 20, 38 * 15 + 7, 38 * 30]
     _, said = launch()
     assert [line for line in said.splitlines() if not line.startswith("[")] == lines
     assert cluster.log_cuts == []
 
 
-def test_a_log_that_is_cut_at_the_very_end_is_read_again(make: Make):
-    cluster = make(succeed)
+def test_a_log_that_is_cut_at_the_very_end_is_read_again(make_cluster: Make):
+    cluster = make_cluster(succeed)
     cluster.log_cuts = [10, 45]
     _, said = launch()
     assert [line for line in said.splitlines() if not line.startswith("[")] == ["step 1", "step 2"]
     assert cluster.log_cuts == []
 
 
-def test_a_log_that_cannot_be_had_is_admitted(make: Make):
-    cluster = make(succeed)
+def test_a_log_that_cannot_be_had_is_admitted(make_cluster: Make):
+    cluster = make_cluster(succeed)
     cluster.faults += [("get", "pods/log", 500)] * 100
     result, said = launch()
     assert result.name == NAME, "a success is none the less one"
     assert "the end of rank 0's log could not be read" in said
 
 
-def test_a_job_deleted_behind_its_back_is_told(make: Make):
+def test_a_job_deleted_behind_its_back_is_told(make_cluster: Make):
     def operator(cluster: Cluster, job: str) -> None:
         cluster.running(job)
         time.sleep(1)
         cluster.remove(job)
 
-    cluster = make(operator)
+    cluster = make_cluster(operator)
     assert "was deleted by someone else" in failure()[0]
     assert cluster.jobs == {}
     assert cluster.deletions == []
 
 
-def test_a_job_that_hangs_is_deleted_after_its_time(make: Make):
-    cluster = make(lambda cluster, job: cluster.log(cluster.running(job), "step 1"))
+def test_a_job_that_hangs_is_deleted_after_its_time(make_cluster: Make):
+    cluster = make_cluster(lambda cluster, job: cluster.log(cluster.running(job), "step 1"))
     message, said = failure("cluster.run_timeout_s=2", kind=JobTimeoutError)
     assert "did not end in cluster.run_timeout_s=2" in message
     assert "step 1" in said
@@ -406,8 +346,8 @@ def test_a_job_that_hangs_is_deleted_after_its_time(make: Make):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_cancelled_launcher_deletes_its_job_and_says_so(make: Make, number: int, status: int):
-    cluster = make(lambda cluster, job: cluster.log(cluster.running(job), "step 1"))
+def test_a_cancelled_launcher_deletes_its_job_and_says_so(make_cluster: Make, number: int, status: int):
+    cluster = make_cluster(lambda cluster, job: cluster.log(cluster.running(job), "step 1"))
     cluster.deletion_s = 1.0
     words = ["--params", str(ROOT / "params.yaml"), "--run-id", "try-1", "cluster.image=a", *QUICK]
     command = [sys.executable, "-m", "components.pytorchjob", *words]
@@ -431,8 +371,8 @@ def test_a_cancelled_launcher_deletes_its_job_and_says_so(make: Make, number: in
     assert (cluster.jobs, len(cluster.deletions)) == ({}, 1)
 
 
-def test_a_dry_run_prints_the_manifest_and_asks_nobody(make: Make, capsys: pytest.CaptureFixture[str]):
-    cluster = make(succeed)
+def test_a_dry_run_prints_the_manifest_and_asks_nobody(make_cluster: Make, capsys: pytest.CaptureFixture[str]):
+    cluster = make_cluster(succeed)
     words = ["--params", str(ROOT / "params.yaml"), "--run-id", "try-1", "--dry-run", "cluster.image=a"]
     pytorchjob.main(words)
     first = capsys.readouterr().out
@@ -442,7 +382,7 @@ def test_a_dry_run_prints_the_manifest_and_asks_nobody(make: Make, capsys: pytes
     assert cluster.calls == []
 
 
-def test_a_train_job_is_followed_the_same_way(make: Make):
+def test_a_train_job_is_followed_the_same_way(make_cluster: Make):
     def operator(cluster: Cluster, job: str) -> None:
         pod = cluster.pod(job, "node-0", phase="Running")
         labels = {"jobset.sigs.k8s.io/jobset-name": job, "batch.kubernetes.io/job-completion-index": "0"}
@@ -451,14 +391,8 @@ def test_a_train_job_is_followed_the_same_way(make: Make):
         cluster.log(pod, "step 1")
         cluster.set_condition(job, "Complete")
 
-    cluster = make(operator)
+    cluster = make_cluster(operator)
     result, said = launch("cluster.api=trainjob")
     assert "step 1" in said
     assert result.name == NAME
     assert cluster.calls[0] == ("create", "trainjobs")
-
-
-def test_a_context_that_is_not_there_is_told(make: Make):
-    make(succeed)
-    message, _ = failure("cluster.context=production", kind=ClusterError)
-    assert "cluster.context: production cannot be used" in message

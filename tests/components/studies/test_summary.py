@@ -10,9 +10,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from components.config import Config
-from components.params import config_from_dict, load_config, save_config
-from components.runs.identity import _DECIDING, _NOT_DECIDING
+from components.params import load_config, save_config
 from components.runs.result import ResultError
 from components.studies.intervals import estimate
 from components.studies.summary import StabilityError, summarise
@@ -135,11 +133,6 @@ def test_keys_that_decide_nothing_may_differ(make_run: Callable[..., Path], tmp_
     assert len(summarise([make_run(1), make_run(2, 0.8, *free)], tmp_path / "out").report["seeds"]) == 2
 
 
-def test_keys_that_decide_nothing_exist() -> None:
-    assert set(Config().flat()) >= _NOT_DECIDING
-    assert all(key.startswith(_DECIDING) for key in _NOT_DECIDING)
-
-
 @pytest.mark.parametrize("which", ["data_hash", "train_data_hash"])
 def test_runs_of_other_data_are_refused(make_run: Callable[..., Path], tmp_path: Path, which: str) -> None:
     with pytest.raises(StabilityError, match=rf"must differ in the seed alone.*\({which}\)"):
@@ -184,8 +177,3 @@ def test_training_that_ends_at_a_target_may_end_early(make_run: Callable[..., Pa
     targets = ("evaluate.every_epoch=true", "evaluate.min_bbox_ap=0.1")
     runs = [make_run(seed, 0.7, *targets, checkpoint=f"checkpoints/step_000000{seed}.pt") for seed in (1, 2)]
     assert summarise(runs, tmp_path / "out").report["seeds"] == [1, 2]
-
-
-def test_a_configuration_names_each_seed_once() -> None:
-    with pytest.raises(ValueError, match=r"stability: seeds must differ"):
-        config_from_dict({"stability": {"seeds": [1, 2, 1]}}, "here")

@@ -1,0 +1,90 @@
+"""Calls of the Kubernetes API by the real client against a server on loopback: answers, refusals, outages."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.cluster.api import ClusterError, JobApi
+from components.cluster.manifest import Manifest
+from components.config import Config
+from components.params import load_config
+from components.pytorchjob import make_manifest
+
+pytest.importorskip("kubernetes", reason="needs kubernetes, of the extra `pipelines`")
+ROOT = Path(__file__).resolve().parents[3]
+Make = Callable[..., Any]  # see make_cluster in conftest.py
+
+
+def config(*overrides: str) -> Config:
+    return load_config(ROOT / "params.yaml", ["cluster.image=registry/maskrcnn:1", "cluster.poll_s=1", *overrides])
+
+
+def manifest(*overrides: str) -> Manifest:
+    return make_manifest(config(*overrides), run_id="try-1")
+
+
+def refusal(*overrides: str) -> str:
+    """What is told when no job can be created."""
+    with pytest.raises(ClusterError) as error:
+        JobApi(config(*overrides).cluster).create(manifest(*overrides))
+    return str(error.value)
+
+
+def test_a_job_is_created_once_found_and_deleted(make_cluster: Make):
+    cluster = make_cluster()
+    api, job = JobApi(config().cluster), manifest()
+    name = job["metadata"]["name"]
+    assert api.get(name) is None
+    assert api.create(job)
+    assert not api.create(job)
+    assert (api.get(name) or {})["spec"] == job["spec"]
+    assert api.delete(name)
+    assert api.delete(name), "that it is gone already is no error"
+    assert cluster.jobs == {}
+
+
+def test_what_is_not_granted_is_refused_with_the_way_out(make_cluster: Make):
+    cluster = make_cluster()
+    cluster.faults += [("create", "pytorchjobs", 403)]
+    message = refusal()
+    assert "create pytorchjobs in maskrcnn: 403" in message
+    assert "k8s/base/launcher.yaml" in message
+    assert cluster.jobs == {}
+
+
+@pytest.mark.parametrize(
+    ("status", "told"), [(401, "log in again"), (422, "a fault on demand"), (404, "kubectl apply -k k8s/base")]
+)
+def test_a_refusal_is_told_at_once(make_cluster: Make, status: int, told: str):
+    cluster = make_cluster()
+    cluster.faults += [("create", "pytorchjobs", status)]
+    assert told in refusal()
+    assert cluster.calls == [("create", "pytorchjobs")]
+
+
+def test_a_missing_namespace_is_told(make_cluster: Make):
+    make_cluster()
+    assert 'namespaces "elsewhere" not found' in refusal("cluster.namespace=elsewhere")
+
+
+def test_a_server_that_is_away_is_waited_for_just_so_long(make_cluster: Make):
+    make_cluster().close()
+    began = time.monotonic()
+    assert "cluster.api_timeout_s=2" in refusal("cluster.api_timeout_s=2")
+    assert 2 <= time.monotonic() - began < 10
+
+
+def test_a_create_whose_answer_is_lost_is_tried_again(make_cluster: Make):
+    cluster = make_cluster()
+    cluster.faults += [("create", "pytorchjobs", 500), ("create", "pytorchjobs", 0)]
+    assert JobApi(config().cluster).create(manifest())
+    assert cluster.calls == [("create", "pytorchjobs")] * 3
+    assert len(cluster.jobs) == 1
+
+
+def test_a_context_that_is_not_there_is_told(make_cluster: Make):
+    make_cluster()
+    assert "cluster.context: production cannot be used" in refusal("cluster.context=production")

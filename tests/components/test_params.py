@@ -1,0 +1,154 @@
+"""The parameter file: what is read, what is refused, and how the refusal is told."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from components.config import Config
+from components.params import ConfigError, config_from_dict, load_config, save_config
+from model.errors import UserError
+
+
+@pytest.fixture
+def params(tmp_path: Path) -> Path:
+    path = tmp_path / "params.yaml"
+    path.write_text("train:\n  base_lr: 0.01\ndata:\n  shapes:\n    seed: 3\n")
+    return path
+
+
+def test_absent_values_take_their_defaults(params: Path):
+    config = load_config(params)
+    assert config.train.base_lr == 0.01
+    assert config.data.shapes.seed == 3
+    assert config.train.max_iters == 90000
+
+
+def test_an_empty_file_is_all_defaults(tmp_path: Path):
+    (tmp_path / "params.yaml").write_text("# nothing\n")
+    assert load_config(tmp_path / "params.yaml") == Config()
+
+
+def test_overrides_reach_every_depth(params: Path):
+    config = load_config(
+        params, ["data.shapes.seed=7", "train.lr_steps=[10, 20]", "model.weights=none", "evaluate.every_epoch=true"]
+    )
+    assert config.data.shapes.seed == 7
+    assert config.train.lr_steps == (10, 20)
+    assert config.model.weights == "none"
+    assert config.evaluate.every_epoch is True
+
+
+def test_the_last_override_of_a_key_stands(params: Path):
+    assert load_config(params, ["train.seed=1", "train.seed=2"]).train.seed == 2
+
+
+def test_an_empty_value_is_the_empty_text(params: Path):
+    assert load_config(params, ["data.train_images=a", "data.train_images="]).data.train_images == ""
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("train.max_iter=3", "did you mean train.max_iters?"),
+        ("trian.base_lr=1", "did you mean train?"),
+        ("train.nms_iou=1", "did you mean model.nms_iou?"),
+        ("data.shapes.sead=1", "did you mean data.shapes.seed?"),
+        ("predict.qqq=1", "known: predict.score_threshold, predict.batch_size, predict.images"),
+    ],
+)
+def test_an_unknown_key_is_told_with_the_nearest(params: Path, override: str, told: str):
+    with pytest.raises(ConfigError, match="unknown key") as error:
+        load_config(params, [override])
+    assert told in str(error.value)
+    assert str(params) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("train.base_lr=-1", "train.base_lr: Input should be greater than 0, got -1"),
+        ("train.max_iters=many", "got 'many'"),
+        ("train.max_iters=1.5", "got 1.5"),
+        ("train.base_lr='0.1'", "got '0.1'"),
+        ("data.source=coco2015", "'shapes', 'coco2014', 'coco2017' or 'custom'"),
+        ("data.buckets=[[100, 128]]", "multiples of 32"),
+        ("data.buckets=[[96, 128]]", "buckets must hold a resized image of 800 × 1333"),
+        ("train.accumulation_steps=3", "batch_size must be a multiple of accumulation_steps, got 16 and 3"),
+        ("train.lr_steps=[20, 10]", "lr_steps must rise, got [20, 10]"),
+        ("model.rpn_bg_iou=0.8", "rpn_bg_iou must be at most rpn_fg_iou, got 0.8 > 0.7"),
+        ("model.anchor_sizes_px=[8, 16]", "one size for each of the 5 levels"),
+    ],
+)
+def test_a_wrong_value_is_told_with_what_it_must_be(params: Path, override: str, told: str):
+    with pytest.raises(ConfigError) as error:
+        load_config(params, [override])
+    assert told in str(error.value)
+
+
+def test_all_faults_are_told_at_once(params: Path):
+    with pytest.raises(ConfigError) as error:
+        load_config(params, ["train.base_lr=-1", "model.nms_iou=2"])
+    assert len(str(error.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize("override", ["base_lr=1", "train.base_lr", "=1", "train.=1", ".base_lr=1"])
+def test_an_override_must_be_section_key_value(params: Path, override: str):
+    with pytest.raises(ConfigError, match=r"must be section\.key=value"):
+        load_config(params, [override])
+
+
+def test_an_override_below_a_value_is_refused(params: Path):
+    with pytest.raises(ConfigError, match="base_lr is a value, not a section"):
+        load_config(params, ["train.base_lr.x=1"])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("- 1\n", "got a list"), ("a: [1\n", "not YAML"), ("a: 1\na: 2\n", "not YAML")]
+)
+def test_a_file_that_is_no_parameter_file_is_told(tmp_path: Path, text: str, told: str):
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=told):
+        load_config(tmp_path / "params.yaml")
+
+
+def test_an_absent_file_is_told_with_the_way_out(tmp_path: Path):
+    with pytest.raises(ConfigError, match="maskrcnn recipe shapes_demo"):
+        load_config(tmp_path / "params.yaml")
+
+
+def test_configuration_errors_are_the_users():
+    assert issubclass(ConfigError, UserError)
+
+
+def test_saved_configuration_is_read_back_equal(params: Path, tmp_path: Path):
+    config = load_config(params, ["data.train_images=ünïcode dir", "train.lr_steps=[]", "tracking.run_name='yes'"])
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml") == config
+
+
+def test_plain_data_of_a_checkpoint_is_read_back_equal(params: Path):
+    config = load_config(params)
+    assert config_from_dict(config.model_dump(mode="json"), "step_1.pt") == config
+
+
+def test_plain_data_that_does_not_fit_names_its_place():
+    with pytest.raises(ConfigError, match=r"step_1\.pt: train\.base_lrr: unknown key"):
+        config_from_dict({"train": {"base_lrr": 1}}, "step_1.pt")
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    base_lr=st.floats(1e-12, 1e6),
+    steps=st.lists(st.integers(1, 10**6), unique=True).map(sorted),
+    name=st.text("a1 :#-'\"é", max_size=6),
+)
+def test_any_value_survives_saving(
+    tmp_path_factory: pytest.TempPathFactory, base_lr: float, steps: list[int], name: str
+):
+    tree = {"train": {"base_lr": base_lr, "lr_steps": steps}, "tracking": {"run_name": name}}
+    config = config_from_dict(tree, "test")
+    path = tmp_path_factory.mktemp("config") / "params.yaml"
+    save_config(config, path)
+    assert load_config(path) == config
