@@ -18,6 +18,7 @@ from components.evaluation.detect import Results, detect
 from components.evaluation.files import evaluation_report, write_inference, write_plots
 from components.evaluation.score import class_metrics, score, score_metrics
 from components.launch import relaunch
+from components.runs.figures import number
 from components.runs.trained import Trained, load_trained, open_split
 from components.tracking.tracker import open_tracker
 from model.data.index import CocoIndex
@@ -102,7 +103,7 @@ def score_table(evaluation: CocoEvaluation) -> Table:
     for column in ("", *(TITLES[kind] for kind in evaluation.scores)):
         table.add_column(column, justify="right" if column else "left")
     for name in next(iter(evaluation.scores.values())):
-        table.add_row(name, *(_score(scores[name]) for scores in evaluation.scores.values()))
+        table.add_row(name, *(number(scores[name]) for scores in evaluation.scores.values()))
     return table
 
 
@@ -112,12 +113,8 @@ def class_table(evaluation: CocoEvaluation) -> Table:
     for column in ("class", *(f"{TITLES[kind]} AP" for kind in evaluation.scores)):
         table.add_column(column, justify="left" if column == "class" else "right")
     for name, scores in evaluation.per_class.items():
-        table.add_row(name, *(_score(scores[kind]) for kind in evaluation.scores))
+        table.add_row(name, *(number(scores[kind]) for kind in evaluation.scores))
     return table
-
-
-def _score(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from components.cli import user_errors
 from components.params import load_config
+from components.runs.figures import number
 from model.errors import UserError
 
 RECALL_NAMES = ("AR100", "AR1000", "ARs1000", "ARm1000", "ARl1000")
@@ -26,7 +27,7 @@ def summary_table(evaluation: dict[str, Any]) -> Table:
         if kind not in evaluation:
             continue
         scores = [(evaluation[kind] or {}).get(name) for name in names]  # no scores at all with evaluate.skip_eval
-        table.add_row(label, *("–" if score is None else f"{score:.3f}" for score in scores))
+        table.add_row(label, *map(number, scores))
     return table
 
 

@@ -18,6 +18,7 @@ from components.predict import PredictResult
 from components.prepare import PrepareResult
 from components.register import RegisterResult
 from components.runs.environment import git_commit
+from components.runs.figures import number
 from components.runs.result import TASKS
 from components.stability import StabilityResult
 from model.data.index import CocoIndex
@@ -80,7 +81,7 @@ def describe_evaluation(metrics: Artifact, page: Artifact, config: Config) -> No
     facts = {key: evaluation[key] for key in ("checkpoint", "images", "detections", "data_hash", "commit")}
     _describe(metrics, {"run_dir": str(run_dir), **facts, **_mlflow(run_dir), **figures})
     rows = [
-        [name, *(_figure(of_kind.get(name)) for of_kind in scores.values())]
+        [name, *(number(of_kind.get(name), ".4f") for of_kind in scores.values())]
         for name in dict.fromkeys(name for of_kind in scores.values() for name in of_kind)
     ]
     plots = run_dir / "plots"
@@ -125,7 +126,8 @@ def describe_study(metrics: Artifact, page: Artifact, result: StabilityResult) -
     for task in TASKS:
         if score := report.get(task, {}).get("AP"):
             figures |= {f"ap/{task}/mean": score["mean"], f"ap/{task}/deviation": score["deviation"]}
-            rows.append([TITLES[task], *map(_figure, (*score["values"], score["mean"], score["deviation"]))])
+            values = (*score["values"], score["mean"], score["deviation"])
+            rows.append([TITLES[task], *(number(value, ".4f") for value in values)])
     _describe(metrics, {"output_dir": str(result.output_dir), "data_hash": report["data_hash"], **figures})
     header = ["final AP", *(f"seed {seed}" for seed in report["seeds"]), "mean", "standard deviation"]
     _write_page(
@@ -174,7 +176,3 @@ def _row(tag: str, cells: list[str]) -> str:
 def _image(path: Path) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
     return f'<p><img alt="{html.escape(path.name)}" src="data:{_MIME[path.suffix]};base64,{data}"></p>'
-
-
-def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"

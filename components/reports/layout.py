@@ -76,23 +76,5 @@ def markdown_table(table: Table) -> str:
     return "\n".join(lines)
 
 
-def number(value: float | None, form: str = ".3f") -> str:
-    """A figure, or a dash where there is none."""
-    return "–" if value is None else format(value, form)
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as people say them: 48 s, 6 min 26 s, 3 h 37 min; a dash for None."""
-    if seconds is None:
-        return "–"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min"
-
-
 def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from components.evaluation.error_types import ErrorTypes
 from components.reports.charts import Axis, Series, line_chart, positive_bounds, thinned
-from components.reports.layout import Cell, Chapter, Chart, Gallery, Table, number
+from components.reports.layout import Cell, Chapter, Chart, Gallery, Table
+from components.runs.figures import DASH, number
 from components.runs.files import RunData
 from components.runs.result import TASKS
 from model.scoring.coco import TITLES
@@ -69,7 +70,7 @@ def classes(runs: Sequence[RunData]) -> Chapter:
     order = sorted(names, key=lambda name: -(first.per_class.get(name) or 0))
     counts = _counts(first.run, "per_class")
     rows = [
-        [name, str(counts.get(name, "–")), *(_bar(column.per_class.get(name), column.slot) for column in columns)]
+        [name, str(counts.get(name, DASH)), *(_bar(column.per_class.get(name), column.slot) for column in columns)]
         for name in order
     ]
     note = f"AP at IoU 0.50 to 0.95, in the order of {first.run.name}'s {TITLES[first.kind]} AP."
@@ -103,7 +104,7 @@ def sizes(runs: Sequence[RunData]) -> Chapter:
     rows = [
         [
             f"{size}, {meaning}: {score}",
-            str(counts.get(size, "–")),
+            str(counts.get(size, DASH)),
             *(_bar(column.scores[score + letter], column.slot) for column in columns),
         ]
         for size, (letter, meaning) in _SIZES.items()
@@ -196,4 +197,4 @@ def _counts(run: RunData, kind: str) -> dict[str, int]:
 
 
 def _bar(value: float | None, slot: int) -> Cell | str:
-    return "–" if value is None else Cell(f"{value:.3f}", value, slot)
+    return DASH if value is None else Cell(number(value), value, slot)

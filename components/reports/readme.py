@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from components.recipe import nearest_recipe
-from components.reports.layout import Table, duration, markdown_table, number
+from components.reports.layout import Table, markdown_table
 from components.reports.setup import commit_of
 from components.reports.speed import training_time_s
 from components.runs.environment import hardware_name
+from components.runs.figures import DASH, duration, number
 from components.runs.files import RunData, read_run
 from components.studies import tables
 from model.errors import UserError
@@ -151,7 +152,7 @@ def _steps_table(records: Sequence[Record], mode: str) -> str:
             number(case["images_per_s"], ".3g"),
             _speedup(case, cases, key=_case_key, value=lambda other: other["images_per_s"]),
             f"{case['step_s']['median']:.3g} s",
-            "–" if case["peak_memory_mib"] is None else f"{case['peak_memory_mib']:.0f} MiB",
+            number(case["peak_memory_mib"], ".0f", "MiB"),
             number(case.get("ratio_to_torchvision"), ".2f"),
             _made(case["benchmark"]),
         ]
@@ -180,7 +181,7 @@ def _scaling_table(records: Sequence[Record]) -> str:
     ]
     rows = [
         [
-            row["benchmark"]["backbone"] or "–",
+            row["benchmark"]["backbone"] or DASH,
             _machine(row["benchmark"], row["processes"]),
             str(row["processes"]),
             str(row["batch"]),
@@ -252,12 +253,12 @@ def _speedup(
     """How many times as fast as the same in plain float32, or else tf32; a dash where that was not measured, or is this."""
     for precision in ("float32", "tf32"):
         if _precision(one) == precision:
-            return "–"
+            return DASH
         for other in others:
             mine, base = value(one), value(other)
             if _precision(other) == precision and key(other) == key(one) and mine and base:
                 return f"{mine / base:.2f}"
-    return "–"
+    return DASH
 
 
 def _precision(one: Record) -> str:

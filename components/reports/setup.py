@@ -7,8 +7,9 @@ from typing import Any
 
 from components.params import read_flat
 from components.recipe import RECIPES, Nearest
-from components.reports.layout import Chapter, Table, duration, number
+from components.reports.layout import Chapter, Table
 from components.reports.speed import training_time_s
+from components.runs.figures import DASH, duration, number
 from components.runs.files import RunData
 from components.runs.identity import deciding, differences
 from model.scoring.coco import TITLES
@@ -38,7 +39,7 @@ def question(runs: Sequence[RunData], asked: str) -> Chapter:
     rows = []
     for run in runs:
         found = [number(run.scores.get(kind, {}).get(name)) for kind, name in shown]
-        steps = str(run.training[-1].step) if run.training else "–"
+        steps = str(run.training[-1].step) if run.training else DASH
         rows.append([run.name, *found, steps, duration(training_time_s(run))])
     return Chapter("question", "Question", [asked or _question(runs)], [Table(head, rows)])
 
@@ -99,7 +100,7 @@ def environment(runs: Sequence[RunData]) -> Chapter:
     """Where the runs were made: commit, hardware, versions."""
     columns = [_environment(run) for run in runs]
     names = dict.fromkeys(name for column in columns for name in column)
-    rows = [[name, *(column.get(name, "–") for column in columns)] for name in names]
+    rows = [[name, *(column.get(name, DASH) for column in columns)] for name in names]
     notes = [sentence for run in runs for sentence in run.missing]
     return Chapter(
         "environment", "Environment", notes, [Table(["", *(run.name for run in runs)], rows)] if rows else []
@@ -175,7 +176,7 @@ def commit_of(run: RunData) -> str:
 
 def _value(value: Any) -> str:
     return (
-        "–" if value is None else value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+        DASH if value is None else value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
     )
 
 

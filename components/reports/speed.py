@@ -4,7 +4,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from components.reports.layout import Cell, Chapter, Table, duration, number
+from components.reports.layout import Cell, Chapter, Table
+from components.runs.figures import DASH, duration, number
 from components.runs.files import RunData
 
 _CASE_HEAD = ("", "network", "images/s", "median step", "90 %", "99 %", "peak memory", "time to torchvision's")
@@ -33,12 +34,12 @@ def training_speed(run: RunData) -> dict[str, str]:
     memory = _values(run, "memory/peak_mib")
     return {
         "steps": str(run.training[-1].step),
-        "images a step": str(run.config.get("train.batch_size", "–")),
+        "images a step": str(run.config.get("train.batch_size", DASH)),
         "time in steps": duration(training_time_s(run)),
-        "median step": "–" if step_s is None else f"{step_s:.3f} s",
-        "of it waiting for data": "–" if not step_s or data_s is None else f"{data_s / step_s:.1%}",
+        "median step": number(step_s, unit="s"),
+        "of it waiting for data": number(data_s / step_s if step_s and data_s is not None else None, ".1%"),
         "median images/s": number(_median(run, "throughput/images_per_s"), ".3g"),
-        "peak memory": f"{max(memory):.0f} MiB" if memory else "–",
+        "peak memory": number(max(memory, default=None), ".0f", "MiB"),
     }
 
 
@@ -58,13 +59,13 @@ def _median(run: RunData, name: str) -> float | None:
 
 
 def _case_row(case: dict[str, Any]) -> list[Cell | str]:
-    times, memory = case["step_s"], case["peak_memory_mib"]
+    times = case["step_s"]
     return [
         f"{case['mode']}, {case['dtype']}, batch {case['batch']}, {case['height']} × {case['width']}",
         case["model"],
         number(case["images_per_s"], ".3g"),
-        *(f"{times[name]:.3g} s" for name in ("median", "p90", "p99")),
-        "–" if memory is None else f"{memory:.0f} MiB",
+        *(number(times[name], ".3g", "s") for name in ("median", "p90", "p99")),
+        number(case["peak_memory_mib"], ".0f", "MiB"),
         number(case.get("ratio_to_torchvision"), ".2f"),
     ]
 

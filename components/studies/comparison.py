@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
+from components.runs.figures import DASH, interval, number
 from components.runs.result import TASKS
 from model.scoring.coco import TITLES
 
@@ -35,9 +36,13 @@ def score_table(comparison: dict[str, Any]) -> Table:
     for task in TASKS:
         for name in _SHOWN if task in comparison else ():
             score = comparison[task][name]
-            cells = (_number(score["before"]), _number(score["after"]), _signed(score["difference"]))
+            cells = (number(score["before"], ".4f"), number(score["after"], ".4f"), number(score["difference"], "+.4f"))
             table.add_row(
-                f"{TITLES[task]} {name}", *cells, _interval(score), _p(score["p"]), end_section=name == _SHOWN[-1]
+                f"{TITLES[task]} {name}",
+                *cells,
+                interval(score["interval"], "+.4f"),
+                _p(score["p"]),
+                end_section=name == _SHOWN[-1],
             )
     return table
 
@@ -60,13 +65,15 @@ def sentences(comparison: dict[str, Any]) -> list[str]:
 def _verdict(comparison: dict[str, Any], task: str) -> str:
     score, before, after = comparison[task]["AP"], comparison["before"], comparison["after"]
     difference, title = score["difference"], f"{TITLES[task]} AP"
+    change = number(difference, "+.4f")
     if score["interval"] is None:
-        return f"{title}: {after['name']} has {_signed(difference)} against {before['name']}."
+        return f"{title}: {after['name']} has {change} against {before['name']}."
     if comparison["method"] == "paired":
         how = f"the same {len(before['seeds'])} seeds, paired"
     else:
         how = f"{len(before['seeds'])} and {len(after['seeds'])} seeds, Welch"
-    figures = f"{_signed(difference)}, 95 % interval {_interval(score)}, p {_p(score['p'], equals='= ')}; {how}"
+    ends, p = interval(score["interval"], "+.4f"), _p(score["p"], equals="= ")
+    figures = f"{change}, 95 % interval {ends}, p {p}; {how}"
     low, high = score["interval"]
     if low <= 0 <= high:
         return (
@@ -76,19 +83,7 @@ def _verdict(comparison: dict[str, Any], task: str) -> str:
     return f"{title}: {after['name']} is {better} than {before['name']} by more than noise explains ({figures})."
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
-
-
-def _signed(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.4f}".replace("-", "−")
-
-
-def _interval(score: dict[str, Any]) -> str:
-    return "–" if score["interval"] is None else " to ".join(map(_signed, score["interval"]))
-
-
 def _p(value: float | None, *, equals: str = "") -> str:
     if value is None:
-        return "–"
+        return DASH
     return "< 0.001" if value < 0.001 else f"{equals}{value:.3f}"

@@ -15,6 +15,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from components.runs.figures import interval, number
 from components.runs.identity import description
 from components.runs.result import TASKS, Result
 from components.studies.intervals import CONFIDENCE, estimate
@@ -106,10 +107,9 @@ def _rows(report: dict[str, Any]) -> list[list[str]]:
     rows = []
     for task in _tasks(report):
         score = report[task]["AP"]
-        deviation = "–" if score["deviation"] is None else f"{score['deviation']:.4f}"
-        interval = "–" if score["interval"] is None else "{:.3f} to {:.3f}".format(*score["interval"])
-        values = [f"{value:.3f}" for value in (*score["values"], score["mean"])]
-        rows.append([f"final AP {TITLES[task]}", *values, deviation, interval])
+        values = map(number, (*score["values"], score["mean"]))
+        ends = interval(score["interval"])
+        rows.append([f"final AP {TITLES[task]}", *values, number(score["deviation"], ".4f"), ends])
     return rows
 
 

@@ -15,7 +15,6 @@ from components import evaluate, report
 from components.config import Config
 from components.params import load_config, save_config
 from components.recipe import RECIPES, nearest_recipe
-from components.reports.layout import duration
 from components.runs.files import read_run
 from components.runs.identity import deciding
 from components.runs.journal import Journal
@@ -258,13 +257,6 @@ def test_what_cannot_be_reported_is_told(
 def test_no_run_at_all_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="at least one run"):
         report.run([], output=tmp_path / "page.html")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "told"), [(None, "–"), (59.6, "1 min 0 s"), (48, "48 s"), (386, "6 min 26 s"), (13020, "3 h 37 min")]
-)
-def test_durations_are_said_as_people_say_them(seconds: float | None, told: str) -> None:
-    assert duration(seconds) == told
 
 
 def load_screenshots() -> Any:

@@ -1,0 +1,23 @@
+"""Figures as people read them."""
+
+import pytest
+
+from components.runs.figures import duration, interval, number
+
+
+def test_a_figure_has_its_form_and_unit() -> None:
+    assert [number(0.3768), number(1234.5, ".0f", "MiB"), number(0.5, ".1%")] == ["0.377", "1234 MiB", "50.0%"]
+    assert [number(0.0123, "+.4f"), number(-0.0123, "+.2f")] == ["+0.0123", "−0.01"]
+    assert interval((0.67, 0.77)) == "0.670 to 0.770"
+    assert interval([-0.01, 0.02], "+.2f") == "−0.01 to +0.02"
+
+
+def test_a_dash_stands_for_what_there_is_not() -> None:
+    assert number(None, ".0f", "MiB") == interval(None) == duration(None) == "–"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(None, "–"), (59.6, "1 min 0 s"), (48, "48 s"), (386, "6 min 26 s"), (13020, "3 h 37 min")]
+)
+def test_durations_are_said_as_people_say_them(seconds: float | None, told: str) -> None:
+    assert duration(seconds) == told
