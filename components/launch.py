@@ -1,4 +1,4 @@
-"""A stage in several processes of this machine, by torchrun: what `train.processes` asks for.
+"""A stage as processes: several of this machine by torchrun, as `train.processes` asks, and what signals do to them.
 
 On several machines torchrun is called by hand, or by the training operator: `torchrun --nnodes=2 --nproc-per-node=8 … -m components.train`.
 """
@@ -7,11 +7,31 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 
 # 128 + 15, as shells have it; the training operator takes statuses over 127 as worth another try.
 STATUS_OF_SIGTERM = 143
+
+
+@contextmanager
+def handled(numbers: Iterable[int], handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Have signals handled within the block. One that was ignored before, as SIGHUP under nohup, stays ignored.
+
+    Signals are the main thread's alone: in another thread the block runs without.
+    """
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in numbers if is_main_thread}
+    before = {number: present for number, present in before.items() if present is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, present in before.items():
+            signal.signal(number, present)
 
 
 def relaunch(stage: str, processes: int, argv: Sequence[str] | None) -> bool:
@@ -47,12 +67,10 @@ def _run(command: Sequence[str]) -> int:
         was_told = True
         process.send_signal(number)
 
-    before = signal.signal(signal.SIGTERM, pass_on)
-    try:
-        status = process.wait()
-    except KeyboardInterrupt:  # the terminal has told torchrun as well
-        process.wait()
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with handled([signal.SIGTERM], pass_on):
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:  # the terminal has told torchrun as well
+            process.wait()
+            raise
     return STATUS_OF_SIGTERM if was_told and status else status

@@ -10,7 +10,6 @@ is killed instead, the job goes on by itself.
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from components.cluster.log import LogFollower
 from components.cluster.manifest import DIGEST, RUN_ID, Manifest, build, to_yaml
 from components.cluster.watch import Follower, JobFailedError, JobTimeoutError, condition
 from components.config import Config
-from components.launch import STATUS_OF_SIGTERM
+from components.launch import STATUS_OF_SIGTERM, handled
 
 _LOG_END_S = 30
 _TRIES = 3  # to create a job where others come and go
@@ -133,9 +132,6 @@ def _follow(api: "JobApi", name: str, say: Callable[[str], None], write: Callabl
 @contextmanager
 def _signals_raise() -> Iterator[None]:
     """The first SIGTERM raises SystemExit, unless Ctrl-C came before; more do nothing, so that deleting the job is not broken off."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     was_told = False
 
     def on_signal(number: int, _: object) -> None:
@@ -146,12 +142,8 @@ def _signals_raise() -> Iterator[None]:
         if is_first:
             raise SystemExit(STATUS_OF_SIGTERM)
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with handled((signal.SIGTERM, signal.SIGINT), on_signal):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -7,7 +7,6 @@ same files. SIGTERM saves a checkpoint and ends with status 143.
 """
 
 import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from components.cli import parse, stage_parser, user_errors
 from components.config import Config
-from components.launch import relaunch
+from components.launch import handled, relaunch
 from components.recipe import nearest_recipe
 from components.tracking.tracker import NullTracker, Tracker, open_tracker
 from components.training.loop import Training
@@ -59,7 +58,7 @@ def run(config: Config, *, skip_test: bool = False) -> TrainResult:
 def _train(config: Config, device: torch.device, console: Console) -> TrainResult:
     training = Training(config, device, console)
     began = time.perf_counter()
-    with _tracker(training) as tracker, _told_of_sigterm(training.sigterm):
+    with _tracker(training) as tracker, handled([signal.SIGTERM], lambda *_: training.sigterm.set()):
         tracker.rewind(training.step)
         training.run(tracker)
         tracker.log_artifact(training.run_dir / "config.yaml")
@@ -85,19 +84,6 @@ def _tracker(training: Training) -> Iterator[Tracker]:
         training.config, run_dir=training.run_dir, data_hash=training.index.data_hash, tags=tags
     ) as tracker:
         yield tracker
-
-
-@contextmanager
-def _told_of_sigterm(event: threading.Event) -> Iterator[None]:
-    """Set the event at SIGTERM, instead of dying of it."""
-    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's alone
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: event.set())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

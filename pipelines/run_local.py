@@ -8,10 +8,7 @@ import os
 import signal
 import sys
 import tempfile
-import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,7 +17,7 @@ from kfp import local
 from rich.console import Console
 
 from components.config import Config
-from components.launch import STATUS_OF_SIGTERM
+from components.launch import STATUS_OF_SIGTERM, handled
 from components.params import config_text
 from pipelines.compile import PIPELINES, Request
 from pipelines.placement import on_this_machine
@@ -40,7 +37,7 @@ def run_local(request: Request) -> int:
     config = request.config
     pipeline = PIPELINES[request.pipeline](on_this_machine(config), _params(config), [])
     outputs = output_dir(config, request.pipeline).parent / "pipeline"  # beside the run, which training may move aside
-    with warnings.catch_warnings(), _steps_end_with_us():
+    with warnings.catch_warnings(), handled([signal.SIGTERM], _end_with_steps):
         warnings.filterwarnings("ignore", message="You may be attemping to run a task", category=RuntimeWarning)
         warnings.filterwarnings("ignore", category=FutureWarning, module="kfp")
         scratch = tempfile.mkdtemp(prefix="maskrcnn-")  # which the runner deletes
@@ -72,25 +69,13 @@ def _params(config: Config) -> str:
     )
 
 
-@contextmanager
-def _steps_end_with_us() -> Iterator[None]:
-    """At SIGTERM tell the steps, so that training saves a checkpoint, wait for their end, and leave."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(*_: object) -> None:
-        while steps := _running_steps():  # the runner begins those that are still in its queue
-            for step in steps:
-                step.terminate()
-            psutil.wait_procs(steps)
-        os._exit(STATUS_OF_SIGTERM)  # raising would begin the steps that still wait for a thread
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _end_with_steps(*_: object) -> None:
+    """Tell the steps to end, so that training saves a checkpoint, wait for that, and leave."""
+    while steps := _running_steps():  # the runner begins those that are still in its queue
+        for step in steps:
+            step.terminate()
+        psutil.wait_procs(steps)
+    os._exit(STATUS_OF_SIGTERM)  # raising would begin the steps that still wait for a thread
 
 
 def _running_steps() -> list[psutil.Process]:

@@ -5,17 +5,16 @@ Each is a run of its own in `<stability.output_dir>/seed_<seed>/`. SIGTERM, SIGI
 
 import json
 import signal
-import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TaskID
 
 from components.config import Config
+from components.launch import handled
 from components.params import load_config
 from components.runs.result import Result, ResultError, read_result, require_final
 from components.studies.process import SeedProcess
@@ -83,7 +82,8 @@ def train_seeds(configs: Sequence[Config], parallel: int, console: Console) -> N
     """
     waiting, running, troubles = deque(configs), dict[int, SeedProcess](), list[str]()  # running: by slot
     parallel = min(parallel, len(configs))
-    with _told_to_end() as told, _Display(configs, console) as display:
+    told = _Told()
+    with handled(_SIGNALS, told.note), _Display(configs, console) as display:
         try:
             while running or (waiting and not told.number):
                 for slot in set(range(parallel)) - set(running):
@@ -124,26 +124,9 @@ class _Told:
 
     number = 0
 
-
-@contextmanager
-def _told_to_end() -> Iterator[_Told]:
-    """Note signals instead of dying of them. What is ignored, as SIGHUP under nohup, stays so."""
-    told = _Told()
-
-    def note(number: int, _frame: object) -> None:
-        told.number = number
-
-    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's alone
-        yield told
-        return
-    before = {number: signal.getsignal(number) for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN}
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield told
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def note(self, number: int, _frame: object) -> None:
+        """Handle a signal."""
+        self.number = number
 
 
 class _Display:

@@ -352,8 +352,15 @@ def test_a_cancelled_launcher_deletes_its_job_and_says_so(make_cluster: Make, nu
     words = ["--params", str(ROOT / "params.yaml"), "--run-id", "try-1", "cluster.image=a", *QUICK]
     command = [sys.executable, "-m", "components.pytorchjob", *words]
     process = subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )  # fmt: skip
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # As from a terminal: what a shell starts in the background ignores SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     assert process.stdout is not None
     said = ""
     while "step 1" not in said:
