@@ -17,12 +17,13 @@ from rich.console import Console
 from components.cli import user_errors
 from components.config import Config
 from components.runs.identity import description, differences
-from components.runs.result import TASKS, read_result
+from components.runs.result import read_result
 from components.studies.comparison import parameter_table, score_table, sentences
 from components.studies.intervals import CONFIDENCE, paired_difference, welch_difference
 from components.studies.tables import stability_report
 from model.errors import UserError
 from model.files import write_atomically
+from model.scoring.names import TASKS
 
 
 class CompareError(UserError):

@@ -25,7 +25,8 @@ from model.data.index import CocoIndex
 from model.distributed import from_main, pick_device, process_group
 from model.files import write_atomically
 from model.scoring.backends import Backend, choose_backend
-from model.scoring.coco import TITLES, CocoEvaluation, load_ground_truth
+from model.scoring.coco import CocoEvaluation, load_ground_truth
+from model.scoring.names import TITLES
 
 _MAX_CLASSES_IN_TABLE = 20
 

@@ -44,9 +44,7 @@ def relaunch(stage: str, processes: int, argv: Sequence[str] | None) -> bool:
     Returns:
         False where this process should do the work itself: it is the only one wanted, or one of many already.
     """
-    import torch  # more than a second, which who asks for a constant of this file need not pay
-
-    wanted = processes or max(1, torch.cuda.device_count())
+    wanted = processes or _visible_gpus()
     if wanted == 1 or "WORLD_SIZE" in os.environ:
         return False
     words = sys.argv[1:] if argv is None else argv
@@ -55,6 +53,13 @@ def relaunch(stage: str, processes: int, argv: Sequence[str] | None) -> bool:
     if status:
         sys.exit(status)
     return True
+
+
+def _visible_gpus() -> int:
+    """GPUs of this machine, 1 where there is none."""
+    import torch  # more than a second of importing, which who names a number need not pay
+
+    return max(1, torch.cuda.device_count())
 
 
 def _run(command: Sequence[str]) -> int:

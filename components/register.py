@@ -16,14 +16,13 @@ from rich.console import Console
 
 from components.cli import parse, stage_parser, user_errors
 from components.config import Config, PredictConfig
-from components.runs.result import TASKS
 from components.runs.trained import Trained, load_trained
 from components.tracking.registry import Registry, Version, answers, write_model
 from components.tracking.server import TrackingError, tracking_uri
 from components.tracking.tracker import delivered_run, open_tracker
 from model.engine.checkpoint import save_weights
 from model.errors import UserError
-from model.scoring.coco import TITLES
+from model.scoring.names import TASKS, TITLES
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from components.reports.pictures import worst_and_best
 from components.reports.readme import update_readme
 from components.reports.speed import speed
 from components.runs.files import RunData, read_run
-from components.runs.result import TASKS
 from model.errors import UserError
 from model.files import write_atomically
+from model.scoring.names import TASKS
 
 TEMPLATES = Path(__file__).parent / "reports" / "templates"
 _PICTURE_BUDGET_BYTES = 3_500_000  # of a page that stays under 5 MB

@@ -1,6 +1,8 @@
 """The floors of the building, by reading every import: arrows only go down, and each outside system has one door."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -123,6 +125,15 @@ def test_a_function_has_six_arguments_at_most():
             if len(arguments) > MAX_ARGUMENTS and not name.startswith("cuda_ops/"):
                 found.append(f"{name}: {function.name} has {len(arguments)} arguments")
     assert not found, "\n".join(found)
+
+
+def test_what_names_and_reads_runs_is_quick_to_import():
+    """Importing torch takes more than a second, pycocotools and numpy a tenth."""
+    light = ("cli", "launch", "recipe", "runs.figures", "runs.identity", "runs.journal", "runs.result")
+    modules = [*(f"components.{name}" for name in light), "model.files", "model.scoring.names"]
+    told = f"import sys, {', '.join(modules)}; print(*{{'torch', 'numpy', 'pycocotools'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", told], cwd=REPOSITORY, capture_output=True, check=True, text=True)
+    assert done.stdout.split() == []
 
 
 def test_right_below_components_lie_stages_and_what_all_of_them_share():

@@ -44,6 +44,7 @@ IDLE_CODE = {
         "params",
         "runs/identity",
         "runs/environment",
+        "runs/figures",  # of tables on the screen
         "runs/journal",
         "launch",
         "tracking/outbox",

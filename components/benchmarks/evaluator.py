@@ -15,17 +15,9 @@ from rich.table import Table
 
 from components.benchmarks.synthetic_coco import ground_truth, place_objects, synthetic_results
 from components.config import Config
-from model.scoring.backends import (
-    Backend,
-    Curves,
-    Evaluator,
-    Result,
-    Task,
-    choose_backend,
-    index_dataset,
-    open_evaluator,
-)
+from model.scoring.backends import Backend, Curves, Evaluator, Result, choose_backend, index_dataset, open_evaluator
 from model.scoring.coco import summarize
+from model.scoring.names import Task
 
 _ROUNDS = 3
 _REFERENCE: Backend = "pycocotools"

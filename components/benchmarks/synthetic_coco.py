@@ -15,7 +15,8 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from model.scoring.backends import Result, Task
+from model.scoring.backends import Result
+from model.scoring.names import Task
 
 _HEIGHT, _WIDTH = 480, 640  # of every image
 _CLASSES = 80

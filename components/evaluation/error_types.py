@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model.scoring.backends import Task
 from model.scoring.coco import load_ground_truth
+from model.scoring.names import Task
 
 SURE_SCORE = 0.5  # detections below it say nothing of an image
 KINDS = {

@@ -25,7 +25,8 @@ from model.files import replacing, write_atomically
 from model.inference.predictor import Object
 from model.inference.visualize import stacked
 from model.network.mask_rcnn import NAMES_OF_PROPOSALS
-from model.scoring.coco import KINDS, TITLES, CocoEvaluation
+from model.scoring.coco import CocoEvaluation
+from model.scoring.names import KINDS, TITLES
 
 
 def evaluation_report(

@@ -19,11 +19,10 @@ from components.prepare import PrepareResult
 from components.register import RegisterResult
 from components.runs.environment import git_commit
 from components.runs.figures import number
-from components.runs.result import TASKS
 from components.stability import StabilityResult
 from model.data.index import CocoIndex
 from model.engine.checkpoint import CheckpointError, last_checkpoint
-from model.scoring.coco import TITLES
+from model.scoring.names import TASKS, TITLES
 
 _SHOWN_PICTURES = 4
 _MIME = {".png": "image/png", ".jpg": "image/jpeg"}

@@ -11,8 +11,7 @@ from components.reports.charts import Axis, Series, line_chart, positive_bounds,
 from components.reports.layout import Cell, Chapter, Chart, Gallery, Table
 from components.runs.figures import DASH, number
 from components.runs.files import RunData
-from components.runs.result import TASKS
-from model.scoring.coco import TITLES
+from model.scoring.names import TASKS, TITLES
 
 LOSSES = {
     "loss/total": "all losses together",

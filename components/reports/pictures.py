@@ -15,8 +15,8 @@ from components.evaluation.error_types import SURE_SCORE, ErrorAnalysis, ImageSc
 from components.evaluation.plots import draw_comparison, objects_of
 from components.reports.layout import Picture
 from model.data.index import CocoIndex
-from model.scoring.backends import Task
 from model.scoring.coco import load_ground_truth
+from model.scoring.names import Task
 
 _WIDTHS_PX = (1032, 800, 640, 480)  # tried in turn until a picture fits
 _QUALITIES = (82, 70, 55)

@@ -12,7 +12,7 @@ from components.reports.speed import training_time_s
 from components.runs.figures import DASH, duration, number
 from components.runs.files import RunData
 from components.runs.identity import deciding, differences
-from model.scoring.coco import TITLES
+from model.scoring.names import TITLES
 
 _SHOWN_CLASSES = 100
 _PLACES = (

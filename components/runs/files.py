@@ -13,7 +13,7 @@ from components.params import read_flat
 from components.runs.journal import Entry
 from model.data.index import CocoIndex
 from model.errors import UserError
-from model.scoring.coco import TITLES
+from model.scoring.names import TITLES
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,9 @@ from typing import Any
 
 from components.config import Config
 from components.params import load_config
-from model.engine.checkpoint import LAST
 from model.errors import UserError
-from model.scoring.backends import Task
+from model.files import LAST
 
-TASKS: tuple[Task, ...] = ("bbox", "segm")
 _STEP = re.compile(r"step_(\d+)\.pt$")
 
 

@@ -7,8 +7,9 @@ from components.config import Config
 from components.params import config_from_dict
 from model.data.index import CocoIndex
 from model.distributed import pick_device
-from model.engine.checkpoint import BEST, LAST, CheckpointError, LoadedModel, find_checkpoint, load_model
+from model.engine.checkpoint import CheckpointError, LoadedModel, find_checkpoint, load_model
 from model.errors import UserError
+from model.files import BEST, LAST
 
 
 @dataclass(frozen=True)

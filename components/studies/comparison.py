@@ -6,8 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from components.runs.figures import DASH, interval, number
-from components.runs.result import TASKS
-from model.scoring.coco import TITLES
+from model.scoring.names import TASKS, TITLES
 
 _SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _WHY_NOT = (

@@ -17,9 +17,9 @@ from rich.table import Table
 
 from components.runs.figures import interval, number
 from components.runs.identity import description
-from components.runs.result import TASKS, Result
+from components.runs.result import Result
 from components.studies.intervals import CONFIDENCE, estimate
-from model.scoring.coco import SCORE_NAMES, TITLES
+from model.scoring.names import SCORE_NAMES, TASKS, TITLES
 
 _TRACKED = ("AP", "AP50", "AP75")
 _NO_DEVIATION = "One seed has no deviation: at least two are needed, and stability.seeds names them."

@@ -44,7 +44,7 @@ from model.errors import UserError
 from model.files import make_folder, write_atomically
 from model.inference.predictor import Predictor
 from model.network.mask_rcnn import MaskRCNN
-from model.scoring.coco import Kind
+from model.scoring.names import Kind
 from model.weights.load import load_weights
 
 

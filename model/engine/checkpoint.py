@@ -15,10 +15,8 @@ import torch
 
 from model.config import ModelConfig
 from model.errors import UserError
-from model.files import make_folder, replacing, write_atomically
+from model.files import BEST, LAST, make_folder, replacing, write_atomically
 from model.network.mask_rcnn import MaskRCNN
-
-LAST, BEST = "last_checkpoint", "best_checkpoint"
 
 
 class CheckpointError(UserError):

@@ -18,11 +18,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from model.errors import UserError
+from model.scoring.names import Task
 
 Backend = Literal["hotcoco", "pycocotools"]
 AnyBackend = Literal["auto", "hotcoco", "pycocotools"]  # evaluate.backend
 Result = dict[str, Any]
-Task = Literal["bbox", "segm"]
 
 PROPOSAL_LIMITS = (100, 1000)
 

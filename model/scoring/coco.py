@@ -8,22 +8,14 @@ detections an image and class count.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools.coco import COCO
 
-from model.scoring.backends import AnyBackend, Curves, Result, Task, choose_backend, index_dataset, open_evaluator
+from model.scoring.backends import AnyBackend, Curves, Result, choose_backend, index_dataset, open_evaluator
+from model.scoring.names import RECALL_NAMES, SCORE_NAMES, Kind, Task
 
-Kind = Literal["bbox", "segm", "proposals"]
-# What is scored, by model.task.
-KINDS: dict[str, tuple[Kind, ...]] = {"mask": ("bbox", "segm"), "box": ("bbox",), "proposals": ("proposals",)}
-TITLES: dict[str, str] = {"bbox": "box", "segm": "mask", "proposals": "proposals"}  # in tables and sentences
-# pycocotools' own order of its twelve numbers.
-SCORE_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-# Of proposals, average recall at 100 and 1000 of them an image: of objects of any size, then small, medium and large ones.
-RECALL_NAMES = ("AR100", "ARs100", "ARm100", "ARl100", "AR1000", "ARs1000", "ARm1000", "ARl1000")
 IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 RECALL_THRESHOLDS = tuple(step / 100 for step in range(101))
 

@@ -15,7 +15,7 @@ from components.params import load_config, save_config
 from components.runs.result import ResultError
 from components.studies.intervals import Difference, paired_difference, welch_difference
 from components.studies.summary import summarise
-from model.scoring.coco import SCORE_NAMES
+from model.scoring.names import SCORE_NAMES
 
 TINY = Path(__file__).with_name("tiny.yaml")
 BASE = {1: 0.700, 2: 0.720, 3: 0.740}

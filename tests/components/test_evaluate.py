@@ -17,7 +17,7 @@ from components.config import Config
 from components.params import save_config
 from model.config import TrainConfig
 from model.errors import UserError
-from model.scoring.coco import SCORE_NAMES
+from model.scoring.names import SCORE_NAMES
 
 
 def update(config: Config, section: str, **values: Any) -> Config:

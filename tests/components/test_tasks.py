@@ -15,7 +15,7 @@ from components.config import Config
 from components.kubeflow import artifacts
 from model.data.index import CocoIndex
 from model.errors import UserError
-from model.scoring.coco import RECALL_NAMES, SCORE_NAMES, TITLES
+from model.scoring.names import RECALL_NAMES, SCORE_NAMES, TITLES
 from pipelines.summary import summary_table
 
 TASKS = ("box", "proposals")

@@ -14,7 +14,7 @@ from components.params import load_config, save_config
 from components.runs.result import ResultError
 from components.studies.intervals import estimate
 from components.studies.summary import StabilityError, summarise
-from model.scoring.coco import SCORE_NAMES
+from model.scoring.names import SCORE_NAMES
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
 AP = {1: 0.70, 2: 0.72, 3: 0.74}

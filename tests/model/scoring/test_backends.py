@@ -20,8 +20,9 @@ from pycocotools.cocoeval import COCOeval
 
 from model.data.rle import rle_runs
 from model.errors import UserError
-from model.scoring.backends import Backend, Task, choose_backend, open_evaluator
-from model.scoring.coco import SCORE_NAMES, evaluate_proposals, evaluate_results, load_ground_truth, summarize
+from model.scoring.backends import Backend, choose_backend, open_evaluator
+from model.scoring.coco import evaluate_proposals, evaluate_results, load_ground_truth, summarize
+from model.scoring.names import SCORE_NAMES, Task
 
 Results = list[dict[str, Any]]
 BACKENDS: tuple[Backend, ...] = ("pycocotools", "hotcoco")

@@ -12,7 +12,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from model.scoring.backends import AnyBackend
-from model.scoring.coco import SCORE_NAMES, CocoEvaluation, evaluate_proposals, evaluate_results, load_ground_truth
+from model.scoring.coco import CocoEvaluation, evaluate_proposals, evaluate_results, load_ground_truth
+from model.scoring.names import SCORE_NAMES
 
 Results = list[dict[str, Any]]
 
