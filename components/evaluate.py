@@ -2,6 +2,7 @@
 
 Takes the last checkpoint of train.output_dir unless told otherwise, with the network and image sizes it was trained with, and
 writes into train.output_dir: evaluation.json, inference/ and plots/. Scores are fractions; null where there was nothing to find.
+`evaluate.skip_eval=true` writes predictions and computes no scores.
 """
 
 import json
@@ -122,11 +123,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line of `maskrcnn evaluate`."""
     parser = stage_parser("evaluate", __doc__)
     parser.add_argument("--checkpoint", default="last", help="last, best, or a path (%(default)s)")
-    parser.add_argument("--skip-eval", action="store_true", help="write predictions, compute no AP")
     with user_errors():
         args, config = parse(parser, argv)
-        if args.skip_eval:
-            config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"skip_eval": True})})
         if not relaunch("evaluate", config.train.processes, argv):
             run(config, checkpoint=args.checkpoint)
 

@@ -84,7 +84,7 @@ def read_evaluation(path: Path) -> tuple[str, Scored]:
     scores = {task: document.get(task) or {} for task in TASKS}
     ap: dict[str, float] = {task: of_task["AP"] for task, of_task in scores.items() if of_task.get("AP") is not None}
     if not ap and not document.get("proposals"):
-        raise UserError(f"{path}: must hold AP, but has none; evaluate on annotated images, without --skip-eval")
+        raise UserError(f"{path}: must hold AP, but has none; evaluate on annotated images, without evaluate.skip_eval")
     return document["checkpoint"], Scored(ap, document["data_hash"])
 
 

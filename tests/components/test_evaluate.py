@@ -67,7 +67,8 @@ def test_skip_eval_writes_predictions_and_no_score(
     checkpoint = str(trained_run.train.output_dir / evaluated[0].checkpoint)
     params = tmp_path / "params.yaml"
     save_config(update(trained_run, "train", output_dir=tmp_path), params)
-    evaluate.main(["--params", str(params), "--skip-eval", "--checkpoint", checkpoint, "evaluate.drawn_images=0"])
+    overrides = ["evaluate.skip_eval=true", "evaluate.drawn_images=0"]
+    evaluate.main(["--params", str(params), "--checkpoint", checkpoint, *overrides])
     report = json.loads((tmp_path / "evaluation.json").read_text())
     assert report["bbox"] is None
     assert report["detections"] == len(json.loads((tmp_path / "inference" / "bbox.json").read_text())) > 0
