@@ -15,8 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from components.cli import user_errors
-from components.config import Config
-from components.runs.identity import description, differences
+from components.runs.identity import differences_of_descriptions
 from components.runs.result import read_result
 from components.studies.comparison import parameter_table, score_table, sentences
 from components.studies.intervals import CONFIDENCE, paired_difference, welch_difference
@@ -71,7 +70,7 @@ def _compare(before: tuple[str, dict[str, Any]], after: tuple[str, dict[str, Any
         "method": method,
         "confidence": CONFIDENCE,
         "images": one["images"],
-        "parameters": _parameters(one["config"], other["config"]),
+        "parameters": differences_of_descriptions([one["config"], other["config"]]),
         "same_training_data": one.get("train_data_hash") == other.get("train_data_hash"),
     }
     for task in TASKS:
@@ -96,12 +95,6 @@ def _method(seeds: Sequence[int], other_seeds: Sequence[int]) -> str:
     if min(len(seeds), len(other_seeds)) == 1:
         return "none"
     return "paired" if sorted(seeds) == sorted(other_seeds) else "welch"
-
-
-def _parameters(one: dict[str, Any], other: dict[str, Any]) -> dict[str, list[Any]]:
-    """What differs; a key that a version before it did not know had its default."""
-    defaults = json.loads(json.dumps(description(Config())))
-    return differences([{**defaults, **json.loads(json.dumps(config))} for config in (one, other)])
 
 
 def _score(before: dict[str, Any], after: dict[str, Any], method: str) -> dict[str, Any]:

@@ -4,30 +4,14 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from components.config import Config
+from components.config import Config, flatten
 
 # What may differ between a run and its continuation: where and how long it goes on, and what it says meanwhile.
 FREE_TO_CHANGE = (
     "device", "processes", "compile", "cuda_graph", "keep_last", "log_period", "checkpoint_period", "max_iters", "output_dir", "resume", "timeout_s",
 )  # fmt: skip
-
-
-def changes_since_checkpoint(state: dict[str, Any], config: Config, data_hash: str) -> list[str]:
-    """What sets a checkpoint's run apart from this one, as `key: then → now`; empty where it may be continued."""
-    then, now = state["config"], config.model_dump(mode="json")
-    keys = [
-        ("data", key)
-        for key in ("buckets", "min_sizes_px", "max_size_px", "horizontal_flip", "scale_jitter", "crop_size_px")
-    ]
-    keys += [("model", key) for key in now["model"]]
-    keys += [("train", key) for key in now["train"] if key not in FREE_TO_CHANGE]
-    changes = [
-        f"{section}.{key}: {json.dumps(then.get(section, {}).get(key))} → {json.dumps(now[section][key])}"
-        for section, key in keys
-        if then.get(section, {}).get(key) != now[section][key]
-    ]
-    return changes + ([] if state["data_hash"] == data_hash else ["other training data"])
-
+# How images are prepared for training; the images themselves are known by their hash.
+_SEEN_IN_TRAINING = ("buckets", "min_sizes_px", "max_size_px", "horizontal_flip", "scale_jitter", "crop_size_px")
 
 # The sections that decide what is learned and how it is scored, and the keys in them that do not: where things lie, what is said
 # meanwhile. What training may be continued with is what training itself says; a data set is known by its hash.
@@ -65,3 +49,37 @@ def differences(identities: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     keys = sorted({key for one in identities for key in one})
     values = {key: [one.get(key) for one in identities] for key in keys}
     return {key: listed for key, listed in values.items() if any(value != listed[0] for value in listed)}
+
+
+def differences_of_descriptions(descriptions: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The differences of descriptions that files of this or an earlier version hold: a key that it did not know had its default."""
+    defaults = _as_json(description(Config()))
+    return differences([defaults | _as_json(one) for one in descriptions])
+
+
+def differences_beside_seed(one: Config, other: Config) -> list[str]:
+    """What sets two configurations apart that should differ in the seed alone, as `key (value and value)`."""
+    found = differences([identity(one), identity(other)])
+    found.pop("train.seed", None)
+    return [f"{key} ({json.dumps(a)} and {json.dumps(b)})" for key, (a, b) in found.items()]
+
+
+def changes_since_checkpoint(state: dict[str, Any], config: Config, data_hash: str) -> list[str]:
+    """What sets a checkpoint's run apart from this one, as `key: then → now`; empty where it may be continued."""
+    now = config.flat()
+    must_stay = [
+        key
+        for key in now
+        if key.startswith("model.")
+        or key in (f"data.{name}" for name in _SEEN_IN_TRAINING)
+        or (key.startswith("train.") and key.removeprefix("train.") not in FREE_TO_CHANGE)
+    ]
+    then = flatten(state["config"])
+    found = differences([{key: one.get(key) for key in must_stay} for one in (then, now)])
+    changes = [f"{key}: {json.dumps(before)} → {json.dumps(after)}" for key, (before, after) in found.items()]
+    return changes + ([] if state["data_hash"] == data_hash else ["other training data"])
+
+
+def _as_json(values: dict[str, Any]) -> dict[str, Any]:
+    """Values as they come back from a file: tuples are lists there."""
+    return dict(json.loads(json.dumps(values)))

@@ -12,8 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from components.config import Config
-from components.runs.identity import differences, identity
+from components.runs.identity import differences_beside_seed
 from components.runs.result import Result, read_result, require_final
 from components.studies.tables import csv_text, markdown_note, markdown_table, plot_stability, stability_report
 from model.errors import UserError
@@ -75,7 +74,7 @@ def _require_one_study(results: Sequence[Result]) -> None:
 
 
 def _require_same(one: Result, other: Result) -> None:
-    told = configuration_differences(one.config, other.config)
+    told = differences_beside_seed(one.config, other.config)
     names = ("the data evaluated on (data_hash)", "the data trained on (train_data_hash)")
     told += [name for name, a, b in zip(names, one.data, other.data, strict=True) if a != b]
     if told:
@@ -83,13 +82,6 @@ def _require_same(one: Result, other: Result) -> None:
             f"{one.run_dir} and {other.run_dir}: must differ in the seed alone, but differ in {', '.join(told)}; "
             "`maskrcnn compare` is for runs that differ in more"
         )
-
-
-def configuration_differences(one: Config, other: Config) -> list[str]:
-    """What sets two configurations apart besides the seed, as `key (value and value)`."""
-    found = differences([identity(one), identity(other)])
-    found.pop("train.seed", None)
-    return [f"{key} ({json.dumps(a)} and {json.dumps(b)})" for key, (a, b) in found.items()]
 
 
 def _dated(results: Sequence[Result], path: Path) -> dict[str, Any]:
