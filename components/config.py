@@ -174,6 +174,10 @@ class Config(Section):
         return flatten(self.model_dump(mode="json"))
 
 
+# Keys of earlier versions, which checkpoints, run folders and studies may hold, and what they are called now.
+RENAMED = {"evaluate.min_bbox_ap": "evaluate.target_bbox_ap", "evaluate.min_segm_ap": "evaluate.target_segm_ap"}
+
+
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in tree.items():

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML, YAMLError
 
-from components.config import Config, flatten
+from components.config import RENAMED, Config, flatten
 from model.errors import UserError
 
 
@@ -46,8 +46,21 @@ def parse_config(text: str, overrides: Iterable[str] = (), where: str = "params"
 
 
 def config_from_dict(tree: dict[str, Any], where: str) -> Config:
-    """The configuration stored as plain data, in a checkpoint say; `where` names its place in errors."""
-    return _validate(tree, where)
+    """The configuration stored as plain data, in a checkpoint say, of this or an earlier version.
+
+    Args:
+        where: names its place in errors.
+    """
+    return _validate(_with_present_names(tree), where)
+
+
+def load_stored(path: str | Path) -> Config:
+    """Read the parameter file that a run keeps, maybe of an earlier version.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    return config_from_dict(_parse_yaml(_read_text(Path(path)), str(path)), str(path))
 
 
 def save_config(config: Config, path: str | Path) -> None:
@@ -69,7 +82,7 @@ def read_flat(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: if it is no parameter file at all.
     """
-    return flatten(_parse_yaml(_read_text(Path(path)), str(path)))
+    return flatten(_with_present_names(_parse_yaml(_read_text(Path(path)), str(path))))
 
 
 def _read_text(path: Path) -> str:
@@ -93,6 +106,16 @@ def _parse_yaml(text: str, where: str) -> dict[str, Any]:
             f"{where}: must hold sections ({', '.join(Config.model_fields)}), got a {type(tree).__name__}"
         )
     return tree
+
+
+def _with_present_names(tree: dict[str, Any]) -> dict[str, Any]:
+    """The same configuration by the present names of its keys."""
+    return {
+        section: {RENAMED.get(f"{section}.{key}", f".{key}").rpartition(".")[2]: value for key, value in values.items()}
+        if isinstance(values, dict)
+        else values
+        for section, values in tree.items()
+    }
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

@@ -35,7 +35,7 @@ class TrainResult:
     run_dir: Path
     checkpoint: Path
     step: int
-    reached_target: bool  # stopped early at evaluate.min_bbox_ap and min_segm_ap
+    reached_target: bool  # stopped early at evaluate.target_bbox_ap and target_segm_ap
 
 
 def run(config: Config, *, skip_test: bool = False) -> TrainResult:

@@ -326,8 +326,8 @@ class EvaluateConfig(Section):
     backend: Literal["auto", "hotcoco", "pycocotools"] = "auto"  # what computes AP; auto: hotcoco where it is installed
     every_epoch: bool = False  # also evaluate while training, after each pass over the data
     # With every_epoch: training ends when both are reached, or the one that the model's task has; 0 never ends it.
-    min_bbox_ap: Fraction = 0.0
-    min_segm_ap: Fraction = 0.0
+    target_bbox_ap: Fraction = 0.0
+    target_segm_ap: Fraction = 0.0
     skip_eval: bool = False  # write predictions only
     split: Literal["train", "val"] = "val"
     drawn_images: NonNegativeInt = 16  # images with predictions drawn on them

@@ -105,7 +105,7 @@ def test_learning_rate_follows_the_batch_and_all_see_as_many_images(name: str, l
 
 SOLVER = {
     "model.pool_sampling_ratio", "model.rpn_post_nms_top_n_train", "train.bias_lr_factor", "train.warmup_factor", "train.weight_decay_bias",
-    "evaluate.min_bbox_ap", "evaluate.min_segm_ap",
+    "evaluate.target_bbox_ap", "evaluate.target_segm_ap",
 }  # fmt: skip
 SEVERAL_SCALES = {"data.min_sizes_px", "train.warmup_iters"}
 SCHEDULE = {"train.max_iters", "train.lr_steps"}
@@ -139,7 +139,7 @@ DIFFERENCES: dict[str, set[str]] = {
     | {"train.dtype", "train.weight_decay"},
     "mask_rcnn_r50_fpn_bs96_fast": SCHEDULE
     | BATCH
-    | {"model.rpn_post_nms_top_n_train", "evaluate.every_epoch", "evaluate.min_segm_ap"}
+    | {"model.rpn_post_nms_top_n_train", "evaluate.every_epoch", "evaluate.target_segm_ap"}
     | {"train.dtype", "train.warmup_factor", "train.warmup_iters", "train.warmup_method"},
     "rpn_r50_fpn_1x": SOLVER | SEVERAL_SCALES | {"model.task", "model.rpn_post_nms_top_n_test"},
 }

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from components.config import Config, flatten
+from components.config import RENAMED, Config, flatten
 
 # What may differ between a run and its continuation: where and how long it goes on, and what it says meanwhile.
 FREE_TO_CHANGE = (
@@ -52,9 +52,10 @@ def differences(identities: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
 
 
 def differences_of_descriptions(descriptions: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-    """The differences of descriptions that files of this or an earlier version hold: a key that it did not know had its default."""
+    """The differences of descriptions that files hold; a key that an earlier version did not know had its default."""
     defaults = _as_json(description(Config()))
-    return differences([defaults | _as_json(one) for one in descriptions])
+    present = [{RENAMED.get(key, key): value for key, value in _as_json(one).items()} for one in descriptions]
+    return differences([defaults | one for one in present])
 
 
 def differences_beside_seed(one: Config, other: Config) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from components.config import Config
-from components.params import load_config
+from components.params import load_stored
 from model.errors import UserError
 from model.files import LAST
 
@@ -62,7 +62,7 @@ def read_result(run_dir: Path) -> Result:
         raise ResultError(f"{path}: not JSON ({error}); `maskrcnn evaluate` writes it anew") from error
     if not isinstance(evaluation, dict) or (evaluation.get("bbox") or {}).get("AP") is None:
         raise ResultError(f"{path}: must hold AP, got none; run `maskrcnn evaluate` without evaluate.skip_eval")
-    return Result(run_dir, load_config(run_dir / "config.yaml"), evaluation)
+    return Result(run_dir, load_stored(run_dir / "config.yaml"), evaluation)
 
 
 def require_final(result: Result) -> None:
@@ -79,7 +79,7 @@ def require_final(result: Result) -> None:
         )
     train, evaluate = result.config.train, result.config.evaluate
     step = _STEP.search(scored)
-    may_end_early = evaluate.min_bbox_ap > 0 or evaluate.min_segm_ap > 0
+    may_end_early = evaluate.target_bbox_ap > 0 or evaluate.target_segm_ap > 0
     if step and int(step[1]) != train.max_iters and not may_end_early:
         raise ResultError(
             f"{result.run_dir}: evaluation.json must be of step {train.max_iters} (train.max_iters), got step {int(step[1])}; "

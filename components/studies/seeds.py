@@ -15,7 +15,7 @@ from rich.progress import MofNCompleteColumn, Progress, TaskID
 
 from components.config import Config
 from components.launch import handled
-from components.params import load_config
+from components.params import load_stored
 from components.runs.identity import differences_beside_seed
 from components.runs.result import Result, ResultError, read_result, require_final
 from components.studies.process import SeedProcess
@@ -43,7 +43,7 @@ def find_finished(config: Config) -> Result | None:
     run_dir = config.train.output_dir
     if not (run_dir / "config.yaml").is_file():
         return None
-    told = differences_beside_seed(load_config(run_dir / "config.yaml"), config)
+    told = differences_beside_seed(load_stored(run_dir / "config.yaml"), config)
     try:
         result = read_result(run_dir)
         require_final(result)

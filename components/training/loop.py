@@ -270,7 +270,7 @@ class Training:
         tracker.log_metrics({f"epoch/{names[k].lower()}_{k}": value for k, value in found.items()}, self.step)
         told = ", ".join(f"{kind} {names[kind]} {value:.4f}" for kind, value in found.items())
         self.console.print(f"step {self.step}: {told}", highlight=False)
-        targets: dict[Kind, float] = {"bbox": evaluate.min_bbox_ap, "segm": evaluate.min_segm_ap}
+        targets: dict[Kind, float] = {"bbox": evaluate.target_bbox_ap, "segm": evaluate.target_segm_ap}
         targets = {kind: least for kind, least in targets.items() if kind in found}
         self.reached_target = any(targets.values()) and all(found[kind] >= least for kind, least in targets.items())
         is_best, self.best_ap = evaluation.main_score > self.best_ap, max(evaluation.main_score, self.best_ap)

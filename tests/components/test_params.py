@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.config import Config
-from components.params import ConfigError, config_from_dict, load_config, save_config
+from components.params import ConfigError, config_from_dict, load_config, load_stored, read_flat, save_config
 from model.errors import UserError
 
 
@@ -55,6 +55,8 @@ def test_an_empty_value_is_the_empty_text(params: Path):
         ("trian.base_lr=1", "did you mean train?"),
         ("train.nms_iou=1", "did you mean model.nms_iou?"),
         ("data.shapes.sead=1", "did you mean data.shapes.seed?"),
+        ("evaluate.min_bbox_ap=0.377", "did you mean evaluate.target_bbox_ap?"),
+        ("evaluate.min_segm_ap=0.342", "did you mean evaluate.target_segm_ap?"),
         ("predict.qqq=1", "known: predict.score_threshold, predict.batch_size, predict.images"),
     ],
 )
@@ -131,6 +133,22 @@ def test_saved_configuration_is_read_back_equal(params: Path, tmp_path: Path):
 def test_plain_data_of_a_checkpoint_is_read_back_equal(params: Path):
     config = load_config(params)
     assert config_from_dict(config.model_dump(mode="json"), "step_1.pt") == config
+
+
+def test_what_an_earlier_version_stored_is_read_by_its_present_names(tmp_path: Path):
+    path = tmp_path / "config.yaml"
+    path.write_text("evaluate:\n  min_bbox_ap: 0.377\n  min_segm_ap: 0.342\nregistry:\n  min_bbox_ap: 0.3\n")
+    tree = {"evaluate": {"min_bbox_ap": 0.377, "min_segm_ap": 0.342}, "registry": {"min_bbox_ap": 0.3}}
+    for config in (load_stored(path), config_from_dict(tree, "step_1.pt")):
+        assert (config.evaluate.target_bbox_ap, config.evaluate.target_segm_ap) == (0.377, 0.342)
+        assert config.registry.min_bbox_ap == 0.3
+    assert read_flat(path) == {
+        "evaluate.target_bbox_ap": 0.377,
+        "evaluate.target_segm_ap": 0.342,
+        "registry.min_bbox_ap": 0.3,
+    }
+    with pytest.raises(ConfigError, match=r"evaluate\.min_bbox_ap: unknown key"):
+        load_config(path)
 
 
 def test_plain_data_that_does_not_fit_names_its_place():

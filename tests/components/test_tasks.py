@@ -27,7 +27,7 @@ def of_task(trained_run: Config, task: str, folder: Path) -> Config:
     model = trained_run.model.model_copy(update={"task": task})
     changes: dict[str, Any] = {"max_iters": 2, "batch_size": 2, "lr_batch_size": 2, "base_lr": 1e-3, "log_period": 1}
     settings = trained_run.train.model_copy(update={"output_dir": folder / "run", **changes})
-    scored = trained_run.evaluate.model_copy(update={"every_epoch": True, "min_segm_ap": 0.9})
+    scored = trained_run.evaluate.model_copy(update={"every_epoch": True, "target_segm_ap": 0.9})
     return trained_run.model_copy(update={"model": model, "train": settings, "evaluate": scored})
 
 

@@ -166,7 +166,7 @@ def test_a_finished_run_takes_over_what_evaluation_is_told(shapes: Path) -> None
 def test_training_stops_at_the_target_and_keeps_the_best(shapes: Path) -> None:
     """An epoch is 6 steps. The target is so low that whatever the first evaluation scores above nothing reaches it."""
     config = small_config(
-        shapes, "target", "evaluate.every_epoch=true", "evaluate.min_bbox_ap=1e-9", "train.max_iters=60",
+        shapes, "target", "evaluate.every_epoch=true", "evaluate.target_bbox_ap=1e-9", "train.max_iters=60",
         "model.score_threshold=0.001", "train.checkpoint_period=100", "train.warmup_iters=10", "train.lr_steps=[50]",
     )  # fmt: skip
     result = train.run(config, skip_test=True)

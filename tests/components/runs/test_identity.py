@@ -43,6 +43,8 @@ def test_a_description_of_an_earlier_version_lacks_only_what_had_its_default() -
     now = description(with_values("model", nms_iou=0.4))
     earlier = {key: value for key, value in description(Config()).items() if key != "model.rpn_nms_iou"}
     assert differences_of_descriptions([earlier, now]) == {"model.nms_iou": [0.5, 0.4]}
+    earlier["evaluate.min_bbox_ap"] = earlier.pop("evaluate.target_bbox_ap")
+    assert differences_of_descriptions([earlier, now]) == {"model.nms_iou": [0.5, 0.4]}
 
 
 def test_runs_of_one_study_may_differ_in_the_seed_alone() -> None:

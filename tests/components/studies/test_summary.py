@@ -174,6 +174,6 @@ def test_an_evaluation_before_the_end_of_training_is_refused(make_run: Callable[
 
 
 def test_training_that_ends_at_a_target_may_end_early(make_run: Callable[..., Path], tmp_path: Path) -> None:
-    targets = ("evaluate.every_epoch=true", "evaluate.min_bbox_ap=0.1")
+    targets = ("evaluate.every_epoch=true", "evaluate.target_bbox_ap=0.1")
     runs = [make_run(seed, 0.7, *targets, checkpoint=f"checkpoints/step_000000{seed}.pt") for seed in (1, 2)]
     assert summarise(runs, tmp_path / "out").report["seeds"] == [1, 2]

@@ -1,0 +1,22 @@
+"""A trained model as the stages after training take it up."""
+
+from pathlib import Path
+
+import torch
+
+from components.config import Config
+from components.runs.trained import load_trained
+from model.engine.checkpoint import last_checkpoint, read_checkpoint
+
+
+def test_a_checkpoint_of_an_earlier_version_is_loaded(trained_run: Config, tmp_path: Path) -> None:
+    """Early stop was called evaluate.min_bbox_ap and min_segm_ap."""
+    newest = last_checkpoint(trained_run.train.output_dir)
+    assert newest is not None
+    state = read_checkpoint(newest)
+    evaluate = state["config"]["evaluate"]
+    del evaluate["target_bbox_ap"], evaluate["target_segm_ap"]
+    evaluate |= {"min_bbox_ap": 0.377, "min_segm_ap": 0.342}
+    torch.save(state, tmp_path / "earlier.pt")
+    config = load_trained(trained_run, str(tmp_path / "earlier.pt")).config
+    assert (config.evaluate.target_bbox_ap, config.evaluate.target_segm_ap) == (0.377, 0.342)
