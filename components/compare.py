@@ -19,7 +19,7 @@ from components.runs.identity import differences_of_descriptions
 from components.runs.result import read_result
 from components.studies.comparison import parameter_table, score_table, sentences
 from components.studies.intervals import CONFIDENCE, paired_difference, welch_difference
-from components.studies.tables import stability_report
+from components.studies.tables import report_of
 from model.errors import UserError
 from model.files import write_atomically
 from model.scoring.names import TASKS
@@ -53,7 +53,7 @@ def _read(run_dir: Path) -> dict[str, Any]:
     """A study as its stability.json tells of it. A run is a study of one seed."""
     path = run_dir / "stability.json"
     if not path.is_file():
-        return stability_report([read_result(run_dir)], date="")
+        return report_of([read_result(run_dir)], date="")
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:

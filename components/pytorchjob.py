@@ -91,7 +91,7 @@ def make_manifest(config: Config, *, run_id: str = "", skip_test: bool = False) 
     return build(describe(config, run_id, mlflow_run_id=mlflow_run_id, skip_test=skip_test))
 
 
-def _submit(api: "JobApi", manifest: Manifest, say: Callable[[str], None]) -> bool:
+def _submit(api: JobApi, manifest: Manifest, say: Callable[[str], None]) -> bool:
     """Create the job, or adopt the one of its name; True if adopted."""
     name = manifest["metadata"]["name"]
     for _ in range(_TRIES):
@@ -115,7 +115,7 @@ def _submit(api: "JobApi", manifest: Manifest, say: Callable[[str], None]) -> bo
     raise ClusterError(f"{name}: must be gone before it can begin again, but it stays; see why its pods do not end")
 
 
-def _follow(api: "JobApi", name: str, say: Callable[[str], None], write: Callable[[str], None]) -> None:
+def _follow(api: JobApi, name: str, say: Callable[[str], None], write: Callable[[str], None]) -> None:
     log = LogFollower(api.read_log, write, max_pause_s=api.cluster.poll_s)
     wait_s = 0  # for the end of the log, which only a job that has ended has
     try:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import cuda_ops
-from components.benchmarks.torchvision_twin import torchvision_images, torchvision_targets, torchvision_twin
+from components.benchmarks.twin import torchvision_images, torchvision_targets, torchvision_twin
 from model.config import ModelConfig, Section, TrainConfig
 from model.data.collate import collate
 from model.data.dataset import Sample

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from components.benchmarks.case import NUM_CLASSES, calibrate, training_of
-from components.benchmarks.steps import first_training_case
+from components.benchmarks.steps import first_case
 from components.config import Config
 from model.distributed import pick_device
 from model.engine.optim import make_optimizer
@@ -74,7 +74,7 @@ def measure(config: Config) -> dict[str, Any]:
         {"phases": {name: seconds}, "step_s", "flops", "peak_flops_per_s", "floor_s", …}, without torchvision.
     """
     # A compiled or graphed step has no phases that could be told apart.
-    case = first_training_case(config).model_copy(update={"compile": False, "cuda_graph": False})
+    case = first_case(config).model_copy(update={"compile": False, "cuda_graph": False})
     device = pick_device(case.device)
     set_float32_products(device, case.dtype)
     set_determinism(False)

@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 
 from components.benchmarks.process import in_fresh_process
-from components.benchmarks.steps import first_training_case
+from components.benchmarks.steps import first_case
 from components.config import Config
 from components.params import ConfigError
 
@@ -25,7 +25,7 @@ def measure(config: Config) -> dict[str, Any]:
     Raises:
         ConfigError: if a number of processes does not divide the largest.
     """
-    case, counts = first_training_case(config), sorted({1, *config.benchmark.processes})
+    case, counts = first_case(config), sorted({1, *config.benchmark.processes})
     if uneven := [count for count in counts if counts[-1] % count]:
         raise ConfigError(f"benchmark.processes: each must divide the largest, {counts[-1]}, got {uneven[0]}")
     threads = max(1, (os.cpu_count() or 1) // counts[-1])

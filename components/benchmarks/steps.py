@@ -15,7 +15,7 @@ from rich.table import Table
 
 from components.benchmarks.case import MEMORY_FORMATS, NUM_CLASSES, Case, Name
 from components.benchmarks.process import in_fresh_process
-from components.benchmarks.torchvision_twin import has_twin
+from components.benchmarks.twin import has_twin
 from components.config import Config
 from model.engine.graphs import WARMUP_STEPS
 
@@ -51,7 +51,7 @@ def plan(config: Config) -> list[Case]:
     ]
 
 
-def first_training_case(config: Config) -> Case:
+def first_case(config: Config) -> Case:
     """The first of `dtypes` and `batch_sizes` in training: what the modes measure that look into a step."""
     benchmark = config.benchmark
     return case(config, mode="train", networks=("ours",), dtype=benchmark.dtypes[0], batch=benchmark.batch_sizes[0])

@@ -20,8 +20,6 @@ from model.errors import UserError
 
 Json = dict[str, Any]
 _LOG_READ_S = 60  # without a line, after which the log is asked for anew: the connection may be dead
-
-
 _RESOURCES = {  # group, version, plural, and the label that its pods have
     "pytorchjob": ("kubeflow.org", "v1", "pytorchjobs", "training.kubeflow.org/job-name"),
     "trainjob": ("trainer.kubeflow.org", "v1alpha1", "trainjobs", "jobset.sigs.k8s.io/jobset-name"),
@@ -52,14 +50,14 @@ class JobApi:
         answer = self._ask(
             "create",
             lambda: self._jobs.create_namespaced_custom_object(**self._where, body=manifest, **_TIMES),
-            on={409: None},
+            none_on=409,
         )
         return answer is not None
 
     def get(self, name: str) -> Json | None:
         """The job, or None if there is none."""
         return self._ask(
-            "get", lambda: self._jobs.get_namespaced_custom_object(**self._where, name=name, **_TIMES), on={404: None}
+            "get", lambda: self._jobs.get_namespaced_custom_object(**self._where, name=name, **_TIMES), none_on=404
         )
 
     def delete(self, name: str) -> bool:
@@ -70,7 +68,7 @@ class JobApi:
                 **self._where, name=name, propagation_policy="Foreground", **_TIMES
             )
 
-        self._ask("delete", call, on={404: None})
+        self._ask("delete", call, none_on=404)
         until_s = time.monotonic() + self.cluster.grace_s + 60
         while self.get(name) is not None:
             if time.monotonic() > until_s:
@@ -137,15 +135,15 @@ class JobApi:
     def _items(self, what: str, call: Callable[[], Any]) -> list[Json]:
         return self._ask(what, lambda: json.loads(call().data))["items"]
 
-    def _ask(self, what: str, call: Callable[[], Any], *, on: dict[int, None] | None = None) -> Any:
-        """The answer to a call, or that of `on` for its status; repeated while the server is away."""
+    def _ask(self, what: str, call: Callable[[], Any], *, none_on: int | None = None) -> Any:
+        """The answer to a call, or None where its status is `none_on`; repeated while the server is away."""
         until_s, pause_s = time.monotonic() + self.cluster.api_timeout_s, 0.25
         while True:
             try:
                 return call()
             except self._refused as error:
-                if on and error.status in on:
-                    return on[error.status]
+                if error.status == none_on:
+                    return None
                 if 0 < error.status < 500 and error.status != 429:
                     raise ClusterError(self._refusal(what, error)) from error
                 last = f"{error.status} {error.reason} {_message(error)}".strip()

@@ -27,7 +27,7 @@ RESERVED = re.compile(r"PET_\w+|MASTER_(ADDR|PORT)|(LOCAL_|GROUP_)?(RANK|WORLD_S
 
 
 @dataclass(frozen=True)
-class JobDescription:
+class Description:
     """One training job, before it is written as a PyTorchJob or a TrainJob."""
 
     name: str
@@ -42,7 +42,7 @@ class JobDescription:
         return self.cluster.processes_per_node or self.cluster.gpus_per_node or 1
 
 
-def describe(config: Config, run_id: str, *, mlflow_run_id: str = "", skip_test: bool = False) -> JobDescription:
+def describe(config: Config, run_id: str, *, mlflow_run_id: str = "", skip_test: bool = False) -> Description:
     """The job that trains `config`.
 
     Args:
@@ -64,7 +64,7 @@ def describe(config: Config, run_id: str, *, mlflow_run_id: str = "", skip_test:
     # torchrun kills its processes this long after SIGTERM, by itself after 30 s; the rest is for it to end.
     env.append(("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(cluster.grace_s - 10)))
     env += [(name, value) for name, _, value in (word.partition("=") for word in cluster.env)]
-    return JobDescription(job_name(run_id), run_id, _command(config, skip_test), tuple(env), cluster)
+    return Description(job_name(run_id), run_id, _command(config, skip_test), tuple(env), cluster)
 
 
 def job_name(run_id: str) -> str:
@@ -174,7 +174,7 @@ def _check_tracking(config: Config) -> None:
         )
 
 
-def literal_env(job: JobDescription) -> list[Mapping[str, object]]:
+def literal_env(job: Description) -> list[Mapping[str, object]]:
     """The pods' environment in the form of the API; secrets by reference."""
     env: list[Mapping[str, object]] = [{"name": name, "value": value} for name, value in job.env]
     for word in job.cluster.secrets:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from components.cluster.description import JobDescription, literal_env
+from components.cluster.description import Description, literal_env
 from components.cluster.rules import check
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "k8s" / "job"
@@ -23,7 +23,7 @@ DIGEST = "maskrcnn/description-digest"
 Manifest = dict[str, Any]
 
 
-def build(job: JobDescription) -> Manifest:
+def build(job: Description) -> Manifest:
     """The manifest of `cluster.api`, checked by the rules of its admission webhook.
 
     Raises:
@@ -47,7 +47,7 @@ def _template(name: str) -> Manifest:
     return YAML(typ="safe", pure=True).load((TEMPLATES / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
-def _pytorchjob(job: JobDescription) -> Manifest:
+def _pytorchjob(job: Description) -> Manifest:
     cluster, manifest = job.cluster, _template("pytorchjob")
     spec = manifest["spec"]
     _name(manifest, job)
@@ -75,12 +75,12 @@ def _pytorchjob(job: JobDescription) -> Manifest:
     return manifest
 
 
-def _replicas(job: JobDescription, number: int) -> Manifest:
+def _replicas(job: Description, number: int) -> Manifest:
     # OnFailure, not ExitCode: when a node is lost, torchrun ends with 1 on the others too, and ExitCode takes that for final.
     return {"replicas": number, "restartPolicy": "OnFailure", "template": _pod(job)}
 
 
-def _trainjob(job: JobDescription) -> Manifest:
+def _trainjob(job: Description) -> Manifest:
     cluster, manifest, pod = job.cluster, _template("trainjob"), _pod(job)
     spec, container = manifest["spec"], pod["spec"]["containers"][0]
     _name(manifest, job)
@@ -108,7 +108,7 @@ def _trainjob(job: JobDescription) -> Manifest:
     return manifest
 
 
-def _name(manifest: Manifest, job: JobDescription) -> None:
+def _name(manifest: Manifest, job: Description) -> None:
     metadata = manifest["metadata"]
     metadata |= {"name": job.name, "namespace": job.cluster.namespace}
     if job.cluster.scheduler == "kueue":
@@ -116,14 +116,14 @@ def _name(manifest: Manifest, job: JobDescription) -> None:
     metadata["annotations"] = {RUN_ID: job.run_id, DIGEST: digest(job)}
 
 
-def digest(job: JobDescription) -> str:
+def digest(job: Description) -> str:
     """Tells jobs of one name apart: of all that trains, less how long the launcher waits."""
     waits = {"context", "pending_timeout_s", "stuck_timeout_s", "run_timeout_s", "api_timeout_s", "poll_s"}
     told = [job.name, job.command, job.env, job.cluster.model_dump(mode="json", exclude=waits)]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _pod(job: JobDescription) -> Manifest:
+def _pod(job: Description) -> Manifest:
     """The pod template of a node."""
     cluster, pod = job.cluster, _template("pod")
     spec, resources = pod["spec"], {"cpu": str(cluster.cpu), "memory": cluster.memory}
@@ -148,7 +148,7 @@ def _pod(job: JobDescription) -> Manifest:
     return pod
 
 
-def _place(spec: Manifest, job: JobDescription) -> None:
+def _place(spec: Manifest, job: Description) -> None:
     """Say which nodes may be taken and how the image is pulled, where that was told."""
     cluster = job.cluster
     if cluster.image_pull_secret:

@@ -28,7 +28,7 @@ class WatchEndedError(Exception):
     """A watch broke off or was refused; the job must be looked at anew."""
 
 
-class JobSource(Protocol):
+class Source(Protocol):
     """What is asked of the API server. All but `watch` wait for its answer as long as `cluster.api_timeout_s` says."""
 
     def get(self, name: str) -> Json | None: ...
@@ -43,7 +43,7 @@ class JobSource(Protocol):
 class Follower:
     """What is known of a job so far."""
 
-    def __init__(self, source: JobSource, cluster: ClusterConfig, say: Callable[[str], None]) -> None:
+    def __init__(self, source: Source, cluster: ClusterConfig, say: Callable[[str], None]) -> None:
         self._source, self._cluster, self._say = source, cluster, say
         self._began_s = time.monotonic()
         self._running_since_s: float | None = None

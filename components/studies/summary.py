@@ -14,7 +14,7 @@ from typing import Any
 
 from components.runs.identity import differences_beside_seed
 from components.runs.result import Result, read_result, require_final
-from components.studies.tables import csv_text, markdown_note, markdown_table, plot_stability, stability_report
+from components.studies.tables import csv_text, markdown_note, markdown_table, plot_stability, report_of
 from model.errors import UserError
 from model.files import write_atomically
 
@@ -86,7 +86,7 @@ def _require_same(one: Result, other: Result) -> None:
 
 def _dated(results: Sequence[Result], path: Path) -> dict[str, Any]:
     """The report; one that says nothing new keeps its date."""
-    report = stability_report(results, datetime.now(UTC).date().isoformat())
+    report = report_of(results, datetime.now(UTC).date().isoformat())
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

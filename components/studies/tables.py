@@ -25,7 +25,7 @@ _TRACKED = ("AP", "AP50", "AP75")
 _NO_DEVIATION = "One seed has no deviation: at least two are needed, and stability.seeds names them."
 
 
-def stability_report(results: Sequence[Result], date: str) -> dict[str, Any]:
+def report_of(results: Sequence[Result], date: str) -> dict[str, Any]:
     """The content of stability.json, of results that differ in nothing but their seeds, in the order of these.
 
     Args:

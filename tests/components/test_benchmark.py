@@ -14,7 +14,7 @@ from components.benchmarks import phases, scaling, steps
 from components.benchmarks.case import NUM_CLASSES, Case, PeakMemory, build_steps, calibrate, measure, take_turns
 from components.benchmarks.case import _steps as network_steps
 from components.benchmarks.process import BenchmarkError, in_fresh_process
-from components.benchmarks.torchvision_twin import torchvision_images, torchvision_targets, torchvision_twin
+from components.benchmarks.twin import torchvision_images, torchvision_targets, torchvision_twin
 from components.config import BenchmarkConfig, Config
 from components.params import ConfigError, save_config
 from model.config import DataConfig, ModelConfig, TrainConfig

@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from components import benchmark
-from components.benchmarks import loader as benchmark_loader
-from components.benchmarks import steps
+from components.benchmarks import loader, steps
 from components.config import BenchmarkConfig, Config
 from components.params import save_config
 from model.config import DataConfig, TrainConfig
@@ -34,25 +33,25 @@ def test_the_loader_alone_is_measured_and_reported(
     benchmark.main(["loader"])
     report = json.loads((tmp_path / "run" / "benchmark.json").read_text())
     assert "steps" not in report
-    loader = report["loader"]
-    assert (loader["images"], loader["source_size"], loader["target_size"]) == (3, [480, 640], [800, 1066])
-    assert 80 <= loader["image_kb"] <= 130
-    assert {"ours", "pillow", "torchvision"} <= set(loader["image_ms"]) <= {"ours", "pillow", "torchvision", "opencv"}
-    assert all(0 < row["decode"] < row["whole"] for row in loader["image_ms"].values())
-    assert (loader["batches"]["workers"], loader["batches"]["batch"], loader["batches"]["batches"]) == (0, 2, 2)
-    assert loader["batches"]["images_per_s"] > 0
+    figures = report["loader"]
+    assert (figures["images"], figures["source_size"], figures["target_size"]) == (3, [480, 640], [800, 1066])
+    assert 80 <= figures["image_kb"] <= 130
+    assert {"ours", "pillow", "torchvision"} <= set(figures["image_ms"]) <= {"ours", "pillow", "torchvision", "opencv"}
+    assert all(0 < row["decode"] < row["whole"] for row in figures["image_ms"].values())
+    assert (figures["batches"]["workers"], figures["batches"]["batch"], figures["batches"]["batches"]) == (0, 2, 2)
+    assert figures["batches"]["images_per_s"] > 0
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
         metrics = dict(database.execute("select key, value from latest_metrics").fetchall())
-    assert metrics["time/loader_ours_ms"] == loader["image_ms"]["ours"]["whole"]
-    assert metrics["throughput/loader_images_per_s"] == loader["batches"]["images_per_s"]
+    assert metrics["time/loader_ours_ms"] == figures["image_ms"]["ours"]["whole"]
+    assert metrics["throughput/loader_images_per_s"] == figures["batches"]["images_per_s"]
     shown = capsys.readouterr().out
     assert "torchvision" in shown
     assert "images/s" in shown
 
 
 def test_every_rival_gives_the_same_flipped_image(tmp_path: Path) -> None:
-    (path,) = benchmark_loader._write_images(tmp_path, 1)
-    ours, *others = [np.asarray(load(path)) for _, load in benchmark_loader._rivals().values()]
+    (path,) = loader._write_images(tmp_path, 1)
+    ours, *others = [np.asarray(load(path)) for _, load in loader._rivals().values()]
     assert ours.shape == (800, 1066, 3)
     for other in others:
         pixels = other if other.shape == ours.shape else other.transpose(1, 2, 0)
