@@ -1,6 +1,6 @@
-"""COCO JSON, read and checked once: what passes here is never checked again.
+"""COCO JSON, read and checked once; later stages trust it.
 
-A file that is no COCO JSON at all is an error. A record that cannot be used is a `Problem`: `prepare` raises or counts them.
+A file that is not COCO JSON is an error. A record that cannot be used is a `Problem`, which `prepare` raises or counts.
 Boxes leave here as (x1, y1, x2, y2) in pixels, clipped to the frame; polygons as [V, 2] float32, not clipped.
 """
 
@@ -18,15 +18,15 @@ from model.data.polygons import mask_to_polygons
 from model.data.rle import rle_runs, runs_to_mask
 from model.errors import UserError
 
-_OUT_OF_FRAME_PX = 1e-3  # a box beyond the frame by less is rounding, and not worth a warning
+_OUT_OF_FRAME_PX = 1e-3  # a smaller excess over the frame is rounding and not worth a warning
 
 
 class AnnotationError(UserError):
-    """The data set cannot be used as it is; the message names the offenders."""
+    """The data set cannot be used as it is; the message names the faulty records."""
 
 
 class _Fault(Exception):  # noqa: N818 - not an error yet: it becomes a Problem
-    """One record cannot be used; `kind` names the class of fault, the message this one."""
+    """One record cannot be used; `kind` names the class of fault, the message describes this one."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -38,7 +38,7 @@ class Problem:
     """A record that cannot be used."""
 
     where: str  # file and id
-    kind: str  # a class of faults, as the report counts them
+    kind: str  # class of fault, as counted in the report
     reason: str
 
     def __str__(self) -> str:
@@ -68,17 +68,17 @@ class Instance:
 
 @dataclass
 class CocoFile:
-    """One annotation file: the usable records of the first `limit` images, and what is wrong with the others."""
+    """One annotation file: the usable records of the first `limit` images, and the problems of the others."""
 
     path: Path
-    categories: dict[int, str]  # id → name, by id
-    images: dict[int, ImageRecord]  # by id
-    instances: dict[int, list[Instance]]  # by image id
-    raw: dict[int, list[dict[str, Any]]]  # the annotations behind `instances`, as they were
+    categories: dict[int, str]  # id → name, sorted by id
+    images: dict[int, ImageRecord]  # id → record, sorted by id
+    instances: dict[int, list[Instance]]  # image id → annotations
+    raw: dict[int, list[dict[str, Any]]]  # image id → the same annotations as in the file
     problems: list[Problem] = field(default_factory=list)
 
     def drop_image(self, image_id: int, problem: Problem) -> None:
-        """Take an image and its annotations out."""
+        """Remove an image and its annotations, and record why."""
         self.problems.append(problem)
         del self.images[image_id], self.instances[image_id], self.raw[image_id]
 
@@ -87,10 +87,10 @@ def read_coco(path: Path, limit: int = 0) -> CocoFile:
     """Read and check an annotation file.
 
     Args:
-        limit: only the first images by id; 0 takes all.
+        limit: number of images to keep, lowest ids first; 0 keeps all.
 
     Raises:
-        AnnotationError: if the file is absent, not JSON, or not in COCO's form.
+        AnnotationError: if the file is missing, not JSON, or not in COCO's instances format.
     """
     tree = _read_json(path)
     coco = CocoFile(path, _categories(tree["categories"], path), {}, {}, {})
@@ -119,7 +119,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise AnnotationError(
-            f"{path}: no such annotation file. `maskrcnn download` fetches it; data.*_annotations name it."
+            f"{path}: no such annotation file. Fetch it with `maskrcnn download`, or set data.train_annotations and data.val_annotations."
         ) from error
     except json.JSONDecodeError as error:
         raise AnnotationError(
@@ -129,7 +129,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise AnnotationError(f"{path}: byte {error.start}: not UTF-8 text") from error
     for key in ("images", "annotations", "categories"):
         if not isinstance(tree, dict) or not isinstance(tree.get(key), list):
-            raise AnnotationError(f"{path}: must be COCO's instances form: an object with a list under {key!r}")
+            raise AnnotationError(f"{path}: must be in COCO's instances format: an object with a list under {key!r}")
     return tree
 
 
@@ -137,34 +137,34 @@ def _categories(entries: list[Any], path: Path) -> dict[int, str]:
     categories: dict[int, str] = {}
     for entry in entries:
         if not isinstance(entry, dict) or not _is_id(entry.get("id")) or not isinstance(entry.get("name"), str):
-            raise AnnotationError(f"{path}: category {entry!r}: must have a whole-number id ≥ 0 and a name")
+            raise AnnotationError(f"{path}: category {entry!r}: must have an integer id ≥ 0 and a name")
         if entry["id"] in categories:
-            raise AnnotationError(f"{path}: category id {entry['id']} stands twice; ids must differ")
+            raise AnnotationError(f"{path}: category id {entry['id']} occurs twice; ids must be unique")
         categories[entry["id"]] = entry["name"]
     if not categories:
-        raise AnnotationError(f"{path}: names no category")
+        raise AnnotationError(f"{path}: must list at least one category, got none")
     return dict(sorted(categories.items()))
 
 
 def _image_record(entry: Any, known: Container[int]) -> ImageRecord:
     if not isinstance(entry, dict) or not _is_id(entry.get("id")):
-        raise _Fault("no id", "id must be a whole number ≥ 0")
+        raise _Fault("no id", "id must be an integer ≥ 0")
     if entry["id"] in known:
-        raise _Fault("duplicate image id", "id stands twice; ids must differ")
+        raise _Fault("duplicate image id", "id occurs twice; ids must be unique")
     if not isinstance(entry.get("file_name"), str) or not entry["file_name"]:
-        raise _Fault("no file name", f"file_name must be text, got {entry.get('file_name')!r}")
+        raise _Fault("no file name", f"file_name must be a non-empty string, got {entry.get('file_name')!r}")
     height, width = entry.get("height"), entry.get("width")
     if not _is_id(height) or not _is_id(width) or height < 1 or width < 1:
-        raise _Fault("no size", f"height and width must be whole numbers ≥ 1, got {height!r} and {width!r}")
+        raise _Fault("no size", f"height and width must be integers ≥ 1, got {height!r} and {width!r}")
     return ImageRecord(entry["id"], entry["file_name"], height, width)
 
 
 def _add_annotation(coco: CocoFile, entry: Any, records: dict[int, ImageRecord], seen: set[int]) -> None:
-    """Check one annotation and file it under its image; one of an image past the limit is passed over."""
+    """Check one annotation and add it to its image; annotations of images past the limit are skipped."""
     if not isinstance(entry, dict) or not _is_id(entry.get("id")):
-        raise _Fault("no id", "id must be a whole number ≥ 0")
+        raise _Fault("no id", "id must be an integer ≥ 0")
     if entry["id"] in seen:
-        raise _Fault("duplicate annotation id", "id stands twice; ids must differ")
+        raise _Fault("duplicate annotation id", "id occurs twice; ids must be unique")
     seen.add(entry["id"])
     image = records.get(entry["image_id"]) if _is_id(entry.get("image_id")) else None
     if image is None:
@@ -186,7 +186,7 @@ def _instance(entry: dict[str, Any], image: ImageRecord, categories: Container[i
 
 
 def _box(bbox: Any, image: ImageRecord) -> tuple[tuple[float, float, float, float], bool]:
-    """The box as xyxy inside the frame, and whether the frame cut it."""
+    """Box as xyxy clipped to the frame, and whether clipping changed it."""
     if not _are_numbers(bbox) or len(bbox) != 4:
         raise _Fault("bad box", f"bbox must be four finite numbers (x, y, width, height), got {bbox!r}")
     x, y, width, height = map(float, bbox)
@@ -200,7 +200,7 @@ def _box(bbox: Any, image: ImageRecord) -> tuple[tuple[float, float, float, floa
 
 
 def _polygons(segmentation: Any, image: ImageRecord, *, outline: bool) -> list[NDArray[np.float32]]:
-    """The polygons of a segmentation; those of an RLE, which take time, only if `outline`."""
+    """Polygons of a segmentation; an RLE is only traced if `outline`, since tracing is slow."""
     if isinstance(segmentation, list) and segmentation:
         return [_polygon(part) for part in segmentation]
     if isinstance(segmentation, dict):
@@ -221,7 +221,7 @@ def _rle_polygons(rle: dict[str, Any], image: ImageRecord, *, outline: bool) -> 
     if size != [image.height, image.width]:
         raise _Fault("bad RLE", f"RLE size must be the image's [{image.height}, {image.width}], got {size}")
     if not isinstance(counts, (str, list)):
-        raise _Fault("bad RLE", f"RLE counts must be text or a list, got a {type(counts).__name__}")
+        raise _Fault("bad RLE", f"RLE counts must be a string or a list, got a {type(counts).__name__}")
     try:
         runs = rle_runs(counts)
     except ValueError as error:
@@ -230,7 +230,7 @@ def _rle_polygons(rle: dict[str, Any], image: ImageRecord, *, outline: bool) -> 
         raise _Fault("bad RLE", f"RLE runs must add up to {image.height} × {image.width} pixels, got {runs.sum()}")
     polygons = mask_to_polygons(runs_to_mask(runs, (image.height, image.width))) if outline else []
     if outline and not polygons:
-        raise _Fault("empty mask", "RLE holds no pixel")
+        raise _Fault("empty mask", "RLE covers no pixel")
     return polygons
 
 

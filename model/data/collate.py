@@ -1,6 +1,7 @@
-"""From samples to one batch of fixed shapes: the smallest bucket, padded ground truth, packed polygons.
+"""Collation of samples into one batch of fixed shapes: smallest bucket, padded ground truth, packed polygons.
 
-Shapes: N images, H × W the bucket, G ground-truth rows, I = N·G instances, T parts, V vertices; G, T and V are powers of two.
+Shapes: N images, H × W the bucket, G ground-truth rows, I = N·G instances, T parts, V vertices.
+G, T and V are powers of two.
 """
 
 from collections.abc import Sequence
@@ -21,10 +22,10 @@ Buckets = Sequence[tuple[int, int]]
 
 
 def smallest_bucket(sizes: Sequence[Size], buckets: Buckets) -> Size:
-    """The bucket (height, width) of least area that holds all sizes.
+    """Return the bucket (height, width) of least area that holds all sizes.
 
     Raises:
-        UserError: if none does.
+        UserError: if no bucket does.
     """
     height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
     holding = [bucket for bucket in buckets if bucket[0] >= height and bucket[1] >= width]
@@ -34,7 +35,7 @@ def smallest_bucket(sizes: Sequence[Size], buckets: Buckets) -> Size:
 
 
 def collate(samples: Sequence[Sample], buckets: Buckets) -> Batch:
-    """Pad samples into one batch; with targets if the samples have instances.
+    """Pad samples into one batch, with targets if the samples have instances.
 
     Raises:
         UserError: if no bucket holds all images.
@@ -52,7 +53,7 @@ def collate(samples: Sequence[Sample], buckets: Buckets) -> Batch:
 
 
 def _pad_images(images: Sequence[Pixels], bucket: Size) -> Tensor:
-    """[N, 3, H, W] uint8, channels-last in memory: the order in which images are decoded and convolved."""
+    """Pad images to [N, 3, H, W] uint8, channels-last in memory as they are decoded and convolved."""
     batch = np.zeros((len(images), *bucket, 3), dtype=np.uint8)
     for row, image in zip(batch, images, strict=True):
         row[: image.shape[0], : image.shape[1]] = image
@@ -64,7 +65,7 @@ def _targets(instances: Sequence[CocoInstances]) -> Targets:
     rows = max(_MIN_GT_ROWS, power_of_two(max(counts)))
     boxes = np.zeros((len(instances), rows, 4), dtype=np.float32)
     labels = np.zeros((len(instances), rows), dtype=np.int64)
-    parts = np.zeros((len(instances), rows), dtype=np.int64)  # of each instance
+    parts = np.zeros((len(instances), rows), dtype=np.int64)  # parts per instance
     for n, (of_image, count) in enumerate(zip(instances, counts, strict=True)):
         boxes[n, :count] = of_image.boxes
         labels[n, :count] = of_image.labels
@@ -78,9 +79,9 @@ def _targets(instances: Sequence[CocoInstances]) -> Targets:
 
 
 def _pack(instances: Sequence[CocoInstances], parts: NDArray[np.int64]) -> Polygons:
-    """The polygons of all images in a row; `parts` counts those of each of the I instances."""
+    """Concatenate the polygons of all images; `parts` [I] is the number of parts of each instance."""
     xy = np.concatenate([of_image.xy for of_image in instances])
-    vertices = np.concatenate([np.diff(of_image.part_offsets) for of_image in instances])  # of each part
+    vertices = np.concatenate([np.diff(of_image.part_offsets) for of_image in instances])  # vertices per part
     instance_offsets, part_offsets = _offsets(parts), _offsets(vertices)
     vertices_of_instance = np.diff(part_offsets[instance_offsets])
     padded_xy = np.zeros((power_of_two(len(xy)), 2), dtype=np.float32)
@@ -100,5 +101,5 @@ def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def power_of_two(count: int) -> int:
-    """The least power of two that is at least `count`, and 1 for 0."""
+    """Smallest power of two ≥ `count`; 1 for 0."""
     return 1 << max(count - 1, 0).bit_length()

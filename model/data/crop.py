@@ -1,7 +1,8 @@
-"""Cutting a window out of an annotated image: pixels, boxes and polygons.
+"""Cropping an annotated image to a window: pixels, boxes and polygons.
 
-A window is (top, left, height, width) in whole pixels of the image. Polygons keep the even-odd rule, so keyholes (see polygons.py)
-stay holes. Source of the clipping: Sutherland & Hodgman, Reentrant polygon clipping (1974), one side of the window after another.
+A window is (top, left, height, width) in whole pixels of the image. Polygons keep the even-odd rule, so keyholes
+(see polygons.py) remain holes. Source of the clipping: Sutherland & Hodgman, Reentrant polygon clipping (1974),
+one side of the window after another.
 """
 
 import numpy as np
@@ -12,11 +13,11 @@ from model.data.transforms import Floats, Pixels, Size
 
 Window = tuple[int, int, int, int]
 
-MIN_SIDE_PX = 1e-2  # what is left of an instance, and smaller, is not worth learning
+MIN_SIDE_PX = 1e-2  # smaller remainders of an instance are dropped
 
 
 def draw_window(image: Size, crop: Size, rng: np.random.Generator) -> Window:
-    """A window of the crop's size, or the image's where that is smaller, anywhere within the image."""
+    """Draw a window of the crop's size (or the image's, where smaller) uniformly within the image."""
     height, width = min(image[0], crop[0]), min(image[1], crop[1])
     top = int(rng.integers(image[0] - height + 1))
     left = int(rng.integers(image[1] - width + 1))
@@ -24,15 +25,15 @@ def draw_window(image: Size, crop: Size, rng: np.random.Generator) -> Window:
 
 
 def crop_image(pixels: Pixels, window: Window) -> Pixels:
-    """The pixels of the window, a view: [height, width, 3]."""
+    """Pixels of the window [height, width, 3], as a view."""
     top, left, height, width = window
     return pixels[top : top + height, left : left + width]
 
 
 def crop_instances(instances: CocoInstances, window: Window) -> CocoInstances:
-    """What is seen of the instances through the window, in its pixels; those that are not seen are gone.
+    """Clip instances to the window, in pixels of the window; instances outside it are dropped.
 
-    The box of an instance that is cut becomes that of its remaining outline, or, where it has none, of its remaining box.
+    A clipped instance gets the bounding box of its remaining outline or, if it has no outline, its clipped box.
     """
     top, left, height, width = window
     limits = np.array([width, height], dtype=np.float32)
@@ -60,9 +61,9 @@ def crop_instances(instances: CocoInstances, window: Window) -> CocoInstances:
 
 
 def clip_polygon(xy: Floats, limits: Floats) -> Floats:
-    """The part of a polygon [v, 2] within (0, 0) and limits (x, y): [w, 2], where w may be 0.
+    """Clip a polygon [v, 2] to (0, 0) … limits (x, y): [w, 2], where w may be 0.
 
-    Parts that the window separates stay joined along its side, by edges that enclose nothing.
+    Pieces that the window separates stay joined along its side by edges that enclose no area.
     """
     for axis in (0, 1):
         for limit, sign in ((0.0, 1.0), (float(limits[axis]), -1.0)):
@@ -72,20 +73,20 @@ def clip_polygon(xy: Floats, limits: Floats) -> Floats:
 
 
 def enclosed_box(xy: Floats, limits: Floats) -> Floats:
-    """The box [4] of what a clipped polygon encloses, (0, 0, 0, 0) for nothing: edges that cancel out are no outline.
+    """Bounding box [4] of the area that a clipped polygon encloses; (0, 0, 0, 0) if it encloses none.
 
-    Those are the bridges of keyholes, which are walked both ways, and along a side of the window all that is walked an even number of times.
+    Edges that cancel out are not part of the outline: bridges of keyholes, which are traversed in both directions, and
+    stretches along a side of the window that are traversed an even number of times.
     """
     edges = np.concatenate([xy, np.roll(xy, -1, axis=0)], axis=1)  # [w, 4]
     ends = []
     for axis in (0, 1):
         for limit in (0.0, limits[axis]):
             is_along = (edges[:, axis] == limit) & (edges[:, axis + 2] == limit)
-            walked = np.sort(edges[is_along][:, [1 - axis, 3 - axis]].ravel()).reshape(
-                -1, 2
-            )  # odd from one to the next
-            places = walked[walked[:, 1] - walked[:, 0] > MIN_SIDE_PX].ravel()
-            ends.append(np.stack([places, np.full_like(places, limit)], 1)[:, :: -1 if axis == 0 else 1])
+            coordinates = np.sort(edges[is_along][:, [1 - axis, 3 - axis]].ravel())
+            odd = coordinates.reshape(-1, 2)  # intervals traversed an odd number of times
+            along = odd[odd[:, 1] - odd[:, 0] > MIN_SIDE_PX].ravel()
+            ends.append(np.stack([along, np.full_like(along, limit)], 1)[:, :: -1 if axis == 0 else 1])
             edges = edges[~is_along]
     is_turned = (edges[:, 0] > edges[:, 2]) | ((edges[:, 0] == edges[:, 2]) & (edges[:, 1] > edges[:, 3]))
     edges[is_turned] = edges[is_turned][:, [2, 3, 0, 1]]
@@ -95,23 +96,23 @@ def enclosed_box(xy: Floats, limits: Floats) -> Floats:
 
 
 def _clip_side(xy: Floats, axis: int, limit: float, sign: float) -> Floats:
-    """Keep one side of a line: each vertex there, and a new one where an edge crosses over."""
+    """Keep one side of a line: the vertices on it, and a new vertex where an edge crosses the line."""
     depth = sign * (xy[:, axis] - limit)  # ≥ 0 stays
     following, following_depth = np.roll(xy, -1, axis=0), np.roll(depth, -1)
     stays = depth >= 0
     crosses = stays != (following_depth >= 0)
-    # From the inner end to the outer one, so that an edge walked both ways is cut at the same point.
+    # Interpolate from the inner end to the outer one, so that an edge traversed in both directions is cut at one point.
     inner, outer = np.where(stays[:, None], xy, following), np.where(stays[:, None], following, xy)
     inner_depth, outer_depth = np.where(stays, depth, following_depth), np.where(stays, following_depth, depth)
     share = inner_depth / np.where(crosses, inner_depth - outer_depth, 1.0)
     crossing = inner + share[:, None] * (outer - inner)
     crossing[:, axis] = limit
-    both = np.stack([xy, crossing], axis=1).reshape(-1, 2)  # a vertex, then the crossing of the edge that leaves it
+    both = np.stack([xy, crossing], axis=1).reshape(-1, 2)  # each vertex, then the crossing on its outgoing edge
     return both[np.stack([stays, crosses], axis=1).ravel()].astype(np.float32)
 
 
 def _cut(parts: list[Floats], box: Floats, limits: Floats) -> tuple[list[Floats], Floats]:
-    """Parts and box of an instance that reaches beyond the window."""
+    """Clip the parts and the box of an instance that extends beyond the window."""
     if not parts:
         return [], np.clip(box, 0, np.tile(limits, 2))
     clipped = [clip_polygon(part, limits) for part in parts]

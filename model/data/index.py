@@ -1,12 +1,13 @@
-"""The index: a prepared split as flat arrays on disk, memory-mapped, without a Python object per annotation.
+"""Index of a prepared split: flat arrays on disk, memory-mapped, without a Python object per annotation.
 
 Arrays, one .npy each, for n images, m instances, t polygon parts, v vertices:
     image_ids [n] int64, sizes [n, 2] int32 (height, width), apply_exif [n] bool,
     file_names [bytes] uint8 UTF-8, file_name_offsets [n + 1] int64,
     image_offsets [n + 1] int64: image i owns instances image_offsets[i] to [i + 1],
     boxes [m, 4] float32 (x1, y1, x2, y2) in original pixels, labels [m] int64 from 1, is_crowd [m] bool,
-    instance_offsets [m + 1] int64 into parts, part_offsets [t + 1] int64 into vertices, xy [v, 2] float32 original pixels.
-`meta.json` holds the classes, where the images are, and the hash of annotations and image files.
+    instance_offsets [m + 1] int64 into parts, part_offsets [t + 1] int64 into vertices,
+    xy [v, 2] float32 original pixels.
+`meta.json` holds the classes, the location of the images, and the hash of annotations and image files.
 """
 
 import json
@@ -28,7 +29,7 @@ _META = "meta.json"
 
 @dataclass(frozen=True)
 class CocoInstances:
-    """The annotations of one image, crowds too; original pixels. Views of the index: not to be written to."""
+    """Annotations of one image, including crowds, in original pixels. Read-only views of the index."""
 
     boxes: NDArray[np.float32]  # [k, 4] xyxy
     labels: NDArray[np.int64]  # [k] 1 … classes
@@ -40,7 +41,7 @@ class CocoInstances:
 
 @dataclass(frozen=True)
 class IndexedImage:
-    """What `prepare` learned about one image."""
+    """One image as checked by `prepare`, for `write_index`."""
 
     record: ImageRecord
     apply_exif: bool
@@ -51,12 +52,12 @@ class CocoIndex:
     """A prepared split. Cheap to open, to pickle and to share between processes.
 
     Attributes:
-        image_ids: [n] int64, COCO's, rising.
+        image_ids: [n] int64, COCO's, ascending.
         sizes: [n, 2] int32 (height, width) as annotated.
-        apply_exif: [n] bool, whether decoding must turn the image.
-        has_instances: [n] bool, whether there is an instance that is no crowd.
-        class_names, category_ids: of label k at k - 1.
-        data_hash: of annotations and image files; the same wherever the data lies.
+        apply_exif: [n] bool, True if decoding must apply the EXIF orientation.
+        has_instances: [n] bool, True if the image has an instance other than crowds.
+        class_names, category_ids: name and COCO id of label k at index k - 1.
+        data_hash: hash of annotations and image files, independent of their location.
         ground_truth_path: clean COCO JSON of the same images.
     """
 
@@ -65,7 +66,7 @@ class CocoIndex:
         folder = prepared_dir / split
         if not (folder / _META).is_file():
             raise UserError(
-                f"{folder}: holds no prepared data. Run `maskrcnn prepare` with the same data.prepared_dir first."
+                f"{folder}: must hold prepared data, but has none. Run `maskrcnn prepare` with the same data.prepared_dir first."
             )
         meta = json.loads((folder / _META).read_text(encoding="utf-8"))
         self._arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in meta["arrays"]}
@@ -81,7 +82,7 @@ class CocoIndex:
 
     @classmethod
     def open(cls, prepared_dir: Path, split: str) -> "CocoIndex":
-        """The index that `maskrcnn prepare` wrote for a split, train or val.
+        """Open the index that `maskrcnn prepare` wrote for a split, train or val.
 
         Raises:
             UserError: if there is none.
@@ -89,7 +90,7 @@ class CocoIndex:
         return cls(prepared_dir, split)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return CocoIndex, (self._prepared_dir, self._split)  # a worker maps the files itself
+        return CocoIndex, (self._prepared_dir, self._split)  # each worker maps the files itself
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -100,12 +101,12 @@ class CocoIndex:
         return height, width
 
     def image_path(self, i: int) -> Path:
-        """The file of image i."""
+        """Path of image i."""
         start, stop = self._arrays["file_name_offsets"][i : i + 2]
         return self._images_dir / self._arrays["file_names"][start:stop].tobytes().decode()
 
     def instances(self, i: int) -> CocoInstances:
-        """The annotations of image i."""
+        """Annotations of image i."""
         arrays = self._arrays
         first, last = arrays["image_offsets"][i : i + 2]
         instance_offsets = arrays["instance_offsets"][first : last + 1]
@@ -131,8 +132,8 @@ def write_index(
     """Write a split's arrays and meta.json into a new folder.
 
     Args:
-        categories: id → name, in the order of their labels.
-        location: from `images_location`.
+        categories: id → name, in label order.
+        location: the return value of `images_location`.
     """
     arrays = _image_arrays(images) | _instance_arrays(
         [x for image in images for x in image.instances], list(categories)
@@ -151,7 +152,7 @@ def write_index(
 
 
 def images_location(raw_dir: Path, images: Path, prepared_dir: Path) -> dict[str, str]:
-    """How to find the images again: from the current directory, or, when the tree has moved, from prepared_dir."""
+    """Location of the images for meta.json, from the working directory and, should the tree move, from prepared_dir."""
     return {
         "images_dir": str(raw_dir / images),
         "images_dir_from_prepared": os.path.relpath(raw_dir / images, prepared_dir),

@@ -1,4 +1,4 @@
-"""Where the images and annotations of each source lie below `data.raw_dir`."""
+"""Layout of each data source below `data.raw_dir`: folders of images and annotation files."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +25,14 @@ _ANNOTATIONS = {
 
 @dataclass(frozen=True)
 class SplitPaths:
-    """One split of a data set in COCO's form; both paths are relative to raw_dir, or absolute."""
+    """Paths of one split of a COCO data set, each relative to raw_dir or absolute."""
 
     images: Path
     annotations: Path
 
 
 def split_paths(data: DataConfig, split: Split) -> SplitPaths:
-    """The source's own layout, unless `data.train_images` and its like name another."""
+    """Paths of a split: the source's own layout, unless `data.<split>_images` or `data.<split>_annotations` is set."""
     images = {"train": data.train_images, "val": data.val_images}[split]
     annotations = {"train": data.train_annotations, "val": data.val_annotations}[split]
     return SplitPaths(

@@ -1,7 +1,8 @@
-"""Batches in a fixed order: the same for one seed in every process, and from any point on.
+"""Data loaders: batches in a deterministic order, the same for one seed in every process and after any resume.
 
-Training runs over a permutation an epoch, without end. Each image waits in the queue of its bucket; a full queue is a batch. Queues
-outlive the epoch, so no image is dropped or doubled. All that is random about a sample follows from (seed, epoch, image).
+Training runs over one permutation per epoch, without end. Each image waits in the queue of its bucket; a full queue is
+a batch. Queues outlive the epoch, so no image is dropped or repeated. All randomness of a sample is a function of
+(seed, epoch, image).
 """
 
 import multiprocessing
@@ -23,7 +24,7 @@ from model.data.index import CocoIndex
 from model.data.transforms import Size, resized_size
 from model.errors import UserError
 
-Loader = DataLoader[Sample]  # of samples that collate turns into `model.structures.Batch`
+Loader = DataLoader[Sample]  # yields `model.structures.Batch`
 
 
 def train_loader(
@@ -35,12 +36,13 @@ def train_loader(
     start_batch: int = 0,
     shard: tuple[int, int] = (0, 1),
 ) -> Loader:
-    """Batches with targets, without end.
+    """Training batches with targets, without end.
 
     Args:
-        batch_size: images of a batch, over all processes: a multiple of their number.
-        start_batch: batches to pass over, as if they had been drawn; nothing is decoded for them.
-        shard: rank and number of processes. Each takes its part of every batch, so what all see together does not depend on their number.
+        batch_size: images per batch over all processes; a multiple of their number.
+        start_batch: number of batches to skip, as if they had been drawn; nothing is decoded for them.
+        shard: (rank, number of processes). Each process takes its part of every batch, so the batches as a whole do not
+            depend on the number of processes.
 
     Raises:
         UserError: if no image has an instance to learn.
@@ -53,13 +55,14 @@ def eval_loader(index: CocoIndex, data: DataConfig, *, batch_size: int, shard: t
     """Every image once, without targets, bucket by bucket; the last batch of a bucket may be smaller.
 
     Args:
-        shard: rank and number of processes. Each takes every so-many-th batch, whole, so that no result depends on their number.
+        shard: (rank, number of processes). Each process takes whole batches in turn, so results do not depend on the
+            number of processes.
     """
     return _loader(CocoDataset(index, data, training=False), eval_batches(index, data, batch_size, shard), data)
 
 
 def eval_batches(index: CocoIndex, data: DataConfig, batch_size: int, shard: tuple[int, int]) -> list[list[int]]:
-    """One process's batches of image indices, each of one bucket."""
+    """Batches of image indices for one process, each within one bucket."""
     buckets = _nominal_buckets(index, data, data.eval_min_size_px, data.eval_max_size_px)
     batches: list[list[int]] = []
     for bucket in range(len(data.buckets)):
@@ -70,17 +73,19 @@ def eval_batches(index: CocoIndex, data: DataConfig, batch_size: int, shard: tup
 
 
 def batches_per_epoch(index: CocoIndex, batch_size: int) -> int:
-    """Batches in which each image that training uses comes once, on average."""
+    """Number of batches per epoch: each training image occurs once, on average."""
     return max(round(int(index.has_instances.sum()) / batch_size), 1)
 
 
 class GroupedBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of (image index, sample seed), each of one bucket, without end."""
+    """Batches of (image index, sample seed), each within one bucket, without end."""
 
     def __init__(self, index: CocoIndex, data: DataConfig, *, batch_size: int, seed: int, start_batch: int = 0) -> None:
         self._images = np.flatnonzero(index.has_instances)
         if not len(self._images):
-            raise UserError("the train split has no image with an instance to learn (crowds do not count)")
+            raise UserError(
+                "the train split must have an image with an instance to learn, got none (crowds do not count); check data.train_annotations"
+            )
         self._buckets = _training_buckets(index, data)
         self._batch_size, self._seed, self._start_batch = batch_size, seed, start_batch
 
@@ -101,7 +106,7 @@ class GroupedBatchSampler(Sampler[list[tuple[int, int]]]):
 
 
 class ShardedBatches(Sampler[list[tuple[int, int]]]):
-    """One process's part of each batch: equally many images, of one bucket with the other processes'."""
+    """One process's part of each batch: as many images as every other process, all of one bucket."""
 
     def __init__(self, batches: GroupedBatchSampler, rank: int, world_size: int) -> None:
         self._batches, self._rank, self._world_size = batches, rank, world_size
@@ -121,7 +126,7 @@ def sample_seeds(seed: int, epoch: int, images: NDArray[np.int64]) -> NDArray[np
 
 
 def _splitmix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """One step of SplitMix64 (Steele et al., 2014): a bijection that scatters near values over all 64 bits."""
+    """Apply one step of SplitMix64 (Steele et al., 2014), a bijection that scatters close values over all 64 bits."""
     state = state + np.uint64(0x9E3779B97F4A7C15)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -129,27 +134,27 @@ def _splitmix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _training_buckets(index: CocoIndex, data: DataConfig) -> NDArray[np.int64]:
-    """As `_nominal_buckets`, at the largest training size; a crop looks alike whatever it was cut from."""
+    """Bucket index of each image at its largest training size [n]; with scale_jitter, all crops share one bucket."""
     if data.scale_jitter:
-        return np.full(len(index), _place(data, data.crop_size_px), dtype=np.int64)
+        return np.full(len(index), _bucket_index(data, data.crop_size_px), dtype=np.int64)
     return _nominal_buckets(index, data, max(data.min_sizes_px), data.max_size_px)
 
 
 def _nominal_buckets(index: CocoIndex, data: DataConfig, min_size_px: int, max_size_px: int) -> NDArray[np.int64]:
-    """The bucket (its place in data.buckets) of each image resized to the given limits: [n]."""
+    """Index in data.buckets of each image resized to the given limits: [n]."""
     sizes, inverse = np.unique(index.sizes, axis=0, return_inverse=True)
-    places = [_place(data, resized_size((h, w), min_size_px, max_size_px)) for h, w in sizes.tolist()]
-    return np.array(places, dtype=np.int64)[inverse.ravel()]
+    buckets = [_bucket_index(data, resized_size((h, w), min_size_px, max_size_px)) for h, w in sizes.tolist()]
+    return np.array(buckets, dtype=np.int64)[inverse.ravel()]
 
 
-def _place(data: DataConfig, size: Size) -> int:
+def _bucket_index(data: DataConfig, size: Size) -> int:
     return data.buckets.index(smallest_bucket([size], data.buckets))
 
 
 def _loader(
     dataset: CocoDataset, batches: Sampler[list[tuple[int, int]]] | Sequence[list[int]], data: DataConfig
 ) -> Loader:
-    return DataLoader(  # whose workers give torch one thread each; Pillow and simplejpeg have no other
+    return DataLoader(  # torch gives each worker one thread; Pillow and simplejpeg start none
         dataset,
         batch_sampler=batches,
         collate_fn=partial(collate, buckets=data.buckets),
@@ -162,15 +167,15 @@ def _loader(
 
 
 def start_method(workers: int) -> str | None:
-    """How a loader's workers are started: forked on Linux, in Python 3.14 as in those before it; None leaves it to Python.
+    """Start method of a loader's workers: fork on Linux, also in Python 3.14; None leaves the choice to Python.
 
-    With the default of 3.14, a server that forks, each worker imports torch anew, and SIGTERM to all processes of a job ends the server,
-    which its workers take for the end of training.
+    With forkserver, the default of 3.14, each worker imports torch anew, and SIGTERM to all processes of a job ends the
+    server, which its workers take for the end of training.
     """
     usual = multiprocessing.get_start_method(allow_none=True)
     return "fork" if workers > 0 and sys.platform == "linux" and usual in (None, "forkserver") else None
 
 
 def _outlive_sigterm(worker: int) -> None:
-    """Batch systems send SIGTERM to every process of a job, but training ends by its own decision, and its workers with it."""
+    """Ignore SIGTERM, which batch systems send to every process of a job: the training process ends its workers."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Opening every image of a data set once: does it decode, is it as large as its annotations say, what does it hold."""
+"""Check of every image file of a data set: it must decode and have the annotated size; its content is hashed."""
 
 import hashlib
 import io
@@ -18,15 +18,15 @@ _EXIF_QUARTER_TURNS = (5, 6, 7, 8)
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What opening one image file told."""
+    """Facts about one readable image file."""
 
-    apply_exif: bool  # the annotated size is the one after turning as EXIF says
+    apply_exif: bool  # True if the annotated size is that after applying the EXIF orientation
     sha256: str
 
 
 @dataclass(frozen=True)
 class ImageFault:
-    """Why an image file cannot be used."""
+    """Reason why an image file cannot be used."""
 
     kind: str
     reason: str
@@ -36,15 +36,15 @@ def measure_images(folder: Path, records: Sequence[ImageRecord], threads: int) -
     """Measure the file of each record, in order.
 
     Args:
-        folder: what file names are relative to.
-        threads: at least 1. Threads suffice: reading, decoding and hashing run outside Python's lock.
+        folder: folder that file names are relative to.
+        threads: at least 1. Threads suffice: reading, decoding and hashing release the GIL.
     """
     with ThreadPoolExecutor(threads) as pool:
         yield from pool.map(partial(measure_image, folder), records)
 
 
 def measure_image(folder: Path, record: ImageRecord) -> ImageFacts | ImageFault:
-    """Decode the whole file, so that a truncated one is found, and compare its size with the record's."""
+    """Decode the whole file, so that truncation is found, and compare its size with the record's."""
     path = folder / record.file_name
     try:
         content = path.read_bytes()
@@ -54,7 +54,7 @@ def measure_image(folder: Path, record: ImageRecord) -> ImageFacts | ImageFault:
             orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
     except FileNotFoundError:
         return ImageFault("missing file", f"{path} does not exist")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow's decoders raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # raised by Pillow's decoders
         return ImageFault("unreadable file", f"{path} cannot be decoded: {error}")
     annotated = (record.height, record.width)
     turned = (width, height) if orientation in _EXIF_QUARTER_TURNS else (height, width)

@@ -1,8 +1,9 @@
-"""Masks to polygons, exactly: what pycocotools rasterises from the outline is the mask again, pixel for pixel.
+"""Exact conversion of masks to polygons: pycocotools rasterises them back to the same mask, pixel for pixel.
 
-A mask's outline is made of rings of pixel edges. Every corner of it has one vertical and one horizontal neighbour on its
-ring: the corners of one column, in order, pair up into vertical edges, those of one row into horizontal ones. Where a ring is a
-hole, all rings become one polygon through bridges that are walked once each way, so the even-odd rule cancels them.
+A mask's outline consists of rings of pixel edges. Every corner has one vertical and one horizontal neighbour on its
+ring: the corners of one column, in order, pair up into vertical edges, and those of one row into horizontal edges. If
+a ring is a hole, all rings become one polygon, joined by bridges that are traversed once in each direction, so that the
+even-odd rule cancels them.
 """
 
 import numpy as np
@@ -10,14 +11,14 @@ from numpy.typing import NDArray
 
 
 def mask_to_polygons(mask: NDArray[np.generic]) -> list[NDArray[np.float32]]:
-    """The outline of a mask: one polygon a ring, or a single keyholed polygon where there are holes.
+    """Trace the outline of a mask: one polygon per ring, or a single keyholed polygon if there are holes.
 
     Args:
         mask: [height, width], any dtype; non-zero is inside.
 
     Returns:
-        Polygons [V, 2] float32, (x, y) in pixels, first vertex not repeated; their union under the even-odd rule is the mask.
-        None for an empty mask.
+        Polygons [V, 2] float32, (x, y) in pixels, first vertex not repeated; their union under the even-odd rule is the
+        mask. An empty mask gives an empty list.
     """
     inside = np.pad(np.asarray(mask) != 0, 1)
     rings = _rings(inside)
@@ -27,7 +28,7 @@ def mask_to_polygons(mask: NDArray[np.generic]) -> list[NDArray[np.float32]]:
 
 
 def _rings(inside: NDArray[np.bool_]) -> list[NDArray[np.float32]]:
-    """Closed walks along the pixel edges of a mask padded by one pixel: [V, 2] each, first vertex leftmost, then topmost."""
+    """Closed walks along the pixel edges of a padded mask, [V, 2] each; the first vertex is leftmost, then topmost."""
     xy = _corners(inside)
     up_down = _partners(np.lexsort((xy[:, 1], xy[:, 0])))
     left_right = _partners(np.lexsort((xy[:, 0], xy[:, 1])))
@@ -44,7 +45,7 @@ def _rings(inside: NDArray[np.bool_]) -> list[NDArray[np.float32]]:
 
 
 def _corners(inside: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Points where the outline turns, [V, 2] (x, y), by x and then y; twice where two pixels touch by a corner only."""
+    """Corners of the outline [V, 2] (x, y), sorted by x, then y; twice where two pixels touch only at a corner."""
     top_left, top_right = inside[:-1, :-1], inside[:-1, 1:]
     bottom_left, bottom_right = inside[1:, :-1], inside[1:, 1:]
     turns = top_left ^ top_right ^ bottom_left ^ bottom_right
@@ -55,20 +56,20 @@ def _corners(inside: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def _partners(order: NDArray[np.int64]) -> list[int]:
-    """In a line-by-line order, corners 0 and 1 share an edge, 2 and 3 the next: the other end of each corner's edge."""
+    """Other end of each corner's edge: in this line-by-line order, corners 0 and 1 share an edge, then 2 and 3."""
     partner = np.empty_like(order)
     partner[order[0::2]], partner[order[1::2]] = order[1::2], order[0::2]
     return list(partner.tolist())
 
 
 def _is_hole(ring: NDArray[np.float32], inside: NDArray[np.bool_]) -> bool:
-    """Whether the pixel right below the ring's leftmost, topmost corner, which the ring encloses, is outside the mask."""
+    """True if the enclosed pixel to the lower right of the ring's first corner is outside the mask."""
     x, y = ring[0].astype(int)
     return not inside[y + 1, x + 1]
 
 
 def _keyhole(rings: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """One polygon: round the first ring, over to the next and round it, …, then back over the same bridges."""
+    """Join rings into one polygon: around the first, across to the next, around it, …, back over the same bridges."""
     forth = [np.concatenate([ring, ring[:1]]) for ring in rings]
     back = [ring[:1] for ring in rings[-2:0:-1]]
     return np.concatenate(forth + back)

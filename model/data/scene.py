@@ -1,7 +1,7 @@
-"""How a generated image is drawn: ground, shapes and what of each shape can be seen.
+"""Drawing of a generated image: background, shapes, and the visible part of each shape.
 
-Shapes: h × w the image, S times as fine on the canvas where outlines are filled; K shapes in painter's order, the last on top.
-Coordinates are (x, y) in pixels.
+Shapes: h × w the image, S times as fine on the canvas where outlines are filled; K drawn shapes in painter's order, the
+last on top. Coordinates are (x, y) in pixels.
 """
 
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ Outline = list[NDArray[np.float64]]  # parts [V, 2]
 Size = tuple[int, int]  # (height, width)
 
 _SUPERSAMPLING = 3
-_DIAMETERS = (0.10, 0.55)  # by the image's shorter side
+_DIAMETERS = (0.10, 0.55)  # fractions of the image's shorter side
 _CROWD_MEMBERS = (6, 12)
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What is painted: an outline of parts in pixels, a colour [3] 0 to 255, and the class it belongs to, 1 …"""
+class DrawnShape:
+    """One shape to paint: class label from 1, outline in pixels, colour [3] 0 to 255."""
 
     label: int
     outline: Outline
     colour: NDArray[np.float64]
-    crowd: bool = False  # one of a cluster that is annotated as a whole
+    crowd: bool = False  # member of a cluster that is annotated as a whole
 
 
 def _circle() -> Outline:
@@ -70,8 +70,8 @@ def ground(size: Size, rng: Generator) -> NDArray[np.float64]:
 
 def place_shapes(
     size: Size, max_objects: int, *, crowd: bool, mean_colour: NDArray[np.float64], rng: Generator
-) -> list[Shape]:
-    """One to max_objects shapes, in painter's order, under them a cluster of tiny ones if `crowd`."""
+) -> list[DrawnShape]:
+    """Draw one to max_objects shapes, in painter's order; below them a cluster of tiny ones if `crowd`."""
     shapes = _cluster(size, mean_colour, rng) if crowd else []
     discs = np.zeros((0, 3))  # (x, y, radius) of the shapes so far
     colours = [mean_colour]
@@ -83,14 +83,14 @@ def place_shapes(
     return shapes
 
 
-def coverage(shapes: list[Shape], size: Size) -> NDArray[np.float64]:
-    """How much of each pixel shows each shape: [K, h, w], 0 to 1; shapes later in the list hide earlier ones."""
+def coverage(shapes: list[DrawnShape], size: Size) -> NDArray[np.float64]:
+    """Visible fraction of each shape in each pixel: [K, h, w], 0 to 1; later shapes hide earlier ones."""
     height, width = size
     canvas = Image.new("L", (width * _SUPERSAMPLING, height * _SUPERSAMPLING))
     draw = ImageDraw.Draw(canvas)
     for rank, shape in enumerate(shapes, 1):
         for part in shape.outline:
-            # PIL means pixel centres, we mean the continuous plane: half a fine pixel apart.
+            # PIL's coordinates are pixel centres, ours the continuous plane: half a fine pixel apart.
             draw.polygon((part * _SUPERSAMPLING - 0.5).ravel().tolist(), fill=rank)
     fine = np.asarray(canvas)
     cover = np.zeros((len(shapes), height, width))
@@ -100,8 +100,8 @@ def coverage(shapes: list[Shape], size: Size) -> NDArray[np.float64]:
     return cover / _SUPERSAMPLING**2
 
 
-def area(shape: Shape) -> float:
-    """Of the whole shape, hidden or not, in the frame or not: square pixels."""
+def area(shape: DrawnShape) -> float:
+    """Area of the whole shape in square pixels, including hidden parts and parts outside the frame."""
     total = 0.0
     for part in shape.outline:
         x, y = part.T
@@ -110,17 +110,17 @@ def area(shape: Shape) -> float:
 
 
 def paint(
-    background: NDArray[np.float64], shapes: list[Shape], seen: NDArray[np.float64], rng: Generator
+    background: NDArray[np.float64], shapes: list[DrawnShape], seen: NDArray[np.float64], rng: Generator
 ) -> NDArray[np.uint8]:
-    """Blend the shapes' colours, each with a little grain, over the background by their coverage: [h, w, 3] uint8."""
+    """Blend the shapes' colours over the background by coverage `seen` [K, h, w], and add grain: [h, w, 3] uint8."""
     pixels = background * (1 - seen.sum(axis=0))[..., None]
     for shape, share in zip(shapes, seen, strict=True):
         pixels += share[..., None] * shape.colour
     return np.clip(pixels + rng.normal(0, 3, pixels.shape), 0, 255).astype(np.uint8)
 
 
-def _cluster(size: Size, mean_colour: NDArray[np.float64], rng: Generator) -> list[Shape]:
-    """Tiny shapes of one class side by side."""
+def _cluster(size: Size, mean_colour: NDArray[np.float64], rng: Generator) -> list[DrawnShape]:
+    """Draw a cluster of tiny shapes of one class."""
     reach = 0.22 * min(size)
     centre = rng.uniform(reach, np.array(size[::-1]) - reach)
     label, colour = int(rng.integers(len(CLASS_NAMES))) + 1, _distinct_colour([mean_colour], rng)
@@ -131,16 +131,16 @@ def _cluster(size: Size, mean_colour: NDArray[np.float64], rng: Generator) -> li
 
 def _shape(
     label: int, disc: NDArray[np.float64], colour: NDArray[np.float64], rng: Generator, *, crowd: bool = False
-) -> Shape:
-    """A shape turned at random inside a disc (x, y, radius)."""
+) -> DrawnShape:
+    """Make a shape at a random angle inside a disc (x, y, radius)."""
     angle = rng.uniform(0, 2 * np.pi)
     turn = np.array([(np.cos(angle), np.sin(angle)), (-np.sin(angle), np.cos(angle))])
     outline = [disc[:2] + disc[2] * part @ turn for part in _OUTLINES[CLASS_NAMES[label - 1]]()]
-    return Shape(label, outline, colour, crowd)
+    return DrawnShape(label, outline, colour, crowd)
 
 
 def _free_disc(size: Size, discs: NDArray[np.float64], rng: Generator) -> NDArray[np.float64]:
-    """(x, y, radius): of three places drawn, the one that hides least of what is there; part may lie out of the frame."""
+    """Draw three discs (x, y, radius) and return the one that hides least; it may extend beyond the frame."""
     radius = min(size) / 2 * np.exp(rng.uniform(*np.log(_DIAMETERS)))
     centres = rng.uniform(0.7 * radius, np.array(size[::-1]) - 0.7 * radius, (3, 2))
     gaps = np.linalg.norm(centres[:, None] - discs[None, :, :2], axis=2) - discs[:, 2] - radius
@@ -149,7 +149,7 @@ def _free_disc(size: Size, discs: NDArray[np.float64], rng: Generator) -> NDArra
 
 
 def _distinct_colour(others: list[NDArray[np.float64]], rng: Generator) -> NDArray[np.float64]:
-    """Of twelve colours drawn, the one farthest from all others."""
+    """Draw twelve colours and return the one farthest from all others."""
     candidates = rng.uniform(0, 255, (12, 3))
     distances = np.linalg.norm(candidates[:, None] - np.stack(others)[None], axis=2)
     return np.asarray(candidates[distances.min(axis=1).argmax()])

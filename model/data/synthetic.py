@@ -1,8 +1,8 @@
-"""A generated COCO data set: simple shapes on textured ground, as JPEG and real COCO JSON, so that nothing downstream knows.
+"""Generated COCO data set: simple shapes on textured backgrounds, as JPEG and real COCO JSON.
 
-Shapes overlap and hide one another; an annotation is the outline of what can be seen. Colour tells nothing about the class.
-Some images hold a crowd: a cluster of tiny shapes annotated as one RLE region. Image k of a split depends on the seed, the split
-and k alone, so any process may draw it; the splits draw from disjoint streams.
+Shapes overlap and hide one another; an annotation is the outline of the visible part. Colour is independent of the
+class. Some images have a crowd: a cluster of tiny shapes annotated as one RLE region. Image k of a split depends only
+on shapes.seed, the split and k, so any process may draw it; the splits draw from disjoint streams.
 """
 
 import json
@@ -25,23 +25,23 @@ from model.data.polygons import mask_to_polygons
 from model.data.scene import CLASS_NAMES, area, coverage, ground, paint, place_shapes
 from model.errors import UserError
 
-MARKER = "shapes.json"  # beside the data: how it was made, and whether it is complete
+MARKER = "shapes.json"  # file beside the data: its configuration, and whether it is complete
 
 _MIN_VISIBLE_FRACTION = 0.3
 _MIN_VISIBLE_PX = 16
 
 
 def write_shapes(config: ShapesConfig, root: Path, workers: int = 0) -> bool:
-    """Write `annotations/instances_{train,val}.json`, `train/` and `val/` below root, unless they are there already.
+    """Write `annotations/instances_{train,val}.json`, `train/` and `val/` below root, unless they exist already.
 
     Args:
-        workers: processes that draw; 0 draws in this one.
+        workers: number of drawing processes; 0 draws in this process.
 
     Returns:
-        Whether anything was written: False if root holds a complete data set made from the same configuration.
+        True if anything was written; False if root holds a complete data set of the same configuration.
 
     Raises:
-        UserError: if root holds one of these that was not made here.
+        UserError: if root holds one of these files or folders from another source.
     """
     marker, recipe = root / MARKER, config.model_dump(mode="json")
     if marker.is_file():
@@ -49,8 +49,8 @@ def write_shapes(config: ShapesConfig, root: Path, workers: int = 0) -> bool:
             return False
     elif theirs := [path for split in SPLITS for path in (root / split, _annotations(root, split)) if path.exists()]:
         raise UserError(
-            f"{theirs[0]}: already exists and was not made by `data.source: shapes`; it will not be overwritten. "
-            "Set data.raw_dir to another folder, or data.source to the one that this data is of."
+            f"{theirs[0]}: already exists and was not made by `data.source: shapes`; it is not overwritten. "
+            "Set data.raw_dir to another folder, or data.source to the source of this data."
         )
     (root / "annotations").mkdir(parents=True, exist_ok=True)
     marker.write_text(json.dumps({"config": recipe, "complete": False}))
@@ -70,13 +70,13 @@ def _annotations(root: Path, split: Split) -> Path:
 def _draw_all(write: Callable[[int], dict[str, Any]], images: int, workers: int) -> list[dict[str, Any]]:
     if workers == 0:
         return [write(k) for k in range(images)]
-    # spawn: the caller may hold threads, which a forked child would find locked.
+    # spawn: a forked child could inherit locks that the caller's threads hold.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         return list(pool.map(write, range(images), chunksize=16))
 
 
 def _write_image(config: ShapesConfig, root: Path, split: Split, k: int) -> dict[str, Any]:
-    """Draw image k of a split, save it and return its COCO image record, with its annotations under `annotations`."""
+    """Draw image k of a split, save it and return its COCO image record, including its `annotations`."""
     rng = np.random.default_rng([config.seed, SPLITS.index(split), k])
     pixels, annotations = draw_scene(config, rng)
     name = f"{k + 1:06d}.jpg"
@@ -103,11 +103,11 @@ def _coco_json(records: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def draw_scene(config: ShapesConfig, rng: Generator) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
-    """One image and what is to be seen in it.
+    """Draw one image and annotate it.
 
     Returns:
-        Pixels [h, w, 3] uint8 RGB, and COCO annotations without ids: polygons of the visible parts, and for a crowd
-        an uncompressed RLE with iscrowd 1.
+        Pixels [h, w, 3] uint8 RGB, and COCO annotations without ids: polygons of the visible parts; for a crowd, an
+        uncompressed RLE with iscrowd 1.
     """
     size = (config.height_px, config.width_px)
     background = ground(size, rng)
@@ -120,7 +120,7 @@ def draw_scene(config: ShapesConfig, rng: Generator) -> tuple[NDArray[np.uint8],
     )
     whole = np.array([area(shape) for shape in shapes])
     seen = coverage(shapes, size).sum(axis=(1, 2))
-    # Taking a buried shape away never hides another, so one pass is enough.
+    # Removing a hidden shape never hides another, so one pass is enough.
     shown = seen >= np.maximum(_MIN_VISIBLE_FRACTION * whole, _MIN_VISIBLE_PX)
     shapes = [shape for shape, keep in zip(shapes, shown, strict=True) if keep]
     cover = coverage(shapes, size)
@@ -144,7 +144,7 @@ def _annotation(label: int, mask: NDArray[np.bool_]) -> dict[str, Any]:
 
 
 def _crowd_annotation(label: int, mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """One region over the whole cluster, a little wider than its members, as COCO's annotators draw it."""
+    """Annotate a cluster as one region, slightly wider than its members, as COCO's annotators do."""
     wide = np.asarray(Image.fromarray(mask.astype(np.uint8)).filter(ImageFilter.MaxFilter(5))) > 0
     column_major = wide.T.ravel()
     ends = np.flatnonzero(np.diff(column_major)) + 1

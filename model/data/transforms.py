@@ -1,7 +1,7 @@
-"""From a file to network input: decoding, resizing, flipping. The one place where boxes leave original pixels.
+"""Image transforms: decoding, resizing, flipping. The only place where boxes are converted from original pixels.
 
-Images are [h, w, 3] uint8 RGB; boxes [n, 4] float32 (x1, y1, x2, y2), outlines [v, 2] float32 (x, y); sizes (height, width).
-Training, evaluation and prediction all decode and resize here, so they see the same pixels.
+Images are [h, w, 3] uint8 RGB; boxes [n, 4] float32 (x1, y1, x2, y2); outlines [v, 2] float32 (x, y); sizes
+(height, width). Training, evaluation and prediction all decode and resize here, so they see the same pixels.
 """
 
 from contextlib import suppress
@@ -21,27 +21,27 @@ Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Size = tuple[int, int]
 
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises on damaged images
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # raised by Pillow on damaged images
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = 1
 
 
 def read_image(source: Path | BytesIO, *, apply_exif: bool = True) -> Pixels:
-    """Decode any image that Pillow reads; an ordinary JPEG by libjpeg-turbo alone, with the same bits in less time.
+    """Decode any image that Pillow reads; ordinary JPEGs with libjpeg-turbo directly: the same bits in less time.
 
     Args:
-        source: a file, or the bytes of one.
-        apply_exif: turn the image as its EXIF orientation says.
+        source: path or content of an image file.
+        apply_exif: apply the EXIF orientation.
 
     Returns:
         [h, w, 3] uint8 RGB. 16-bit values keep their upper byte; transparency is dropped.
 
     Raises:
-        OSError: if the file is absent, truncated or no image. Some damage raises others of `UNREADABLE`.
+        OSError: if the file is missing, truncated or not an image. Some damage raises another of `UNREADABLE`.
     """
     with Image.open(source) as image:
         if _is_ordinary_jpeg(image) and not (apply_exif and _is_turned(image)):
-            # Damaged: Pillow mends what can be mended, and says what cannot.
+            # A damaged file goes on to Pillow, which repairs it or raises an exact error.
             with suppress(ValueError):
                 encoded = source.read_bytes() if isinstance(source, Path) else source.getvalue()
                 return simplejpeg.decode_jpeg(encoded, "RGB")
@@ -51,7 +51,7 @@ def read_image(source: Path | BytesIO, *, apply_exif: bool = True) -> Pixels:
 
 
 def _is_ordinary_jpeg(image: Image.Image) -> bool:
-    return image.format == "JPEG" and image.mode in ("RGB", "L")  # not CMYK, whose conversion is Pillow's own
+    return image.format == "JPEG" and image.mode in ("RGB", "L")  # not CMYK, which only Pillow converts
 
 
 def _is_turned(image: Image.Image) -> bool:
@@ -59,18 +59,18 @@ def _is_turned(image: Image.Image) -> bool:
 
 
 def to_rgb(image: Image.Image) -> Pixels:
-    """The pixels of a decoded image of any mode: [h, w, 3] uint8 RGB."""
-    if image.mode.startswith("I"):  # 16 bits of gray, which Pillow's own conversion would clip at 255
+    """Convert a decoded image of any mode to [h, w, 3] uint8 RGB."""
+    if image.mode.startswith("I"):  # 16-bit gray, which Pillow's conversion would clip at 255
         gray = np.clip(np.asarray(image), 0, 65535) >> 8
         return np.repeat(gray.astype(np.uint8)[..., None], 3, axis=2)
     return np.array(image.convert("RGB"))
 
 
 def resized_size(size: Size, min_size_px: int, max_size_px: int) -> Size:
-    """The size at which the shorter side is min_size_px, or less where the longer side would exceed max_size_px.
+    """Size at which the shorter side is min_size_px, or less if the longer side would exceed max_size_px.
 
-    The other side is rounded down, as in torchvision's GeneralizedRCNNTransform, but in whole numbers, so without its
-    float32 rounding (which can take one pixel from the side that should be exact).
+    The other side is rounded down, as in torchvision's GeneralizedRCNNTransform, but in integer arithmetic, so without
+    its float32 rounding (which can take one pixel from the side that should be exact).
     """
     short, long = min(size), max(size)
     numerator, denominator = min_size_px, short
@@ -81,15 +81,15 @@ def resized_size(size: Size, min_size_px: int, max_size_px: int) -> Size:
 
 
 def fitted_size(size: Size, frame: Size, factor: float) -> Size:
-    """The largest size of the same shape that fits into `frame` times a factor, rounded: large-scale jitter (arXiv:2012.07177)."""
+    """Largest size of the same aspect ratio within factor × `frame`: large-scale jitter (arXiv:2012.07177)."""
     scale = factor * min(frame[0] / size[0], frame[1] / size[1])
     return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
 
 
 def resize_image(pixels: Pixels, size: Size, *, flip: bool = False) -> Pixels:
-    """Bilinear, antialiased when shrinking, then mirrored if `flip`: [h, w, 3] uint8 of the given size.
+    """Resize bilinearly, antialiased when shrinking, then mirror if `flip`: [h, w, 3] uint8 of the given size.
 
-    Within 2 of what Pillow's resize gives, and mostly equal; the same on every processor.
+    Values are within 2 of Pillow's resize, mostly equal, and the same on every processor.
     """
     height, width = pixels.shape[:2]
     if (height, width) == size:
@@ -97,7 +97,7 @@ def resize_image(pixels: Pixels, size: Size, *, flip: bool = False) -> Pixels:
     image = torch.from_numpy(np.ascontiguousarray(pixels))
     if size[0] >= height >= 2 and size[1] >= width >= 2:
         return enlarge_bilinear(image, size, flip).numpy()
-    # The stride of the one image tells channels-last apart from planes, so that torch resizes bytes as they lie.
+    # The explicit batch stride marks the image as channels-last, so that torch resizes it without a copy.
     image = image.as_strided((1, 3, height, width), (pixels.size, 1, 3 * width, 3))
     resized = interpolate(image, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).contiguous().numpy()
     return flip_image(resized) if flip else resized
@@ -115,7 +115,7 @@ def scale_xy(xy: Floats, old: Size, new: Size) -> Floats:
 
 
 def flip_image(pixels: Pixels) -> Pixels:
-    """Left becomes right: a copy. torch turns whole vectors of pixels, NumPy byte after byte."""
+    """Mirror left and right: a copy. torch moves whole vectors of pixels, NumPy single bytes."""
     return torch.from_numpy(pixels).flip(1).numpy()
 
 

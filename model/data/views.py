@@ -1,4 +1,4 @@
-"""Each image of a split at several scales, for test-time augmentation: decoded once, resized to each."""
+"""Images of a split at several scales, for test-time augmentation: decoded once, resized to each scale."""
 
 from collections.abc import Sequence
 
@@ -19,11 +19,11 @@ _STRIDE_PX = 32
 def views_loader(
     index: CocoIndex, data: DataConfig, scales: Sequence[float], *, batch_size: int, shard: tuple[int, int] = (0, 1)
 ) -> DataLoader[list[Sample]]:
-    """Every image once, without targets, as a tuple of batches, one for each scale, of the same images in the same order.
+    """Every image once, without targets, as a tuple of one batch per scale, each of the same images in the same order.
 
     Args:
-        scales: factors of data.eval_min_size_px, data.eval_max_size_px and data.buckets.
-        shard: as for `eval_loader`.
+        scales: factors for data.eval_min_size_px, data.eval_max_size_px and data.buckets.
+        shard: (rank, number of processes), see `eval_loader`.
     """
     views = ImageViews(index, [scaled(data, scale) for scale in scales])
     return DataLoader(
@@ -37,7 +37,7 @@ def views_loader(
 
 
 class ImageViews(torch.utils.data.Dataset[list[Sample]]):
-    """An image of the index as one sample a scale."""
+    """Images of the index, each as one sample per scale."""
 
     def __init__(self, index: CocoIndex, scales: Sequence[DataConfig]) -> None:
         self._index, self._scales = index, scales
@@ -53,13 +53,13 @@ class ImageViews(torch.utils.data.Dataset[list[Sample]]):
         return [Sample(resize_image(pixels, size), image_id, original, seed=0, instances=None) for size in sizes]
 
     def collate(self, images: Sequence[Sequence[Sample]]) -> tuple[Batch, ...]:
-        """One batch a scale."""
+        """Collate samples into one batch per scale."""
         views = zip(*images, strict=True)
         return tuple(collate(samples, data.buckets) for samples, data in zip(views, self._scales, strict=True))
 
 
 def scaled(data: DataConfig, scale: float) -> DataConfig:
-    """The section with evaluation's sizes and buckets times `scale`; buckets stay multiples of 32."""
+    """Scale the evaluation sizes and buckets of the section; buckets stay multiples of 32."""
 
     def times(size_px: int) -> int:
         return max(round(size_px * scale), 1)

@@ -163,8 +163,8 @@ FAULTS = {  # what is done, what the error says, its name in the report, (images
     box: (r"annotation 20 of image 2: bbox \[2, 2, 0, 10\] has no area", "box without area", (3, 2)),
     category: (r"annotation 20 of image 2: category_id 3 is not", "unknown category", (3, 2)),
     image_id: (r"annotation 20 of image 99: image_id 99 is not", "unknown image id", (3, 2)),
-    annotation_twice: (r"annotation 20 of image 1: id stands twice", "duplicate annotation id", (3, 3)),
-    image_twice: (r"image 2: id stands twice", "duplicate image id", (3, 3)),
+    annotation_twice: (r"annotation 20 of image 1: id occurs twice", "duplicate annotation id", (3, 3)),
+    image_twice: (r"image 2: id occurs twice", "duplicate image id", (3, 3)),
 }
 
 

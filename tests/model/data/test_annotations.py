@@ -145,7 +145,7 @@ FAULTS = {
     ),
     "rle sum": ({"segmentation": {"size": [8, 10], "counts": [40, 20]}}, "bad RLE", "add up to 8 × 10 pixels, got 60"),
     "rle text": ({"segmentation": {"size": [8, 10], "counts": "`"}}, "bad RLE", "end within a number"),
-    "rle counts": ({"segmentation": {"size": [8, 10]}}, "bad RLE", "text or a list, got a NoneType"),
+    "rle counts": ({"segmentation": {"size": [8, 10]}}, "bad RLE", "a string or a list, got a NoneType"),
     "rle crowd": ({"segmentation": {"size": [8, 10], "counts": [1]}, "iscrowd": 1}, "bad RLE", "add up to"),
     "rle empty": ({"segmentation": {"size": [8, 10], "counts": [80]}}, "empty mask", "no pixel"),
 }
@@ -195,12 +195,12 @@ def test_broken_json_tells_the_position(tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ([], "COCO's instances form"),
+        ([], "COCO's instances format"),
         ({"images": [], "categories": []}, "a list under 'annotations'"),
-        (tree(categories=[]), "names no category"),
-        (tree(categories=[{"id": 1}]), "must have a whole-number id ≥ 0 and a name"),
-        (tree(categories=[{"id": -1, "name": "a"}]), "must have a whole-number id ≥ 0 and a name"),
-        (tree(categories=[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]), "category id 1 stands twice"),
+        (tree(categories=[]), "must list at least one category"),
+        (tree(categories=[{"id": 1}]), "must have an integer id ≥ 0 and a name"),
+        (tree(categories=[{"id": -1, "name": "a"}]), "must have an integer id ≥ 0 and a name"),
+        (tree(categories=[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]), "category id 1 occurs twice"),
     ],
 )
 def test_a_file_that_is_not_cocos_form_is_an_error(tmp_path: Path, content: Any, reason: str):
@@ -209,7 +209,7 @@ def test_a_file_that_is_not_cocos_form_is_an_error(tmp_path: Path, content: Any,
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path):
-    with pytest.raises(AnnotationError, match=r"gone.json: no such annotation file. `maskrcnn download`"):
+    with pytest.raises(AnnotationError, match=r"gone.json: no such annotation file. Fetch it with `maskrcnn download`"):
         read_coco(tmp_path / "gone.json")
 
 

@@ -113,5 +113,5 @@ def test_an_index_that_is_not_there_names_the_command(tmp_path: Path, coco_data:
     with pytest.raises(UserError, match="Run `maskrcnn prepare`"):
         CocoIndex.open(tmp_path, "train")
     shutil.copytree(coco_data.prepared_dir / "val", tmp_path / "val")
-    with pytest.raises(UserError, match=r"train: holds no prepared data"):
+    with pytest.raises(UserError, match=r"train: must hold prepared data"):
         CocoIndex.open(tmp_path, "train")

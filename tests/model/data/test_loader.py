@@ -115,7 +115,7 @@ def test_a_split_with_nothing_to_learn_is_an_error(tmp_path: Path, coco_data: Da
         data_hash="",
         location=images_location(tmp_path, Path(), tmp_path),
     )
-    with pytest.raises(UserError, match="no image with an instance to learn"):
+    with pytest.raises(UserError, match="must have an image with an instance to learn, got none"):
         train_loader(CocoIndex.open(tmp_path, "train"), coco_data, batch_size=2, seed=0)
 
 
