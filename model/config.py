@@ -1,7 +1,7 @@
-"""The sections of `params.yaml` that the network, its data and its engine need.
+"""Sections of `params.yaml` for the network, its data and its engine.
 
-Each value is typed and its range is checked here, where it is declared; nothing below checks it again. Sections are frozen:
-a run never changes its own configuration. `components/config.py` reads the whole file.
+Each value is typed and its range checked here, where it is declared; nothing else checks it again. Sections are frozen:
+a run never changes its own configuration. `components/config.py` declares the whole file.
 """
 
 from pathlib import Path
@@ -22,61 +22,62 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Resnet = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x8d"]
 Rgb = tuple[float, float, float]
 Conventions = Literal["detectron2", "torchvision"]
-# What torchvision's weights were trained with: (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225) of 255.
+# Normalisation of torchvision's weights: (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225) times 255.
 TORCHVISION_MEAN, TORCHVISION_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 SMALLEST_SIDE_PX = 1e-30  # any box that is not empty has longer sides
 
 
 class Section(BaseModel):
-    """A part of the configuration: typed, frozen, and closed to keys it does not know."""
+    """Part of the configuration: typed, frozen, and without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class ShapesConfig(Section):
-    """The generated data set (`data.source: shapes`)."""
+    """Generated data set (`data.source: shapes`)."""
 
     train_images: PositiveInt = 800
     val_images: PositiveInt = 100
     height_px: Annotated[int, Field(ge=64)] = 128
     width_px: Annotated[int, Field(ge=64)] = 128
     max_objects: PositiveInt = 5
-    crowd_probability: Fraction = 0.05  # of an image holding one crowd region
+    crowd_probability: Fraction = 0.05  # probability that an image has a crowd region
     seed: NonNegativeInt = 0
 
 
 class DataConfig(Section):
-    """Where images and annotations come from, and how they become batches."""
+    """Images and annotations, and how they are batched."""
 
     source: Literal["shapes", "coco2014", "coco2017", "custom"] = "shapes"
-    raw_dir: Path = Path("data/raw")  # images and COCO JSON; never written to when the source is `custom`
-    prepared_dir: Path = Path("data/prepared")  # the index and the report that `prepare` writes
-    # Relative to raw_dir; empty means the source's own layout (for `custom`: images_train, instances_train.json, …).
+    raw_dir: Path = Path("data/raw")  # images and COCO JSON; read-only when the source is `custom`
+    prepared_dir: Path = Path("data/prepared")  # index and report written by `prepare`
+    # Paths relative to raw_dir; empty: the source's own layout (for `custom`: images_train, instances_train.json, …).
     train_images: str = ""
     train_annotations: str = ""
     val_images: str = ""
     val_annotations: str = ""
     base_url: str = "http://images.cocodataset.org"
     on_invalid: Literal["error", "skip"] = "error"
-    train_limit: NonNegativeInt = 0  # first images of the split only; 0 takes all
+    train_limit: NonNegativeInt = 0  # number of images of the split to use, lowest ids first; 0: all
     val_limit: NonNegativeInt = 0
-    min_sizes_px: tuple[PositiveInt, ...] = (800,)  # shorter side while training: one is drawn for each image
-    max_size_px: PositiveInt = 1333  # longer side, at most
+    min_sizes_px: tuple[PositiveInt, ...] = (800,)  # shorter side in training, one drawn per image
+    max_size_px: PositiveInt = 1333  # maximum of the longer side
     eval_min_size_px: PositiveInt = 800
     eval_max_size_px: PositiveInt = 1333
     buckets: tuple[tuple[PositiveInt, PositiveInt], ...] = ((800, 1088), (800, 1344), (1088, 800), (1344, 800))
     horizontal_flip: Fraction = 0.5
-    # Large-scale jitter while training: the image is fitted into crop_size_px times a factor drawn from this range, then cut to
-    # crop_size_px (height, width) at a random place; min_sizes_px and max_size_px are not used then. Empty: none.
+    # Large-scale jitter in training: the image is resized to fit crop_size_px times a factor drawn from this range,
+    # then cropped to crop_size_px (height, width) at random; min_sizes_px and max_size_px are not used then. Empty:
+    # off.
     scale_jitter: Annotated[tuple[PositiveFloat, ...], Field(max_length=2)] = ()
     crop_size_px: tuple[PositiveInt, PositiveInt] = (1024, 1024)
-    workers: NonNegativeInt = 2  # processes that decode; 0 decodes in the training process
+    workers: NonNegativeInt = 2  # decoding processes; 0 decodes in the training process
     shapes: ShapesConfig = ShapesConfig()
 
     @model_validator(mode="after")
     def _buckets_hold_every_image(self) -> "DataConfig":
         if not self.min_sizes_px:
-            raise ValueError("min_sizes_px must name at least one size, got none")
+            raise ValueError("min_sizes_px must list at least one size, got none")
         for side in [side for bucket in self.buckets for side in bucket]:
             if side % 32:
                 raise ValueError(f"buckets must be multiples of 32 (the stride of the coarsest level), got {side}")
@@ -90,7 +91,7 @@ class DataConfig(Section):
                 f"scale_jitter must be empty or a lowest and a highest factor, got {list(self.scale_jitter)}"
             )
         elif self.crop_size_px not in self.buckets:
-            raise ValueError(f"buckets must hold crop_size_px with scale_jitter: add {list(self.crop_size_px)} to them")
+            raise ValueError(f"buckets must include crop_size_px with scale_jitter: add {list(self.crop_size_px)}")
         for name, short, long in limits:
             if short > long:
                 raise ValueError(f"{name} must not exceed the longer side's limit, got {short} > {long}")
@@ -104,35 +105,40 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    """The network: an R-CNN with a ResNet body; defaults are those of Mask R-CNN R50-FPN."""
+    """Network: an R-CNN with a ResNet body; the defaults are Mask R-CNN R50-FPN."""
 
     task: Literal["mask", "box", "proposals"] = "mask"  # Mask R-CNN, Faster R-CNN, or the region proposal network alone
-    # Whose anchors, RoIAlign, smallest boxes and pasting of masks. Goes with trained weights: torchvision's detectors need torchvision's.
+    # Definition of anchors, RoIAlign, smallest boxes and mask pasting. It belongs to the weights: torchvision's
+    # detectors need torchvision.
     conventions: Conventions = "detectron2"
     backbone: Resnet = "resnet50"
-    # What the heads see: a pyramid; stage res4, with res5 as the head of each RoI; or stage res5.
+    # Input of the heads: a pyramid; stage res4, with res5 as the head of each RoI; or stage res5.
     features: Literal["fpn", "c4", "c5"] = "fpn"
-    res5_dilation: Literal[1, 2] = 1  # 2, for c5: res5 is dilated instead of strided, so c5 has stride 16
-    stride_in_1x1: bool = False  # of a stage's first block; MSRA's weights: true; torchvision's: false, in its 3×3
-    # Pixels run from 0 to 255; mean and deviation are in the order of the channels. They go with the weights.
+    res5_dilation: Literal[1, 2] = 1  # 2 (c5 only): res5 is dilated instead of strided, so that c5 has stride 16
+    stride_in_1x1: bool = (
+        False  # position of a stage's stride: true, the 1×1 (MSRA's weights); false, the 3×3 (torchvision's)
+    )
+    # Pixels are 0 to 255; mean and std are in pixel_order. These belong to the weights.
     pixel_order: Literal["rgb", "bgr"] = "rgb"
     pixel_mean: Rgb = TORCHVISION_MEAN
     pixel_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = TORCHVISION_STD
     weights: str = "imagenet"  # none | imagenet | coco | path to a state dict or checkpoint
     norm: Literal["frozen_batch_norm", "batch_norm", "group_norm"] = (
-        "frozen_batch_norm"  # of the body (batch_norm: over a process's own images); group_norm: of FPN and convolutional heads too
+        "frozen_batch_norm"  # batch_norm: statistics per process; group_norm: also in FPN and convolutional heads
     )
-    # 1: stem; 2: stem and layer1; … 5: the whole body. Null: 2 with pre-trained weights, 0 from scratch.
+    # Frozen part of the body. 1: stem; 2: stem and layer1; … 5: all of it. Null: 2 with pre-trained weights, else 0.
     freeze_stages: Annotated[int, Field(ge=0, le=5)] | None = None
     fpn_channels: PositiveInt = 256
-    box_head: Literal["mlp", "conv", "res5"] = "mlp"  # two fully connected layers; convolutions and one; c4's res5
-    box_head_channels: PositiveInt = 1024  # of fully connected layers
-    box_head_convs: PositiveInt = 4  # of `conv`
+    box_head: Literal["mlp", "conv", "res5"] = (
+        "mlp"  # two fully connected layers; convolutions and one such layer; res5 (c4 only)
+    )
+    box_head_channels: PositiveInt = 1024  # width of fully connected layers
+    box_head_convs: PositiveInt = 4  # number of convolutions, for box_head `conv`
     box_head_conv_channels: PositiveInt = 256
     mask_head_channels: PositiveInt = 256
-    mask_head_convs: NonNegativeInt = 4  # before the transposed one
-    class_agnostic_boxes: bool = False  # one box a proposal, whatever its class
-    # Anchors: one size a level, P2 to P6; with c4 and c5 each size on the one level.
+    mask_head_convs: NonNegativeInt = 4  # number of convolutions before the transposed one
+    class_agnostic_boxes: bool = False  # one box per proposal instead of one per class
+    # Anchors: one size per level P2 to P6; with c4 and c5, all sizes on the single level.
     anchor_sizes_px: tuple[PositiveFloat, ...] = (32, 64, 128, 256, 512)
     aspect_ratios: tuple[PositiveFloat, ...] = (0.5, 1.0, 2.0)
     # Region proposal network.
@@ -141,9 +147,9 @@ class ModelConfig(Section):
     rpn_batch_size: PositiveInt = 256
     rpn_positive_fraction: Fraction = 0.5
     rpn_nms_iou: Fraction = 0.7
-    rpn_pre_nms_top_n_train: PositiveInt = 2000  # a level
+    rpn_pre_nms_top_n_train: PositiveInt = 2000  # per level
     rpn_pre_nms_top_n_test: PositiveInt = 1000
-    rpn_post_nms_top_n_train: PositiveInt = 2000  # an image
+    rpn_post_nms_top_n_train: PositiveInt = 2000  # per image
     rpn_post_nms_top_n_test: PositiveInt = 1000
     # RoI heads.
     roi_fg_iou: Fraction = 0.5
@@ -153,7 +159,7 @@ class ModelConfig(Section):
     box_reg_weights: tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat] = (10.0, 10.0, 5.0, 5.0)
     box_pool_size: PositiveInt = 7
     mask_pool_size: PositiveInt = 14
-    # Samples of a bin on either axis; 0: adaptive, one a cell. Null: detectron2's 0 or torchvision's 2, as conventions say.
+    # RoIAlign samples per bin and axis; 0: adaptive, one per cell. Null: by conventions, detectron2 0, torchvision 2.
     pool_sampling_ratio: NonNegativeInt | None = None
     # Detections.
     score_threshold: Fraction = 0.05
@@ -179,13 +185,13 @@ class ModelConfig(Section):
         return self
 
     def _require_parts_that_fit(self) -> None:
-        """Body, features and heads make one network."""
+        """Check that body, features and heads fit together."""
         if self.features == "fpn" and len(self.anchor_sizes_px) != 5:
             raise ValueError(
                 f"anchor_sizes_px must give one size for each of the 5 levels P2 to P6, got {len(self.anchor_sizes_px)}"
             )
         if not self.anchor_sizes_px or not self.aspect_ratios:
-            raise ValueError("anchor_sizes_px and aspect_ratios must name at least one each, got none")
+            raise ValueError("anchor_sizes_px and aspect_ratios must list at least one value each, got none")
         if (self.box_head == "res5") != (self.features == "c4"):
             raise ValueError(
                 f"box_head must be res5 with features c4, and only there, got {self.box_head} with {self.features}"
@@ -200,15 +206,15 @@ class ModelConfig(Section):
         if self.features == "c4" and (self.freeze_stages or 0) > 4:
             raise ValueError("freeze_stages must be at most 4 with c4, whose body ends with layer3, got 5")
         if self.res5_dilation == 2 and self.features != "c5":
-            raise ValueError(f"res5_dilation must be 1 but with features c5, got 2 with {self.features}")
+            raise ValueError(f"res5_dilation must be 1 unless features is c5, got 2 with {self.features}")
         if self.stride_in_1x1 and self.backbone in ("resnet18", "resnet34"):
             raise ValueError(f"stride_in_1x1 must be false with {self.backbone}, whose blocks have no 1×1 convolution")
 
     def _require_torchvisions(self) -> None:
-        """`imagenet` and `coco` are torchvision's weights, which want what they were trained with."""
+        """Check that `imagenet` and `coco`, torchvision's weights, get the settings they were trained with."""
         if self.norm == "group_norm":
             raise ValueError(
-                f"weights {self.weights!r} were trained with batch norm and cannot serve group_norm; "
+                f"weights {self.weights!r} were trained with batch norm and cannot be used with group_norm; "
                 "set model.weights to none or to a path, or model.norm to frozen_batch_norm"
             )
         wanted: dict[str, object] = {"stride_in_1x1": False} | {
@@ -222,53 +228,53 @@ class ModelConfig(Section):
 
     @property
     def sampling_ratio(self) -> int:
-        """RoIAlign's samples of a bin on either axis; 0 is adaptive."""
+        """RoIAlign samples per bin and axis; 0 is adaptive."""
         if self.pool_sampling_ratio is not None:
             return self.pool_sampling_ratio
         return 0 if self.conventions == "detectron2" else 2
 
     @property
     def min_proposal_side_px(self) -> float:
-        """Proposals with a shorter side are dropped. Detectron2 drops just empty ones."""
+        """Minimum side of a proposal; smaller ones are dropped. Detectron2 drops only empty ones."""
         return 1e-3 if self.conventions == "torchvision" else SMALLEST_SIDE_PX
 
     @property
     def min_detection_side_px(self) -> float:
-        """Detections with a shorter side are dropped. Detectron2 drops just empty ones."""
+        """Minimum side of a detection; smaller ones are dropped. Detectron2 drops only empty ones."""
         return 1e-2 if self.conventions == "torchvision" else SMALLEST_SIDE_PX
 
     @property
     def frozen_stages(self) -> int:
-        """How many stages of the body do not learn."""
+        """Number of frozen stages of the body, stem included."""
         if self.freeze_stages is not None:
             return self.freeze_stages
         return 0 if self.weights == "none" else 2
 
 
 class TrainConfig(Section):
-    """How weights are learned."""
+    """Training."""
 
     output_dir: Path = Path("runs/default")
     seed: NonNegativeInt = 0
     device: str = "auto"  # auto | cpu | cuda | cuda:N
-    processes: NonNegativeInt = 1  # of this machine that train and evaluate together; 0: one for each GPU
+    processes: NonNegativeInt = 1  # number of processes on this machine; 0: one per GPU
     dtype: Literal["float32", "tf32", "bfloat16", "float16"] = (
-        "float32"  # of convolutions and products; weights stay float32
+        "float32"  # type of convolutions and matrix products; weights stay float32
     )
     apex: Literal["auto", "off", "required"] = (
-        "auto"  # apex's FusedSGD: where it is installed and the device is a GPU; never; or else an error
+        "auto"  # apex's FusedSGD. auto: if installed and on a GPU; required: an error if it cannot be used
     )
     deterministic: bool = (
-        False  # the same losses on the same machine, bit for bit, at some cost on a GPU (the CPU's always are)
+        False  # bitwise equal losses on the same machine, at some cost on a GPU (CPU losses always are)
     )
-    compile: bool = False  # torch.compile of the dense parts of the network: a minute or more once, for faster steps
-    # One launch a step: a CUDA graph for each bucket. On one GPU, without accumulation; elsewhere steps run as they are, and a line says why.
-    # A capture that fails ends training.
+    compile: bool = False  # torch.compile of the dense parts: a minute or more at the start, then faster steps
+    # One launch per step: a CUDA graph per bucket. Needs one GPU and no accumulation; otherwise steps run without
+    # graphs and the log says why. A failed capture ends training.
     cuda_graph: bool = False
     max_iters: PositiveInt = 90000
-    batch_size: PositiveInt = 16  # images a step, over all micro-batches and processes
-    accumulation_steps: PositiveInt = 1  # micro-batches a step
-    base_lr: PositiveFloat = 0.02  # for lr_batch_size images a step; scaled linearly to batch_size
+    batch_size: PositiveInt = 16  # images per step, over all micro-batches and processes
+    accumulation_steps: PositiveInt = 1  # micro-batches per step
+    base_lr: PositiveFloat = 0.02  # learning rate for lr_batch_size images per step; scaled linearly to batch_size
     lr_batch_size: PositiveInt = 16
     momentum: Fraction = 0.9
     weight_decay: NonNegativeFloat = 1e-4
@@ -279,18 +285,18 @@ class TrainConfig(Section):
     lr_gamma: PositiveFloat = 0.1
     warmup_iters: NonNegativeInt = 500
     warmup_factor: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0 / 3.0
-    # mlperf_linear: the rate rises by warmup_factor itself each step, up to the scaled base_lr; it must not start below 0.
+    # mlperf_linear: the rate rises by warmup_factor per step up to the scaled base_lr; it must not start below 0.
     warmup_method: Literal["linear", "constant", "mlperf_linear"] = "linear"
-    clip_grad_norm: NonNegativeFloat = 0.0  # 0 does not clip
+    clip_grad_norm: NonNegativeFloat = 0.0  # 0: no clipping
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = (
-        0.0  # of the moving average of weights that is evaluated; 0: none
+        0.0  # decay of the moving average of weights, which is evaluated; 0: none
     )
     log_period: PositiveInt = 20
     checkpoint_period: PositiveInt = 2500
-    keep_last: NonNegativeInt = 0  # newest checkpoints kept beside the best; 0 keeps all
-    max_nonfinite_steps: PositiveInt = 10  # in a row, before training gives up
-    timeout_s: PositiveFloat = 1800.0  # how long processes that train together wait for one another before they give up
-    resume: bool = True  # continue from output_dir/last_checkpoint where there is one
+    keep_last: NonNegativeInt = 0  # number of newest checkpoints kept in addition to the best; 0: all
+    max_nonfinite_steps: PositiveInt = 10  # training stops after this many in a row
+    timeout_s: PositiveFloat = 1800.0  # maximum wait of a process for the others, before training stops
+    resume: bool = True  # continue from output_dir/last_checkpoint if there is one
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainConfig":
@@ -299,40 +305,41 @@ class TrainConfig(Section):
                 f"batch_size must be a multiple of accumulation_steps, got {self.batch_size} and {self.accumulation_steps}"
             )
         if list(self.lr_steps) != sorted(set(self.lr_steps)):
-            raise ValueError(f"lr_steps must rise, got {list(self.lr_steps)}")
+            raise ValueError(f"lr_steps must be strictly increasing, got {list(self.lr_steps)}")
         lowest = self.peak_lr - self.warmup_iters * self.warmup_factor
         if self.warmup_method == "mlperf_linear" and lowest < -1e-9 * self.peak_lr:
             raise ValueError(
-                f"warmup_factor must be at most {self.peak_lr / self.warmup_iters:.6g} with mlperf_linear, the rate {self.peak_lr:g} over "
+                f"warmup_factor must be at most {self.peak_lr / self.warmup_iters:.6g} with mlperf_linear, which is the rate {self.peak_lr:g} over "
                 f"{self.warmup_iters} warmup_iters, got {self.warmup_factor:g}: the rate would start below 0"
             )
         return self
 
     @property
     def peak_lr(self) -> float:
-        """The rate after warm-up: base_lr for the real batch."""
+        """Learning rate after warm-up: base_lr scaled to batch_size."""
         return self.base_lr * self.batch_size / self.lr_batch_size
 
     @property
     def micro_batch_size(self) -> int:
-        """Images that pass through the network at once, over all processes."""
+        """Images per micro-batch, over all processes."""
         return self.batch_size // self.accumulation_steps
 
 
 class EvaluateConfig(Section):
-    """How a checkpoint is scored, and what score ends training early."""
+    """Evaluation of checkpoints, and the scores that end training early."""
 
     batch_size: PositiveInt = 8
-    backend: Literal["auto", "hotcoco", "pycocotools"] = "auto"  # what computes AP; auto: hotcoco where it is installed
-    every_epoch: bool = False  # also evaluate while training, after each pass over the data
-    # With every_epoch: training ends when both are reached, or the one that the model's task has; 0 never ends it.
+    backend: Literal["auto", "hotcoco", "pycocotools"] = "auto"  # library that computes AP; auto: hotcoco if installed
+    every_epoch: bool = False  # also evaluate during training, after each epoch
+    # Early stop, with every_epoch: training ends when both are reached (or the only one that model.task has); 0: never.
     target_bbox_ap: Fraction = 0.0
     target_segm_ap: Fraction = 0.0
     skip_eval: bool = False  # write predictions only
     split: Literal["train", "val"] = "val"
-    drawn_images: NonNegativeInt = 16  # images with predictions drawn on them
-    # Test-time augmentation: detections of all scales, and their mirror images, unite; masks are averaged.
-    scales: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (1.0,)  # of data.eval_min_size_px and its like
+    drawn_images: NonNegativeInt = 16  # number of images drawn with their predictions
+    # Test-time augmentation: detections at all scales, and of mirrored images, are merged; masks are averaged.
+    # Scales are factors for data.eval_min_size_px, data.eval_max_size_px and data.buckets.
+    scales: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (1.0,)
     flip: bool = False
-    soft_nms: Literal["off", "linear", "gaussian"] = "off"  # neighbours lose score, instead of being dropped
-    soft_nms_sigma: PositiveFloat = 0.5  # of gaussian
+    soft_nms: Literal["off", "linear", "gaussian"] = "off"  # overlapping boxes lose score instead of being dropped
+    soft_nms_sigma: PositiveFloat = 0.5  # sigma of `gaussian`

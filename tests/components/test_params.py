@@ -78,7 +78,7 @@ def test_an_unknown_key_is_told_with_the_nearest(params: Path, override: str, to
         ("data.buckets=[[100, 128]]", "multiples of 32"),
         ("data.buckets=[[96, 128]]", "buckets must hold a resized image of 800 × 1333"),
         ("train.accumulation_steps=3", "batch_size must be a multiple of accumulation_steps, got 16 and 3"),
-        ("train.lr_steps=[20, 10]", "lr_steps must rise, got [20, 10]"),
+        ("train.lr_steps=[20, 10]", "lr_steps must be strictly increasing, got [20, 10]"),
         ("model.rpn_bg_iou=0.8", "rpn_bg_iou must be at most rpn_fg_iou, got 0.8 > 0.7"),
         ("model.anchor_sizes_px=[8, 16]", "one size for each of the 5 levels"),
     ],

@@ -217,7 +217,7 @@ def test_pixels_are_turned_and_shifted_as_configured(tiny_config: Config, shapes
         ({**C4, "box_pool_size": 7, "mask_pool_size": 7}, "box_pool_size must be even with c4"),
         ({**C4, "mask_pool_size": 28}, "mask_pool_size must be box_pool_size with c4"),
         ({**C4, "freeze_stages": 5}, "freeze_stages must be at most 4 with c4"),
-        ({"res5_dilation": 2}, "res5_dilation must be 1 but with features c5"),
+        ({"res5_dilation": 2}, "res5_dilation must be 1 unless features is c5"),
         ({"backbone": "resnet18", "stride_in_1x1": True}, "stride_in_1x1 must be false with resnet18"),
         ({**GN, "box_head_conv_channels": 40}, "box_head_conv_channels must be a multiple of 32"),
         ({"weights": "imagenet", "stride_in_1x1": True}, "stride_in_1x1 must be False with weights 'imagenet'"),
