@@ -1,7 +1,8 @@
-"""Processes that train one model: their number, their group, and what they tell one another.
+"""Distributed training: rank and number of processes, their group, and communication between them.
 
-torchrun (and the PyTorchJob operator through it) sets RANK, LOCAL_RANK, WORLD_SIZE and LOCAL_WORLD_SIZE. Without them there is one process, and nothing
-here communicates. Every process calls every function of this module that communicates, in the same order.
+torchrun (and the PyTorchJob operator through it) sets RANK, LOCAL_RANK, WORLD_SIZE and LOCAL_WORLD_SIZE. Without them
+there is one process, and nothing here communicates. Every process must call every communicating function of this
+module, in the same order.
 """
 
 import os
@@ -22,27 +23,28 @@ T = TypeVar("T")
 
 
 def rank() -> int:
-    """This process's number, 0 … world_size() - 1. Rank 0 prints, tracks and writes."""
+    """Rank of this process, 0 … world_size() - 1. Rank 0 prints, tracks and writes."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main() -> bool:
-    """Whether this process is the one that prints, tracks and writes."""
+    """True for rank 0, the process that prints, tracks and writes."""
     return rank() == 0
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of `train.device`: `auto` is CUDA where there is one, else the CPU; each process of a machine takes a GPU of its own.
+    """Device for `train.device`: `auto` is CUDA if available, else the CPU; each process of a machine gets its own GPU.
 
-    A GPU becomes the process's current one, whose streams everything uses that names none.
+    The GPU also becomes the process's current CUDA device.
 
     Raises:
-        UserError: if one GPU is named for several processes, there are fewer GPUs than processes, or none of that number.
+        UserError: if one GPU is named for several processes, there are fewer GPUs than processes, or no GPU has that
+            number.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -51,11 +53,11 @@ def pick_device(name: str) -> torch.device:
         return device
     if device.index is not None and processes > 1:
         raise UserError(
-            f"train.device: {processes} processes need a GPU each, got {name} for all; set train.device=cuda"
+            f"train.device: {processes} processes need one GPU each, got {name} for all; set train.device=cuda"
         )
     if processes > torch.cuda.device_count():
         raise UserError(
-            f"train.device: {processes} processes need a GPU each, got {torch.cuda.device_count()}; lower --nproc-per-node, or set train.device=cpu"
+            f"train.device: {processes} processes need one GPU each, got {torch.cuda.device_count()}; lower --nproc-per-node, or set train.device=cpu"
         )
     index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
     if index >= torch.cuda.device_count():
@@ -68,17 +70,17 @@ def pick_device(name: str) -> torch.device:
 
 @contextmanager
 def process_group(device: torch.device, timeout_s: float) -> Iterator[None]:
-    """Join the other processes for as long as the context lasts. One process, or one that has joined already, just goes on.
+    """Join the process group within the context; does nothing with one process or if the group exists already.
 
     Args:
-        timeout_s: a process that has waited this long for another gives up with an error.
+        timeout_s: a process that waits this long for another raises an error.
     """
     if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
     if device.type != "cuda":
         _share_cores()
-    # What is not a tensor on a GPU (results, decisions) goes by gloo, which needs no GPU memory.
+    # Results and decisions, which are not GPU tensors, use gloo, which needs no GPU memory.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     try:
@@ -88,20 +90,21 @@ def process_group(device: torch.device, timeout_s: float) -> Iterator[None]:
 
 
 def _share_cores() -> None:
-    """The processes of a machine use all of it between them, unless OMP_NUM_THREADS says otherwise: torchrun, left alone, sets it to 1."""
+    """Divide the machine's cores among its processes, unless OMP_NUM_THREADS is set (torchrun's default is 1)."""
     if os.environ.get("OMP_NUM_THREADS", "1") == "1":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def data_parallel(model: nn.Module) -> nn.Module:
-    """The model, its gradients averaged over all processes during backward; the model itself where there is one process.
+    """Wrap the model so that backward averages gradients over all processes; one process gets the model itself.
 
-    Every parameter takes part in every step, so the graph is static. Buffers are left alone: see `average_batch_norms`.
+    Every parameter takes part in every step, so the graph is static. Buffers are not synchronised; see
+    `average_batch_norms`.
     """
     if world_size() == 1:
         return model
-    # Kernels of 1 × 1 are applied as matrices: their gradients' strides differ from their own in name only.
+    # 1×1 kernels are applied as matrices; the strides of their gradients differ only nominally.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     warnings.filterwarnings(
         "ignore", message="`broadcast_buffers` is deprecated"
@@ -110,12 +113,12 @@ def data_parallel(model: nn.Module) -> nn.Module:
 
 
 def without_reduction(model: nn.Module) -> AbstractContextManager[None]:
-    """The context of a backward pass whose gradients are accumulated, to be averaged by a later one."""
+    """Context for a backward pass that only accumulates gradients; a later pass averages them."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 def average_batch_norms(model: nn.Module) -> None:
-    """Give batch norms the mean of all processes' running statistics: each has seen but its own images. Frozen ones have none."""
+    """Average the running statistics of batch norms over all processes, each of which saw only its own images."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             assert module.running_mean is not None
@@ -125,7 +128,7 @@ def average_batch_norms(model: nn.Module) -> None:
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:
-    """The mean of each value over the processes. Does not wait for the device."""
+    """Mean of each value over the processes. Does not wait for the device."""
     if world_size() == 1:
         return values
     values = values.clone()
@@ -134,12 +137,12 @@ def mean_over_ranks(values: Tensor) -> Tensor:
 
 
 def any_rank(flag: bool, device: torch.device) -> Tensor:
-    """Above 0 where a process gave True: the same scalar in all of them. Does not wait for the device."""
+    """Scalar above 0 if any process passed True, the same in all processes. Does not wait for the device."""
     return mean_over_ranks(torch.full((), float(flag), device=device))
 
 
 def from_main(value: T) -> T:
-    """Rank 0's value, in all processes; the others' is not looked at."""
+    """Broadcast rank 0's value to all processes; the other values are ignored."""
     if world_size() == 1:
         return value
     box: list[Any] = [value]
@@ -148,7 +151,7 @@ def from_main(value: T) -> T:
 
 
 def gather_on_main(value: T) -> list[T]:
-    """Each process's value in order of rank; empty in all but rank 0."""
+    """Gather the values of all processes on rank 0, in order of rank; the other processes get an empty list."""
     if world_size() == 1:
         return [value]
     values: list[Any] | None = [None] * world_size() if is_main() else None
@@ -157,6 +160,6 @@ def gather_on_main(value: T) -> list[T]:
 
 
 def wait_for_all() -> None:
-    """Return when every process has come here."""
+    """Barrier: return when every process has reached it."""
     if world_size() > 1:
         dist.barrier()

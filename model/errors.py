@@ -1,5 +1,5 @@
-"""The one root of every error that a user can mend: the command line prints its message alone, without a traceback."""
+"""Base class of all errors that a user can fix: the command line prints only the message, without a traceback."""
 
 
 class UserError(ValueError):
-    """The user's input cannot be used; the message says what, what it must be, what it is, where, and what to do."""
+    """Unusable input; the message says what is wrong, what it must be, what was found, where, and what to do."""

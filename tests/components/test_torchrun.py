@@ -197,10 +197,10 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(shapes: Path) -> Non
 
 def test_processes_that_share_one_gpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
-    with pytest.raises(Exception, match=r"train\.device: 64 processes need a GPU each, got cuda:0 for all"):
+    with pytest.raises(Exception, match=r"train\.device: 64 processes need one GPU each, got cuda:0 for all"):
         distributed.pick_device("cuda:0")
     with pytest.raises(
-        Exception, match=r"train\.device: 64 processes need a GPU each, got \d+; lower --nproc-per-node"
+        Exception, match=r"train\.device: 64 processes need one GPU each, got \d+; lower --nproc-per-node"
     ):
         distributed.pick_device("cuda")
 
