@@ -1,7 +1,7 @@
-"""The exponential moving average of a network's weights: what is evaluated when `train.ema_decay` is set.
+"""Exponential moving average of a network's weights, which is evaluated when `train.ema_decay` is set.
 
-Source: Polyak & Juditsky, Acceleration of stochastic approximation by averaging (1992); the decay of early steps is TensorFlow's
-ExponentialMovingAverage, so that a short training does not evaluate its random beginning.
+Source: Polyak & Juditsky, Acceleration of stochastic approximation by averaging (1992); the decay of early steps is
+TensorFlow's ExponentialMovingAverage, so that a short training does not evaluate its random beginning.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class WeightAverage:
-    """Averages of the parameters that learn; buffers, and what is frozen, are the network's own. The host never waits for the device."""
+    """Averages of the trainable parameters, without buffers and frozen ones. Never waits for the device."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self._decay = decay
@@ -21,13 +21,13 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after step 1, 2, …"""
+        """Add the weights after step 1, 2, … to the average."""
         decay = min(self._decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self._averages.values()), list(self._weights.values()), 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The network has the averages for as long as the context lasts, then its own weights again."""
+        """Swap the averages into the network within the context, then restore its own weights."""
         own = {name: weight.clone() for name, weight in self._weights.items()}
         self._fill(self._averages)
         try:
@@ -36,11 +36,11 @@ class WeightAverage:
             self._fill(own)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averages by the names of the parameters."""
+        """Averages by parameter name."""
         return self._averages
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from the averages of a checkpoint."""
+        """Restore the averages of a checkpoint."""
         for name, average in self._averages.items():
             average.copy_(state[name])
 

@@ -1,7 +1,7 @@
-"""torch.compile of the network's dense parts (`train.compile`): what is convolutions, products and the arithmetic between them.
+"""torch.compile of the network's dense parts (`train.compile`): convolutions, products and the arithmetic between them.
 
-What stands between the parts (anchors, matching, sampling, RoIAlign, mask targets) are operators of `cuda_ops` already, so there is nothing to fuse.
-Parts keep their names, so that checkpoints of compiled and plain networks are the same.
+The steps between these parts (anchors, matching, sampling, RoIAlign, mask targets) are operators of `cuda_ops` already,
+so there is nothing to fuse. Modules keep their names, so checkpoints of compiled and plain networks are the same.
 """
 
 import torch
@@ -16,22 +16,22 @@ DENSE_PARTS = (
     "roi_heads.box_head",
     "roi_heads.box_predictor",
     "roi_heads.mask_head",
-)  # those of them that a network has
+)  # a network may have only some of them
 
 
 def compile_parts(model: MaskRCNN, device: torch.device) -> None:
-    """Have the dense parts compiled when they first run, in each of the shapes they meet. Changes the model in place.
+    """Compile the dense parts in place; each is compiled at its first run with each input shape.
 
     Raises:
-        UserError: if torch.compile does not work here, for want of a C++ compiler (CPU) or of Triton (CUDA) say.
+        UserError: if torch.compile does not work here, for example without a C++ compiler (CPU) or Triton (CUDA).
     """
     try:
         torch.compile(_probe)(torch.ones(64, device=device))
-    except Exception as error:  # Inductor's own kinds of error are private
+    except Exception as error:  # Inductor's own exception classes are private
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
             f"train.compile=true: torch.compile must work on {device.type}, but compiling one line failed ({type(error).__name__}: {reason}); "
-            "it needs a C++ compiler, and Triton for CUDA. Or set train.compile to false"
+            "install a C++ compiler (and Triton for CUDA), or set train.compile to false"
         ) from error
     for name, part in model.named_modules():
         if name in DENSE_PARTS:

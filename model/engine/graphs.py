@@ -1,7 +1,8 @@
 """CUDA graphs of whole training steps (`train.cuda_graph`): forward, backward and update become one launch.
 
-A graph replays the same kernels on the same memory, so it is made for one shape of batch. Images come in few shapes (`data.buckets`); ground
-truth comes in powers of two (`model.data.collate`) and is padded to the most of any batch so far, so that soon each bucket has one graph.
+A graph replays the same kernels on the same memory, so it fits one shape of batch. Images come in few shapes
+(`data.buckets`); ground truth comes in powers of two (`model.data.collate`) and is padded to the maximum of all batches
+so far, so that each bucket soon has one graph.
 Source: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs, whole-network capture.
 """
 
@@ -19,29 +20,29 @@ from model.distributed import world_size
 from model.errors import UserError
 from model.structures import Batch, Outcome, Targets
 
-WARMUP_STEPS = 3  # of each shape, before its graph: cuDNN tries its kernels, caches fill
+WARMUP_STEPS = 3  # steps per shape before its capture: cuDNN tries its kernels, caches fill
 Update: TypeAlias = Callable[[Batch], Outcome]
-Shape: TypeAlias = tuple[object, ...]
+BatchShape: TypeAlias = tuple[object, ...]
 
 
 class GraphCaptureError(UserError):
-    """A step could not be captured, and what the attempt left behind is not to be computed with."""
+    """A step could not be captured; the state that the attempt left behind must not be used."""
 
 
 def why_not_graphed(train: TrainConfig, device: torch.device) -> str | None:
-    """What keeps the steps of this process from being graphs; None where nothing does."""
+    """Reason why steps of this process cannot be CUDA graphs; None if they can."""
     if device.type != "cuda":
         return f"the device is {device.type}"
     if world_size() > 1:
         return f"{world_size()} processes train together"
     if train.accumulation_steps > 1:
-        return "a step is made of several micro-batches"
+        return "a step has several micro-batches"
     return None
 
 
 @dataclass(frozen=True)
 class TargetSizes:
-    """To what ground truth is padded; see `model.structures`."""
+    """Sizes that ground truth is padded to; see `model.structures`."""
 
     rows: int = 1
     parts: int = 1
@@ -50,7 +51,7 @@ class TargetSizes:
     max_parts: int = 1
 
     def to_hold(self, targets: Targets) -> "TargetSizes":
-        """These sizes, enlarged where the targets need more."""
+        """Return these sizes, enlarged where the targets need more."""
         polygons = targets.polygons
         needed = {
             "rows": targets.gt_labels.shape[1],
@@ -63,10 +64,10 @@ class TargetSizes:
 
 
 def pad_targets(targets: Targets, sizes: TargetSizes) -> Targets:
-    """The same ground truth with more padding. Does not wait for the device."""
+    """Pad ground truth to these sizes. Does not wait for the device."""
     images, rows = targets.gt_labels.shape
     more, polygons = sizes.rows - rows, targets.polygons
-    # Padding rows of an image own no part: their offsets repeat where the image ends.
+    # Padding rows own no part: their offsets repeat the end of the image.
     row = torch.arange(sizes.rows, device=targets.gt_labels.device).clamp(max=rows)  # [G']
     first = torch.arange(images, device=row.device)[:, None] * rows + row  # [N, G']
     last = polygons.instance_offsets[-1:]
@@ -88,10 +89,10 @@ def _repeat_last(offsets: Tensor, length: int) -> Tensor:
 
 
 class GraphedUpdates:
-    """An update of the weights that is replayed as a CUDA graph once its shape is known; until then it runs as it is.
+    """Update of the weights that is replayed as a CUDA graph once a shape is warmed up; until then it runs normally.
 
-    The update must never wait for the device, take no decision on the host, and keep what changes from step to step (the learning rate)
-    in tensors.
+    The update must never wait for the device, must not branch on the host, and must keep whatever changes from step to
+    step (the learning rate) in tensors.
     """
 
     def __init__(self, update: Update, device: torch.device) -> None:
@@ -99,14 +100,14 @@ class GraphedUpdates:
         self._device, self._stream = device, torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()  # graphs run one after another, so they may share memory
         self._sizes = TargetSizes()
-        self._seen: Counter[Shape] = Counter()
-        self._graphs: dict[Shape, _Graph] = {}
+        self._seen: Counter[BatchShape] = Counter()
+        self._graphs: dict[BatchShape, _Graph] = {}
 
     def __call__(self, batch: Batch) -> Outcome:
-        """Update the weights by one batch, on the device already. What is returned is never overwritten.
+        """Update the weights with one batch that is on the device already. The outcome is never overwritten.
 
         Raises:
-            GraphCaptureError: if a graph cannot be made. Nothing on the device is to be computed with any more, in this process.
+            GraphCaptureError: if capture fails. This process must not use anything on the device afterwards.
         """
         batch = self._padded(batch)
         shape = _shape(batch)
@@ -120,43 +121,43 @@ class GraphedUpdates:
     def _padded(self, batch: Batch) -> Batch:
         assert batch.targets is not None
         sizes = self._sizes.to_hold(batch.targets)
-        if sizes != self._sizes:  # graphs of smaller ground truth will not be met again
+        if sizes != self._sizes:  # graphs for smaller ground truth are obsolete
             self._sizes = sizes
             self._graphs.clear()
             self._seen.clear()
-            # Torch frees a pool with its last graph, and then refuses it.
+            # torch frees a pool with its last graph and refuses it afterwards.
             self._pool = torch.cuda.graph_pool_handle()
         return replace(batch, targets=pad_targets(batch.targets, sizes))
 
     def _on_side_stream(self, batch: Batch) -> Outcome:
-        """As a warm-up must be: a later capture finds nothing that belongs to the default stream."""
-        present = torch.cuda.current_stream(self._device)
-        self._stream.wait_stream(present)
+        """Run a warm-up step on the side stream, so that a later capture finds no state of the default stream."""
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             outcome = self._update(batch)
-        present.wait_stream(self._stream)
+        current.wait_stream(self._stream)
 
         def keep(tensor: Tensor) -> Tensor:
-            tensor.record_stream(present)
+            tensor.record_stream(current)
             return tensor
 
         return outcome.map(keep)
 
-    def _capture(self, shape: Shape, batch: Batch) -> None:
+    def _capture(self, shape: BatchShape, batch: Batch) -> None:
         inputs = batch.map(torch.clone)
         graph = torch.cuda.CUDAGraph()
         try:
-            # Other threads (the loader's, which pins memory) may call CUDA meanwhile.
+            # Other threads (the loader's pinning thread) may call CUDA meanwhile.
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 outputs = self._update(inputs)
         except RuntimeError as error:
-            # Half a backward pass has left gradients, the loss scaler and the allocator in a state that nothing can tell.
-            # The end of a capture fails too, and knows no reason; what was raised before it does.
-            told = [str(raised).strip().partition("\n")[0] for raised in (error.__context__, error) if raised]
-            reason = "; then ".join(told)
+            # Half a backward pass leaves gradients, the loss scaler and the allocator in an unknown state. Ending the
+            # capture fails too, without a reason; the exception before it has one.
+            reasons = [str(raised).strip().partition("\n")[0] for raised in (error.__context__, error) if raised]
+            reason = "; then ".join(reasons)
             raise GraphCaptureError(
                 f"train.cuda_graph=true: each step must be captured as a CUDA graph, but one could not be ({reason}); "
-                "set train.cuda_graph=false, and the same command goes on from the last checkpoint"
+                "set train.cuda_graph=false and run the same command: it continues from the last checkpoint"
             ) from error
         self._graphs[shape] = _Graph(graph, inputs, outputs)
 
@@ -174,14 +175,14 @@ class _Graph:
         return replace(self.outputs.map(torch.clone), is_replayed=True)
 
 
-def _shape(batch: Batch) -> Shape:
+def _shape(batch: Batch) -> BatchShape:
     assert batch.targets is not None
     polygons = batch.targets.polygons
     return (*(tensor.shape for tensor in _tensors(batch)), polygons.max_vertices, polygons.max_parts)
 
 
 def _tensors(batch: Batch) -> list[Tensor]:
-    """What the network sees of a batch, in a fixed order; image ids stay on the host."""
+    """Tensors of a batch that the network reads, in a fixed order; image ids stay on the host."""
     found: list[Tensor] = []
 
     def note(tensor: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""SGD and its schedule.
+"""SGD and its learning rate schedule.
 
-Both are functions of the configuration and the step number: there is no scheduler state to save or to lose.
-Source: Accurate, Large Minibatch SGD (arXiv:1706.02677) for linear scaling and warm-up; Detectron's bias factor and decay.
+Both are functions of the configuration and the step number, so there is no scheduler state to save.
+Source: Accurate, Large Minibatch SGD (arXiv:1706.02677) for linear scaling and warm-up; Detectron's bias factor and
+decay.
 """
 
 import itertools
@@ -20,11 +21,11 @@ NORMS = (nn.BatchNorm2d, nn.GroupNorm)
 def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
     """SGD with momentum over three groups: weights, biases (own rate and decay), norm layers (own decay).
 
-    Each group carries `lr_factor`, its rate relative to `learning_rate`. It is torch's fused SGD, or apex's as `train.apex` says: both can
-    skip a step on the device; see `step_unless`.
+    Each group has an `lr_factor`, its rate relative to `learning_rate`. The optimizer is torch's fused SGD or, as
+    `train.apex` says, apex's: both can skip a step on the device; see `step_unless`.
 
     Raises:
-        UserError: if apex is required and cannot serve.
+        UserError: if apex is required and cannot be used.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for module in model.modules():
@@ -46,7 +47,7 @@ def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimize
         optimizer = fused_sgd(groups_and_rates, lr=learning_rate(train, 1), momentum=train.momentum, set_grad_none=True)
     else:
         optimizer = torch.optim.SGD(groups_and_rates, lr=learning_rate(train, 1), momentum=train.momentum, fused=True)
-    if train.cuda_graph:  # what a graph reads must be a tensor
+    if train.cuda_graph:  # a graph can only read a tensor
         for group in optimizer.param_groups:
             group["lr"] = torch.full((), learning_rate(train, 1), device=group["params"][0].device)
     if train.momentum:  # torch leaves the buffers of a skipped first step uninitialised
@@ -56,31 +57,31 @@ def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimize
 
 
 def _apex_sgd(train: TrainConfig, groups: list[dict[str, Any]]) -> Callable[..., torch.optim.Optimizer] | None:
-    """apex.optimizers.FusedSGD where it is to serve: it needs parameters on a GPU and apex built with its CUDA extensions."""
+    """Return apex.optimizers.FusedSGD if it is to be used: it needs parameters on a GPU and apex's CUDA extensions."""
     if train.apex == "off":
         return None
     try:
-        import amp_C  # noqa: F401  # what FusedSGD looks for
+        import amp_C  # noqa: F401  # FusedSGD needs it
         from apex.optimizers import FusedSGD
     except ImportError as error:
-        why = f"it cannot be imported ({error})"
+        reason = f"it cannot be imported ({error})"
     else:
         if groups[0]["params"][0].is_cuda and not train.cuda_graph:
             return FusedSGD
-        why = "its FusedSGD runs on CUDA alone, and the weights are on the CPU"
+        reason = "its FusedSGD runs only on CUDA, and the weights are on the CPU"
         if train.cuda_graph:
-            why = "its FusedSGD takes the learning rate from the host, which train.cuda_graph rules out"
+            reason = "its FusedSGD reads the learning rate from the host, which train.cuda_graph does not allow"
     if train.apex == "required":
         raise UserError(
-            f"train.apex=required: needs NVIDIA's apex, but {why}; NGC's PyTorch images have it, and it can be built from github.com/NVIDIA/apex with "
-            "its CUDA extensions (the `apex` of the package index is another project). Or set train.apex to auto or off"
+            f"train.apex=required: needs NVIDIA's apex, but {reason}; use NGC's PyTorch images, build it from github.com/NVIDIA/apex with "
+            "its CUDA extensions (`apex` on the package index is another project), or set train.apex to auto or off"
         )
     return None
 
 
 def learning_rate(train: TrainConfig, step: int) -> float:
-    """The rate of step 1, 2, … : base_lr scaled to the batch size, warmed up, then divided at each of lr_steps."""
-    left = max(train.warmup_iters - (step - 1), 0)  # steps of warm-up from here on
+    """Learning rate of step 1, 2, …: base_lr scaled to batch_size, warmed up, times lr_gamma from each of lr_steps on."""
+    left = max(train.warmup_iters - (step - 1), 0)  # remaining steps of warm-up
     rate = train.peak_lr
     if left and train.warmup_method == "mlperf_linear":
         rate = max(rate - left * train.warmup_factor, 0.0)
@@ -91,7 +92,7 @@ def learning_rate(train: TrainConfig, step: int) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give each group `rate` times its factor."""
+    """Set each group's rate to `rate` times its factor."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate * group["lr_factor"])
@@ -100,10 +101,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def step_unless(optimizer: torch.optim.Optimizer, skipped: Tensor) -> None:
-    """Update the weights where `skipped` (a scalar on their device) is 0, then drop the gradients. Does not wait for the device."""
+    """Update the weights if `skipped`, a scalar on their device, is 0; drop the gradients. Does not wait."""
     if isinstance(optimizer, torch.optim.SGD):
-        optimizer.found_inf = skipped  # type: ignore[attr-defined]  # the fused kernel's own switch, GradScaler's way in
+        optimizer.found_inf = skipped  # type: ignore[attr-defined]  # the switch that GradScaler uses
     else:
-        optimizer._dummy_overflow_buf.copy_(skipped)  # type: ignore[attr-defined]  # apex's: its kernel returns at once
+        optimizer._dummy_overflow_buf.copy_(skipped)  # type: ignore[attr-defined]  # apex's switch: its kernel returns at once
     optimizer.step()
     optimizer.zero_grad()

@@ -1,7 +1,8 @@
-"""How numbers are kept during a step: float32, tf32, bfloat16 or float16 (`train.dtype`).
+"""Precision of a training step: float32, tf32, bfloat16 or float16 (`train.dtype`).
 
-Weights, their gradients and their updates are float32 always. bfloat16 and float16 are autocast: convolutions and products run in them, losses
-and boxes do not. float16 gradients can underflow, so its loss is scaled up and its gradients down again.
+Weights, their gradients and their updates are always float32. bfloat16 and float16 use autocast: convolutions and
+matrix products run in them, losses and boxes do not. float16 gradients can underflow, so the loss is scaled up and the
+gradients are scaled down again.
 Source: Mixed Precision Training (arXiv:1710.03740).
 """
 
@@ -19,12 +20,12 @@ TF32_CAPABILITY = (8, 0)  # Ampere
 
 
 def autocast(device: torch.device, dtype: str) -> torch.autocast:
-    """The context in which a network runs; it changes nothing for float32 and tf32."""
+    """Autocast context for `train.dtype`; disabled for float32 and tf32."""
     return torch.autocast(device.type, DTYPES.get(dtype, torch.bfloat16), enabled=dtype in DTYPES)
 
 
 def set_float32_products(device: torch.device, dtype: str) -> None:
-    """Let float32 products on a GPU be exact, or as tf32 does them. Holds for the whole process.
+    """Set float32 matrix products on a GPU to exact or to tf32, for the whole process.
 
     Raises:
         UserError: if the device has no tf32.
@@ -36,7 +37,7 @@ def set_float32_products(device: torch.device, dtype: str) -> None:
             "set train.dtype to float32"
         )
     products = "tf32" if dtype == "tf32" else "ieee"
-    # By the old names too: parts of torch (export, compile) still ask for those, and insist that the answers agree.
+    # Set the old names too: parts of torch (export, compile) still read them and require both to agree.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = dtype == "tf32"
     torch.backends.cuda.matmul.fp32_precision = products
     torch.backends.cudnn.conv.fp32_precision = products  # type: ignore[attr-defined]
@@ -45,7 +46,7 @@ def set_float32_products(device: torch.device, dtype: str) -> None:
 
 @contextmanager
 def without_kernel_search() -> Iterator[None]:
-    """Let cuDNN choose kernels by rule, where training has it try them: detections are of ever new numbers, and each would be searched for."""
+    """Disable cuDNN's kernel search within the context: it would run anew for each number of detections."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = False
     try:
@@ -55,38 +56,39 @@ def without_kernel_search() -> Iterator[None]:
 
 
 class LossScaler:
-    """float16's dynamic loss scale: halved by a step that overflows, doubled after 2,000 that do not. Other dtypes leave it at 1.
+    """Dynamic loss scale for float16: halved by an overflow, doubled after 2,000 steps without one; 1 for other dtypes.
 
-    `scale`, backward, `unscale_`, the optimizer's step where nothing is infinite, `update`: nothing of it waits for the device.
+    Per step: `scale`, backward, `unscale_`, the optimizer's step if all is finite, `update`. Nothing waits for the
+    device.
     """
 
     def __init__(self, device: torch.device, dtype: str) -> None:
         self._scaler = torch.amp.GradScaler(device.type, enabled=dtype == "float16")
 
     def scale(self, loss: Tensor) -> Tensor:
-        """The loss to call backward on."""
+        """Scale the loss before backward."""
         return self._scaler.scale(loss)
 
     def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
-        """Divide the gradients by the scale, and note whether one of them overflowed."""
+        """Divide the gradients by the scale, and record whether any of them overflowed."""
         self._scaler.unscale_(optimizer)
 
     def update(self) -> None:
-        """Adapt the scale to what `unscale_` found."""
+        """Adapt the scale to the overflow found by `unscale_`."""
         if self._scaler.is_enabled():
             self._scaler.update()
 
     @property
     def is_exhausted(self) -> Tensor | bool:
-        """Whether an overflow cannot be the scale's fault, since it has fallen to 1 (where it stays for dtypes that need none)."""
+        """True if the scale is down to 1 (always so for dtypes that need none), so that it cannot cause an overflow."""
         scale = self._scaler._get_scale_async() if self._scaler.is_enabled() else None
         return scale <= 1.0 if scale is not None else not self._scaler.is_enabled()
 
     def state_dict(self) -> dict[str, Any]:
-        """Scale and steps since it changed; empty where nothing is scaled. Waits for the device."""
+        """Scale, and steps since it changed; empty for dtypes that need no scale. Waits for the device."""
         return self._scaler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict()`."""
+        """Restore the state of `state_dict()`."""
         if self._scaler.is_enabled() and state:
             self._scaler.load_state_dict(state)

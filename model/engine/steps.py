@@ -1,9 +1,9 @@
-"""The engine computes: training steps as a generator, detections as a generator. Logging, saving and stopping stay outside.
+"""Training steps as a generator; the caller logs, saves and stops.
 
     for step in train_steps(model, batches, optimizer, train, scaler):
         ...
 
-Nothing here waits for the device: what a step yields are tensors, read only by who needs them.
+Nothing here waits for the device: a step yields tensors, which the caller reads only when it needs them.
 """
 
 import os
@@ -27,24 +27,24 @@ from model.structures import Batch, Outcome
 
 @dataclass(frozen=True, kw_only=True)
 class Step(Outcome):
-    """One update of the weights, or none where a loss or a gradient was not finite."""
+    """One training step: an update of the weights, or none if a loss or a gradient was not finite."""
 
     number: int  # 1, 2, …
-    image_ids: list[int]  # this process's
+    image_ids: list[int]  # images of this process
     learning_rate: float
-    data_s: float  # waiting for the loader
-    step_s: float  # in all
+    data_s: float  # time spent waiting for the loader
+    step_s: float  # time of the whole step
 
 
 def set_determinism(deterministic: bool) -> None:
-    """`train.deterministic`, for the whole process: kernels that repeat in every bit, or the fastest of those that cuDNN has.
+    """Apply `train.deterministic` to the whole process: bitwise reproducible kernels, or the fastest that cuDNN has.
 
-    Torch raises RuntimeError where an operator on CUDA has no kernel that repeats.
+    With it, torch raises RuntimeError at a CUDA operator that has no reproducible kernel.
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what makes cuBLAS repeat; read when it starts
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # makes cuBLAS reproducible; read at its start
     torch.use_deterministic_algorithms(deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads such memory
-    torch.backends.cudnn.benchmark = not deterministic  # shapes are few and fixed, so trying kernels pays
+    torch.backends.cudnn.benchmark = not deterministic  # shapes are few and fixed, so a kernel search pays
 
 
 def train_steps(
@@ -58,9 +58,9 @@ def train_steps(
     """Train from step start_step + 1 to max_iters.
 
     Args:
-        model: a MaskRCNN, or what `data_parallel` made of one.
+        model: a MaskRCNN, or the return value of `data_parallel` for one.
         batches: micro-batches; train.accumulation_steps of them make a step, with the gradient of one large batch.
-        optimizer: from `make_optimizer`, so that a step can be skipped without asking the host.
+        optimizer: from `make_optimizer`, so that a step can be skipped on the device.
     """
     model.train()
     device = next(model.parameters()).device
@@ -93,7 +93,7 @@ def update_weights(
     *,
     is_first: bool = False,
 ) -> Outcome:
-    """Change the weights unless something is not finite; the decision is made on the device, and alike in all processes."""
+    """Update the weights unless a value is not finite; decided on the device, and equally in all processes."""
     means = _gradients(model, micro_batches, train, scaler, is_first=is_first)
     scaler.unscale_(optimizer)
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
@@ -111,10 +111,10 @@ def update_weights(
 def _gradients(
     model: nn.Module, micro_batches: Sequence[Batch], train: TrainConfig, scaler: LossScaler, *, is_first: bool
 ) -> dict[str, Tensor]:
-    """Forward and backward of each micro-batch; the mean losses over all of them and all processes."""
+    """Run forward and backward of each micro-batch; return the mean losses over all of them and all processes."""
     totals: dict[str, Tensor] = {}
     for number, batch in enumerate(micro_batches, start=1):
-        # A static graph is learned from a first backward that reduces; to reduce a mean once more changes nothing.
+        # DDP learns a static graph from a first backward that reduces; reducing a mean once more changes nothing.
         is_reduced = number == len(micro_batches) or is_first
         with nullcontext() if is_reduced else without_reduction(model):
             losses = _backward(model, batch, train, scaler)
