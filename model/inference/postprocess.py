@@ -1,6 +1,6 @@
-"""From detections in input pixels to COCO results in the pixels of the files: the one place where boxes return there.
+"""Conversion of detections to COCO results: the only place where boxes return from input pixels to original pixels.
 
-Boxes are (x1, y1, x2, y2) until they are written, when they become COCO's (x, y, width, height).
+Boxes are (x1, y1, x2, y2) until they are written as COCO's (x, y, width, height).
 """
 
 from collections.abc import Sequence
@@ -25,15 +25,16 @@ def original_boxes(batch: Batch, detections: Detections) -> Tensor:
 def to_coco_results(
     batch: Batch, detections: Detections, category_ids: Sequence[int], conventions: Conventions
 ) -> tuple[list[Result], list[Result]]:
-    """Detections as COCO's two lists of results.
+    """Convert detections to COCO's two lists of results, boxes and masks.
 
     Args:
-        category_ids: COCO's id of label k at place k - 1.
-        conventions: how masks are laid over pixels, model.conventions.
+        category_ids: COCO's id of label k at index k - 1.
+        conventions: model.conventions, which defines mask pasting.
 
     Returns:
-        Boxes: image_id, category_id, bbox (x, y, width, height), score. Masks, where the network has them: image_id, category_id, score and
-        segmentation, a compressed run-length encoding of the whole image whose counts are text, as JSON wants them; else an empty list.
+        Boxes: image_id, category_id, bbox (x, y, width, height), score. Masks: image_id, category_id, score and
+        segmentation, a compressed run-length encoding of the whole image with text counts, as JSON needs; empty if the
+        network has no masks.
     """
     all_boxes = original_boxes(batch, detections).cpu()
     scores, labels = detections.scores.cpu(), detections.labels.cpu()
@@ -58,6 +59,6 @@ def to_coco_results(
 
 
 def encode(mask_probs: Tensor, boxes: Tensor, size: tuple[int, int], conventions: Conventions) -> list[Result]:
-    """Masks [D, M, M] in boxes [D, 4] of an image of `size` (height, width) → compressed COCO RLE with text counts."""
+    """Encode masks [D, M, M] in boxes [D, 4] of an image of `size` (height, width) as COCO RLE with text counts."""
     codes = cuda_ops.encode_masks(mask_probs, boxes.to(mask_probs.device), size, conventions=conventions)
     return [{"size": list(size), "counts": code["counts"].decode("ascii")} for code in codes]

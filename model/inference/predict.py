@@ -1,4 +1,4 @@
-"""Detections batch by batch, as a generator; the model is in evaluation mode meanwhile."""
+"""Prediction as a generator: detections batch by batch."""
 
 from collections.abc import Iterable, Iterator
 from itertools import tee
@@ -14,7 +14,11 @@ from model.structures import Batch, Detections
 def predict(
     model: MaskRCNN, batches: Iterable[Batch], device: torch.device, dtype: str = "float32"
 ) -> Iterator[tuple[Batch, Detections]]:
-    """Each batch, as it came, with its detections; the model is in evaluation mode meanwhile. `dtype` is `train.dtype`."""
+    """Yield each batch, unchanged, with its detections; the model is in evaluation mode meanwhile.
+
+    Args:
+        dtype: train.dtype.
+    """
     set_float32_products(device, dtype)
     was_training = model.training
     model.eval()

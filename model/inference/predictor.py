@@ -1,8 +1,7 @@
-"""From pixels of any size to the objects in them, as people and other programs take them: what `maskrcnn predict` and a registered
-model share.
+"""Predictor: from images of any size to the objects in them, for `maskrcnn predict` and registered models.
 
-An object is {"label": 1, 2, …, "class": its name, "score": 0 to 1, "bbox": [x1, y1, x2, y2], "segmentation": COCO RLE with text counts}, in
-pixels of the image that was given; without a segmentation where the network has no masks.
+An object is {"label": 1, 2, …, "class": its name, "score": 0 to 1, "bbox": [x1, y1, x2, y2], "segmentation": COCO RLE
+with text counts}, in pixels of the given image; it has no segmentation if the network has no masks.
 """
 
 import json
@@ -26,50 +25,51 @@ Object = dict[str, Any]
 
 
 class Predictor:
-    """A network, with the image sizes, classes and dtype it is trained with."""
+    """Network with the image sizes, classes and dtype it was trained with."""
 
     def __init__(
         self, model: MaskRCNN, data: DataConfig, dtype: str, class_names: Sequence[str], category_ids: Sequence[int]
     ) -> None:
-        """
+        """Wrap a network.
+
         Args:
-            data: its image sizes and buckets.
+            data: image sizes and buckets.
             dtype: train.dtype.
-            class_names, category_ids: of label k at k - 1.
+            class_names, category_ids: name and COCO id of label k at index k - 1.
         """
         self._model, self._data, self._dtype = model, data, dtype
         self._class_names, self._category_ids = tuple(class_names), tuple(category_ids)
 
     @classmethod
     def of(cls, loaded: LoadedModel) -> "Predictor":
-        """The predictor of a trained network."""
+        """Make the predictor of a trained network."""
         data = DataConfig.model_validate_json(json.dumps(loaded.config["data"]))
         dtype = loaded.config["train"]["dtype"]
         return cls(loaded.model, data, dtype, loaded.class_names, loaded.category_ids)
 
     @classmethod
     def load(cls, checkpoint: Path, device: torch.device) -> "Predictor":
-        """The predictor of a checkpoint file.
+        """Load the predictor of a checkpoint file.
 
         Raises:
-            CheckpointError: if the file is absent or no checkpoint.
+            CheckpointError: if the file is missing or not a checkpoint.
         """
         return cls.of(load_model(checkpoint, device))
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Of labels 1, 2, …; proposals are of one class."""
+        """Class names of labels 1, 2, …; proposals have a single class."""
         return NAMES_OF_PROPOSALS if self._model.task == "proposals" else self._class_names
 
     def objects(
         self, images: Iterable[tuple[int, Pixels]], *, batch_size: int, score_threshold: float
     ) -> Iterator[tuple[int, list[Object]]]:
-        """Each image's number with the objects found in it, the surest first; images come out in the order of their batches.
+        """Yield each image's number with its objects, highest score first; images are in the order of their batches.
 
         Args:
-            images: numbers of the caller's choice, each once, with [h, w, 3] uint8 RGB. Taken as they are needed.
-            batch_size: images of one bucket that are looked at together.
-            score_threshold: objects of less are left out.
+            images: pairs of a unique number of the caller's choice and [h, w, 3] uint8 RGB, consumed lazily.
+            batch_size: images of one bucket per batch.
+            score_threshold: objects with a lower score are left out.
 
         Raises:
             UserError: if no bucket of the model holds an image.
@@ -93,12 +93,12 @@ class Predictor:
         for box, outline in zip(boxes, outlines, strict=True):
             if box["score"] < score_threshold:
                 continue
-            place = category_ids.index(box["category_id"])
+            index = category_ids.index(box["category_id"])
             x, y, width, height = box["bbox"]
             found[box["image_id"]].append(
                 {
-                    "label": place + 1,
-                    "class": class_names[place],
+                    "label": index + 1,
+                    "class": class_names[index],
                     "score": box["score"],
                     "bbox": [x, y, x + width, y + height],
                 }
@@ -108,7 +108,7 @@ class Predictor:
 
 
 def batched_by_bucket(samples: Iterable[Sample], data: DataConfig, batch_size: int) -> Iterator[Batch]:
-    """Batches of images that share a bucket; what is left over at the end comes in smaller ones."""
+    """Yield batches of images that share a bucket; the last batch of each bucket may be smaller."""
     queues: dict[tuple[int, int], list[Sample]] = {}
     for sample in samples:
         height, width = sample.image.shape[:2]

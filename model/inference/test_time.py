@@ -1,9 +1,10 @@
-"""Test-time augmentation: one image looked at several times, at several scales and mirrored, and the findings united.
+"""Test-time augmentation: images are predicted at several scales and mirrored, and the results are merged.
 
-A view is a batch of the same images at another scale or mirrored; the first view is the frame in which detections are told.
+A view is a batch of the same images at another scale or mirrored; detections are in the frame of the first view.
 Boxes of all views compete in one suppression; the mask of a detection is the mean over the views.
-Shapes: N images, H × W a view's bucket, Q candidates of a view, D detections, M the mask's side. Boxes are (x1, y1, x2, y2) in pixels.
-Source: Mask R-CNN (arXiv:1703.06870), appendix A; Detectron's test-time augmentation, whose box and mask heuristics these are.
+Shapes: N images, H × W a view's bucket, Q candidates of a view, D detections, M the mask's side.
+Boxes are (x1, y1, x2, y2) in pixels.
+Source: Mask R-CNN (arXiv:1703.06870), appendix A; the box and mask heuristics of Detectron's test-time augmentation.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,21 +24,21 @@ from model.structures import Batch, Detections
 
 @dataclass(frozen=True)
 class View:
-    """A batch as the network sees it once."""
+    """One scaled or mirrored version of a batch."""
 
     batch: Batch
     is_mirrored: bool
 
 
 def is_plain(evaluate: EvaluateConfig) -> bool:
-    """Whether the network's own detections are what is asked for."""
+    """True if no test-time augmentation is configured."""
     return evaluate.scales == (1.0,) and not evaluate.flip and evaluate.soft_nms == "off"
 
 
 def predict_views(
     model: MaskRCNN, scales: Iterable[Sequence[Batch]], evaluate: EvaluateConfig, device: torch.device, dtype: str
 ) -> Iterator[tuple[Batch, Detections]]:
-    """The first scale's batch, as it came, with the detections of all views; see `model.inference.predict`."""
+    """Yield the first scale's batch, unchanged, with the detections of all views; see `model.inference.predict`."""
     set_float32_products(device, dtype)
     was_training = model.training
     model.eval()
@@ -51,17 +52,18 @@ def predict_views(
 
 
 def detect_views(model: MaskRCNN, scales: Sequence[Batch], evaluate: EvaluateConfig) -> Detections:
-    """Detections in the frame of the first scale, by a model in evaluation mode.
+    """Detect on all views with a model in evaluation mode; detections are in the frame of the first scale.
 
-    The features of all views are held until the masks are made, so memory grows with their number; evaluate.batch_size makes up for it.
+    The features of all views are kept until the masks are computed, so memory grows with the number of views; lower
+    evaluate.batch_size to compensate.
 
     Raises:
-        UserError: if the network makes proposals alone.
+        UserError: if the network only makes proposals.
     """
     heads, frame = model.roi_heads, scales[0]
     if heads is None:
         raise UserError(
-            "evaluate: scales, flip and soft_nms need a network that detects, got model.task=proposals; leave them as they are"
+            "evaluate: scales, flip and soft_nms need a network with RoI heads, got model.task=proposals; leave them at their defaults"
         )
     views = [View(batch, False) for batch in scales]
     if evaluate.flip:
@@ -76,16 +78,16 @@ def detect_views(model: MaskRCNN, scales: Sequence[Batch], evaluate: EvaluateCon
     boxes, scores, labels, num_detections = _suppress(_united(found), heads.config, evaluate)
     mask_probs = None
     if heads.has_masks:
-        looks = [
+        probs = [
             _mask_probs(heads, pyramid, view, to_view(boxes, view, frame), labels)
             for pyramid, view in zip(pyramids, views, strict=True)
         ]
-        mask_probs = torch.stack(looks).mean(0)
+        mask_probs = torch.stack(probs).mean(0)
     return Detections(boxes, scores, labels, num_detections, mask_probs)
 
 
 def mirrored(batch: Batch) -> Batch:
-    """The batch with left and right exchanged within each image; padding stays at the right."""
+    """Mirror each image left to right; padding stays on the right."""
     column = torch.arange(batch.images.shape[3], device=batch.images.device)
     width = batch.image_sizes[:, 1:]  # [N, 1]
     source = torch.where(column < width, width - 1 - column, column)  # [N, W]
@@ -94,17 +96,17 @@ def mirrored(batch: Batch) -> Batch:
 
 
 def to_frame(boxes: Tensor, view: View, frame: Batch) -> Tensor:
-    """Boxes [N, R, 4] of a view, in the frame."""
+    """Convert boxes [N, R, 4] from a view to the frame."""
     return _mirror(boxes, view) * _ratios(view.batch, frame)
 
 
 def to_view(boxes: Tensor, view: View, frame: Batch) -> Tensor:
-    """Boxes [N, R, 4] of the frame, in a view."""
+    """Convert boxes [N, R, 4] from the frame to a view."""
     return _mirror(boxes * _ratios(frame, view.batch), view)
 
 
 def _ratios(old: Batch, new: Batch) -> Tensor:
-    """[N, 1, 4]: of widths and heights in turn."""
+    """Ratios of widths and heights in turn: [N, 1, 4]."""
     return (new.image_sizes.float() / old.image_sizes.float()).flip(1).repeat(1, 2)[:, None]
 
 
@@ -134,7 +136,7 @@ def _suppress(candidates: Candidates, config: ModelConfig, evaluate: EvaluateCon
 
 
 def _mask_probs(heads: RoIHeads, pyramid: list[Tensor], view: View, boxes: Tensor, labels: Tensor) -> Tensor:
-    """[N, D, M, M] of boxes [N, D, 4] in the view; mirrored back."""
+    """Mask probabilities [N, D, M, M] of boxes [N, D, 4] in the view, mirrored back."""
     pooled = heads.pool(pyramid, boxes, view.batch, heads.config.mask_pool_size)
     probs = heads.mask_logits(pooled, labels).sigmoid()
     return probs.flip(3) if view.is_mirrored else probs

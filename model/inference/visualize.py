@@ -1,6 +1,7 @@
-"""Instances drawn on images: filled masks, outlines, boxes and labels, a colour for each instance.
+"""Drawing of instances on images: filled masks, outlines, boxes and labels, one colour per instance.
 
-Boxes are (x1, y1, x2, y2) and masks COCO RLE, both in the pixels of the image. Small images are enlarged, so that labels can be read.
+Boxes are (x1, y1, x2, y2) and masks COCO RLE, both in pixels of the image. Small images are enlarged to make labels
+legible.
 """
 
 import colorsys
@@ -15,16 +16,16 @@ from pycocotools import mask as coco_mask
 
 Color = tuple[int, int, int]
 
-_MIN_SIDE_PX = 512  # longer side of a drawing, at least
+_MIN_SIDE_PX = 512  # minimum of the longer side of a drawing
 _FILL = 0.45  # opacity of a mask
 _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 
 
 @dataclass(frozen=True)
 class _Style:
-    """Widths that suit the size of a drawing, in pixels."""
+    """Widths in pixels that suit the size of a drawing."""
 
-    scale: int  # of the drawing to the image
+    scale: int  # ratio of the drawing's size to the image's
     line: int
     font: Any
 
@@ -44,23 +45,23 @@ def draw_detections(
     scores: Sequence[float] | None = None,
     masks: Sequence[dict[str, Any]] | None = None,
 ) -> Image.Image:
-    """Draw detections, or ground truth where there are no scores.
+    """Draw detections, or ground truth if there are no scores.
 
     Args:
         image: [H, W, 3] uint8 RGB.
         boxes: [n, 4] xyxy.
-        labels: n, from 1; label k is called class_names[k - 1].
-        scores: n, 0 to 1.
-        masks: n COCO RLE of H × W; without them only boxes are drawn.
+        labels: [n], from 1; the name of label k is class_names[k - 1].
+        scores: [n], 0 to 1.
+        masks: [n] COCO RLE of H × W; without them only boxes are drawn.
 
     Returns:
-        The drawing, a whole multiple of the image's size.
+        The drawing, an integer multiple of the image's size.
     """
     corners = np.asarray(boxes, dtype=float).reshape(-1, 4)
     height, width = image.shape[:2]
     style = _Style.of(width, height)
     canvas = Image.fromarray(image).resize((width * style.scale, height * style.scale), Image.Resampling.BICUBIC)
-    order = np.argsort(scores, kind="stable") if scores is not None else np.arange(len(labels))  # the surest on top
+    order = np.argsort(scores, kind="stable") if scores is not None else np.arange(len(labels))  # highest score on top
     if masks is not None:
         for i in order:
             _draw_mask(canvas, coco_mask.decode(masks[i]), _color(i), style)
@@ -75,7 +76,7 @@ def draw_detections(
 
 
 def side_by_side(pictures: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
-    """Pictures in one row, each below its title."""
+    """Join pictures in one row, each below its title."""
     gap = 8
     font = ImageFont.load_default(max(14, pictures[0].width // 32))
     top = font.getbbox("Ag")[3] + 2 * gap
@@ -91,7 +92,7 @@ def side_by_side(pictures: Sequence[Image.Image], titles: Sequence[str]) -> Imag
 
 
 def stacked(rows: Sequence[Image.Image]) -> Image.Image:
-    """Pictures one below the other."""
+    """Join pictures in one column."""
     column = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), _WHITE)
     top = 0
     for row in rows:
@@ -106,7 +107,7 @@ def _draw_mask(canvas: Image.Image, mask: NDArray[np.uint8], color: Color, style
         return
     area = Image.fromarray(mask * np.uint8(255)).resize(canvas.size, Image.Resampling.NEAREST)
     left, upper, right, lower = area.getbbox() or (0, 0, 0, 0)
-    margin = style.line + 1  # so that the outline sees the mask's edge
+    margin = style.line + 1  # the outline filter needs pixels outside the mask's edge
     frame = (max(left - margin, 0), max(upper - margin, 0), right + margin, lower + margin)
     area = area.crop(frame)
     inside = area.filter(ImageFilter.MinFilter(2 * (style.line // 2) + 1))
@@ -115,7 +116,7 @@ def _draw_mask(canvas: Image.Image, mask: NDArray[np.uint8], color: Color, style
 
 
 def _draw_label(pen: ImageDraw.ImageDraw, text: str, box: NDArray[np.float64], color: Color, style: _Style) -> None:
-    """A tag on the box's upper left corner, kept inside the picture."""
+    """Draw a tag on the box's upper left corner, kept inside the picture."""
     canvas_width, canvas_height = pen.im.size
     _, _, right, lower = pen.textbbox((0, 0), text, font=style.font)
     width, height = right + 6, lower + 4
@@ -127,6 +128,6 @@ def _draw_label(pen: ImageDraw.ImageDraw, text: str, box: NDArray[np.float64], c
 
 
 def _color(i: int) -> Color:
-    """Neighbours in number are far apart in hue: steps of the golden ratio around the circle."""
+    """Colour of instance i; hues advance by the golden ratio, so that consecutive instances differ clearly."""
     red, green, blue = colorsys.hsv_to_rgb((0.02 + i * 0.618034) % 1.0, (0.9, 0.65)[i % 2], (1.0, 0.85)[i // 2 % 2])
     return int(red * 255), int(green * 255), int(blue * 255)
