@@ -1,7 +1,8 @@
-"""Backbone: from an image to the feature maps that proposals and heads look at, as `model.features` says.
+"""Backbone: from an image to the feature maps of RPN and heads, as selected by `model.features`.
 
-fpn: P2 … P6, each [N, fpn_channels, H / 2^l, W / 2^l]. c4: C4 alone, [N, 1024, H / 16, W / 16]. c5: C5 alone, [N, 2048, H / 32, W / 32], or
-H / 16, W / 16 dilated. (1024 and 2048: 256 and 512 for ResNet-18 and -34.) H and W are multiples of 32.
+fpn: P2 … P6, each [N, fpn_channels, H / 2^l, W / 2^l]. c4: C4 alone, [N, 1024, H / 16, W / 16]. c5: C5 alone,
+[N, 2048, H / 32, W / 32], or H / 16, W / 16 if dilated. (256 and 512 channels for ResNet-18 and -34.) H and W are
+multiples of 32.
 Source: FPN (arXiv:1612.03144); C4 and dilated C5: Mask R-CNN (arXiv:1703.06870) and Detectron2's R50-C4 and R50-DC5.
 """
 
@@ -13,7 +14,7 @@ from model.network.resnet import ResNet, stage_channels
 
 
 class Backbone(nn.Module):
-    """[N, 3, H, W] float → feature maps, finest first."""
+    """ResNet and optional FPN: [N, 3, H, W] float → feature maps, finest first."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -26,7 +27,7 @@ class Backbone(nn.Module):
 
 
 def feature_channels(config: ModelConfig) -> int:
-    """Channels of each feature map."""
+    """Number of channels of each feature map."""
     return {"fpn": config.fpn_channels, "c4": stage_channels(config)[2], "c5": stage_channels(config)[3]}[
         config.features
     ]

@@ -1,8 +1,8 @@
 """Box heads: from the pooled features of a RoI to its class and box.
 
 Shapes: R RoIs, C classes without background, O the side of pooled features. Modules carry torchvision's names.
-Source: two fully connected layers: FPN (arXiv:1612.03144); four convolutions and one: Group Normalization (arXiv:1803.08494) and Detectron2's
-FastRCNNConvFCHead; res5: Mask R-CNN (arXiv:1703.06870), figure 4 left.
+Sources: FPN (arXiv:1612.03144) for two fully connected layers; Group Normalization (arXiv:1803.08494) and Detectron2's
+FastRCNNConvFCHead for four convolutions and one such layer; Mask R-CNN (arXiv:1703.06870), figure 4 left, for res5.
 """
 
 import itertools
@@ -27,8 +27,8 @@ class MLPHead(nn.Module):
 
 
 def make_box_head(config: ModelConfig, in_channels: int) -> tuple[nn.Module, int]:
-    """The head that `model.box_head` names, from pooled features to [R, channels], and these channels."""
-    if config.box_head == "res5":  # which has already been at work: see RoIHeads
+    """Make the head named by `model.box_head`; return it and the channels of its output [R, channels]."""
+    if config.box_head == "res5":  # RoIHeads has applied it already
         return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), in_channels
     if config.box_head == "mlp":
         return MLPHead(config, in_channels), config.box_head_channels
@@ -43,7 +43,7 @@ def make_box_head(config: ModelConfig, in_channels: int) -> tuple[nn.Module, int
 
 
 class BoxPredictor(nn.Module):
-    """Class logits [R, 1 + C] and box deltas of every class [R, 1 + C, 4], or, class-agnostic, of all classes together [R, 1, 4]."""
+    """Class logits [R, 1 + C] and box deltas per class [R, 1 + C, 4], or [R, 1, 4] if class-agnostic."""
 
     def __init__(self, channels: int, num_classes: int, *, class_agnostic: bool) -> None:
         super().__init__()

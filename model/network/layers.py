@@ -1,4 +1,4 @@
-"""Norms, and convolutions with what follows them: the layers that body, pyramid and heads are made of."""
+"""Norm layers, and convolutions with norm and ReLU: the building blocks of body, pyramid and heads."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,19 +13,19 @@ Norm = Callable[[int], nn.Module]
 
 @dataclass(frozen=True)
 class Folded:
-    """What was computed of tensors that seldom change, and how to tell that they have."""
+    """Cached scale and shift of a frozen norm, and the state of the tensors they were computed from."""
 
-    state: tuple[Any, ...]  # of the tensors
-    storages: tuple[torch.UntypedStorage, ...]  # theirs, held so that no other takes their place
-    factor: Tensor  # of the kernel, [C, 1, 1, 1]; where the kernel is frozen, its product with it
+    state: tuple[Any, ...]  # versions, storages and strides of the tensors
+    storages: tuple[torch.UntypedStorage, ...]  # kept alive so that no other storage gets the same address
+    factor: Tensor  # scale [C, 1, 1, 1], or, if the kernel is frozen, the kernel times the scale
     shift: Tensor  # [C]
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """Batch norm whose statistics and affine parameters are buffers; `conv_norm` folds it into the convolution before it.
+    """Batch norm with statistics and affine parameters as buffers; `conv_norm` folds it into the preceding convolution.
 
-    What follows from buffers, and from a kernel that does not learn, is computed once, and again when one of them is changed, replaced or moved.
-    Writing through `.data` is a change that torch keeps no account of: it goes unnoticed.
+    Values derived from buffers and from a frozen kernel are cached, and recomputed when one of these tensors is
+    changed, replaced or moved. Writing through `.data` goes unnoticed, since torch does not count it as a change.
     """
 
     eps = 1e-5
@@ -36,21 +36,21 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("bias", torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
-        self._folded: dict[torch.dtype | None, Folded] = {}  # by autocast's dtype
+        self._folded: dict[torch.dtype | None, Folded] = {}  # autocast dtype → cached values
 
     def __getstate__(self) -> dict[str, Any]:
-        """What copies and files get: all but what can be computed again."""
+        """State for copies and pickles, without the cache."""
         return {**self.__dict__, "_folded": {}}
 
     def fold(self, kernel: Tensor) -> tuple[Tensor, Tensor]:
-        """Kernel and bias of the convolution with `kernel` [C, …] and then this layer; in autocast's dtype what does not learn."""
+        """Fold this layer into `kernel` [C, …]: return a kernel and a bias, in autocast's dtype if frozen."""
         buffers = tuple(self.buffers(recurse=False))
         tensors = buffers if kernel.requires_grad else (*buffers, kernel)
         if torch.compiler.is_compiling() or any(tensor.is_inference() for tensor in tensors):
-            scale, shift = self.scale_and_shift()  # compilers fuse it; tensors of inference mode do not tell changes
+            scale, shift = self.scale_and_shift()  # compilers fuse it; inference tensors have no version
             return kernel * scale[:, None, None, None], shift
         device = kernel.device.type
-        is_autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # meta has none
+        is_autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # not on meta
         dtype = torch.get_autocast_dtype(device) if is_autocast else None
         storages = tuple(tensor.untyped_storage() for tensor in tensors)
         state = tuple((t._version, s._cdata, t.stride()) for t, s in zip(tensors, storages, strict=True))
@@ -66,7 +66,7 @@ class FrozenBatchNorm2d(nn.Module):
         return kernel * folded.factor if kernel.requires_grad else folded.factor, folded.shift
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """The [C] factor and [C] summand that this layer is."""
+        """Scale [C] and shift [C] equivalent to this layer."""
         weight, bias, mean, var = (
             cast(Tensor, b) for b in (self.weight, self.bias, self.running_mean, self.running_var)
         )
@@ -74,24 +74,24 @@ class FrozenBatchNorm2d(nn.Module):
         return scale, bias - mean * scale
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
-        state_dict.pop(f"{prefix}num_batches_tracked", None)  # a trained batch norm counts batches; nothing here does
+        state_dict.pop(f"{prefix}num_batches_tracked", None)  # trained batch norms have it; unused here
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def norm_layer(name: str) -> Norm:
-    """The constructor that `model.norm` names."""
+    """Constructor for `model.norm`."""
     if name == "group_norm":
         return lambda channels: nn.GroupNorm(32, channels)
     return FrozenBatchNorm2d if name == "frozen_batch_norm" else nn.BatchNorm2d
 
 
 def head_norm(name: str) -> Norm | None:
-    """The norm of FPN and of convolutional heads: group norm where `model.norm` is, else none."""
+    """Constructor of the norm in FPN and convolutional heads: group norm if `model.norm` is group_norm, else None."""
     return norm_layer(name) if name == "group_norm" else None
 
 
 def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
-    """Convolve and normalise. A frozen norm costs a product with the kernel, if that learns, instead of two passes over the activations."""
+    """Convolve and normalise; a frozen norm is folded into the kernel, which saves two passes over the activations."""
     if isinstance(norm, FrozenBatchNorm2d):
         kernel, bias = norm.fold(conv.weight)
         return F.conv2d(x, kernel, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
@@ -101,7 +101,7 @@ def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
 def conv_layer(
     in_channels: int, out_channels: int, kernel: int, norm: Norm | None, relu: bool = False
 ) -> nn.Sequential:
-    """Convolution, then the norm where there is one, then ReLU where wanted."""
+    """Make a convolution, followed by the norm (unless None) and by ReLU (if `relu`)."""
     layers: list[nn.Module] = [nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=norm is None)]
     layers += [norm(out_channels)] if norm else []
     layers += [nn.ReLU(inplace=True)] if relu else []

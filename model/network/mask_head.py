@@ -1,6 +1,7 @@
 """Mask head: from the pooled features of a RoI to a mask of its class.
 
-Shapes: R RoIs, C classes without background, O the side of the features, 14 with FPN, 7 after res5. Modules carry torchvision's names.
+Shapes: R RoIs, C classes without background, O the side of the features, 14 with FPN, 7 after res5.
+Modules carry torchvision's names.
 Source: Mask R-CNN (arXiv:1703.06870), figure 4.
 """
 
@@ -16,7 +17,7 @@ from model.network.layers import conv_layer, head_norm
 
 
 def make_mask_head(config: ModelConfig, in_channels: int) -> tuple[nn.Sequential, int]:
-    """3×3 convolutions that keep [R, …, O, O], perhaps none, and the channels that they end with."""
+    """Make the 3×3 convolutions, [R, …, O, O] → [R, channels, O, O]; return them (maybe none) and these channels."""
     widths = [in_channels] + [config.mask_head_channels] * config.mask_head_convs
     layers = [conv_layer(i, o, 3, head_norm(config.norm), relu=True) for i, o in itertools.pairwise(widths)]
     for layer in layers:
@@ -25,7 +26,7 @@ def make_mask_head(config: ModelConfig, in_channels: int) -> tuple[nn.Sequential
 
 
 class MaskPredictor(nn.Module):
-    """Upsample twofold, then one logit a pixel for the class asked for; logits of other classes are never computed."""
+    """Twofold upsampling, then one logit per pixel for the given class; logits of other classes are never computed."""
 
     def __init__(self, in_channels: int, channels: int, num_classes: int) -> None:
         super().__init__()
@@ -36,10 +37,10 @@ class MaskPredictor(nn.Module):
             nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
-        """[R, in_channels, O, O], [R] int64 → [R, 2·O, 2·O] logits.
+        """Features [R, in_channels, O, O] and labels [R] int64 → logits [R, 2·O, 2·O].
 
-        Without overlap a transposed convolution is a matrix product of each cell, and as such faster forward and backward; and the
-        four new cells need not stand in their places until they are logits.
+        A transposed convolution without overlap is a matrix product per cell, which is faster forward and backward; the
+        four new cells are arranged only once they are logits.
         """
         height, width = x.shape[-2:]
         cells = x.permute(0, 2, 3, 1).flatten(1, 2)  # [R, O², in_channels], a view of channels-last memory

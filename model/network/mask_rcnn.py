@@ -1,4 +1,4 @@
-"""Mask R-CNN: backbone, region proposals, RoI heads. Without the mask head Faster R-CNN, without RoI heads the proposals alone.
+"""Mask R-CNN: backbone, region proposal network, RoI heads; Faster R-CNN without the mask head; RPN without RoI heads.
 
 In training, a batch with targets becomes losses; in evaluation, a batch becomes detections in input pixels.
 Source: Mask R-CNN (arXiv:1703.06870), Faster R-CNN (arXiv:1506.01497).
@@ -15,9 +15,8 @@ from model.network.roi_heads import RoIHeads
 from model.network.rpn import RPN, Proposals
 from model.structures import Batch, Detections
 
-NAMES_OF_PROPOSALS = ("object",)  # they are all of class 1
-# By model.task.
-LOSSES: dict[str, tuple[str, ...]] = {
+NAMES_OF_PROPOSALS = ("object",)  # all proposals have class 1
+LOSSES: dict[str, tuple[str, ...]] = {  # model.task → names of losses
     "mask": ("objectness", "rpn_box_reg", "classifier", "box_reg", "mask"),
     "box": ("objectness", "rpn_box_reg", "classifier", "box_reg"),
     "proposals": ("objectness", "rpn_box_reg"),
@@ -25,7 +24,7 @@ LOSSES: dict[str, tuple[str, ...]] = {
 
 
 class MaskRCNN(nn.Module):
-    """The network of `model.task` for `num_classes` classes, background not counted."""
+    """Network for `model.task` with `num_classes` classes, background not counted."""
 
     def __init__(self, config: ModelConfig, num_classes: int) -> None:
         super().__init__()
@@ -38,7 +37,7 @@ class MaskRCNN(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(config.pixel_std).view(1, 3, 1, 1), persistent=False)
 
     def to_device(self, device: torch.device) -> "MaskRCNN":
-        """Move there, with weights in the memory format of the activations; see `normalize`."""
+        """Move to a device, with weights in the memory format of the activations; see `normalize`."""
         return self.to(device).to(memory_format=torch.channels_last)
 
     def forward(self, batch: Batch) -> dict[str, Tensor] | Detections:
@@ -57,10 +56,10 @@ class MaskRCNN(nn.Module):
         return detections if detections is not None else rpn_losses | roi_losses
 
     def normalize(self, batch: Batch) -> Tensor:
-        """[N, 3, H, W] uint8 RGB → float32 as `model.pixel_*` say; padding becomes 0.
+        """Normalise images [N, 3, H, W] uint8 RGB to float32 by `model.pixel_*`; padding becomes 0.
 
-        Convolutions follow the memory format of the images. Channels-last is fastest on GPUs and, but for the weight gradients of
-        3 × 3 kernels with many channels on a few cells, on CPUs.
+        Convolutions follow the memory format of the images. Channels-last is fastest on GPUs and on CPUs, except for
+        the weight gradients of 3×3 kernels with many channels on few cells.
         """
         pixels = batch.images.flip(1) if self.is_bgr else batch.images
         images = pixels.to(torch.float32, memory_format=torch.channels_last)
@@ -71,6 +70,6 @@ class MaskRCNN(nn.Module):
 
 
 def as_detections(proposals: Proposals) -> Detections:
-    """Proposals as what the network found: all of class 1, since they have none, and no masks."""
+    """Convert proposals to detections of class 1 without masks."""
     labels = torch.ones_like(proposals.scores, dtype=torch.int64)
     return Detections(proposals.boxes, proposals.scores, labels, proposals.num_proposals, None)

@@ -1,7 +1,7 @@
-"""Which anchors and RoIs take part in the losses: a random choice that depends on nothing but the image's own seed.
+"""Sampling of the anchors and RoIs that take part in the losses: random, but a function of the image's seed alone.
 
-Shapes: N images, A candidates (anchors or RoIs), S = min(batch_size, A) samples. The choice for an image is the same in any batch, on any
-rank and after any resume, since it is a function of its seed alone: no generator, no state.
+Shapes: N images, A candidates (anchors or RoIs), S = min(batch_size, A) samples. Without a generator or other state,
+the choice for an image is the same in any batch, on any rank and after any resume.
 """
 
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from cuda_ops import IGNORE
 
 @dataclass(frozen=True)
 class Samples:
-    """The chosen candidates of each image: positives first, then negatives, then padding of weight 0."""
+    """Sampled candidates of each image: positives first, then negatives, then padding of weight 0."""
 
-    idxs: Tensor  # [N, S] int64 into the candidates
+    idxs: Tensor  # [N, S] int64, indices of candidates
     is_positive: Tensor  # [N, S] bool
     weights: Tensor  # [N, S] float32: 1 for a sample, 0 for padding
 
@@ -26,13 +26,14 @@ def random_priority(seeds: Tensor, size: int, stream: int) -> Tensor:
 
     Args:
         seeds: [N] int64.
-        size: numbers an image.
-        stream: tells apart the uses of one seed.
+        size: numbers per image.
+        stream: distinguishes the uses of one seed.
 
     Returns:
         [N, size] float32, multiples of 2^-24.
 
-    Source: the finaliser of MurmurHash3 (32 bits), applied once to the seed's two halves and once to each position.
+    Source: the finaliser of MurmurHash3 (32 bits), applied once to the two halves of each seed and once to each
+    position.
     """
     low, high = seeds & 0xFFFFFFFF, (seeds >> 32) & 0xFFFFFFFF
     key = _mix32(_mix32(low + stream * 0x9E3779B1 & 0xFFFFFFFF) ^ high)  # [N]
@@ -49,7 +50,7 @@ def _mix32(x: Tensor) -> Tensor:
 def sample_matches(
     matched_idxs: Tensor, seeds: Tensor, *, batch_size: int, positive_fraction: float, stream: int
 ) -> Samples:
-    """Choose up to batch_size candidates an image, at most positive_fraction of them positive, the rest negative.
+    """Choose up to batch_size candidates per image, at most positive_fraction of them positive, the rest negative.
 
     Args:
         matched_idxs: [N, A] int64: a ground-truth row (positive), BACKGROUND (negative) or IGNORE (never chosen).
@@ -61,7 +62,7 @@ def sample_matches(
     size = min(batch_size, candidates)
     priority = random_priority(seeds, candidates, stream)  # [N, A]
     is_positive = matched_idxs >= 0
-    # Positives beyond their share fall out; those that stay outrank (2 to 3) every negative (0 to 1).
+    # Positives beyond their share are dropped; the others outrank (2 to 3) every negative (0 to 1).
     share = min(int(batch_size * positive_fraction), candidates)
     chosen, chosen_idxs = torch.where(is_positive, priority, -1.0).topk(share, dim=1)  # [N, share]
     rank = torch.where(is_positive | (matched_idxs == IGNORE), -1.0, priority)
@@ -74,7 +75,7 @@ def sample_matches(
 def per_image_mean(losses: Tensor, weights: Tensor) -> Tensor:
     """Mean over each image's samples, then over images: [N, S], [N, S] → scalar.
 
-    So an image weighs the same whatever stands beside it, and a batch, its micro-batches and its shares over processes give
-    one gradient. torchvision pools samples over the batch instead: the same where images have equally many.
+    Every image has equal weight, so a batch, its micro-batches and its shares over processes give the same gradient.
+    torchvision pools samples over the batch instead, which is equal if images have equally many.
     """
     return ((losses * weights).sum(1) / weights.sum(1).clamp(min=1.0)).mean()

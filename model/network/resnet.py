@@ -1,8 +1,9 @@
-"""ResNet: the body of every network here, whole or up to its fourth stage.
+"""ResNet: the body of every network here, complete or without its last stage.
 
-Stages are called as in the papers of detection res2 … res5, and as modules layer1 … layer4, torchvision's names, so that its state dicts
-load as they are. Shapes: C_k, what stage res_k gives, is [N, C, H / 2^k, W / 2^k]. Memory is channels-last.
-Source: ResNet (arXiv:1512.03385), ResNeXt (arXiv:1611.05431); dilation as Detectron2 has it: in every block of the stage.
+Stages are res2 … res5, as in the detection literature; their modules have torchvision's names, layer1 … layer4, so that
+its state dicts load unchanged. Shapes: C_k, the output of stage res_k, is [N, C, H / 2^k, W / 2^k]. Memory is
+channels-last.
+Sources: ResNet (arXiv:1512.03385), ResNeXt (arXiv:1611.05431); Detectron2 for dilation, in every block of the stage.
 """
 
 from dataclasses import dataclass
@@ -25,8 +26,8 @@ STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
 @dataclass(frozen=True)
-class Shape:
-    """How a block is made, but for its width."""
+class BlockOptions:
+    """Options of a block, except for its width."""
 
     stride: int = 1
     dilation: int = 1
@@ -39,13 +40,13 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, in_channels: int, width: int, shape: Shape, norm: Norm) -> None:
+    def __init__(self, in_channels: int, width: int, options: BlockOptions, norm: Norm) -> None:
         super().__init__()
-        self.conv1 = _conv3x3(in_channels, width, shape.stride, shape)
+        self.conv1 = _conv3x3(in_channels, width, options.stride, options)
         self.bn1 = norm(width)
-        self.conv2 = _conv3x3(width, width, 1, shape)
+        self.conv2 = _conv3x3(width, width, 1, options)
         self.bn2 = norm(width)
-        self.downsample = _shortcut(in_channels, width, shape.stride, norm)
+        self.downsample = _shortcut(in_channels, width, options.stride, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu_(conv_norm(self.conv1, self.bn1, x))
@@ -54,21 +55,21 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3, 1×1 and a shortcut (ResNet-50 and -101); with groups of 8 channels in the 3×3 for ResNeXt-101 32×8d."""
+    """1×1, 3×3, 1×1 and a shortcut (ResNet-50 and -101); the 3×3 is grouped, 8 channels each, for ResNeXt-101 32×8d."""
 
     expansion = 4
 
-    def __init__(self, in_channels: int, width: int, shape: Shape, norm: Norm) -> None:
+    def __init__(self, in_channels: int, width: int, options: BlockOptions, norm: Norm) -> None:
         super().__init__()
-        stride_1x1, stride_3x3 = (shape.stride, 1) if shape.stride_in_1x1 else (1, shape.stride)
-        inner = width if shape.groups == 1 else width * shape.groups // 8  # 32 groups × 8 channels at width 64
+        stride_1x1, stride_3x3 = (options.stride, 1) if options.stride_in_1x1 else (1, options.stride)
+        inner = width if options.groups == 1 else width * options.groups // 8  # 32 groups × 8 channels at width 64
         self.conv1 = nn.Conv2d(in_channels, inner, 1, stride_1x1, bias=False)
         self.bn1 = norm(inner)
-        self.conv2 = _conv3x3(inner, inner, stride_3x3, shape)
+        self.conv2 = _conv3x3(inner, inner, stride_3x3, options)
         self.bn2 = norm(inner)
         self.conv3 = nn.Conv2d(inner, width * 4, 1, bias=False)
         self.bn3 = norm(width * 4)
-        self.downsample = _shortcut(in_channels, width * 4, shape.stride, norm)
+        self.downsample = _shortcut(in_channels, width * 4, options.stride, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu_(conv_norm(self.conv1, self.bn1, x))
@@ -77,10 +78,9 @@ class Bottleneck(nn.Module):
         return F.relu_(out.add_(_apply_shortcut(self.downsample, x)))
 
 
-def _conv3x3(in_channels: int, out_channels: int, stride: int, shape: Shape) -> nn.Conv2d:
-    return nn.Conv2d(
-        in_channels, out_channels, 3, stride, shape.dilation, shape.dilation, groups=shape.groups, bias=False
-    )
+def _conv3x3(in_channels: int, out_channels: int, stride: int, options: BlockOptions) -> nn.Conv2d:
+    padding = dilation = options.dilation
+    return nn.Conv2d(in_channels, out_channels, 3, stride, padding, dilation, groups=options.groups, bias=False)
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int, norm: Norm) -> nn.Sequential | None:
@@ -94,12 +94,12 @@ def _apply_shortcut(shortcut: nn.Sequential | None, x: Tensor) -> Tensor:
 
 
 def stage_channels(config: ModelConfig) -> list[int]:
-    """Channels of C2 … C5."""
+    """Numbers of channels of C2 … C5."""
     return [64 * _block(config).expansion << stage for stage in range(4)]
 
 
 def make_stage(config: ModelConfig, stage: int) -> nn.Sequential:
-    """The blocks of one stage, 0 for res2 to 3 for res5."""
+    """Make the blocks of one stage, 0 for res2 to 3 for res5."""
     block, norm, width = _block(config), norm_layer(config.norm), 64 << stage
     dilation = config.res5_dilation if stage == 3 else 1
     groups = 32 if config.backbone == "resnext101_32x8d" else 1
@@ -107,7 +107,8 @@ def make_stage(config: ModelConfig, stage: int) -> nn.Sequential:
     blocks: list[nn.Module] = []
     for i in range(DEPTHS[config.backbone][stage]):
         stride = 2 if stage and not i and dilation == 1 else 1
-        blocks.append(block(channels, width, Shape(stride, dilation, groups, config.stride_in_1x1), norm))
+        options = BlockOptions(stride, dilation, groups, config.stride_in_1x1)
+        blocks.append(block(channels, width, options, norm))
         channels = width * block.expansion
     layers = nn.Sequential(*blocks)
     for module in layers.modules():
@@ -121,7 +122,7 @@ def _block(config: ModelConfig) -> type[BasicBlock] | type[Bottleneck]:
 
 
 class ResNet(nn.Module):
-    """The body: [N, 3, H, W] → C2 … C5, or C2 … C4 with features c4."""
+    """ResNet body: [N, 3, H, W] → C2 … C5, or C2 … C4 with features c4."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -143,7 +144,7 @@ class ResNet(nn.Module):
         return features
 
     def train(self, mode: bool = True) -> "ResNet":
-        """Frozen stages stay in evaluation mode: their batch norms keep their statistics."""
+        """Set the mode of all but frozen stages, whose batch norms keep their statistics."""
         super().train(mode)
         for module in self.frozen_modules:
             module.eval()

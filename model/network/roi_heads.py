@@ -1,7 +1,8 @@
 """RoI heads: from proposals to classes, boxes and masks.
 
-Shapes: N images, P proposals, G ground truths, S sampled RoIs (512), K mask RoIs (the first of the sampled: 128), C classes
-without background, D detections, M the mask's side (28; c4: 14). Boxes are (x1, y1, x2, y2) in input pixels; labels 1 … C, 0 is background.
+Shapes: N images, P proposals, G ground truths, S sampled RoIs (512), K mask RoIs (the first 128 of these), C classes
+without background, D detections, M the mask's side (28; c4: 14).
+Boxes are (x1, y1, x2, y2) in input pixels; labels are 1 … C, 0 is background.
 Source: Mask R-CNN (arXiv:1703.06870).
 """
 
@@ -27,23 +28,23 @@ ROI_STREAM = 2
 
 @dataclass(frozen=True)
 class SampledRois:
-    """What the heads learn from; positives first."""
+    """RoIs for the losses of the heads, positives first."""
 
     boxes: Tensor  # [N, S, 4] float32
     labels: Tensor  # [N, S] int64, 0 for background
-    gt_rows: Tensor  # [N, S] int64: the ground truth of a positive, else 0
+    gt_rows: Tensor  # [N, S] int64: row of the ground truth of a positive, else 0
     weights: Tensor  # [N, S] float32: 0 for padding
-    num_mask_rois: int  # K: no positive lies past this row
+    num_mask_rois: int  # K: all positives are among the first K rows
 
 
 class RoIHeads(nn.Module):
-    """Losses of sampled proposals, or detections."""
+    """Box and mask heads: losses of sampled proposals, or detections."""
 
     def __init__(self, config: ModelConfig, num_classes: int) -> None:
         super().__init__()
         self.config = config
         channels = feature_channels(config)
-        if config.features == "c4":  # the body's last stage, at work on each RoI; box and mask share what it makes
+        if config.features == "c4":  # the body's last stage, applied to each RoI and shared by box and mask head
             self.res5: nn.Module = make_stage(config, 3)
             channels = stage_channels(config)[3]
         else:
@@ -74,7 +75,7 @@ class RoIHeads(nn.Module):
 
     @torch.no_grad()
     def sample(self, proposals: Proposals, targets: Targets, seeds: Tensor) -> SampledRois:
-        """Proposals and ground truths themselves, matched and thinned to S an image."""
+        """Match proposals and the ground truths themselves, and sample S per image."""
         config = self.config
         boxes = torch.cat([proposals.boxes, targets.gt_boxes], 1)  # [N, P + G, 4]
         num_rows = (proposals.num_proposals, targets.num_gt)
@@ -99,23 +100,26 @@ class RoIHeads(nn.Module):
         return SampledRois(boxes, labels, gt_rows, samples.weights, self._num_mask_rois(samples.is_positive))
 
     def _num_mask_rois(self, is_positive: Tensor) -> int:
-        """K: the share of positives on an accelerator, where asking would wait; on the CPU, which knows, the most there are."""
+        """Number K of mask RoIs: the limit of positives on a GPU, to avoid a wait; their actual maximum on the CPU."""
         if is_positive.device.type == "cpu":
             return max(1, int(is_positive.sum(1).max()))
         return min(int(self.config.roi_batch_size * self.config.roi_positive_fraction), is_positive.shape[1])
 
     def box_logits(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """Class logits [N, R, 1 + C] and deltas [N, R, 1 + C, 4] ([N, R, 1, 4] if class-agnostic) of RoIs with features [N, R, channels, O, O]."""
+        """Class logits [N, R, 1 + C] and deltas [N, R, 1 + C, 4] of RoIs with features [N, R, channels, O, O].
+
+        Deltas are [N, R, 1, 4] if class-agnostic.
+        """
         logits, deltas = self.box_predictor(self.box_head(pooled.flatten(0, 1)))
         return logits.unflatten(0, pooled.shape[:2]), deltas.unflatten(0, pooled.shape[:2])
 
     def mask_logits(self, pooled: Tensor, labels: Tensor) -> Tensor:
-        """[N, R, M, M] logits of the masks for labels [N, R] of RoIs with features [N, R, channels, O, O]."""
+        """Mask logits [N, R, M, M] for labels [N, R] of RoIs with features [N, R, channels, O, O]."""
         logits = self.mask_predictor(self.mask_head(pooled.flatten(0, 1)), labels.flatten())
         return logits.unflatten(0, labels.shape)
 
     def box_losses(self, pooled: Tensor, rois: SampledRois, targets: Targets) -> dict[str, Tensor]:
-        """Cross entropy over the sampled RoIs, smooth L1 over the positive ones, in their class's deltas."""
+        """Cross entropy over the sampled RoIs; smooth L1 over the positive ones, on the deltas of their class."""
         logits, deltas = self.box_logits(pooled)
         class_losses = F.cross_entropy(logits.flatten(0, 1), rois.labels.flatten(), reduction="none")
         gt_boxes = targets.gt_boxes.gather(1, rois.gt_rows[..., None].expand(-1, -1, 4))
@@ -129,7 +133,7 @@ class RoIHeads(nn.Module):
         }
 
     def mask_losses(self, pooled: Tensor, rois: SampledRois, targets: Targets) -> dict[str, Tensor]:
-        """Binary cross entropy of the pixels of the positive RoIs' own class; features are [N, K, channels, O, O]."""
+        """Binary cross entropy per pixel of positive RoIs, for their own class; features are [N, K, channels, O, O]."""
         share = rois.num_mask_rois
         boxes, labels, gt_rows = rois.boxes[:, :share], rois.labels[:, :share], rois.gt_rows[:, :share]
         logits = self.mask_logits(pooled, labels)  # [N, K, M, M]
@@ -138,9 +142,9 @@ class RoIHeads(nn.Module):
         return {"mask": per_image_mean(losses, (labels > 0).float())}
 
     def pool_rois(self, pyramid: list[Tensor], rois: SampledRois, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Features of the box head [N, S, …] and of the mask head [N, K, …], pooled at once: their gradients meet in one pyramid.
+        """Pool the features of box head [N, S, …] and mask head [N, K, …] at once, so that gradients share one pyramid.
 
-        With c4 the mask head learns from the features of the box head.
+        With c4 the mask head uses the features of the box head.
         """
         config, share = self.config, rois.num_mask_rois
         if config.features == "c4" or not self.has_masks:
@@ -151,11 +155,11 @@ class RoIHeads(nn.Module):
         return box_features, mask_features
 
     def pool(self, pyramid: list[Tensor], boxes: Tensor, batch: Batch, size: int) -> Tensor:
-        """Features [N, R, channels, O, O] of boxes [N, R, 4]: O = size, or half of it after res5."""
+        """Pool features [N, R, channels, O, O] of boxes [N, R, 4]: O = size, or half of it after res5."""
         return self.pool_heads(pyramid, [boxes], batch, [size])[0]
 
     def pool_heads(self, pyramid: list[Tensor], boxes: list[Tensor], batch: Batch, sizes: list[int]) -> list[Tensor]:
-        """The same for each head's boxes and size."""
+        """Pool features as `pool` does, for the boxes and size of each head."""
         height, width = batch.images.shape[-2:]
         heads = cuda_ops.multilevel_roi_align_heads(
             pyramid,
@@ -170,12 +174,15 @@ class RoIHeads(nn.Module):
     def detect(
         self, pyramid: list[Tensor], proposals: Proposals, batch: Batch
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Boxes [N, D, 4], scores [N, D], labels [N, D] and their number [N]. Unlike training, this asks the host twice: see `rows_needed`."""
+        """Boxes [N, D, 4], scores [N, D], labels [N, D] and their number [N].
+
+        Unlike training, this waits for the device twice; see `rows_needed`.
+        """
         candidates = self.candidates(pyramid, proposals, batch)
         return keep_best(candidates, self.config.nms_iou, self.config.detections_per_image)
 
     def candidates(self, pyramid: list[Tensor], proposals: Proposals, batch: Batch) -> Candidates:
-        """Every class of every proposal that scores above model.score_threshold, best first."""
+        """Every (proposal, class) pair that scores above model.score_threshold, best first."""
         config = self.config
         logits, deltas = self.box_logits(self.pool(pyramid, proposals.boxes, batch, config.box_pool_size))
         scores = logits.softmax(2)[..., 1:]  # [N, P, C]
@@ -183,9 +190,9 @@ class RoIHeads(nn.Module):
         classes = scores.shape[2]
         scores = scores.masked_fill(~(is_real[..., None] & (scores > config.score_threshold)), -torch.inf).flatten(1)
         most = rows_needed((scores > -torch.inf).sum(1), scores.shape[1])
-        scores, places = scores.sort(dim=1, descending=True, stable=True)
-        scores, places = scores[:, :most], places[:, :most]  # [N, Q] of (proposal, class) pairs
-        rows, labels = places // classes, places % classes + 1
+        scores, indices = scores.sort(dim=1, descending=True, stable=True)
+        scores, indices = scores[:, :most], indices[:, :most]  # [N, Q] of (proposal, class) pairs
+        rows, labels = indices // classes, indices % classes + 1
         own_deltas = rows if config.class_agnostic_boxes else rows * (classes + 1) + labels
         boxes = cuda_ops.decode_boxes(
             deltas.flatten(1, 2).gather(1, own_deltas[..., None].expand(-1, -1, 4)),
@@ -199,6 +206,6 @@ class RoIHeads(nn.Module):
 
 
 def clip_boxes(boxes: Tensor, image_sizes: Tensor) -> Tensor:
-    """Boxes [N, R, 4] cut to their images, sizes [N, 2] (height, width)."""
+    """Clip boxes [N, R, 4] to their images, sizes [N, 2] (height, width)."""
     limits = image_sizes.flip(1).repeat(1, 2)[:, None].to(boxes.dtype)  # [N, 1, 4]: width, height, width, height
     return boxes.clamp(min=0).minimum(limits)

@@ -1,7 +1,7 @@
 """Region proposal network: from feature maps to proposals.
 
-Shapes: N images, L levels, A anchors of one image over all levels, A / k cells of the feature maps with k anchors each, C channels,
-G ground-truth boxes, padded, S sampled anchors, P proposals.
+Shapes: N images, L levels, A anchors of one image over all levels, A / k cells of the feature maps with k anchors each,
+C channels, G ground-truth boxes, padded, S sampled anchors, P proposals.
 Boxes are (x1, y1, x2, y2) in input pixels. Source: Faster R-CNN (arXiv:1506.01497); one head for all levels.
 """
 
@@ -30,7 +30,7 @@ class Proposals:
     """Candidate boxes, best first; rows from num_proposals[n] on are padding."""
 
     boxes: Tensor  # [N, P, 4] float32
-    scores: Tensor  # [N, P] float32, 0 to 1: that there is an object; 0 for padding
+    scores: Tensor  # [N, P] float32, 0 to 1: probability of an object; 0 for padding
     num_proposals: Tensor  # [N] int64
 
 
@@ -48,7 +48,7 @@ class RPNHead(nn.Module):
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[int]]:
-        """Objectness logits [N, A], box deltas [N, A, 4], both ordered (level, y, x, anchor), and the anchors of each level."""
+        """Objectness logits [N, A], box deltas [N, A, 4], both ordered (level, y, x, anchor), and anchors per level."""
         logits, deltas = [], []
         for feature in features:
             hidden = self.conv(feature)
@@ -59,13 +59,13 @@ class RPNHead(nn.Module):
         return torch.cat(logits, 1).float(), torch.cat(deltas, 1).unflatten(1, (-1, 4)).float(), level_sizes
 
     def at_anchors(self, features: Sequence[Tensor], idxs: Tensor, neighbors: Tensor) -> tuple[Tensor, Tensor]:
-        """What `forward` gives for some anchors, computed at their cells alone.
+        """Compute the output of `forward` for some anchors, at their cells only.
 
-        The gradient of a loss over 256 anchors is zero at all other cells, and the gradients of the 3×3 convolution cost twice its
-        forward pass: so it pays to gather the few inputs that matter.
+        The gradient of a loss over 256 anchors is zero at all other cells, and the gradients of the 3×3 convolution
+        cost twice its forward pass, so it pays to gather the few inputs that matter.
 
         Args:
-            idxs: [N, S] int64 into the A anchors.
+            idxs: [N, S] int64, indices of anchors.
             neighbors: [A / k, 9] from `cell_neighbors`.
 
         Returns:
@@ -73,7 +73,7 @@ class RPNHead(nn.Module):
         """
         cells, anchor = idxs // self.cls_logits.out_channels, idxs % self.cls_logits.out_channels
         conv = cast(nn.Conv2d, self.conv.get_submodule("0.0"))
-        kernel = conv.weight.permute(0, 2, 3, 1).flatten(1)  # [C, 9·C], as the patches are
+        kernel = conv.weight.permute(0, 2, 3, 1).flatten(1)  # [C, 9·C], in the order of the patches
         hidden = F.relu_(F.linear(gather_patches(features, neighbors[cells]), kernel, conv.bias))  # [N, S, C]
         logits = F.linear(hidden, self.cls_logits.weight.flatten(1), self.cls_logits.bias).float()
         deltas = F.linear(hidden, self.bbox_pred.weight.flatten(1), self.bbox_pred.bias).float()
@@ -84,9 +84,16 @@ class RPNHead(nn.Module):
 
 
 def gather_patches(features: Sequence[Tensor], neighbors: Tensor) -> Tensor:
-    """The inputs of a 3×3 convolution at S cells: L levels [N, C, H_l, W_l], rows [N, S, 9] of `cell_neighbors` → [N, S, 9·C].
+    """Gather the inputs of a 3×3 convolution at S cells.
 
-    `index_select`, since its gradient obeys `torch.use_deterministic_algorithms` on every device.
+    `index_select` is used because its gradient obeys `torch.use_deterministic_algorithms` on every device.
+
+    Args:
+        features: L levels [N, C, H_l, W_l].
+        neighbors: [N, S, 9], rows of `cell_neighbors`.
+
+    Returns:
+        [N, S, 9·C].
     """
     table = torch.cat([feature.permute(0, 2, 3, 1).flatten(1, 2) for feature in features], 1)  # [N, cells, C]
     first = torch.arange(len(table), device=table.device)[:, None, None] * table.shape[1]
@@ -96,7 +103,7 @@ def gather_patches(features: Sequence[Tensor], neighbors: Tensor) -> Tensor:
 
 
 class RPN(nn.Module):
-    """Proposals and, in training, their two losses."""
+    """Region proposal network: proposals and, in training, two losses."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -105,7 +112,7 @@ class RPN(nn.Module):
         self._grids: dict[tuple[torch.device, tuple[int, int]], Grid] = {}
 
     def forward(self, features: Sequence[Tensor], batch: Batch) -> tuple[Proposals, dict[str, Tensor]]:
-        with torch.no_grad():  # proposals teach nothing; the losses look again, where they need to
+        with torch.no_grad():  # proposals carry no gradient; the losses recompute what they need
             logits, deltas, level_sizes = self.head(features)
         grid = self.grid(features, batch)
         proposals = self.propose(logits, deltas, grid.anchors, batch, level_sizes)
@@ -114,7 +121,7 @@ class RPN(nn.Module):
         return proposals, self.losses(features, grid, batch.targets, batch.seeds)
 
     def grid(self, features: Sequence[Tensor], batch: Batch) -> Grid:
-        """Made once for each bucket and device."""
+        """Return the grid, made once per bucket and device."""
         height, width = batch.images.shape[-2:]
         key = (features[0].device, (height, width))
         if key not in self._grids:
@@ -126,7 +133,7 @@ class RPN(nn.Module):
     def propose(
         self, logits: Tensor, deltas: Tensor, anchors: Tensor, batch: Batch, level_sizes: Sequence[int]
     ) -> Proposals:
-        """The best boxes of each level, without near-duplicates, then the best of all levels."""
+        """Select the best boxes of each level, apply NMS per level, then keep the best of all levels."""
         config = self.config
         mode = "train" if self.training else "test"
         pre_nms, post_nms = getattr(config, f"rpn_pre_nms_top_n_{mode}"), getattr(config, f"rpn_post_nms_top_n_{mode}")
@@ -152,7 +159,7 @@ class RPN(nn.Module):
         return Proposals(boxes, scores.masked_fill(~is_real, 0.0), is_real.sum(1))
 
     def losses(self, features: Sequence[Tensor], grid: Grid, targets: Targets, seeds: Tensor) -> dict[str, Tensor]:
-        """Binary cross entropy of objectness over the sampled anchors, smooth L1 of the boxes over the positive ones."""
+        """Binary cross entropy of objectness over the sampled anchors; smooth L1 of boxes over the positive ones."""
         config = self.config
         matched = cuda_ops.match_boxes(
             grid.anchors, targets.gt_boxes, targets.num_gt, config.rpn_fg_iou, config.rpn_bg_iou, low_quality=True
@@ -171,6 +178,6 @@ class RPN(nn.Module):
         objectness = F.binary_cross_entropy_with_logits(logits, samples.is_positive.float(), reduction="none")
         return {
             "objectness": per_image_mean(objectness, samples.weights),
-            # Weighed over all samples, so that a positive counts the same however few there are.
+            # The mean is over all samples, so that the weight of a positive does not depend on their number.
             "rpn_box_reg": per_image_mean(box_losses * samples.is_positive, samples.weights),
         }
