@@ -80,7 +80,7 @@ def _apex_sgd(train: TrainConfig, groups: list[dict[str, Any]]) -> Callable[...,
 
 
 def learning_rate(train: TrainConfig, step: int) -> float:
-    """Learning rate of step 1, 2, …: base_lr scaled to batch_size, warmed up, times lr_gamma from each of lr_steps on."""
+    """Learning rate of step 1, 2, …: base_lr scaled to batch_size, warmed up, times lr_gamma after each lr_step."""
     left = max(train.warmup_iters - (step - 1), 0)  # remaining steps of warm-up
     rate = train.peak_lr
     if left and train.warmup_method == "mlperf_linear":

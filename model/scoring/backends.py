@@ -1,7 +1,8 @@
-"""The two evaluators behind `evaluate.backend`: pycocotools, which defines the numbers, and hotcoco, which computes the same ones faster.
+"""Evaluators for `evaluate.backend`: pycocotools, which defines the numbers, and hotcoco, which computes them faster.
 
-Shapes: T IoU thresholds, R recall thresholds, K classes by category id, A area ranges (all, small, medium, large), M limits of
-detections an image and class (1, 10, 100; of proposals an image 100, 1000). tests/model/scoring/test_backends.py holds the two to equality, bit for bit.
+Shapes: T IoU thresholds, R recall thresholds, K classes by category id, A area ranges (all, small, medium, large),
+M limits of detections per image and class (1, 10, 100; proposals: 100, 1000 per image).
+tests/model/scoring/test_backends.py requires the two to be equal bit for bit.
 """
 
 import contextlib
@@ -31,38 +32,40 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Curves:
-    """What an evaluator finds; -1 for a class without ground truth in an area range."""
+    """Precision and recall of an evaluator; -1 for a class without ground truth in an area range."""
 
     precision: NDArray[np.float64]  # [T, R, K, A, M]
     recall: NDArray[np.float64]  # [T, K, A, M]
 
 
 class Evaluator(Protocol):
-    """Scores lists of results against one ground truth; changes none of them."""
+    """Evaluator of lists of results against one ground truth; it changes neither."""
 
     def load(self, results: list[Result]) -> Any:
-        """Results of known images in the evaluator's own form; an empty list is allowed."""
+        """Convert results of known images to the evaluator's own form; an empty list is allowed."""
 
     def score(self, loaded: Any, task: Task) -> Curves:
-        """Match what `load` gave with the ground truth."""
+        """Match the return value of `load` with the ground truth."""
 
     def score_proposals(self, loaded: Any) -> Curves:
-        """The same for boxes that may be of any class, PROPOSAL_LIMITS of an image: K is 1."""
+        """Match boxes regardless of class, up to PROPOSAL_LIMITS per image: K is 1."""
 
 
 class PycocotoolsEvaluator:
-    """The reference evaluator, in Python and C on one core."""
+    """Reference evaluator, in Python and C on one core."""
 
     def __init__(self, ground_truth: COCO) -> None:
         self._ground_truth = ground_truth
 
     def load(self, results: list[Result]) -> COCO:
         """See Evaluator."""
-        if not results:  # loadRes fails on none
+        if not results:  # loadRes fails on an empty list
             dataset = self._ground_truth.dataset
             return index_dataset({"images": dataset["images"], "categories": dataset["categories"], "annotations": []})
         with _silence():
-            return self._ground_truth.loadRes([dict(result) for result in results])  # it writes areas and ids into them
+            return self._ground_truth.loadRes(
+                [dict(result) for result in results]
+            )  # loadRes writes areas and ids into them
 
     def score(self, loaded: COCO, task: Task) -> Curves:
         """See Evaluator."""
@@ -82,7 +85,7 @@ class PycocotoolsEvaluator:
 
 
 class HotcocoEvaluator:
-    """The same in Rust, on all cores (RAYON_NUM_THREADS limits them)."""
+    """Equivalent evaluator in Rust, on all cores (RAYON_NUM_THREADS limits them)."""
 
     def __init__(self, ground_truth: COCO) -> None:
         self._hotcoco = _import_hotcoco()
@@ -105,12 +108,12 @@ class HotcocoEvaluator:
     def _curves(self, evaluator: Any) -> Curves:
         evaluator.evaluate()
         evaluator.accumulate()
-        found = evaluator.eval  # a copy at each access
+        found = evaluator.eval  # each access copies
         return Curves(found["precision"], found["recall"])
 
 
 def choose_backend(asked: AnyBackend) -> Backend:
-    """The evaluator to use; `auto` is hotcoco where it is installed, else pycocotools, with one warning that says so.
+    """Choose the evaluator; `auto` is hotcoco if installed, else pycocotools, with one warning.
 
     Raises:
         UserError: if hotcoco is asked for and cannot be imported.
@@ -122,21 +125,21 @@ def choose_backend(asked: AnyBackend) -> Backend:
     except ImportError as error:
         if asked == "hotcoco":
             raise UserError(
-                f"evaluate.backend: hotcoco cannot be imported ({error}); install it (`pip install hotcoco`), "
-                "or set evaluate.backend to auto or pycocotools, which give the same numbers later"
+                f"evaluate.backend=hotcoco: hotcoco must be installed, but cannot be imported ({error}); run `pip install hotcoco`, "
+                "or set evaluate.backend to auto or pycocotools, which gives the same numbers more slowly"
             ) from error
-        _warn_once(f"hotcoco cannot be imported ({error}), so pycocotools scores: the same numbers, later")
+        _warn_once(f"hotcoco cannot be imported ({error}); using pycocotools, which gives the same numbers more slowly")
         return "pycocotools"
     return "hotcoco"
 
 
 def open_evaluator(backend: Backend, ground_truth: COCO) -> Evaluator:
-    """An evaluator for a ground truth as `load_ground_truth` gives it."""
+    """Make an evaluator for a ground truth from `load_ground_truth`."""
     return HotcocoEvaluator(ground_truth) if backend == "hotcoco" else PycocotoolsEvaluator(ground_truth)
 
 
 def index_dataset(dataset: dict[str, Any]) -> COCO:
-    """COCO JSON that is already read, as pycocotools holds it."""
+    """Index parsed COCO JSON with pycocotools."""
     coco = COCO()
     coco.dataset = dataset
     with _silence():

@@ -1,8 +1,8 @@
 """COCO evaluation: from results to average precision, as pycocotools defines it; backends.py computes the curves.
 
-Shapes: T IoU thresholds (0.50, 0.55, … 0.95), R recall thresholds (0, 0.01, … 1), K classes, A area ranges, M limits of detections.
-Every score is a fraction, 0 to 1, or None where the ground truth holds nothing to find (pycocotools says -1 there). At most 100
-detections an image and class count.
+Shapes: T IoU thresholds (0.50, 0.55, … 0.95), R recall thresholds (0, 0.01, … 1), K classes, A area ranges, M limits of
+detections. Every score is a fraction, 0 to 1, or None without ground truth (pycocotools' -1). At most 100 detections
+per image and class count.
 """
 
 import json
@@ -24,27 +24,27 @@ Scores = dict[str, float | None]
 
 @dataclass(frozen=True)
 class CocoEvaluation:
-    """How well a model's results fit the ground truth, in boxes and masks, in boxes, or in proposals."""
+    """Scores of a model's results: of boxes and masks, of boxes only, or of proposals."""
 
     scores: dict[Kind, Scores]  # "bbox" and "segm" by SCORE_NAMES, or "proposals" by RECALL_NAMES
-    per_class: dict[str, Scores]  # class name → {"bbox": AP, "segm": AP}; none of proposals
-    precision: dict[Kind, NDArray[np.float64]]  # [T, R], mean over the classes with ground truth; none of proposals
+    per_class: dict[str, Scores]  # class name → {"bbox": AP, "segm": AP}; empty for proposals
+    precision: dict[Kind, NDArray[np.float64]]  # [T, R], mean over classes with ground truth; empty for proposals
     num_images: int
     num_detections: int
 
     @property
     def bbox(self) -> Scores:
-        """Scores of boxes."""
+        """Box scores."""
         return self.scores["bbox"]
 
     @property
     def segm(self) -> Scores:
-        """Scores of masks."""
+        """Mask scores."""
         return self.scores["segm"]
 
     @property
     def main_score(self) -> float:
-        """What tells the better of two checkpoints: AP of masks, of boxes where there are no masks, or recall of 1000 proposals."""
+        """Score that ranks checkpoints: mask AP, else box AP, else recall of 1000 proposals."""
         kind = list(self.scores)[-1]
         return self.scores[kind]["AR1000" if kind == "proposals" else "AP"] or 0.0
 
@@ -56,16 +56,16 @@ def evaluate_results(
     *,
     backend: AnyBackend = "auto",
 ) -> CocoEvaluation:
-    """Score results over every image of the ground truth; no results at all score 0.
+    """Score results over every image of the ground truth; an empty list scores 0.
 
     Args:
-        ground_truth: a COCO JSON file, or what `load_ground_truth` made of one.
+        ground_truth: a COCO JSON file, or the return value of `load_ground_truth`.
         bbox_results: {"image_id", "category_id", "bbox": [x, y, width, height] in pixels, "score"} each.
         segm_results: {"image_id", "category_id", "segmentation": COCO RLE, "score"} each; None scores boxes alone.
-        backend: what computes, see `choose_backend`; the numbers are the same, bit for bit.
+        backend: see `choose_backend`; the numbers do not depend on it.
 
     Raises:
-        ValueError: if a result is of an image that the ground truth does not have.
+        ValueError: if the ground truth lacks the image of a result.
         UserError: if the backend cannot be imported.
 
     Source: the twelve metrics of cocodataset.org/#detection-eval.
@@ -95,15 +95,15 @@ def evaluate_results(
 def evaluate_proposals(
     ground_truth: Path | COCO, results: list[Result], *, backend: AnyBackend = "auto"
 ) -> CocoEvaluation:
-    """Recall of proposals over every image of the ground truth, whatever the class of an object.
+    """Score proposals by recall over every image of the ground truth, regardless of class.
 
     Args:
-        ground_truth: a COCO JSON file, or what `load_ground_truth` made of one.
+        ground_truth: a COCO JSON file, or the return value of `load_ground_truth`.
         results: {"image_id", "category_id" (any), "bbox": [x, y, width, height] in pixels, "score"} each.
-        backend: what computes, see `choose_backend`; the numbers are the same, bit for bit.
+        backend: see `choose_backend`; the numbers do not depend on it.
 
     Raises:
-        ValueError: if a result is of an image that the ground truth does not have.
+        ValueError: if the ground truth lacks the image of a result.
         UserError: if the backend cannot be imported.
 
     Source: average recall (arXiv:1502.05082), as pycocotools computes it with useCats = 0: over IoU 0.50, 0.55, … 0.95.
@@ -118,15 +118,15 @@ def evaluate_proposals(
 
 
 def load_ground_truth(path: Path) -> COCO:
-    """A COCO JSON file as pycocotools holds it, its annotations numbered from 1."""
+    """Load a COCO JSON file with pycocotools, its annotations numbered from 1."""
     dataset = json.loads(path.read_text(encoding="utf-8"))
     for number, annotation in enumerate(dataset["annotations"], 1):
-        annotation["id"] = number  # pycocotools takes a match with id 0 for none
+        annotation["id"] = number  # pycocotools ignores matches with id 0
     return index_dataset(dataset)
 
 
 def summarize(curves: Curves) -> Scores:
-    """The twelve scores, as COCOeval.summarize takes them from its curves."""
+    """Compute the twelve scores from curves, like COCOeval.summarize."""
     precision, recall = curves.precision, curves.recall
     at_50, at_75 = IOU_THRESHOLDS.index(0.5), IOU_THRESHOLDS.index(0.75)
     parts = [
@@ -143,11 +143,11 @@ def summarize(curves: Curves) -> Scores:
 def _require_known_images(coco: COCO, results: list[Result]) -> None:
     unknown = {result["image_id"] for result in results} - set(coco.getImgIds())
     if unknown:
-        raise ValueError(f"results of images that the ground truth does not have: {sorted(unknown)[:10]}")
+        raise ValueError(f"results must be of images of the ground truth, got others: {sorted(unknown)[:10]}")
 
 
 def _all_areas(curves: Curves) -> NDArray[np.float64]:
-    """Precision [T, R, K] of objects of any size, with 100 detections."""
+    """Precision [T, R, K] for objects of any size and 100 detections."""
     return curves.precision[:, :, :, 0, -1]
 
 
@@ -158,6 +158,6 @@ def _mean_over_classes(curves: Curves) -> NDArray[np.float64]:
 
 
 def _fraction(values: NDArray[np.float64]) -> float | None:
-    """The mean over classes with ground truth; None without any."""
+    """Mean over classes with ground truth; None if there are none."""
     present = values[values > -1]
     return float(present.mean()) if present.size else None

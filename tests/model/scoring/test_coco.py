@@ -125,7 +125,7 @@ def test_absent_sizes_and_classes_have_no_score(tmp_path: Path) -> None:
 
 def test_result_of_an_unknown_image_is_refused(ground_truth: Path) -> None:
     stray = {"image_id": 5, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 0.5}
-    with pytest.raises(ValueError, match=r"does not have: \[5\]"):
+    with pytest.raises(ValueError, match=r"got others: \[5\]"):
         evaluate_results(ground_truth, [stray], [])
 
 
