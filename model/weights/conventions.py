@@ -1,7 +1,7 @@
-"""What weights want of the network that is none of their shapes: channels' order, mean and deviation, where blocks stride, whose anchors.
+"""Conventions of weights: the pixel order, mean, std, stride position and anchors that they were trained with.
 
-With the wrong one everything loads, and nothing is found. So a mismatch is an error that says what to set. A file that does not tell where it comes
-from (a bare state dict in our names, a checkpoint of somebody's own training with Detectron2) is taken as it is.
+With wrong conventions every tensor loads, but nothing is detected, so a mismatch is an error that says what to set.
+A file of unknown origin (a bare state dict in our names, a checkpoint of a private Detectron2 training) is not checked.
 """
 
 import math
@@ -20,15 +20,15 @@ MSRA_MEAN = (102.9801, 115.9465, 122.7717)
 DETECTRON2_MEAN = (103.53, 116.28, 123.675)
 DETECTRON2_RESNEXT_STD = (57.375, 57.12, 58.395)
 _OF_A_RUN = ("pixel_order", "pixel_mean", "pixel_std", "stride_in_1x1", "conventions")
-_MEAN_TOLERANCE = 1.0  # of 255: Detectron's mean and Detectron2's, for the same weights, differ by 0.9
+_MEAN_TOLERANCE = 1.0  # 0 to 255; the means of Detectron and Detectron2, for the same weights, differ by 0.9
 _OWN_OLD_NAMES = "roi_heads.mask_head.mask_fcn1.weight"  # torchvision's published detectors have them, ours never
 
 
 def check_conventions(stored: StoredWeights, named: NamedWeights, config: ModelConfig, source: str) -> bool:
-    """Whether the file tells what it wants; then it is what the network has.
+    """Check the conventions of a file against the network's; return False if the file has none.
 
     Raises:
-        WeightsError: if it is not; the message says what to set.
+        WeightsError: if they differ; the message says what to set.
     """
     wanted = wanted_conventions(stored, named, config)
     wrong = {key: value for key, value in wanted.items() if not _agrees(key, value, getattr(config, key))}
@@ -36,13 +36,13 @@ def check_conventions(stored: StoredWeights, named: NamedWeights, config: ModelC
         got = ", ".join(f"{key}={_spelt(getattr(config, key))}" for key in wrong)
         settings = " ".join(f"'model.{key}={_spelt(value)}'" for key, value in wrong.items())
         raise WeightsError(
-            f"{source}: these weights were trained otherwise than model has it, got {got}; set {settings}"
+            f"{source}: these weights were trained with other settings: `model` has {got}; set {settings}"
         )
     return bool(wanted)
 
 
 def wanted_conventions(stored: StoredWeights, named: NamedWeights, config: ModelConfig) -> Wanted:
-    """The values that `model` must have for these weights; empty where the file does not tell."""
+    """Values that `model` must have for these weights; empty if the file does not say."""
     if stored.config:
         trained = stored.config.get("model", {})
         return {key: _tuple(trained[key]) for key in _OF_A_RUN if key in trained}
@@ -55,7 +55,7 @@ def wanted_conventions(stored: StoredWeights, named: NamedWeights, config: Model
 
 
 def _detectron2s(stored: StoredWeights, named: NamedWeights, config: ModelConfig) -> Wanted:
-    """By its own pixel_mean and pixel_std where it has them, else by its author."""
+    """Conventions of a Detectron2 file: its own pixel_mean and pixel_std if present, else those of its author."""
     wanted: Wanted = {}
     if stored.author == "torchvision":
         wanted = _torchvisions()
@@ -64,7 +64,7 @@ def _detectron2s(stored: StoredWeights, named: NamedWeights, config: ModelConfig
         wanted = _bgr(DETECTRON2_MEAN, DETECTRON2_RESNEXT_STD if is_resnext else (1.0, 1.0, 1.0)) | _strides(config)
     if "pixel_mean" in stored.tensors:
         mean, std = (_floats(stored.tensors, name) for name in ("pixel_mean", "pixel_std"))
-        order = "bgr" if mean[0] < mean[2] else "rgb"  # of all natural images, red is the brightest
+        order = "bgr" if mean[0] < mean[2] else "rgb"  # red is the brightest channel of natural images
         wanted |= {"pixel_order": order, "pixel_mean": mean, "pixel_std": std}
     return wanted | _detectors(named, "detectron2")
 
@@ -78,7 +78,7 @@ def _bgr(mean: tuple[float, ...], std: tuple[float, ...]) -> Wanted:
 
 
 def _strides(config: ModelConfig) -> Wanted:
-    """MSRA's ResNets stride in the 1×1; those trained with group norm, and ResNeXt, in the 3×3, as do blocks that have no 1×1."""
+    """Stride position: the 1×1 for MSRA's ResNets; the 3×3 with group norm, for ResNeXt and blocks without a 1×1."""
     is_msra = config.backbone in ("resnet50", "resnet101") and config.norm != "group_norm"
     return {"stride_in_1x1": is_msra}
 
@@ -104,7 +104,7 @@ def _tuple(value: Any) -> Any:
 
 
 def _spelt(value: Any) -> str:
-    """As on the command line."""
+    """Format a value as on the command line."""
     if isinstance(value, tuple):
         return f"[{', '.join(f'{number:g}' for number in value)}]"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,7 +1,8 @@
-"""Weights as they lie in files: torch's own, or the pickles of Detectron and Detectron2; read without running anybody's code.
+"""Files of weights: torch's own format, or the pickles of Detectron and Detectron2, read without executing their code.
 
-A pickle may name any function of any module to be called while it is read. Here it may name just what arrays are made of; with all else the
-file is refused, and nothing in it has run. torch's files are read with `weights_only=True`, which is as strict.
+A pickle may name any function of any module to be called during reading. Here it may name only the constructors of
+arrays; any other name is an error, before anything has run. torch's files are read with `weights_only=True`, which is
+equally strict.
 """
 
 import pickle
@@ -18,8 +19,9 @@ from torch import Tensor
 from model.errors import UserError
 
 _TORCH_ZIP, _TORCH_LEGACY = b"PK", b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"  # the latter: its magic number, pickled
-_WRAPPERS = ("model", "blobs", "state_dict")  # of checkpoints, of Detectron's detectors, of many others
-# What NumPy's own pickles call to make an array, a number, and, since protocol 5, an array from bytes; "core" is NumPy 1's name for it.
+_WRAPPERS = ("model", "blobs", "state_dict")  # keys in checkpoints, Detectron's detectors, many other files
+# Functions in NumPy's pickles that make an array, a scalar and, since protocol 5, an array from bytes; NumPy 1 calls
+# their package `core`.
 _NUMPY_MAKERS = {
     "multiarray._reconstruct": np.zeros(0).__reduce__()[0],
     "multiarray.scalar": np.float64(0).__reduce__()[0],
@@ -28,23 +30,23 @@ _NUMPY_MAKERS = {
 
 
 class WeightsError(UserError):
-    """Weights cannot be had, or do not fit the network."""
+    """Weights cannot be read or fetched, or do not fit the network."""
 
 
 @dataclass(frozen=True)
 class StoredWeights:
-    """What a file holds."""
+    """Content of a file of weights."""
 
     tensors: dict[str, Tensor]
-    author: str = ""  # Detectron2's own note of where a pickle comes from
-    config: Mapping[str, Any] = field(default_factory=dict)  # of a checkpoint of `maskrcnn train`
+    author: str = ""  # origin of a pickle as noted by Detectron2
+    config: Mapping[str, Any] = field(default_factory=dict)  # configuration in a checkpoint of `maskrcnn train`
 
 
 def read_stored_weights(path: Path) -> StoredWeights:
-    """The tensors of a file, by the names they have there.
+    """Read the tensors of a file, by their names in it.
 
     Raises:
-        WeightsError: if the file is absent or damaged, holds anything but arrays and plain containers, or no weights.
+        WeightsError: if the file is missing or damaged, holds anything but arrays and plain containers, or no weights.
     """
     if not path.is_file():
         raise WeightsError(
@@ -55,9 +57,9 @@ def read_stored_weights(path: Path) -> StoredWeights:
         raise WeightsError(f"{path}: must hold a state dict or a checkpoint with one, got a {type(content).__name__}")
     wrapped = next((content[name] for name in _WRAPPERS if isinstance(content.get(name), dict)), content)
     tensors = {str(name): _tensor(value) for name, value in wrapped.items() if _is_array(value)}
-    average = content.get("average", {}) if "config" in content else {}  # what `maskrcnn train` would evaluate
+    average = content.get("average", {}) if "config" in content else {}  # evaluated in place of the weights
     if not tensors:
-        raise WeightsError(f"{path}: must hold weights by name, but has none; its keys are {list(content)[:5]}")
+        raise WeightsError(f"{path}: must hold arrays by name, but has none; its keys are {list(content)[:5]}")
     config = content.get("config", {})
     return StoredWeights(
         tensors | average, str(content.get("__author__", "")), config if isinstance(config, dict) else {}
@@ -76,16 +78,16 @@ def _read(path: Path) -> Any:
             raise WeightsError(f"{path}: {error}") from error
         except Exception as error:  # a damaged pickle may raise anything
             raise WeightsError(
-                f"{path}: not weights that load safely ({error}); save a state dict with torch.save(model.state_dict(), …), "
+                f"{path}: must hold weights that load safely, but does not ({error}); save a state dict with torch.save(model.state_dict(), …), "
                 "or arrays by name with pickle"
             ) from error
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Refuses to look up anything but what NumPy arrays and plain containers need."""
+    """Unpickler that looks up only the constructors of NumPy arrays and plain containers."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a pickle may call; see `pickle.Unpickler`."""
+        """Look up a name in a pickle, if allowed; see `pickle.Unpickler`."""
         maker = f"{module}.{name}".removeprefix("numpy.core.").removeprefix("numpy._core.")
         if module.startswith("numpy.") and maker in _NUMPY_MAKERS:
             return _NUMPY_MAKERS[maker]
@@ -93,11 +95,11 @@ class _ArraysOnly(pickle.Unpickler):
             return getattr(np, name)
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
-        if (module, name) == ("_codecs", "encode"):  # how protocol 2 writes bytes
+        if (module, name) == ("_codecs", "encode"):  # protocol 2's encoding of bytes
             return _latin1
         raise WeightsError(
-            f"must hold arrays and plain containers alone, but asks for {module}.{name}; refused, and nothing in it was run. "
-            "Use a file from whom you trust, or take the arrays out where it was made"
+            f"must hold only arrays and plain containers, but asks for {module}.{name}; refused, and nothing in it was run. "
+            "Use a file from a source that you trust, or extract the arrays where the file was made"
         )
 
 

@@ -1,6 +1,6 @@
-"""Initial weights: from scratch, from torchvision, or from a file of any known format; and a plain account of what was used.
+"""Initial weights: from scratch, from torchvision, or from a file of any known format, with a report of what was used.
 
-none | imagenet | coco | path of a state dict, a checkpoint, or a pickle of Detectron or Detectron2
+`model.weights` is none, imagenet, coco, or the path of a state dict, a checkpoint, or a pickle of Detectron(2).
 """
 
 import pickle
@@ -18,40 +18,48 @@ from model.network.layers import FrozenBatchNorm2d
 from model.network.mask_rcnn import MaskRCNN
 from model.weights.conventions import check_conventions
 from model.weights.file import StoredWeights, WeightsError, read_stored_weights
-from model.weights.names import SPOKEN, NamedWeights, rename_weights
+from model.weights.names import DESCRIPTIONS, NamedWeights, rename_weights
 
 PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
-# What may be absent as a whole, and then starts at random.
+# Parts that a file may lack as a whole; they start at random then.
 PARTS = ("backbone.fpn.", "rpn.", "roi_heads.box_", "roi_heads.mask_")
 _SHOWN = 3  # names of a list in the log
 
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """What `load_weights` did, for the log."""
+    """Report of `load_weights`, for the log."""
 
     source: str
     matched: int
-    initialised: Mapping[str, str] = field(default_factory=dict)  # parameter that keeps its random values → why
-    unused: Mapping[str, str] = field(default_factory=dict)  # entry of the file that has no place in the network → why
+    initialised: Mapping[str, str] = field(default_factory=dict)  # parameter that starts at random → reason
+    unused: Mapping[str, str] = field(
+        default_factory=dict
+    )  # entry of the file without a counterpart in the network → reason
     note: str = ""
 
     def __str__(self) -> str:
         if self.source == "none":
             return "weights: from scratch"
         text = f"weights: {self.source}: {self.matched} tensors loaded"
-        text += "".join(f", {len(names)} start at random: {_told(why, names)}" for why, names in _by(self.initialised))
-        text += "".join(f", {len(names)} not used: {_told(why, names)}" for why, names in _by(self.unused))
+        text += "".join(
+            f", {len(names)} start at random: {_described(reason, names)}"
+            for reason, names in _by_reason(self.initialised)
+        )
+        text += "".join(
+            f", {len(names)} not used: {_described(reason, names)}" for reason, names in _by_reason(self.unused)
+        )
         return text + (f"; {self.note}" if self.note else "")
 
 
 def load_weights(
     model: MaskRCNN, config: ModelConfig, class_names: Sequence[str], category_ids: Sequence[int]
 ) -> WeightsReport:
-    """Fill the network as `model.weights` says.
+    """Initialise the network as `model.weights` says.
 
     Raises:
-        WeightsError: if a file is absent, damaged, unsafe, or cannot be fetched; or belongs to another architecture or other conventions.
+        WeightsError: if a file is missing, damaged, unsafe or cannot be fetched, or has another architecture or other
+            conventions.
     """
     if config.weights == "none":
         return WeightsReport("none", 0)
@@ -63,27 +71,27 @@ def load_weights(
         return _load_coco(model, config, class_names, category_ids)
     stored = read_stored_weights(Path(config.weights))
     named = rename_weights(stored, config, config.weights)
-    is_told = check_conventions(stored, named, config, config.weights)
+    has_conventions = check_conventions(stored, named, config, config.weights)
     note = (
         ""
-        if is_told
-        else "the file does not tell its model.pixel_*, stride_in_1x1 and conventions: yours are taken for its own"
+        if has_conventions
+        else "the file does not state model.pixel_*, stride_in_1x1 and conventions: your settings are assumed to match"
     )
-    return fit_weights(model, named, f"{config.weights} ({SPOKEN[named.format]})", note)
+    return fit_weights(model, named, f"{config.weights} ({DESCRIPTIONS[named.format]})", note)
 
 
 def fit_weights(model: MaskRCNN, named: NamedWeights, source: str, note: str = "") -> WeightsReport:
-    """Load what fits. A part that is absent as a whole, and predictors of another number of classes, stay as initialised.
+    """Load all tensors that fit; parts missing as a whole, and predictors for other classes, keep their random values.
 
     Raises:
-        WeightsError: if the body, or anything else of a part that is there, is absent or of another shape.
+        WeightsError: if a tensor of the body, or of a part that the file has, is missing or has another shape.
     """
     own = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
     state = named.tensors
     absent_parts = [part for part in PARTS if not any(name.startswith(part) for name in state)]
     misfits = {name for name in own if name in state and own[name].shape != state[name].shape}
     if misfits & {name for name in own if name.startswith(PREDICTORS)}:
-        misfits |= {name for name in own if name.startswith(PREDICTORS)}  # classes stand or fall together
+        misfits |= {name for name in own if name.startswith(PREDICTORS)}  # all predictors share the number of classes
     initialised = {}
     for name in own:
         if name in misfits and name.startswith(PREDICTORS):
@@ -130,11 +138,11 @@ def _load_coco(
 
 
 def _fetch(weights: object) -> dict[str, Tensor]:
-    """Torchvision's file, from its cache, or from the network, where its hash is checked."""
+    """Torchvision's file, from the cache or downloaded; a download is checked against its hash."""
     url = str(weights.url)  # type: ignore[attr-defined]
     try:
         return torch.hub.load_state_dict_from_url(url, check_hash=True, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError) as error:  # the last of what would run code
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:  # UnpicklingError: code in the file
         cache = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
         raise WeightsError(
             f"{weights}: cannot be fetched from {url} ({error}); put the file at {cache}, or set model.weights to none or a path"
@@ -142,7 +150,7 @@ def _fetch(weights: object) -> dict[str, Tensor]:
 
 
 def _absorb_eps(state: dict[str, Tensor]) -> None:
-    """COCO_V1 was trained with a frozen batch norm of eps 0; ours adds eps, so it is taken off the variance."""
+    """Subtract our batch norm's eps from the variances of COCO_V1, which was trained with eps 0."""
     for name, value in state.items():
         if name.endswith("running_var"):
             state[name] = value - FrozenBatchNorm2d.eps
@@ -151,7 +159,7 @@ def _absorb_eps(state: dict[str, Tensor]) -> None:
 def _rows_of_classes(
     categories: Sequence[str], class_names: Sequence[str], category_ids: Sequence[int]
 ) -> list[int] | None:
-    """Rows of torchvision's 91-way predictors for our classes: its labels are COCO's ids. None where the classes are others."""
+    """Rows of torchvision's 91-way predictors, indexed by COCO's ids, for our classes; None if the classes differ."""
     rows = [0, *category_ids]
     same = all(
         id < len(categories) and categories[id] == name for id, name in zip(category_ids, class_names, strict=True)
@@ -162,15 +170,16 @@ def _rows_of_classes(
 def _pick_rows(name: str, value: Tensor, rows: list[int]) -> Tensor:
     if not name.startswith(PREDICTORS):
         return value
-    if ".bbox_pred." in name:  # four rows a class
+    if ".bbox_pred." in name:  # four rows per class
         return value.unflatten(0, (-1, 4))[rows].flatten(0, 1)
     return value[rows]
 
 
-def _by(reasons: Mapping[str, str]) -> list[tuple[str, list[str]]]:
-    """Each reason with its names."""
-    return [(why, [name for name in reasons if reasons[name] == why]) for why in dict.fromkeys(reasons.values())]
+def _by_reason(reasons: Mapping[str, str]) -> list[tuple[str, list[str]]]:
+    """Group names by reason."""
+    unique = dict.fromkeys(reasons.values())
+    return [(reason, [name for name in reasons if reasons[name] == reason]) for reason in unique]
 
 
-def _told(why: str, names: Sequence[str]) -> str:
-    return f"{why} ({', '.join(names[:_SHOWN])}{', …' if len(names) > _SHOWN else ''})"
+def _described(reason: str, names: Sequence[str]) -> str:
+    return f"{reason} ({', '.join(names[:_SHOWN])}{', …' if len(names) > _SHOWN else ''})"

@@ -1,8 +1,10 @@
 """Names of weights: from those of Detectron (Caffe2), maskrcnn-benchmark, Detectron2 and torchvision to ours.
 
-Ours are torchvision's (`maskrcnn_resnet50_fpn`); only that with features c4 layer4 is `roi_heads.res5`. Formats differ in more than names: Detectron2
-counts background last in the classifier and not at all among boxes and masks, and frozen batch norms are stored with or without eps.
-Sources: the published checkpoints' names, as Detectron2 (checkpoint/c2_model_loading.py) and maskrcnn-benchmark (utils/c2_model_loading.py) read them.
+Ours are torchvision's (`maskrcnn_resnet50_fpn`), except that with features c4 layer4 is `roi_heads.res5`. Formats
+differ in more than names: Detectron2 has background last in the classifier and no rows for it among boxes and masks,
+and frozen batch norms are stored with or without eps.
+Sources: the published checkpoints' names, as read by Detectron2 (checkpoint/c2_model_loading.py) and
+maskrcnn-benchmark (utils/c2_model_loading.py).
 """
 
 import re
@@ -18,11 +20,9 @@ from model.network.layers import FrozenBatchNorm2d
 from model.weights.file import StoredWeights, WeightsError
 
 Format = Literal["caffe2", "maskrcnn-benchmark", "detectron2", "torchvision"]
-Rule = tuple[
-    str, Callable[[re.Match[str], ModelConfig], str | None]
-]  # a whole name, and its own here; None: not needed
+Rule = tuple[str, Callable[[re.Match[str], ModelConfig], str | None]]  # pattern of a full name → our name, None: unused
 
-SPOKEN: dict[Format, str] = {
+DESCRIPTIONS: dict[Format, str] = {
     "caffe2": "Detectron's (Caffe2) names",
     "maskrcnn-benchmark": "maskrcnn-benchmark's names",
     "detectron2": "Detectron2's names",
@@ -42,15 +42,15 @@ _CAFFE2_CONVS = {
 
 @dataclass(frozen=True)
 class NamedWeights:
-    """Weights by our names."""
+    """Weights under our names."""
 
     format: Format
     tensors: dict[str, Tensor]
-    unused: dict[str, str]  # name in the file → why it has no place here
+    unused: dict[str, str]  # name in the file → reason why it is not used
 
     @property
     def is_body_alone(self) -> bool:
-        """Whether this is a classifier, so that everything but the body starts at random."""
+        """True for a classifier, with which everything but the body starts at random."""
         return all(name.startswith(BODIES) for name in self.tensors)
 
 
@@ -61,7 +61,7 @@ def rename_weights(stored: StoredWeights, config: ModelConfig, source: str) -> N
         WeightsError: if the names are of no known format.
     """
     found = {
-        name.removeprefix("module."): value  # DataParallel's
+        name.removeprefix("module."): value  # prefix of DataParallel
         for name, value in stored.tensors.items()
         if not name.endswith("num_batches_tracked")
     }
@@ -84,7 +84,7 @@ def rename_weights(stored: StoredWeights, config: ModelConfig, source: str) -> N
 
 
 def body_name(name: str, config: ModelConfig) -> str:
-    """Where a classifier's parameter of torchvision's name stands in the network: `layer4.0.bn1.bias` → `backbone.body.layer4.0.bn1.bias`."""
+    """Our name of a classifier's parameter: `layer4.0.bn1.bias` → `backbone.body.layer4.0.bn1.bias`."""
     if config.features == "c4" and name.startswith("layer4."):
         return name.replace("layer4.", "roi_heads.res5.", 1)
     return f"backbone.body.{name}"
@@ -106,7 +106,7 @@ def _format_of(names: Mapping[str, Tensor], source: str) -> Format:
 
 
 def _our_name(name: str, format: Format, config: ModelConfig) -> tuple[str | None, str]:
-    """Our name, or None and why there is none."""
+    """Our name, or None and the reason."""
     for pattern, rename in _RULES[format]:
         match = re.fullmatch(pattern, name)
         if match is not None:
@@ -115,7 +115,7 @@ def _our_name(name: str, format: Format, config: ModelConfig) -> tuple[str | Non
 
 
 def _add_statistics(tensors: dict[str, Tensor]) -> None:
-    """Give affine norms their statistics, and take our eps off the variance, which theirs is used without."""
+    """Add statistics to affine norms, and subtract our eps from the variance, since these formats use none."""
     for name in [name for name in tensors if re.search(r"\.(bn\d|downsample\.1)\.weight$", name)]:
         stem = name.removesuffix("weight")
         tensors.setdefault(f"{stem}running_mean", torch.zeros_like(tensors[name]))
@@ -124,10 +124,10 @@ def _add_statistics(tensors: dict[str, Tensor]) -> None:
 
 
 def _our_rows(name: str, value: Tensor, format: Format, config: ModelConfig) -> Tensor:
-    """Predictors with background first, and each class's own rows."""
+    """Reorder the rows of predictors to background first, with rows for every class."""
     if name.startswith("roi_heads.box_predictor.bbox_pred."):
         if config.class_agnostic_boxes:
-            return value[4:] if len(value) == 8 else value  # Detectron's have rows of background, too
+            return value[4:] if len(value) == 8 else value  # Detectron's also has rows for background
         return torch.cat([torch.zeros_like(value[:4]), value]) if format == "detectron2" else value
     if format == "detectron2" and name.startswith("roi_heads.box_predictor.cls_score."):
         return torch.cat([value[-1:], value[:-1]])
@@ -145,7 +145,7 @@ def _same(match: re.Match[str], _config: ModelConfig) -> str:
 
 
 def _to(template: str) -> Callable[[re.Match[str], ModelConfig], str]:
-    """Groups of the match in a template, as `re` has it."""
+    """Rule that expands a template of `re` with the groups of the match."""
     return lambda match, _config: match.expand(template)
 
 
@@ -154,7 +154,7 @@ def _body(template: str) -> Callable[[re.Match[str], ModelConfig], str]:
 
 
 def _stage(match: re.Match[str], config: ModelConfig) -> str:
-    """`res2.0.conv1.norm.bias` of Detectron2."""
+    """Rename a parameter such as Detectron2's `res2.0.conv1.norm.bias`."""
     stage, block, conv, is_norm, parameter = match.groups()
     if conv == "shortcut":
         module = "downsample.1" if is_norm else "downsample.0"
@@ -164,41 +164,41 @@ def _stage(match: re.Match[str], config: ModelConfig) -> str:
 
 
 def _caffe2_stage(match: re.Match[str], config: ModelConfig) -> str:
-    """`res2_0_branch2a_bn_s` of Detectron."""
+    """Rename a parameter such as Detectron's `res2_0_branch2a_bn_s`."""
     stage, block, branch, norm, parameter = match.groups()
     module = _CAFFE2_CONVS[branch][1 if norm else 0]
     return body_name(f"layer{int(stage) - 1}.{block}.{module}.{_CAFFE2_PARAMETERS[parameter]}", config)
 
 
-def _caffe2(place: Callable[[re.Match[str], ModelConfig], str]) -> Callable[[re.Match[str], ModelConfig], str]:
-    """A place, and the last group as the parameter."""
-    return lambda match, config: f"{place(match, config)}.{_CAFFE2_PARAMETERS[match.groups()[-1]]}"
+def _caffe2(module: Callable[[re.Match[str], ModelConfig], str]) -> Callable[[re.Match[str], ModelConfig], str]:
+    """Rule that appends to a module's name the parameter named by the last group."""
+    return lambda match, config: f"{module(match, config)}.{_CAFFE2_PARAMETERS[match.groups()[-1]]}"
 
 
-def _layer(place: str, first: int) -> Callable[[re.Match[str], ModelConfig], str]:
-    """One of numbered convolutions: `place.<number - first>.<0, or 1 for its norm>`; groups: number, mark of a norm."""
-    return lambda match, _config: f"{place}.{int(match[1]) - first}.{1 if match[2] else 0}"
+def _layer(parent: str, first: int) -> Callable[[re.Match[str], ModelConfig], str]:
+    """Rule for numbered convolutions: `parent.<number - first>.<0, or 1 for its norm>`; groups: number, norm marker."""
+    return lambda match, _config: f"{parent}.{int(match[1]) - first}.{1 if match[2] else 0}"
 
 
-def _named_layer(place: str, first: int) -> Callable[[re.Match[str], ModelConfig], str]:
-    """As `_layer`, and the third group as the parameter."""
-    layer = _layer(place, first)
+def _named_layer(parent: str, first: int) -> Callable[[re.Match[str], ModelConfig], str]:
+    """Rule like `_layer` that also appends the third group, the parameter."""
+    layer = _layer(parent, first)
     return lambda match, config: f"{layer(match, config)}.{match[3]}"
 
 
-def _sequence_layer(place: str, first: int) -> Callable[[re.Match[str], ModelConfig], str]:
-    """As `_named_layer`, where the mark is maskrcnn-benchmark's place in a sequence, `0.` or `1.`."""
-    return lambda match, _config: f"{place}.{int(match[1]) - first}.{(match[2] or '0.')[0]}.{match[3]}"
+def _sequence_layer(parent: str, first: int) -> Callable[[re.Match[str], ModelConfig], str]:
+    """Rule like `_named_layer`, whose marker is maskrcnn-benchmark's index in a sequence, `0.` or `1.`."""
+    return lambda match, _config: f"{parent}.{int(match[1]) - first}.{(match[2] or '0.')[0]}.{match[3]}"
 
 
 def _xconv(match: re.Match[str], config: ModelConfig) -> str:
-    """A layer of maskrcnn-benchmark's convolutional box head: convolution, norm if any, ReLU in turn."""
+    """Rename a layer of maskrcnn-benchmark's convolutional box head: convolution, norm if any, ReLU in turn."""
     step = 3 if config.norm == "group_norm" else 2
     return f"roi_heads.box_head.{int(match[1]) // step}.{int(match[1]) % step}.{match[2]}"
 
 
 def _first_linear(match: re.Match[str], config: ModelConfig) -> str:
-    """The first fully connected layer of the box head, which may come after convolutions."""
+    """Name of the first fully connected layer of the box head, which may follow convolutions."""
     return f"roi_heads.box_head.{config.box_head_convs + 1 if config.box_head == 'conv' else 'fc6'}"
 
 
@@ -218,7 +218,7 @@ _RULES: dict[Format, tuple[Rule, ...]] = {
         _CLASSIFIER,
         (_BODY, _body(r"\g<0>")),
         (rf"backbone\.body\.({_BODY})", _body(r"\1")),
-        # Before torchvision 0.13, and with it all published detectors:
+        # Names before torchvision 0.13, which all its published detectors have:
         (rf"(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.{_P}", _to(r"\1.0.\2")),
         (rf"rpn\.head\.conv\.{_P}", _to(r"rpn.head.conv.0.0.\1")),
         (rf"roi_heads\.mask_head\.mask_fcn(\d)()\.{_P}", _named_layer("roi_heads.mask_head", 1)),

@@ -88,7 +88,7 @@ def test_anything_else_is_an_error_that_says_what_to_set(case: str) -> None:
     opposite = RGB if wanted["pixel_order"] == "bgr" else MSRA
     conventions = "detectron2" if wanted.get("conventions") == "torchvision" else "torchvision"
     other = ModelConfig(weights="w.pkl", **(wanted | opposite | {"conventions": conventions}))
-    with pytest.raises(WeightsError, match=r"w\.pkl: these weights were trained otherwise") as told:
+    with pytest.raises(WeightsError, match=r"w\.pkl: these weights were trained with other settings") as told:
         check(format, tensors, other, stored)
     settings = dict(word.removeprefix("model.").split("=") for word in shlex.split(str(told.value).split("; set ")[1]))
     assert "pixel_order" in settings
