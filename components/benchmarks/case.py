@@ -1,8 +1,9 @@
-"""One measurement in a process of its own: `python -m components.benchmarks.case CASE` prints its result as JSON.
+"""One measurement in a separate process: `python -m components.benchmarks.case CASE` prints its result as JSON.
 
-Both networks have the same weights and see the same images: noise with seven polygons each, as outlines for us and as dense masks
-for torchvision. Weights are random, but the work is that of trained ones: see `calibrate`. A step of training is forward, backward
-and SGD; inference goes from images to boxes and 28 × 28 masks. Loading images and writing results is no part of either.
+Both networks have the same weights and the same images: noise with seven polygons each, as outlines for ours and as
+dense masks for torchvision's. Weights are random, but cause the work of trained ones: see `calibrate`. A training step
+is forward, backward and SGD; inference goes from images to boxes and 28 × 28 masks. Neither includes loading images or
+writing results.
 """
 
 import itertools
@@ -33,12 +34,13 @@ from model.network.resnet import BasicBlock, Bottleneck
 from model.structures import Batch
 
 NUM_CLASSES = 80  # COCO's
-_OBJECTS = 7  # an image, COCO's average
+_OBJECTS = 7  # per image, COCO's average
 _MIN_SIDE_PX = 12
-_POSITIVES = 64  # an image: half of the most that 512 samples may hold. They set the work on masks
-_CANDIDATES = 300  # an image, above the score threshold
+_POSITIVES = 64  # per image: half of the limit for 512 samples; they determine the work on masks
+_CANDIDATES = 300  # per image, above the score threshold
 
-# torchvision's weights in either memory format, NHWC being channels-last: which is faster depends on device and dtype.
+# torchvision's network is measured in both memory formats (NHWC: channels-last); the faster depends on device and
+# dtype.
 Name = Literal["ours", "torchvision", "torchvision NHWC"]
 MEMORY_FORMATS: dict[Name, torch.memory_format] = {
     "torchvision": torch.contiguous_format,
@@ -48,10 +50,10 @@ Boxes = NDArray[np.float32]
 
 
 class Case(Section):
-    """What to measure."""
+    """Settings of one measurement."""
 
     mode: Literal["train", "inference"]
-    networks: tuple[Name, ...]  # stepped in turn
+    networks: tuple[Name, ...]  # they take steps in turn
     dtype: Literal["float32", "tf32", "bfloat16", "float16"]
     batch: int
     height: int
@@ -61,20 +63,20 @@ class Case(Section):
     steps_per_wait: int = 1
     device: str
     model: ModelConfig
-    compile: bool = False  # train.compile, of ours
-    cuda_graph: bool = False  # train.cuda_graph, of ours
-    processes: int = 1  # that train together, each with a batch of its own
+    compile: bool = False  # train.compile, for our network
+    cuda_graph: bool = False  # train.cuda_graph, for our network
+    processes: int = 1  # number of processes that train together, each on its own batch
 
 
 class Measurement(Section):
-    """What was measured."""
+    """Result of one measurement."""
 
-    step_s: dict[str, list[float]]  # by network; of steps_per_wait steps their mean
+    step_s: dict[str, list[float]]  # network → times, each the mean of steps_per_wait steps
     peak_memory_mib: float | None  # see PeakMemory
 
 
 def measure(case: Case) -> Measurement:
-    """Build the networks and step them."""
+    """Build the networks and time their steps."""
     device = pick_device(case.device)
     memory = PeakMemory(device)
     return take_turns(build_steps(case, device), case, device, memory)
@@ -83,7 +85,7 @@ def measure(case: Case) -> Measurement:
 def take_turns(
     steps: Mapping[Name, Callable[[], object]], case: Case, device: torch.device, memory: "PeakMemory"
 ) -> Measurement:
-    """Warm up, then step the networks in turn, so that a slow moment of the machine hits all. Memory is that after the warm-up."""
+    """Warm up, then step the networks in turn, so that disturbances affect all. Peak memory excludes the warm-up."""
     step_s: dict[str, list[float]] = {name: [] for name in case.networks}
     for number in range(case.warmup + case.steps):
         if number == case.warmup:
@@ -96,7 +98,7 @@ def take_turns(
 
 
 def build_steps(case: Case, device: torch.device) -> dict[Name, Callable[[], object]]:
-    """One callable for each network that takes one step, in the case's precision, which is then that of the whole process."""
+    """Make a callable per network that takes one step; sets the case's precision for the whole process."""
     set_float32_products(device, case.dtype)
     set_determinism(False)
     torch.manual_seed(0)
@@ -105,7 +107,7 @@ def build_steps(case: Case, device: torch.device) -> dict[Name, Callable[[], obj
 
 
 def _steps(case: Case, ours: MaskRCNN, batch: Batch) -> dict[Name, Callable[[], object]]:
-    """One callable for each network that takes one step."""
+    """Make a callable per network that takes one step."""
     steps: dict[Name, Callable[[], object]] = {}
     for name in (name for name in case.networks if name in MEMORY_FORMATS):
         twin = torchvision_twin(case.model, NUM_CLASSES).to(batch.images.device)
@@ -125,10 +127,10 @@ def _our_step(model: MaskRCNN, batch: Batch, case: Case) -> Callable[[], object]
         optimizer = make_optimizer(model, train)
         steps = train_steps(data_parallel(model), itertools.repeat(batch), optimizer, train, scaler)
         return lambda: next(steps)
-    model.eval().requires_grad_(False)  # as a checkpoint's network is
+    model.eval().requires_grad_(False)  # like a network from a checkpoint
 
     def detect() -> object:
-        with without_kernel_search():  # as `model.engine.predict` runs it
+        with without_kernel_search():  # like `model.inference.predict`
             return _detect(model, batch, case.dtype)
 
     return detect
@@ -164,14 +166,14 @@ def _detect(model: nn.Module, inputs: Batch | list[Tensor], dtype: str) -> objec
 
 
 def training_of(case: Case) -> TrainConfig:
-    """Plain steps whose learning rate is too small to matter: random weights must not diverge meanwhile."""
+    """Training settings with a negligible learning rate, so that random weights do not diverge."""
     return TrainConfig(
         batch_size=case.batch, base_lr=1e-9, warmup_iters=0, dtype=case.dtype, cuda_graph=case.cuda_graph
     )
 
 
 def _timed(step: Callable[[], object], device: torch.device, steps: int) -> float:
-    """Mean seconds of some steps, the device waited for before and after them."""
+    """Mean seconds of some steps; waits for the device before and after them."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     began = time.perf_counter()
@@ -183,8 +185,9 @@ def _timed(step: Callable[[], object], device: torch.device, steps: int) -> floa
 
 
 class PeakMemory:
-    """Most memory used: on CUDA what the process holds of the device, what its graphs keep for themselves included; else resident memory, above
-    what the process had when this was made."""
+    """Peak memory: on CUDA, the memory that torch reserved on the device, graphs included; else the resident memory of
+    the process in excess of that when this object was made.
+    """
 
     _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -193,15 +196,15 @@ class PeakMemory:
         self._before_mib = self._resident_mib("VmRSS") or 0.0
 
     def forget_peak(self) -> None:
-        """Count from here on."""
+        """Reset the peak to the current use."""
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self._device)
         elif self._CLEAR.exists():
-            self._CLEAR.write_text("5")  # Linux: the peak becomes what is resident now
+            self._CLEAR.write_text("5")  # Linux: resets the peak to the resident memory
 
     def peak_mib(self) -> float | None:
-        """None where the system does not tell."""
+        """Peak in MiB; None if the system does not report it."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_reserved(self._device) / 2**20
         peak_mib = self._resident_mib("VmHWM")
@@ -214,17 +217,17 @@ class PeakMemory:
 
 
 def calibrate(model: MaskRCNN, case: Case, device: torch.device) -> Batch:
-    """Give random weights the load of trained ones, and return the batch that does so.
+    """Make random weights cause the load of trained ones, and return the batch to use.
 
-    Activations stay finite. In inference, _CANDIDATES an image reach NMS. In training, the ground truth lies where the network
-    proposes boxes, so that, as after training, about _POSITIVES an image are there to be sampled.
+    Activations stay finite. In inference, _CANDIDATES per image reach NMS. In training, the ground truth is where the
+    network proposes boxes, so that about _POSITIVES per image can be sampled, as after training.
     """
     batch = synthetic_batch(case, random_boxes(case)).to(device)
     with torch.no_grad():
         for block in model.backbone.body.modules():
             if isinstance(block, BasicBlock | Bottleneck):
                 last_norm = block.bn3 if isinstance(block, Bottleneck) else block.bn2
-                cast(Tensor, last_norm.weight).mul_(0.2)  # else a sum over many blocks grows without bound
+                cast(Tensor, last_norm.weight).mul_(0.2)  # otherwise sums over many blocks grow without bound
         if case.mode == "train":
             return synthetic_batch(case, _proposed_boxes(model, batch, case)).to(device)
         _calibrate_scores(model.eval(), batch, case)
@@ -232,7 +235,7 @@ def calibrate(model: MaskRCNN, case: Case, device: torch.device) -> Batch:
 
 
 def _proposed_boxes(model: MaskRCNN, batch: Batch, case: Case) -> list[Boxes]:
-    """_OBJECTS of the proposals of each image: those with the right number of others around them."""
+    """Choose _OBJECTS proposals per image, those with the right number of overlapping proposals."""
     proposals, _ = model.rpn(model.backbone(model.normalize(batch)), batch)
     chosen = []
     for boxes, count in zip(proposals.boxes, proposals.num_proposals.tolist(), strict=True):
@@ -245,8 +248,8 @@ def _proposed_boxes(model: MaskRCNN, batch: Batch, case: Case) -> list[Boxes]:
 
 
 def _calibrate_scores(model: MaskRCNN, batch: Batch, case: Case) -> None:
-    """Spread each class's logits over the proposals, then raise the background until few candidates are left."""
-    if model.roi_heads is None:  # proposals are as many whatever their scores
+    """Spread each class's logits over the proposals, then raise the background logit until few candidates are left."""
+    if model.roi_heads is None:  # the number of proposals does not depend on scores
         return
     seen: list[Tensor] = []
     hook = model.roi_heads.box_predictor.register_forward_hook(lambda module, args, output: seen.append(output[0]))
@@ -268,7 +271,7 @@ def _calibrate_scores(model: MaskRCNN, batch: Batch, case: Case) -> None:
 
 
 def synthetic_batch(case: Case, boxes: Sequence[Boxes]) -> Batch:
-    """Noise images with a polygon in each of an image's boxes [n, 4], padded to whole strides."""
+    """Make noise images, padded to whole strides, with a polygon in each of an image's boxes [n, 4]."""
     rng = np.random.default_rng(0)
     bucket = (-(-case.height // 32) * 32, -(-case.width // 32) * 32)
     samples = [
@@ -285,7 +288,7 @@ def synthetic_batch(case: Case, boxes: Sequence[Boxes]) -> Batch:
 
 
 def random_boxes(case: Case) -> list[Boxes]:
-    """Boxes anywhere in each image, from a twelfth to half of its sides."""
+    """Draw boxes anywhere in each image, with sides from a twelfth to half of the image's."""
     rng = np.random.default_rng(1)
     frame = np.array([case.width, case.height])
     sides = rng.uniform(1 / 12, 1 / 2, (case.batch, _OBJECTS, 2)) * frame
@@ -294,7 +297,7 @@ def random_boxes(case: Case) -> list[Boxes]:
 
 
 def _instances(rng: np.random.Generator, boxes: Boxes) -> CocoInstances:
-    """A star-shaped outline of 8 to 32 vertices that fills each box."""
+    """Make a star-shaped outline of 8 to 32 vertices that fills each box."""
     outlines = []
     for (x1, y1, x2, y2), vertices in zip(boxes, rng.integers(8, 33, len(boxes)), strict=True):
         angles = np.sort(rng.uniform(0, 2 * np.pi, vertices))

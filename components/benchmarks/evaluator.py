@@ -1,6 +1,6 @@
-"""How long COCO scoring takes: the evaluators of `evaluate.backend` take turns at the same generated results.
+"""Benchmark of COCO scoring: the evaluators of `evaluate.backend` take turns on the same generated results.
 
-See synthetic_coco.py for what they score.
+The results come from synthetic_coco.py.
 """
 
 import copy
@@ -25,7 +25,7 @@ _REFERENCE: Backend = "pycocotools"
 
 @dataclass(frozen=True)
 class Turn:
-    """One evaluator once over all results."""
+    """Times and curves of one evaluator on all results."""
 
     load_s: float
     score_s: float
@@ -33,12 +33,13 @@ class Turn:
 
 
 def measure(config: Config) -> dict[str, Any]:
-    """Time every evaluator on boxes, and on masks, of `evaluator_images` and `evaluator_mask_images` images.
+    """Time every evaluator on boxes of `evaluator_images` images and on masks of `evaluator_mask_images` images.
 
     Returns:
-        By task, as plain data: images, detections, and for each backend the seconds `ground_truth_s` (taking it up, once), `load_s`
-        (taking up the list of results), `score_s` (evaluate, accumulate, summarise) and `total_s` (both), medians; how many times as
-        fast as pycocotools the last two are; and whether precision and recall are pycocotools' to the last bit.
+        Per IoU type, as plain data: images, detections, and per backend the seconds `ground_truth_s` (loading the
+        ground truth, once), `load_s` (loading the results), `score_s` (evaluate, accumulate, summarise) and `total_s`
+        (load and score), as medians; speed-ups over pycocotools for the last two; and whether precision and recall
+        equal pycocotools' to the last bit.
 
     Raises:
         UserError: if hotcoco cannot be imported.
@@ -52,7 +53,7 @@ def measure(config: Config) -> dict[str, Any]:
 
 
 def metrics(report: dict[str, Any]) -> dict[str, float]:
-    """Seconds of loading and scoring under their MLflow names, such as `time/evaluator_bbox_hotcoco_s`."""
+    """Seconds of loading and scoring by MLflow name, such as `time/evaluator_bbox_hotcoco_s`."""
     return {
         f"time/evaluator_{task}_{backend}_s": row["total_s"]
         for task, measured in report.items()
@@ -61,7 +62,7 @@ def metrics(report: dict[str, Any]) -> dict[str, float]:
 
 
 def table(report: dict[str, Any]) -> Table:
-    """The report as people read it, in 80 columns; × is how many times as fast as pycocotools."""
+    """Format the report in 80 columns; × is the speed-up over pycocotools."""
     result = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 0, 0, 1))
     for column in ("", "truth s", "load s", "score s", "×", "total s", "×", "identical"):
         result.add_column(column, justify="right" if column else "left", no_wrap=True)
@@ -89,7 +90,7 @@ def _measure_task(backends: tuple[Backend, ...], task: Task, images: int, detect
 
 
 def _open(backend: Backend, dataset: dict[str, Any]) -> tuple[Evaluator, float]:
-    coco = index_dataset(copy.deepcopy(dataset))  # of its own: pycocotools writes into it
+    coco = index_dataset(copy.deepcopy(dataset))  # a separate copy, since pycocotools writes into it
     began = time.perf_counter()
     evaluator = open_evaluator(backend, coco)
     return evaluator, time.perf_counter() - began

@@ -1,8 +1,8 @@
-"""How fast images become batches: `maskrcnn benchmark loader`, beside Pillow, OpenCV (where it is installed) and torchvision.
+"""Benchmark of the data loader, `maskrcnn benchmark loader`, against Pillow, OpenCV (if installed) and torchvision.
 
-The images are generated, since a benchmark must need no data: 640 × 480, with the spectrum of photographs, saved as COCO's are, at
-quality 90 with full colour, some 100 kB each. Each becomes 800 × 1066 pixels, flipped. Times are of one core: the processor's own
-time of one thread, which others on the machine do not lengthen.
+The images are generated, so no data is needed: 640 × 480, with the spectrum of photographs, saved like COCO's at
+quality 90 with full colour, about 100 kB each. Each is resized to 800 × 1066 pixels and flipped. Times are CPU time of
+one thread, which other processes do not lengthen.
 """
 
 import tempfile
@@ -30,18 +30,18 @@ from model.data.index import CocoIndex, IndexedImage, images_location, write_ind
 from model.data.loader import train_loader
 from model.data.transforms import read_image, resize_image, resized_size
 
-_SOURCE = (480, 640)  # (height, width), of most images of COCO
+_SOURCE = (480, 640)  # (height, width) of most COCO images
 _MIN_SIZE_PX, _MAX_SIZE_PX = 800, 1333
 _TARGET = resized_size(_SOURCE, _MIN_SIZE_PX, _MAX_SIZE_PX)
 _QUALITY = 90
 _ROUNDS = 3
 
 Step = Callable[[Path], Any]
-Rival = tuple[Step, Step]  # decoding alone, and all of it: decoding, resizing, flipping
+Rival = tuple[Step, Step]  # decoding only; decoding, resizing and flipping
 
 
 def measure(config: Config) -> dict[str, Any]:
-    """Figures as plain data: milliseconds of each way to load an image, and what the data loader makes of ours."""
+    """Measure milliseconds per image of each library, and the throughput of our data loader, as plain data."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         paths = _write_images(folder, config.benchmark.loader_images)
@@ -57,7 +57,7 @@ def measure(config: Config) -> dict[str, Any]:
 
 
 def metrics(report: dict[str, Any]) -> dict[str, float | None]:
-    """The figures under their MLflow names, such as `time/loader_ours_ms`."""
+    """Figures by MLflow name, such as `time/loader_ours_ms`."""
     batches = report["batches"]
     return {
         **{f"time/loader_{name}_ms": row["whole"] for name, row in report["image_ms"].items()},
@@ -68,11 +68,11 @@ def metrics(report: dict[str, Any]) -> dict[str, float | None]:
 
 
 def table(report: dict[str, Any]) -> Table:
-    """The figures as people read them; × compares ours with the others."""
+    """Format the report; × is the ratio of our time to that of each library."""
     (height, width), (to_height, to_width) = report["source_size"], report["target_size"]
     batches = report["batches"]
     result = Table(
-        title=f"JPEG of {height} × {width}, {report['image_kb']:.0f} kB → {to_height} × {to_width}, flipped; ms an image and core",
+        title=f"JPEG of {height} × {width}, {report['image_kb']:.0f} kB → {to_height} × {to_width}, flipped; CPU ms per image",
         caption=f"data loader, {batches['workers']} workers, batches of {batches['batch']}: {batches['images_per_s']:.3g} images/s, "
         f"a batch in {batches['batch_ms']['median']:.3g} ms (p90 {batches['batch_ms']['p90']:.3g})",
         box=box.SIMPLE,
@@ -96,20 +96,20 @@ def _write_images(folder: Path, count: int) -> list[Path]:
 
 
 def _photograph(rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Noise whose amplitude falls with frequency as that of photographs, and whose channels are alike: [h, w, 3]."""
+    """Make noise [h, w, 3] with the spectrum of photographs and correlated channels."""
     height, width = _SOURCE
     frequency = np.hypot(np.fft.fftfreq(height)[:, None] * height, np.fft.rfftfreq(width)[None] * width)
     frequency[0, 0] = np.inf  # the mean is set below
-    spectra = np.fft.rfft2(rng.standard_normal((4, height, width))) / frequency**1.5  # 1.5: some 100 kB
+    spectra = np.fft.rfft2(rng.standard_normal((4, height, width))) / frequency**1.5  # 1.5 gives about 100 kB
     light, *colours = np.fft.irfft2(spectra, (height, width))
     planes = [light / light.std() * 0.9 + colour / colour.std() * 0.44 for colour in colours]
     return np.clip(128 + 55 * np.stack(planes, axis=-1), 0, 255).astype(np.uint8)
 
 
 def _rivals() -> dict[str, Rival]:
-    """The ways to load an image that can be measured here, ours first."""
+    """Available ways to load an image, ours first."""
     rivals: dict[str, Rival] = {"ours": (read_image, _load_ours), "pillow": (_decode_pillow, _load_pillow)}
-    with suppress(ImportError):  # where it is not installed
+    with suppress(ImportError):  # OpenCV is optional
         rivals["opencv"] = _opencv()
     with suppress(ImportError, RuntimeError):  # a build of torchvision without image codecs
         rivals["torchvision"] = _torchvision()
@@ -132,7 +132,7 @@ def _load_pillow(path: Path) -> Any:
 
 
 def _opencv() -> Rival:
-    cv2: Any = import_module("cv2")  # no dependency of ours
+    cv2: Any = import_module("cv2")  # not a dependency
     cv2.setNumThreads(0)
 
     def decode(path: Path) -> Any:
@@ -158,11 +158,11 @@ def _torchvision() -> Rival:
 
 
 def _time_rivals(paths: list[Path]) -> dict[str, dict[str, float]]:
-    """Medians in milliseconds; the ways take turns, so that what slows the machine for a while slows all."""
+    """Median milliseconds; libraries take turns, so that disturbances affect all."""
     rivals = _rivals()
     times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in rivals}
     with _one_thread(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torchvision's codecs are leaving it
+        warnings.simplefilter("ignore", DeprecationWarning)  # torchvision deprecates its codecs
         for _ in range(_ROUNDS):
             for name, steps in rivals.items():
                 for step, spent in zip(steps, times[name], strict=True):
@@ -182,7 +182,7 @@ def _milliseconds(step: Step, path: Path) -> float:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """torch on one thread, as in a worker."""
+    """Limit torch to one thread within the context, as in a worker."""
     usual = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -192,9 +192,9 @@ def _one_thread() -> Iterator[None]:
 
 
 def _time_batches(folder: Path, config: Config) -> dict[str, Any]:
-    """Training batches as fast as the workers give them; wall-clock time."""
+    """Time training batches at full speed, in wall-clock time."""
     index, batch_size = _index(folder), config.benchmark.batch_sizes[0]
-    data = DataConfig(workers=config.data.workers)  # of COCO's sizes: shorter side 800, longer 1333 at most
+    data = DataConfig(workers=config.data.workers)  # default sizes, for COCO: shorter side 800, longer at most 1333
     batches = iter(train_loader(index, data, batch_size=batch_size, seed=0))
     for _ in range(data.workers + 1):
         next(batches)
@@ -213,7 +213,7 @@ def _time_batches(folder: Path, config: Config) -> dict[str, Any]:
 
 
 def _index(folder: Path) -> CocoIndex:
-    """The images with seven objects each, as many as COCO's have, of 24 vertices."""
+    """Index the images with seven objects each, COCO's average, of 24 vertices."""
     angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     instances = []

@@ -1,7 +1,7 @@
-"""Where the time of a training step goes: `maskrcnn benchmark phases`, and how far the step is from what its products alone would take.
+"""Benchmark of the phases of a training step, `maskrcnn benchmark phases`, with a lower bound of the step's time.
 
-The floor is the step's floating-point operations (those of convolutions and matrix products, which torch counts) over what the device does on one large
-matrix product. Images and weights are those of case.py.
+The floor is the step's floating-point operations (of convolutions and matrix products, as counted by torch) divided by
+the device's speed on one large matrix product. Images and weights come from case.py.
 """
 
 import itertools
@@ -26,7 +26,7 @@ from model.engine.precision import LossScaler, autocast, set_float32_products
 from model.engine.steps import set_determinism, train_steps
 from model.network.mask_rcnn import MaskRCNN
 
-# Parts of the forward pass, and the modules whose calls make them up; the rest of RPN and RoI heads is what stands between those.
+# Parts of the forward pass and their modules; the rest of RPN and RoI heads lies between these.
 PARTS = {
     "body": ("backbone.body",),
     "fpn": ("backbone.fpn",),
@@ -37,18 +37,18 @@ PARTS = {
     "roi heads": ("roi_heads",),
     "forward": ("",),
 }
-_PEAK_SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product tells the device's peak
+_PEAK_SIDE = {"cpu": 2048, "cuda": 8192}  # side of the square matrices that measure the device's peak
 
 
 class Stopwatch:
-    """Seconds between marks, of the device's own clock on CUDA, where the host runs ahead."""
+    """Stopwatch for spans between marks; on CUDA it uses the device's clock, since the host runs ahead."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_cuda = device.type == "cuda"
         self.spans: list[tuple[str, Any, Any]] = []
 
     def mark(self) -> Any:
-        """The present moment."""
+        """Return a mark of the current time."""
         if not self._on_cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -56,7 +56,7 @@ class Stopwatch:
         return event
 
     def seconds(self) -> dict[str, float]:
-        """The sum of the spans of each name; forgets them."""
+        """Return the sum of spans per name, and clear them."""
         if self._on_cuda:
             torch.cuda.synchronize()
         sums: dict[str, float] = {}
@@ -68,12 +68,12 @@ class Stopwatch:
 
 
 def measure(config: Config) -> dict[str, Any]:
-    """Median seconds of each phase of a training step, and the step's floor.
+    """Measure the median seconds of each phase of a training step, and the step's floor.
 
     Returns:
         {"phases": {name: seconds}, "step_s", "flops", "peak_flops_per_s", "floor_s", …}, without torchvision.
     """
-    # A compiled or graphed step has no phases that could be told apart.
+    # A compiled or graphed step has no separate phases.
     case = first_case(config).model_copy(update={"compile": False, "cuda_graph": False})
     device = pick_device(case.device)
     set_float32_products(device, case.dtype)
@@ -107,12 +107,12 @@ def measure(config: Config) -> dict[str, Any]:
 
 
 def peak_flops_per_s(device: torch.device, dtype: str) -> float:
-    """What the device does at best: the fastest of ten products of large square matrices."""
+    """Peak speed of the device: the fastest of ten products of large square matrices."""
     side = _PEAK_SIDE[device.type]
     one, two = (torch.randn(side, side, device=device) for _ in range(2))
     best_s = float("inf")
     with torch.no_grad(), autocast(device, dtype):
-        if torch.is_autocast_enabled(device.type):  # the cast is no part of it
+        if torch.is_autocast_enabled(device.type):  # do not time the cast
             low = torch.get_autocast_dtype(device.type)
             one, two = one.to(low), two.to(low)
         for _ in range(10):
@@ -126,7 +126,7 @@ def peak_flops_per_s(device: torch.device, dtype: str) -> float:
 
 @contextmanager
 def _timed(model: nn.Module, optimizer: torch.optim.Optimizer, watch: Stopwatch) -> Iterator[None]:
-    """Note the spans of PARTS, of the backward pass and of the optimizer, while the context lasts."""
+    """Record the spans of PARTS, of the backward pass and of the optimizer within the context."""
     starts: dict[str, list[Any]] = {}
 
     def begin(name: str) -> Callable[..., None]:
@@ -152,7 +152,7 @@ def _timed(model: nn.Module, optimizer: torch.optim.Optimizer, watch: Stopwatch)
 
 
 def _phases(spans: dict[str, float]) -> dict[str, float]:
-    """Seconds of phases that do not overlap and make up the step."""
+    """Seconds of disjoint phases that add up to the step."""
     forward, heads = spans["forward"], spans.get("roi heads", 0.0)
     inner: dict[str, float] = {
         name: spans[name] for name in ("body", "fpn", "rpn", "res5", "box head", "mask head") if name in spans
@@ -170,7 +170,7 @@ def _phases(spans: dict[str, float]) -> dict[str, float]:
 
 
 def metrics(report: dict[str, Any]) -> dict[str, float | None]:
-    """Figures under their MLflow names, such as `time/phase_backward_s`."""
+    """Figures by MLflow name, such as `time/phase_backward_s`."""
     names = {name: name.replace(", ", "_").replace(" ", "_").lower() for name in report["phases"]}
     return {f"time/phase_{names[name]}_s": seconds for name, seconds in report["phases"].items()} | {
         "throughput/times_floor": report["step_s"] / report["floor_s"]
@@ -178,7 +178,7 @@ def metrics(report: dict[str, Any]) -> dict[str, float | None]:
 
 
 def table(report: dict[str, Any]) -> Table:
-    """Each phase, its share, and the floor."""
+    """Format each phase, its share, and the floor."""
     result = Table(box=box.SIMPLE, pad_edge=False)
     for column in (f"train {report['dtype']} ×{report['batch']}", "s", "%"):
         result.add_column(column, justify="left" if column.startswith("train") else "right")

@@ -1,4 +1,4 @@
-"""A measurement in processes of its own, where nothing else has used memory or threads before."""
+"""Measurement in fresh processes, in which nothing has used memory or threads before."""
 
 import os
 import subprocess
@@ -14,13 +14,13 @@ class BenchmarkError(UserError):
 
 
 def in_fresh_process(case: Case, *, threads: int | None = None) -> Measurement:
-    """Measure a case, by torchrun where it wants several processes.
+    """Measure a case in fresh processes, with torchrun if there are several.
 
     Args:
-        threads: of each process on a CPU; None leaves it to torch.
+        threads: CPU threads per process; None leaves it to torch.
 
     Raises:
-        BenchmarkError: if that process fails; its last words are in the message.
+        BenchmarkError: if a process fails; the message has its last error line.
     """
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={case.processes}"]
     command = [
@@ -30,7 +30,9 @@ def in_fresh_process(case: Case, *, threads: int | None = None) -> Measurement:
         "components.benchmarks.case",
         case.model_dump_json(),
     ]
-    root = str(Path(__file__).resolve().parents[2])  # the caller may stand elsewhere, without the package installed
+    root = str(
+        Path(__file__).resolve().parents[2]
+    )  # the caller may be in another folder, without the package installed
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
     environment |= {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -1,7 +1,7 @@
-"""Training in 1, 2, … processes: `maskrcnn benchmark scaling`. Weak scaling keeps the batch of each process, strong scaling that of all together.
+"""Benchmark of training in 1, 2, … processes: `maskrcnn benchmark scaling`.
 
-A process is a GPU where there are some. On a CPU each has an equal share of the cores, the same in every row, so that a row's
-efficiency is the cost of working together.
+Weak scaling keeps the batch per process constant, strong scaling the total batch. A process uses one GPU; on a CPU,
+each has an equal share of the cores, the same in every row, so that the efficiency shows the cost of communication.
 """
 
 import os
@@ -18,9 +18,9 @@ from components.params import ConfigError
 
 
 def measure(config: Config) -> dict[str, Any]:
-    """Rows of both kinds, in rising number of processes: `benchmark.processes`, and 1, with which the others are compared.
+    """Measure weak and strong scaling for `benchmark.processes` and for 1, the baseline, in ascending order.
 
-    The first of `batch_sizes` is the batch of one process, in strong scaling that of the largest number of processes.
+    The first of `batch_sizes` is the batch per process; in strong scaling, per process of the largest number.
 
     Raises:
         ConfigError: if a number of processes does not divide the largest.
@@ -52,7 +52,7 @@ def measure(config: Config) -> dict[str, Any]:
 
 
 def metrics(report: dict[str, Any]) -> dict[str, float | None]:
-    """Figures under their MLflow names, such as `throughput/weak_scaling_8_images_per_s`."""
+    """Figures by MLflow name, such as `throughput/weak_scaling_8_images_per_s`."""
     named: dict[str, float | None] = {}
     for kind in ("weak", "strong"):
         for row in report[kind]:
@@ -62,7 +62,7 @@ def metrics(report: dict[str, Any]) -> dict[str, float | None]:
 
 
 def table(report: dict[str, Any]) -> Table:
-    """The rows as people read them."""
+    """Format the report."""
     result = Table(box=box.SIMPLE, pad_edge=False)
     for column in (
         f"train {report['dtype']}",

@@ -1,8 +1,8 @@
-"""How fast a step of the network is, and how much memory it takes: `maskrcnn benchmark train inference`, beside torchvision's model.
+"""Benchmark of time and memory per step, `maskrcnn benchmark train inference`, against torchvision's model.
 
-Times are taken with all networks in one process, stepped in turn; memory with each network alone in a fresh process. torchvision's
-network runs with its weights in either memory format, NCHW and NHWC (channels-last), and ratios are to the faster one. Images and weights are
-synthetic (see case.py), so neither data nor a checkpoint is needed.
+Times are measured with all networks in one process, which step in turn; memory is measured with each network in a fresh
+process. torchvision's network runs in both memory formats, NCHW and NHWC (channels-last), and ratios are to the faster
+one. Images and weights are synthetic (see case.py), so neither data nor a checkpoint is needed.
 """
 
 import logging
@@ -25,10 +25,10 @@ _STEPS_TO_GRAPH = WARMUP_STEPS + 1  # the last is captured
 
 
 def measure(config: Config) -> dict[str, Any]:
-    """Every combination of `benchmark.modes`, `dtypes` and `batch_sizes`, a row for each network.
+    """Measure every combination of `benchmark.modes`, `dtypes` and `batch_sizes`, one row per network.
 
     Raises:
-        BenchmarkError: if a case cannot be run, for want of memory say.
+        BenchmarkError: if a case cannot be run, for example for lack of memory.
     """
     return {
         "classes": NUM_CLASSES,
@@ -37,13 +37,13 @@ def measure(config: Config) -> dict[str, Any]:
 
 
 def plan(config: Config) -> list[Case]:
-    """The cases to measure, each with all networks."""
+    """List the cases to measure, each with all networks."""
     benchmark = config.benchmark
     networks: tuple[Name, ...] = ("ours",)
     if benchmark.torchvision and has_twin(config.model):
         networks = ("ours", *MEMORY_FORMATS)
     elif benchmark.torchvision:
-        _log.warning("benchmark.torchvision: torchvision has no such network, so ours is timed alone")
+        _log.warning("benchmark.torchvision: torchvision has no equivalent network; only ours is measured")
     return [
         case(config, mode=mode, networks=networks, dtype=dtype, batch=batch)
         for mode, dtype, batch in product(benchmark.modes, benchmark.dtypes, benchmark.batch_sizes)
@@ -52,13 +52,13 @@ def plan(config: Config) -> list[Case]:
 
 
 def first_case(config: Config) -> Case:
-    """The first of `dtypes` and `batch_sizes` in training: what the modes measure that look into a step."""
+    """Training case with the first of `dtypes` and `batch_sizes`, for the modes phases and scaling."""
     benchmark = config.benchmark
     return case(config, mode="train", networks=("ours",), dtype=benchmark.dtypes[0], batch=benchmark.batch_sizes[0])
 
 
 def case(config: Config, **choices: Any) -> Case:
-    """A case of the configured network, image size and number of steps."""
+    """Make a case with the configured network, image size and number of steps."""
     benchmark, (height, width) = config.benchmark, config.data.buckets[0]
     least_warmup = _STEPS_TO_GRAPH if config.train.cuda_graph else 0
     return Case(
@@ -76,7 +76,7 @@ def case(config: Config, **choices: Any) -> Case:
 
 
 def measure_case(case: Case, has_memory: bool = True) -> list[dict[str, Any]]:
-    """One row for each network: times from a common process, memory from one of its own."""
+    """Measure one row per network: times in a common process, memory in a separate one."""
     timed = in_fresh_process(case)
     rows = []
     for name in case.networks:
@@ -103,7 +103,7 @@ def measure_case(case: Case, has_memory: bool = True) -> list[dict[str, Any]]:
 
 
 def alone(case: Case, name: Name) -> Case:
-    """The case that tells the memory of one network: its first steps, or the first replay of its graph."""
+    """Case that measures the memory of one network: its first steps, or the first replay of its graph."""
     is_graphed = case.cuda_graph and case.mode == "train" and name == "ours"
     return case.model_copy(
         update={
@@ -116,14 +116,14 @@ def alone(case: Case, name: Name) -> Case:
 
 
 def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Our row, the first, beside the fastest of torchvision's, where there are any."""
+    """Add to our row, the first, the ratios to the fastest of torchvision's, if there are any."""
     nothing = {"ratio_to_torchvision": None, "memory_ratio_to_torchvision": None}
     fastest = min(rows[1:], key=lambda row: row["step_s"]["median"], default=None)
     return [rows[0] | (ratios(rows[0], fastest) if fastest else nothing), *rows[1:]]
 
 
 def ratios(ours: dict[str, Any], fastest: dict[str, Any]) -> dict[str, float | None]:
-    """Our time and memory over those of torchvision's network in the memory format in which it is fastest."""
+    """Ratios of our time and memory to those of torchvision's network in its fastest memory format."""
     memories = (ours["peak_memory_mib"], fastest["peak_memory_mib"])
     return {
         "ratio_to_torchvision": ours["step_s"]["median"] / fastest["step_s"]["median"],
@@ -132,7 +132,7 @@ def ratios(ours: dict[str, Any], fastest: dict[str, Any]) -> dict[str, float | N
 
 
 def metrics(report: dict[str, Any]) -> dict[str, float | None]:
-    """Our figures under their MLflow names, such as `throughput/train_float32_batch2_images_per_s`."""
+    """Our figures by MLflow name, such as `throughput/train_float32_batch2_images_per_s`."""
     figures: dict[str, float | None] = {}
     for row in report["cases"]:
         if row["model"] != "ours":
@@ -146,7 +146,7 @@ def metrics(report: dict[str, Any]) -> dict[str, float | None]:
 
 
 def table(report: dict[str, Any]) -> Table:
-    """The cases as people read them, in 80 columns; × compares ours with torchvision's faster one."""
+    """Format the report in 80 columns; × is our time or memory over torchvision's faster network."""
     size = f"{report['cases'][0]['height']} × {report['cases'][0]['width']}"
     result = Table(title=size, title_justify="left", box=box.SIMPLE, pad_edge=False, padding=(0, 0, 0, 1))
     for column in ("", "images/s", "median s", "p90", "p99", "MiB", "× time", "× MiB"):
@@ -166,7 +166,7 @@ def table(report: dict[str, Any]) -> Table:
 
 
 def _extras(row: dict[str, Any]) -> list[str]:
-    """What sped up our steps beyond their own code."""
+    """Enabled accelerators (compile, cuda_graph)."""
     return [name for name in ("compile", "cuda_graph") if row[name]]
 
 

@@ -1,7 +1,8 @@
-"""Generated ground truth and results for timing evaluators, as like COCO's as their work depends on.
+"""Generated ground truth and results for timing evaluators, similar to COCO in all that affects their work.
 
-80 classes, some frequent, most rare; seven objects an image, from a few pixels to the whole image, 1 % of them crowds; outlines as
-polygons. Results are moved ground truth, several times over, and noise; their masks are compressed RLE.
+There are 80 classes, some frequent, most rare; seven objects per image, from a few pixels to the whole image, 1 % of
+them crowds; outlines are polygons. Results are displaced copies of the ground truth, and noise; their masks are
+compressed RLE.
 
 Shapes: B boxes.
 """
@@ -18,37 +19,37 @@ from pycocotools import mask as coco_mask
 from model.scoring.backends import Result
 from model.scoring.names import Task
 
-_HEIGHT, _WIDTH = 480, 640  # of every image
+_HEIGHT, _WIDTH = 480, 640  # image size
 _CLASSES = 80
-_OBJECTS = 7  # an image, on average
-_CROWDS = 0.01  # of the objects
-_NOISE = 0.3  # of the results
-_CORNERS = 24  # of an outline
+_OBJECTS = 7  # mean per image
+_CROWDS = 0.01  # fraction of objects
+_NOISE = 0.3  # fraction of results
+_CORNERS = 24  # vertices per outline
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Objects:
-    """Boxes of all images, one after the other."""
+    """Boxes of all images, concatenated."""
 
     image_ids: NDArray[np.int64]  # [B]
     labels: NDArray[np.int64]  # [B]: category ids, 1 to _CLASSES
     boxes: Array  # [B, 4] xywh
 
     def rows(self) -> Iterator[tuple[int, int, list[float]]]:
-        """(image id, label, box) as JSON has them."""
+        """Iterate over (image id, label, box) as JSON values."""
         return zip(self.image_ids.tolist(), self.labels.tolist(), self.boxes.tolist(), strict=True)
 
 
 def place_objects(rng: Generator, images: int) -> Objects:
-    """Objects of image ids 1 to `images`, at least one each."""
+    """Draw objects for image ids 1 to `images`, at least one each."""
     image_ids = np.repeat(np.arange(1, images + 1), rng.geometric(1 / _OBJECTS, images))
     return Objects(image_ids, _labels(rng, len(image_ids)), _boxes(rng, len(image_ids)))
 
 
 def ground_truth(rng: Generator, objects: Objects, images: int) -> dict[str, Any]:
-    """COCO JSON of the objects."""
+    """Make COCO JSON of the objects."""
     annotations = []
     for number, (image_id, label, xywh) in enumerate(objects.rows(), 1):
         outline: Any = _outline(rng, xywh)
@@ -65,17 +66,17 @@ def ground_truth(rng: Generator, objects: Objects, images: int) -> dict[str, Any
 
 
 def synthetic_results(rng: Generator, objects: Objects, task: Task, detections: int) -> list[Result]:
-    """`detections` COCO results an image: most near one of its objects, the surer the nearer, the others anywhere."""
+    """Draw `detections` COCO results per image: most near an object, with scores by distance, others anywhere."""
     image_ids, first, counts = np.unique(objects.image_ids, return_index=True, return_counts=True)
     shape = (len(image_ids), detections)
     source = (first[:, None] + rng.integers(0, counts[:, None], shape)).ravel()
     is_noise = rng.random(source.size) < _NOISE
-    distance = rng.gamma(2.0, 0.06, source.size)  # from the object, in its sides
+    distance = rng.gamma(2.0, 0.06, source.size)  # distance from the object, relative to its sides
     boxes = np.where(is_noise[:, None], _boxes(rng, source.size), _moved(rng, objects.boxes[source], distance))
     labels = np.where(is_noise, _labels(rng, source.size), objects.labels[source])
     sureness = np.where(is_noise, rng.beta(1, 8, source.size), np.exp(-4 * distance) * rng.beta(8, 2, source.size))
     found = Objects(objects.image_ids[source], labels, boxes)
-    scores = sureness.astype(np.float32).tolist()  # a network's scores
+    scores = sureness.astype(np.float32).tolist()  # precision of a network's scores
     results = []
     for (image_id, label, xywh), score in zip(found.rows(), scores, strict=True):
         result = {"image_id": image_id, "category_id": label, "score": score}
@@ -90,7 +91,7 @@ def _labels(rng: Generator, count: int) -> NDArray[np.int64]:
 
 
 def _boxes(rng: Generator, count: int) -> Array:
-    """[count, 4] xywh inside the frame, small, medium and large about a third each."""
+    """Draw boxes [count, 4] xywh inside the frame, about a third each small, medium and large."""
     frame = np.array([_WIDTH, _HEIGHT])
     side = np.exp(rng.normal(np.log(55), 1.0, (count, 1)))
     sides = np.clip(side * np.exp(rng.normal(0, 0.3, (count, 2))), 4, frame)
@@ -98,7 +99,7 @@ def _boxes(rng: Generator, count: int) -> Array:
 
 
 def _moved(rng: Generator, boxes: Array, distance: Array) -> Array:
-    """The boxes moved and stretched by `distance` [count] of their sides, cut to the frame."""
+    """Move and stretch boxes by `distance` [count], relative to their sides, and clip them to the frame."""
     corners = np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])
     corners += rng.normal(0, 1, corners.shape) * distance[:, None] * np.tile(boxes[:, 2:], 2)
     corners = np.clip(corners, 0, [_WIDTH, _HEIGHT, _WIDTH, _HEIGHT])
@@ -106,7 +107,7 @@ def _moved(rng: Generator, boxes: Array, distance: Array) -> Array:
 
 
 def _outline(rng: Generator, xywh: list[float]) -> list[float]:
-    """A polygon (x, y, x, y, …) that winds about within the box."""
+    """Draw an irregular polygon (x, y, x, y, …) within the box."""
     x, y, width, height = xywh
     angles = np.linspace(0, 2 * np.pi, _CORNERS, endpoint=False)
     reach = rng.uniform(0.7, 1.0, _CORNERS) / 2
@@ -115,6 +116,6 @@ def _outline(rng: Generator, xywh: list[float]) -> list[float]:
 
 
 def _packed(polygons: list[list[float]]) -> list[dict[str, Any]]:
-    """Compressed RLE of each polygon, its counts as text, as JSON has them."""
+    """Encode each polygon as compressed RLE with text counts, for JSON."""
     codes = coco_mask.frPyObjects(polygons, _HEIGHT, _WIDTH)
     return [{"size": [_HEIGHT, _WIDTH], "counts": code["counts"].decode("ascii")} for code in codes]

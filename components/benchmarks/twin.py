@@ -1,5 +1,8 @@
-"""torchvision's Mask R-CNN, or Faster R-CNN, of our configuration, to be measured beside ours: the same layers, names and weights, the same numbers
-of proposals, samples and detections. Its resizing is off, and so is the pasting of masks: both networks end with 28 × 28 masks."""
+"""torchvision's Mask R-CNN or Faster R-CNN with our configuration, for comparison in benchmarks.
+
+It has the same layers, names and weights, and the same numbers of proposals, samples and detections. Its resizing and
+mask pasting are off: both networks end with 28 × 28 masks.
+"""
 
 from functools import partial
 from typing import Any
@@ -19,7 +22,7 @@ from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 from model.config import ModelConfig
 from model.structures import Batch
 
-_LEVELS = ["0", "1", "2", "3"]  # of the pyramid, P2 to P5, as torchvision calls them
+_LEVELS = ["0", "1", "2", "3"]  # torchvision's names of P2 to P5
 _STAGES = ("conv1", "layer1", "layer2", "layer3", "layer4")
 _NORMS: dict[str, Any] = {
     "frozen_batch_norm": FrozenBatchNorm2d,
@@ -29,7 +32,7 @@ _NORMS: dict[str, Any] = {
 
 
 class _NormalizeOnly(GeneralizedRCNNTransform):
-    """Normalises and pads, leaves sizes and results as they are."""
+    """Transform that only normalises and pads; sizes and results are unchanged."""
 
     def resize(self, image: Tensor, target: Any = None) -> tuple[Tensor, Any]:
         return image, target
@@ -39,13 +42,13 @@ class _NormalizeOnly(GeneralizedRCNNTransform):
 
 
 def has_twin(model: ModelConfig) -> bool:
-    """Whether torchvision can build this network: with a pyramid, strides in the 3×3, and RGB. Its anchors and RoIAlign are its own."""
+    """True if torchvision can build this network: FPN, strides in the 3×3, RGB; anchors and RoIAlign may differ."""
     is_torchvisions = model.features == "fpn" and not model.stride_in_1x1 and model.pixel_order == "rgb"
     return is_torchvisions and model.task != "proposals" and not model.class_agnostic_boxes
 
 
 def torchvision_twin(model: ModelConfig, num_classes: int) -> FasterRCNN:
-    """torchvision's network, to be filled by `load_state_dict(ours.state_dict())`. Background is not among `num_classes`."""
+    """Build torchvision's network for `load_state_dict(ours.state_dict())`; `num_classes` excludes background."""
     assert has_twin(model)
     classes = num_classes + 1
     ratios = (tuple(model.aspect_ratios),) * len(model.anchor_sizes_px)
@@ -82,18 +85,18 @@ def _mask_head(model: ModelConfig, classes: int) -> dict[str, nn.Module]:
 
 
 def _grouped(model: ModelConfig) -> Any:
-    """The norm of pyramid and heads."""
+    """Norm of pyramid and heads: group norm or None."""
     return _NORMS["group_norm"] if model.norm == "group_norm" else None
 
 
 def torchvision_images(batch: Batch) -> list[Tensor]:
-    """The batch's images as torchvision wants them: [3, h, w] float32, 0 to 1, without padding, planes in memory as its loaders leave them."""
+    """Convert a batch's images to torchvision's format: [3, h, w] float32, 0 to 1, contiguous, without padding."""
     sizes = batch.image_sizes.tolist()
     return [(image[:, :h, :w] / 255).contiguous() for image, (h, w) in zip(batch.images, sizes, strict=True)]
 
 
 def torchvision_targets(batch: Batch) -> list[dict[str, Tensor]]:
-    """The batch's ground truth as torchvision wants it: a dense mask for each instance, whose outline has one part."""
+    """Convert ground truth to torchvision's format, with a dense mask per instance; outlines must have one part."""
     targets = batch.targets
     assert targets is not None
     rows, polygons = targets.gt_boxes.shape[1], targets.polygons
@@ -111,7 +114,7 @@ def torchvision_targets(batch: Batch) -> list[dict[str, Tensor]]:
 
 
 def _backbone(model: ModelConfig) -> BackboneWithFPN:
-    """torchvision's `resnet_fpn_backbone`, but of any width."""
+    """Build torchvision's `resnet_fpn_backbone`, but with any width."""
     body = getattr(torchvision.models, model.backbone)(weights=None, norm_layer=_NORMS[model.norm])
     frozen = _STAGES[: model.frozen_stages] + (("bn1",) if model.frozen_stages else ())
     for name, parameter in body.named_parameters():
@@ -128,7 +131,7 @@ def _backbone(model: ModelConfig) -> BackboneWithFPN:
 
 
 def _numbers(model: ModelConfig) -> dict[str, float]:
-    """Counts and thresholds, under torchvision's names."""
+    """Counts and thresholds by torchvision's names."""
     return {
         "rpn_pre_nms_top_n_train": model.rpn_pre_nms_top_n_train,
         "rpn_pre_nms_top_n_test": model.rpn_pre_nms_top_n_test,

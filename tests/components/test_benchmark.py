@@ -106,7 +106,7 @@ def test_what_torchvision_cannot_build_is_timed_alone(
 ) -> None:
     config = small_config(tmp_path).model_copy(update={"model": small_model(**changes)})
     assert {case.networks for case in steps.plan(config)} == {("ours",)}
-    assert "torchvision has no such network" in caplog.text
+    assert "torchvision has no equivalent network" in caplog.text
     for mode in ("train", "inference"):
         measured = measure(small_case(mode=mode, model=config.model, steps=1))
         assert len(measured.step_s["ours"]) == 1
