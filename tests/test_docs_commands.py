@@ -172,7 +172,7 @@ def test_the_output_that_is_shown_is_what_the_code_says():
     is_said = in_code(said_by_us())
     for piece in (
         "created in namespace",
-        "runs after",
+        "started after",
         "trained to step",
         "succeeded",
         "the run has ended:",

@@ -1,6 +1,6 @@
-"""The Kubernetes API, as far as jobs go: create, get, delete, watch, pods, events, logs.
+"""Kubernetes API client for jobs: create, get, delete, watch, pods, events, logs.
 
-The only module that imports `kubernetes`; k8s/base/launcher.yaml grants what it does.
+Only this module imports `kubernetes`; k8s/base/launcher.yaml grants the permissions that it needs.
 """
 
 import json
@@ -19,19 +19,19 @@ from components.config import ClusterConfig
 from model.errors import UserError
 
 Json = dict[str, Any]
-_LOG_READ_S = 60  # without a line, after which the log is asked for anew: the connection may be dead
-_RESOURCES = {  # group, version, plural, and the label that its pods have
+_LOG_READ_S = 60  # without a line, the log is requested again after this time: the connection may be dead
+_RESOURCES = {  # group, version, plural, label of the pods
     "pytorchjob": ("kubeflow.org", "v1", "pytorchjobs", "training.kubeflow.org/job-name"),
     "trainjob": ("trainer.kubeflow.org", "v1alpha1", "trainjobs", "jobset.sigs.k8s.io/jobset-name"),
 }
 
 
 class ClusterError(UserError):
-    """The API server cannot be used as configured, or refuses what is asked of it."""
+    """The API server cannot be used as configured, or refuses a request."""
 
 
 class JobApi:
-    """The API server, as far as jobs go. Answers are plain JSON; a server that is away is waited for."""
+    """Client for jobs. Answers are plain JSON; requests are repeated while the server is unavailable."""
 
     def __init__(self, cluster: ClusterConfig) -> None:
         self.cluster = cluster
@@ -46,7 +46,7 @@ class JobApi:
         self._plural = plural
 
     def create(self, manifest: Manifest) -> bool:
-        """False if there is one of this name."""
+        """Create the job; return False if one of this name exists."""
         answer = self._ask(
             "create",
             lambda: self._jobs.create_namespaced_custom_object(**self._where, body=manifest, **_TIMES),
@@ -55,13 +55,13 @@ class JobApi:
         return answer is not None
 
     def get(self, name: str) -> Json | None:
-        """The job, or None if there is none."""
+        """Return the job, or None if there is none."""
         return self._ask(
             "get", lambda: self._jobs.get_namespaced_custom_object(**self._where, name=name, **_TIMES), none_on=404
         )
 
     def delete(self, name: str) -> bool:
-        """Delete the job and then its pods, and wait; False if they are still there after `cluster.grace_s` and a minute."""
+        """Delete the job and its pods, and wait; return False if they still exist after `cluster.grace_s` plus 60 s."""
 
         def call() -> Any:
             return self._jobs.delete_namespaced_custom_object(
@@ -77,10 +77,10 @@ class JobApi:
         return True
 
     def watch(self, name: str, version: str, seconds: int) -> Iterator[tuple[str, Json]]:
-        """The job's changes since a version, for so many seconds: (ADDED | MODIFIED | DELETED, the job).
+        """Yield the job's changes since a version, for some seconds: (ADDED | MODIFIED | DELETED, the job).
 
         Raises:
-            WatchEndedError: if the stream breaks off or is refused, or the version is too old.
+            WatchEndedError: if the stream breaks or is refused, or the version is too old.
         """
         try:
             stream = self._kubernetes.watch.Watch().stream(
@@ -97,14 +97,14 @@ class JobApi:
             raise WatchEndedError(str(error)) from error
 
     def pods(self, name: str) -> list[Json]:
-        """The job's pods."""
+        """List the job's pods."""
         selector = f"{self._pod_label}={name}"
         return self._items(
             "list pods", lambda: self._core.list_namespaced_pod(self.cluster.namespace, label_selector=selector, **_RAW)
         )
 
     def events(self) -> list[Json]:
-        """The namespace's warnings: why the scheduler found no place, or why a pod was not made."""
+        """List the namespace's warnings, such as why a pod was not scheduled or created."""
         selector = "type=Warning"
         return self._items(
             "list events",
@@ -112,10 +112,10 @@ class JobApi:
         )
 
     def read_log(self, pod: str, container: str, *, since_s: int | None, follow: bool) -> Iterator[bytes]:
-        """The log of a pod's container, each line stamped.
+        """Yield the log of a pod's container, each line with a time stamp.
 
         Raises:
-            LogCutError: if it breaks off, or there is none.
+            LogCutError: if the stream breaks, or there is no log.
         """
         since = {} if since_s is None else {"since_seconds": since_s}
         options = {
@@ -136,7 +136,7 @@ class JobApi:
         return self._ask(what, lambda: json.loads(call().data))["items"]
 
     def _ask(self, what: str, call: Callable[[], Any], *, none_on: int | None = None) -> Any:
-        """The answer to a call, or None where its status is `none_on`; repeated while the server is away."""
+        """Return the answer to a call, or None if its status is `none_on`; repeat while the server is unavailable."""
         until_s, pause_s = time.monotonic() + self.cluster.api_timeout_s, 0.25
         while True:
             try:
@@ -152,7 +152,7 @@ class JobApi:
             if time.monotonic() > until_s:
                 raise ClusterError(
                     f"{self._server}: must answer ({what}), got for cluster.api_timeout_s={self.cluster.api_timeout_s}: {last}. "
-                    "A job that was begun goes on; the same command finds it again"
+                    "A job that has started continues; run the same command to follow it again"
                 )
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, self.cluster.poll_s)
@@ -161,14 +161,14 @@ class JobApi:
         namespace, message = self.cluster.namespace, _message(error)
         advice = {
             401: "log in again, or mount a service account's token",
-            403: f"bind the Role of k8s/base/launcher.yaml in {namespace} to who runs this",
-            404: f"kubectl apply -k k8s/base makes the namespace {namespace}; {self._plural} come with Kubeflow's operator (cluster.api)",
+            403: f"bind the Role of k8s/base/launcher.yaml in {namespace} to the account that runs this",
+            404: f"create the namespace {namespace} with kubectl apply -k k8s/base; {self._plural} need Kubeflow's operator (cluster.api)",
         }
         said = f"{self._server}: {what} {self._plural} in {namespace}: {error.status} {error.reason}: {message}"
         return f"{said}; {advice[error.status]}" if error.status in advice else said
 
 
-_TIMES: dict[str, Any] = {"_request_timeout": (5, 30)}  # s to connect, and to answer
+_TIMES: dict[str, Any] = {"_request_timeout": (5, 30)}  # seconds to connect, and to answer
 _RAW: dict[str, Any] = {"_preload_content": False, **_TIMES}
 
 
@@ -179,30 +179,30 @@ def _import_kubernetes() -> Any:
         import kubernetes.watch
     except ImportError as error:
         raise ClusterError(
-            "kubernetes: its client is not installed; pip install 'maskrcnn-mlops[pipelines]'"
+            "kubernetes: the Python client must be installed, but is not; run pip install 'maskrcnn-mlops[pipelines]'"
         ) from error
     return kubernetes
 
 
 def _connection(kubernetes: Any, context: str) -> Any:
-    """The cluster of the kubeconfig's context, or the one this pod runs in."""
+    """Configuration for the kubeconfig's context, or for the cluster that this pod runs in."""
     connection = kubernetes.client.Configuration()
     try:
         if not context and "KUBERNETES_SERVICE_HOST" in os.environ:
             kubernetes.config.load_incluster_config(client_configuration=connection)
         else:
-            file = os.environ.get("KUBECONFIG")  # which the client looks at only when it is imported
+            file = os.environ.get("KUBECONFIG")  # the client reads it only at import
             kubernetes.config.load_kube_config(file, context=context or None, client_configuration=connection)
     except (kubernetes.config.ConfigException, OSError) as error:
         raise ClusterError(
             f"cluster.context: {context or 'the current one'} cannot be used: {error}; see `kubectl config get-contexts`"
         ) from error
-    connection.retries = False  # of urllib3: `_ask` repeats what may be repeated
+    connection.retries = False  # no retries by urllib3: `_ask` repeats requests itself
     return connection
 
 
 def _message(error: Any) -> str:
-    """What the API server says, out of the JSON it says it in."""
+    """Message in the JSON of an API error."""
     with suppress(ValueError, TypeError, AttributeError):
         return str(json.loads(error.body)["message"])
     return str(error.body or "")[:500]

@@ -1,9 +1,9 @@
-"""What one training on a cluster is, whichever API runs it: a name, a command, an environment, and the section `cluster`.
+"""Description of a training job, independent of the API that runs it: name, command, environment, section `cluster`.
 
     job = describe(config, "shapes_demo-seed0")
 
-The command holds every value that training reads, so the pods need no parameter file but the image's own. What would end as a
-failed pod after hours in a queue is refused here: folders on no volume, a batch that the processes cannot share.
+The command has every value that training reads, so the pods need no parameter file but the image's. Errors that would
+fail a pod after hours in a queue are found here: folders on no volume, a batch that the processes cannot share.
 """
 
 import hashlib
@@ -20,15 +20,15 @@ from ruamel.yaml import YAML, YAMLError
 from components.config import ClusterConfig, Config
 from components.params import ConfigError
 
-SECTIONS = ("data", "model", "train", "evaluate", "tracking")  # what `components.train` reads
+SECTIONS = ("data", "model", "train", "evaluate", "tracking")  # sections that `components.train` reads
 MAX_NAME = 50  # leaves room in a label of 63 for `-worker-1234` of pods and services
-# torchrun and the operators set these; `trainer.env` of a TrainJob refuses some, and a PyTorchJob's would be overwritten.
+# Variables set by torchrun and the operators; a TrainJob's `trainer.env` refuses some, a PyTorchJob's are overwritten.
 RESERVED = re.compile(r"PET_\w+|MASTER_(ADDR|PORT)|(LOCAL_|GROUP_)?(RANK|WORLD_SIZE)|MLFLOW_(TRACKING_URI|RUN_ID)")
 
 
 @dataclass(frozen=True)
 class Description:
-    """One training job, before it is written as a PyTorchJob or a TrainJob."""
+    """One training job, independent of PyTorchJob or TrainJob."""
 
     name: str
     run_id: str
@@ -38,20 +38,20 @@ class Description:
 
     @property
     def processes_per_node(self) -> int:
-        """One for each GPU, or one on CPUs, unless told."""
+        """Processes per node: as configured, else one per GPU, or one on CPUs."""
         return self.cluster.processes_per_node or self.cluster.gpus_per_node or 1
 
 
 def describe(config: Config, run_id: str, *, mlflow_run_id: str = "", skip_test: bool = False) -> Description:
-    """The job that trains `config`.
+    """Describe the job that trains `config`.
 
     Args:
         run_id: the same id gives the same name, so a second launcher finds the first one's job.
-        mlflow_run_id: the MLflow run to log into; empty begins or continues that of `train.output_dir`.
-        skip_test: do not evaluate when training has ended.
+        mlflow_run_id: the MLflow run to log to; if empty, that of `train.output_dir` is continued or started.
+        skip_test: do not evaluate after training.
 
     Raises:
-        ConfigError: if the pods could not train so.
+        ConfigError: if the pods could not train with this configuration.
     """
     cluster = config.cluster
     _check_folders(config)
@@ -61,17 +61,17 @@ def describe(config: Config, run_id: str, *, mlflow_run_id: str = "", skip_test:
     env = [("MLFLOW_TRACKING_URI", cluster.tracking_uri)] if config.tracking.enabled else []
     if mlflow_run_id:
         env.append(("MLFLOW_RUN_ID", mlflow_run_id))
-    # torchrun kills its processes this long after SIGTERM, by itself after 30 s; the rest is for it to end.
+    # torchrun kills its processes this long after SIGTERM (default: 30 s); the remaining 10 s are for torchrun itself.
     env.append(("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(cluster.grace_s - 10)))
     env += [(name, value) for name, _, value in (word.partition("=") for word in cluster.env)]
     return Description(job_name(run_id), run_id, _command(config, skip_test), tuple(env), cluster)
 
 
 def job_name(run_id: str) -> str:
-    """A DNS-1035 label for any run id: legible, at most MAX_NAME long, and another one for another id.
+    """Make a DNS-1035 label of a run id: legible, at most MAX_NAME long, and unique.
 
     Raises:
-        ConfigError: if there is nothing to make a name of.
+        ConfigError: if the id is empty.
     """
     if not run_id:
         raise ConfigError("--run-id: must not be empty; it names the job")
@@ -83,27 +83,27 @@ def job_name(run_id: str) -> str:
 
 
 def default_run_id(config: Config) -> str:
-    """The id of a training that was given none: its folder and a digest of what it learns from and how."""
+    """Run id if none is given: the folder's name and a digest of the training's configuration."""
     learnt = config.model_dump(mode="json", include={"data", "model", "train", "evaluate"})
     digest = hashlib.sha256(json.dumps(learnt, sort_keys=True).encode()).hexdigest()[:8]
     return f"{config.train.output_dir.name}-{digest}"
 
 
 def _command(config: Config, skip_test: bool) -> tuple[str, ...]:
-    """torchrun by its module, which takes nodes, processes and rendezvous from PET_… variables that the operator sets."""
+    """Command of torchrun, which reads nodes, processes and rendezvous from the operator's PET_… variables."""
     values = [
         f"{name}={_as_yaml(value)}"
         for name, value in config.flat().items()
-        # The pods take the URI from the environment, and a password in it stays out of the manifest.
+        # The pods read the URI from the environment, so a password in it stays out of the manifest.
         if name.split(".")[0] in SECTIONS and name != "tracking.uri"
     ]
     options = ["--skip-test"] if skip_test else []
     words = ("python", "-m", "torch.distributed.run", "-m", "components.train", *options, *values)
-    return tuple(word.replace("$(", "$$(") for word in words)  # Kubernetes would put variables in for $(NAME)
+    return tuple(word.replace("$(", "$$(") for word in words)  # Kubernetes would expand $(NAME)
 
 
 def _as_yaml(value: Any) -> str:
-    """A value as an override gives it: text as it is, in quotes only where it would be read as something else."""
+    """Format a value for an override; text is quoted only if YAML would read it as another type."""
     if not isinstance(value, str):
         return json.dumps(value)
     try:
@@ -130,7 +130,7 @@ def _check_folders(config: Config) -> None:
 
 
 def volume_of(path: Path, cluster: ClusterConfig) -> str | None:
-    """The word of `cluster.volumes` that a path lies on, in pods; None where it lies on none."""
+    """Entry of `cluster.volumes` that contains a path in pods; None if no volume does."""
     place = PurePosixPath(cluster.working_dir) / path.as_posix()
     under = [volume for volume in cluster.volumes if place.is_relative_to(volume.split(":")[1])]
     return max(under, key=lambda volume: len(volume.split(":")[1]), default=None)
@@ -152,10 +152,10 @@ def _check_env(cluster: ClusterConfig) -> None:
     for name in names:
         if RESERVED.fullmatch(name):
             raise ConfigError(
-                f"cluster.env: must not set {name}, which the launcher, the operator or torchrun sets; leave it out"
+                f"cluster.env: must not set {name}, which the launcher, the operator or torchrun sets; remove it"
             )
         if names.count(name) > 1:
-            raise ConfigError(f"cluster.env and cluster.secrets: must name a variable once, got {name} twice")
+            raise ConfigError(f"cluster.env and cluster.secrets: must set a variable only once, got {name} twice")
 
 
 def _check_tracking(config: Config) -> None:
@@ -169,13 +169,13 @@ def _check_tracking(config: Config) -> None:
         )
     if parts.password is not None:
         raise ConfigError(
-            "cluster.tracking_uri: must hold no password; put it into a secret and name that in "
+            "cluster.tracking_uri: must not contain a password; put it into a secret and refer to that in "
             "cluster.secrets=[MLFLOW_TRACKING_USERNAME=SECRET/KEY, MLFLOW_TRACKING_PASSWORD=SECRET/KEY]"
         )
 
 
 def literal_env(job: Description) -> list[Mapping[str, object]]:
-    """The pods' environment in the form of the API; secrets by reference."""
+    """Environment of the pods in the API's format; secrets by reference."""
     env: list[Mapping[str, object]] = [{"name": name, "value": value} for name, value in job.env]
     for word in job.cluster.secrets:
         name, _, reference = word.partition("=")

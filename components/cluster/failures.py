@@ -1,6 +1,6 @@
-"""Why a job's pods do not run or did not end well, read from what the API server says of them.
+"""Failures of a job's pods, found in their status and events: why they do not run, or why they ended.
 
-    for trouble in find_troubles(name, pods, events): print(trouble.text)
+    for failure in find_failures(name, pods, events): print(failure.text)
 
 Pods and events are the API's JSON. The cause comes first: when one pod dies, the others follow within seconds.
 """
@@ -10,21 +10,21 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Json = dict[str, Any]
-Kind = Literal["killed", "evicted", "stuck", "unschedulable"]
+FailureKind = Literal["killed", "evicted", "stuck", "unschedulable"]
 
-# Reasons for which a container waits that do not pass by themselves, and what to look at.
+# Reasons of waiting containers that do not resolve by themselves, and what to check.
 _STUCK = {
     "ErrImagePull": "cluster.image, cluster.image_pull_secret",
     "ImagePullBackOff": "cluster.image, cluster.image_pull_secret",
     "InvalidImageName": "cluster.image",
     "ErrImageNeverPull": "cluster.image",
-    "CreateContainerConfigError": "the secrets that cluster.secrets names",
+    "CreateContainerConfigError": "the secrets in cluster.secrets",
     "CreateContainerError": "cluster.volumes, and that the image has python",
     "RunContainerError": "cluster.volumes, and that the image has python",
 }
 _HINTS = {
-    1: "torchrun's own status when a process of it failed; the log says which and why",
-    2: "the configuration cannot be used; the log says which value",
+    1: "one of torchrun's processes failed; the log says which and why",
+    2: "the configuration is invalid; the log says which value",
     126: "the command cannot be run in this image",
     127: "the image has no python",
     137: "killed by SIGKILL",
@@ -33,30 +33,30 @@ _HINTS = {
 
 
 @dataclass(frozen=True)
-class Trouble:
-    """One thing that is or was wrong with one pod."""
+class Failure:
+    """One current or past failure of a pod."""
 
-    kind: Kind
+    kind: FailureKind
     pod: str
     text: str
-    at: str = ""  # RFC 3339, when it happened; empty: it still is so
+    at: str = ""  # RFC 3339 time; empty for a current failure
 
 
-def find_troubles(job: str, pods: list[Json], events: list[Json]) -> list[Trouble]:
-    """All that is or was wrong with a job's pods: what ended them in order of time, then what they wait for."""
-    found = [trouble for pod in pods for trouble in _of_pod(pod, events)]
+def find_failures(job: str, pods: list[Json], events: list[Json]) -> list[Failure]:
+    """Find all failures of a job's pods: past ones in order of time, then current ones."""
+    found = [failure for pod in pods for failure in _of_pod(pod, events)]
     if not pods:
         found += _no_pod(job, events)
-    return sorted(found, key=lambda trouble: (not trouble.at, trouble.at))
+    return sorted(found, key=lambda failure: (not failure.at, failure.at))
 
 
-def _no_pod(job: str, events: list[Json]) -> list[Trouble]:
-    """Why none was made: a quota, or a pod-security level, that refuses it. The events are the job's or its parts'."""
-    told = _latest(events, lambda about: f"{about}-".startswith(f"{job}-"))
-    return [Trouble("unschedulable", "", f"no pod was made: {told}")] if told else []
+def _no_pod(job: str, events: list[Json]) -> list[Failure]:
+    """Reason why no pod was created, such as a quota or a pod-security level, from events of the job and its parts."""
+    message = _latest(events, lambda about: f"{about}-".startswith(f"{job}-"))
+    return [Failure("unschedulable", "", f"no pod was created: {message}")] if message else []
 
 
-def _of_pod(pod: Json, events: list[Json]) -> Iterator[Trouble]:
+def _of_pod(pod: Json, events: list[Json]) -> Iterator[Failure]:
     name, status = pod["metadata"]["name"], pod.get("status", {})
     yield from _eviction(name, status)
     for container in [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]:
@@ -65,28 +65,28 @@ def _of_pod(pod: Json, events: list[Json]) -> Iterator[Trouble]:
         if waiting.get("reason") in _STUCK:
             reason = waiting["reason"]
             said = waiting.get("message", "no message")
-            yield Trouble("stuck", name, f"pod {name}: {reason}: {said}; check {_STUCK[reason]}")
+            yield Failure("stuck", name, f"pod {name}: {reason}: {said}; check {_STUCK[reason]}")
     for condition in status.get("conditions", []):
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            told = _latest(events, name.__eq__, "FailedScheduling") or condition.get("message", "")
-            text = f"pod {name}: unschedulable: {told}; check cluster.gpus_per_node, cpu, memory, node_selector and tolerations"
-            yield Trouble("unschedulable", name, text)
+            message = _latest(events, name.__eq__, "FailedScheduling") or condition.get("message", "")
+            text = f"pod {name}: unschedulable: {message}; check cluster.gpus_per_node, cpu, memory, node_selector and tolerations"
+            yield Failure("unschedulable", name, text)
 
 
-def _eviction(name: str, status: Json) -> Iterator[Trouble]:
-    """By the kubelet (which names it in the status) or by anyone else (which leaves a condition)."""
+def _eviction(name: str, status: Json) -> Iterator[Failure]:
+    """Eviction by the kubelet (a reason in the status) or by another component (a condition)."""
     target = next(
         (c for c in status.get("conditions", []) if c["type"] == "DisruptionTarget" and c["status"] == "True"), None
     )
     if status.get("phase") == "Failed" and status.get("reason"):  # Evicted, Preempting, NodeLost, Terminated, …
         at = (target or {}).get("lastTransitionTime") or status.get("startTime", "")
-        yield Trouble("evicted", name, f"pod {name}: {status['reason'].lower()}: {status.get('message', '')}", at)
+        yield Failure("evicted", name, f"pod {name}: {status['reason'].lower()}: {status.get('message', '')}", at)
     elif target:
         text = f"pod {name}: evicted ({target.get('reason', '')}): {target.get('message', '')}"
-        yield Trouble("evicted", name, text, target.get("lastTransitionTime", ""))
+        yield Failure("evicted", name, text, target.get("lastTransitionTime", ""))
 
 
-def _ends(name: str, container: Json) -> Iterator[Trouble]:
+def _ends(name: str, container: Json) -> Iterator[Failure]:
     for state in (container.get("lastState", {}), container.get("state", {})):
         end = state.get("terminated")
         if not end or end["exitCode"] == 0:
@@ -94,18 +94,18 @@ def _ends(name: str, container: Json) -> Iterator[Trouble]:
         at = end.get("finishedAt", "")
         if end.get("reason") == "OOMKilled":
             text = (
-                f"pod {name}: OOMKilled: it needed more than cluster.memory, /dev/shm within; raise cluster.memory, "
+                f"pod {name}: OOMKilled: it needed more than cluster.memory, /dev/shm included; raise cluster.memory, "
                 "or lower train.batch_size or data.workers"
             )
         else:
             hint = f", {_HINTS[end['exitCode']]}" if end["exitCode"] in _HINTS else ""
             text = f"pod {name}: container {container['name']} ended with exit code {end['exitCode']}{hint}"
             text += f": {end['message'].strip()}" if end.get("message") else ""
-        yield Trouble("killed", name, text, at)
+        yield Failure("killed", name, text, at)
 
 
 def _latest(events: list[Json], is_about: Callable[[str], bool], reason: str = "") -> str:
-    """What the last event says whose object's name is the one asked for."""
+    """Message of the last event about this object; empty if there is none."""
     found = [
         event
         for event in events

@@ -1,13 +1,13 @@
-"""Rank 0's log, line by line into the log of this step, while the pod runs: resumed after a cut, no line lost or told twice.
+"""Live log of rank 0, line by line, while the pod runs; after a cut it resumes without losing or repeating a line.
 
     log = LogFollower(api.read_log, write=print)
-    log.offer(pods)       # whenever they are looked at
+    log.offer(pods)       # whenever the pods are polled
     log.finish(30)        # when the job has ended
 
-Kubernetes stamps each line with nanoseconds. After a cut, lines are asked for again from before it, and those already told are
-dropped by their stamps, and by their number where a stamp stands on several. What a container said while nobody was connected and
-that a restart has replaced since is lost; so are the first lines of a pod that replaces another on a node whose clock lags behind by more than
-the replacing took.
+Kubernetes stamps each line with nanoseconds. After a cut, lines are requested again from before it; those already
+written are dropped by their stamps, and by their number if several share a stamp. Lost are lines of a container that
+was restarted while nobody was connected, and the first lines of a replacement pod on a node whose clock lags behind by
+more than the replacement took.
 """
 
 import threading
@@ -17,22 +17,22 @@ from datetime import datetime
 from typing import Any, Protocol
 
 Json = dict[str, Any]
-_MARGIN_S = 60  # asked for again after a cut, for clocks that disagree
-_LAST_TRIES = 3  # to read the log of a pod that has ended, and may be gone
+_MARGIN_S = 60  # overlap requested after a cut, for clocks that disagree
+_LAST_TRIES = 3  # attempts to read the log of an ended pod, which may be gone
 
 
 class LogCutError(Exception):
-    """The stream broke off; what is on its last line is not all of it."""
+    """The stream broke; its last line is incomplete."""
 
 
 class ReadLog(Protocol):
-    """Opens a pod's log; raises LogCutError where it breaks off. Ends at once without `follow`."""
+    """Function that streams a pod's log; raises LogCutError if it breaks. Without `follow` it ends at the last line."""
 
     def __call__(self, pod: str, container: str, *, since_s: int | None, follow: bool) -> Iterator[bytes]: ...
 
 
 class LogFollower:
-    """A thread that tells one pod's log at a time."""
+    """Thread that writes the log of one pod at a time."""
 
     def __init__(self, read: ReadLog, write: Callable[[str], None], *, pause_s: float = 1.0, max_pause_s: float = 15.0):
         self._read, self._write = read, write
@@ -44,7 +44,7 @@ class LogFollower:
         self._thread.start()
 
     def offer(self, pods: list[Json]) -> None:
-        """Tell which pods there are; the one of rank 0 is followed once its container has begun."""
+        """Pass the current pods; that of rank 0 is followed once its container has started."""
         ranked = [pod for pod in pods if is_rank_0(pod)]
         for pod in sorted(ranked, key=lambda pod: pod["metadata"].get("creationTimestamp", ""), reverse=True):
             for status in pod.get("status", {}).get("containerStatuses", []):
@@ -55,7 +55,7 @@ class LogFollower:
                     return
 
     def finish(self, timeout_s: float) -> bool:
-        """Read what is left; False if that was not possible, or not in the time."""
+        """Read the rest of the log; return False if that fails or takes too long."""
         self._is_ending.set()
         self._has_target.set()
         self._thread.join(timeout_s)
@@ -65,7 +65,7 @@ class LogFollower:
         self._has_target.wait()
         pause_s, tries = self._pause_s, 0
         while self._target:
-            is_last = self._is_ending.is_set()  # before reading: what is said until now is then read
+            is_last = self._is_ending.is_set()  # set before reading, so that all lines until now are read
             told = self._read_once(*self._target, follow=not is_last)
             tries += is_last
             if is_last and (self._is_whole or tries == _LAST_TRIES):
@@ -74,7 +74,7 @@ class LogFollower:
             time.sleep(self._pause_s) if is_last else self._is_ending.wait(pause_s)
 
     def _read_once(self, pod: str, container: str, *, follow: bool) -> int:
-        """How many new lines there were until the stream ended."""
+        """Write new lines until the stream ends; return their number."""
         since_s, told, rest = self._filter.begin(), 0, b""
         self._is_whole = False
         try:
@@ -82,7 +82,7 @@ class LogFollower:
                 *lines, rest = (rest + chunk).split(b"\n")
                 told += sum(self._tell(line) for line in lines)
         except LogCutError:
-            return told  # half a line is dropped; it comes whole the next time
+            return told  # a partial line is dropped; it is read again as a whole
         self._is_whole = True
         return told + self._tell(rest) if rest else told
 
@@ -95,19 +95,19 @@ class LogFollower:
 
 
 class LineFilter:
-    """Lets each stamped line through once, however often streams begin anew."""
+    """Filter that passes each stamped line once, however often the stream restarts."""
 
     def __init__(self) -> None:
         self._last_ns, self._at_last, self._to_skip = -1, 0, 0
         self._received_s = 0.0
 
     def begin(self) -> int | None:
-        """A stream begins; returns how many seconds back it must reach, None for all."""
+        """Start a stream; return how many seconds back it must reach, None for all."""
         self._to_skip = self._at_last
         return int(time.monotonic() - self._received_s) + _MARGIN_S if self._at_last else None
 
     def take(self, line: str) -> str | None:
-        """The line without its stamp, or None if it was let through before. A line without a stamp passes as it is."""
+        """Return the line without its stamp, or None if it has passed before; a line without a stamp is unchanged."""
         stamp, _, text = line.partition(" ")
         now_ns = _nanoseconds(stamp)
         if now_ns is None:
@@ -123,17 +123,17 @@ class LineFilter:
 
 
 def is_rank_0(pod: Json) -> bool:
-    """Whether torchrun gives this pod rank 0: a master, else worker or node 0, whose host name sorts first."""
+    """True if torchrun gives this pod rank 0: the master, else worker or node 0, whose host name sorts first."""
     labels = pod["metadata"].get("labels", {})
     role, index = labels.get("training.kubeflow.org/replica-type"), labels.get("training.kubeflow.org/replica-index")
     if role is None:
         return labels.get("batch.kubernetes.io/job-completion-index") == "0"
-    # In the form master_worker there is a worker 0 besides the master, of rank 1; the operator marks the one that leads.
+    # There is also a worker 0, of rank 1, with form master_worker; the operator labels the leader.
     return index == "0" and labels.get("training.kubeflow.org/job-role") == "master"
 
 
 def _nanoseconds(stamp: str) -> int | None:
-    """Since 1970; datetime alone has microseconds."""
+    """Nanoseconds since 1970 of a time stamp, or None; datetime only has microseconds."""
     seconds, dot, rest = stamp.partition(".")
     digits = rest[: len(rest) - len(rest.lstrip("0123456789"))]
     try:

@@ -1,9 +1,9 @@
-"""From a job's description to what the API server takes: a PyTorchJob or a TrainJob, on the templates in `k8s/job/`.
+"""Manifest of a job for the API server: a PyTorchJob or a TrainJob, from the templates in `k8s/job/`.
 
     manifest = build(describe(config, run_id))
     print(to_yaml(manifest))
 
-Sources: the types of kubeflow.org/v1 (training operator 1.9) and of trainer.kubeflow.org/v1alpha1 (Trainer 2.3).
+Sources: the types of kubeflow.org/v1 (training operator 1.9) and trainer.kubeflow.org/v1alpha1 (Trainer 2.3).
 """
 
 import hashlib
@@ -24,7 +24,7 @@ Manifest = dict[str, Any]
 
 
 def build(job: Description) -> Manifest:
-    """The manifest of `cluster.api`, checked by the rules of its admission webhook.
+    """Build the manifest for `cluster.api` and check it by the rules of its admission webhook.
 
     Raises:
         ManifestError: if the webhook would refuse it.
@@ -35,7 +35,7 @@ def build(job: Description) -> Manifest:
 
 
 def to_yaml(manifest: Manifest) -> str:
-    """The text that `kubectl apply -f` reads; the same each time for the same manifest."""
+    """Format a manifest for `kubectl apply -f`; equal manifests give equal text."""
     yaml, stream = YAML(typ="safe", pure=True), io.StringIO()
     yaml.default_flow_style = False
     yaml.width = 4096
@@ -53,9 +53,9 @@ def _pytorchjob(job: Description) -> Manifest:
     _name(manifest, job)
     spec["nprocPerNode"] = str(job.processes_per_node)
     spec["runPolicy"] |= {
-        # The operator adds up the restarts of all pods, and one failure may restart each of them.
+        # The operator counts the restarts of all pods together, and one failure may restart each of them.
         "backoffLimit": cluster.restarts * cluster.nodes,
-        # The net beneath the launcher, should that be gone. The operator counts from its first sight of the job.
+        # A limit in case the launcher is gone. The operator counts from when it first sees the job.
         "activeDeadlineSeconds": cluster.pending_timeout_s + cluster.run_timeout_s,
         "ttlSecondsAfterFinished": cluster.ttl_s,
     }
@@ -65,7 +65,7 @@ def _pytorchjob(job: Description) -> Manifest:
     if cluster.form == "elastic":
         spec["elasticPolicy"] |= {"minReplicas": least, "maxReplicas": cluster.nodes}
         conf = spec["elasticPolicy"]["rdzvConf"]
-        conf.append({"key": "join_timeout", "value": str(cluster.pending_timeout_s)})  # nodes may start as far apart
+        conf.append({"key": "join_timeout", "value": str(cluster.pending_timeout_s)})  # nodes may start this far apart
         spec["pytorchReplicaSpecs"] = {"Worker": _replicas(job, cluster.nodes)}
         return manifest
     del spec["elasticPolicy"]
@@ -76,7 +76,8 @@ def _pytorchjob(job: Description) -> Manifest:
 
 
 def _replicas(job: Description, number: int) -> Manifest:
-    # OnFailure, not ExitCode: when a node is lost, torchrun ends with 1 on the others too, and ExitCode takes that for final.
+    # OnFailure, not ExitCode: when a node is lost, torchrun exits with 1 on the others too, which ExitCode takes as
+    # final.
     return {"replicas": number, "restartPolicy": "OnFailure", "template": _pod(job)}
 
 
@@ -97,7 +98,7 @@ def _trainjob(job: Description) -> Manifest:
     patch = {
         name: value
         for name, value in pod["spec"].items()
-        if name not in ("containers", "automountServiceAccountToken", "enableServiceLinks")  # no patch may set these
+        if name not in ("containers", "automountServiceAccountToken", "enableServiceLinks")  # not allowed in a patch
     }
     patch["containers"] = [
         {"name": "node", "securityContext": container["securityContext"], "volumeMounts": container["volumeMounts"]}
@@ -117,14 +118,14 @@ def _name(manifest: Manifest, job: Description) -> None:
 
 
 def digest(job: Description) -> str:
-    """Tells jobs of one name apart: of all that trains, less how long the launcher waits."""
+    """Digest of a job, to distinguish jobs of one name: everything but the launcher's time limits."""
     waits = {"context", "pending_timeout_s", "stuck_timeout_s", "run_timeout_s", "api_timeout_s", "poll_s"}
     told = [job.name, job.command, job.env, job.cluster.model_dump(mode="json", exclude=waits)]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _pod(job: Description) -> Manifest:
-    """The pod template of a node."""
+    """Pod template of a node."""
     cluster, pod = job.cluster, _template("pod")
     spec, resources = pod["spec"], {"cpu": str(cluster.cpu), "memory": cluster.memory}
     if cluster.gpus_per_node:
@@ -149,7 +150,7 @@ def _pod(job: Description) -> Manifest:
 
 
 def _place(spec: Manifest, job: Description) -> None:
-    """Say which nodes may be taken and how the image is pulled, where that was told."""
+    """Set node selector, tolerations and pull secret, if configured."""
     cluster = job.cluster
     if cluster.image_pull_secret:
         spec["imagePullSecrets"] = [{"name": cluster.image_pull_secret}]

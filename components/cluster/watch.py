@@ -1,15 +1,15 @@
-"""Follow a job to its end: what it waits for, that it runs, how it ended and why. Never for ever.
+"""Follow a job to its end and report why it waits, that it runs, and how and why it ended, within time limits.
 
-The job is watched from a resource version, and looked at anew whenever the watch ends: by its own time limit, an expired version (410), a cut
-or a refusal. So a watch that never works costs `cluster.poll_s` of delay, and nothing else. What was wrong with a pod is kept,
-because a job that fails takes its pods with it.
+The job is watched from a resource version, and read anew whenever the watch ends: by its time limit, an expired version
+(410), a cut or a refusal. A watch that never works therefore only costs `cluster.poll_s` of delay. Failures of pods are
+kept, because a failed job's pods may be deleted with it.
 """
 
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from components.cluster.troubles import Trouble, find_troubles
+from components.cluster.failures import Failure, find_failures
 from components.config import ClusterConfig
 from model.errors import UserError
 
@@ -17,19 +17,19 @@ Json = dict[str, Any]
 
 
 class JobFailedError(UserError):
-    """The job ended without success, or is gone; the message says why. What is left of it stays to be looked at."""
+    """The job failed or was deleted; the message says why. Its remains are kept for inspection."""
 
 
 class JobTimeoutError(JobFailedError):
-    """The job did not start or end in the time it is given; it must be deleted."""
+    """The job did not start or end within its time limit; it must be deleted."""
 
 
 class WatchEndedError(Exception):
-    """A watch broke off or was refused; the job must be looked at anew."""
+    """The watch broke or was refused; the job must be read anew."""
 
 
 class Source(Protocol):
-    """What is asked of the API server. All but `watch` wait for its answer as long as `cluster.api_timeout_s` says."""
+    """Part of the API client used here. All but `watch` wait up to `cluster.api_timeout_s` for an answer."""
 
     def get(self, name: str) -> Json | None: ...
 
@@ -41,27 +41,27 @@ class Source(Protocol):
 
 
 class Follower:
-    """What is known of a job so far."""
+    """State of a job that is being followed."""
 
     def __init__(self, source: Source, cluster: ClusterConfig, say: Callable[[str], None]) -> None:
         self._source, self._cluster, self._say = source, cluster, say
         self._began_s = time.monotonic()
         self._running_since_s: float | None = None
         self._stuck_since_s: float | None = None
-        self._told: dict[str, Trouble] = {}
+        self._reported: dict[str, Failure] = {}
 
     def follow(self, name: str, on_pods: Callable[[list[Json]], None]) -> Json:
         """Wait for the job's success.
 
         Args:
-            on_pods: is given the job's pods whenever they are looked at.
+            on_pods: called with the job's pods whenever they are polled.
 
         Returns:
             The job as it was last seen.
 
         Raises:
-            JobFailedError: if it failed, or was deleted.
-            JobTimeoutError: if one of `cluster.…_timeout_s` passed.
+            JobFailedError: if it failed or was deleted.
+            JobTimeoutError: if one of the limits `cluster.…_timeout_s` passed.
         """
         pause_s = 0.0
         while True:
@@ -71,24 +71,24 @@ class Follower:
                 raise self._deleted(name)
             if self._look(job, on_pods):
                 return job
-            began_s, has_told = time.monotonic(), False
+            began_s, has_changed = time.monotonic(), False
             try:
                 for kind, seen in self._source.watch(name, job["metadata"]["resourceVersion"], self._cluster.poll_s):
-                    has_told = True
+                    has_changed = True
                     if kind == "DELETED":
                         raise self._deleted(name)
                     if self._look(seen, on_pods):
                         return seen
             except WatchEndedError:
                 pass
-            is_sound = has_told or time.monotonic() - began_s > 1
+            is_sound = has_changed or time.monotonic() - began_s > 1
             pause_s = 0.0 if is_sound else min(max(2 * pause_s, 0.5), self._cluster.poll_s)
 
     def _look(self, job: Json, on_pods: Callable[[list[Json]], None]) -> bool:
-        """Take in a state of the job; True if it succeeded."""
+        """Process a state of the job; return True if it succeeded."""
         name, pods = job["metadata"]["name"], self._source.pods(job["metadata"]["name"])
         on_pods(pods)
-        troubles = self._tell(name, pods)
+        failures = self._report(name, pods)
         if condition(job, "Succeeded", "Complete"):
             return True
         failed = condition(job, "Failed")
@@ -96,58 +96,60 @@ class Follower:
             said = f"{failed.get('reason', '')}: {failed.get('message', '')}"
             raise JobFailedError(self._with_reasons(f"{job['kind']} {name} failed: {said}"))
         is_running = any(pod.get("status", {}).get("phase") == "Running" for pod in pods)
-        self._check_times(name, is_running, [trouble for trouble in troubles if trouble.kind == "stuck"])
+        self._check_times(name, is_running, [failure for failure in failures if failure.kind == "stuck"])
         if condition(job, "Suspended"):
-            self._tell_once(f"{name} is suspended, as a queue does until there is room")
+            self._report_once(f"{name} is suspended: it waits for resources in a queue")
         return False
 
-    def _tell(self, name: str, pods: list[Json]) -> list[Trouble]:
+    def _report(self, name: str, pods: list[Json]) -> list[Failure]:
         waits = not pods or any(pod.get("status", {}).get("phase") == "Pending" for pod in pods)
-        troubles = find_troubles(name, pods, self._source.events() if waits else [])
-        for trouble in troubles:
-            if trouble.text not in self._told:
-                self._told[trouble.text] = trouble
-                self._say(trouble.text)
-        return troubles
+        failures = find_failures(name, pods, self._source.events() if waits else [])
+        for failure in failures:
+            if failure.text not in self._reported:
+                self._reported[failure.text] = failure
+                self._say(failure.text)
+        return failures
 
-    def _tell_once(self, text: str) -> None:
-        if text not in self._told:
-            self._told[text] = Trouble("unschedulable", "", text)
+    def _report_once(self, text: str) -> None:
+        if text not in self._reported:
+            self._reported[text] = Failure("unschedulable", "", text)
             self._say(text)
 
-    def _check_times(self, name: str, is_running: bool, stuck: list[Trouble]) -> None:
+    def _check_times(self, name: str, is_running: bool, stuck: list[Failure]) -> None:
         now_s, cluster = time.monotonic(), self._cluster
         if is_running and self._running_since_s is None:
             self._running_since_s = now_s
-            self._say(f"{name} runs after {now_s - self._began_s:.0f} s")
+            self._say(f"{name} started after {now_s - self._began_s:.0f} s")
         self._stuck_since_s = (self._stuck_since_s or now_s) if stuck else None
         if self._stuck_since_s and now_s - self._stuck_since_s > cluster.stuck_timeout_s:
             raise JobTimeoutError(
-                f"{name} could not start in cluster.stuck_timeout_s={cluster.stuck_timeout_s}: {stuck[0].text}"
+                f"{name} could not start within cluster.stuck_timeout_s={cluster.stuck_timeout_s}: {stuck[0].text}"
             )
         if self._running_since_s is None:
             if now_s - self._began_s > cluster.pending_timeout_s:
-                text = f"{name} did not start in cluster.pending_timeout_s={cluster.pending_timeout_s}"
-                if not self._told:
-                    text += "; nothing says why: see that Kubeflow's operator runs and serves this namespace"
+                text = f"{name} did not start within cluster.pending_timeout_s={cluster.pending_timeout_s}"
+                if not self._reported:
+                    text += "; no reason is known: check that Kubeflow's operator runs and watches this namespace"
                 raise JobTimeoutError(self._with_reasons(text))
         elif now_s - self._running_since_s > cluster.run_timeout_s:
-            text = f"{name} did not end in cluster.run_timeout_s={cluster.run_timeout_s}; the same command goes on from its last checkpoint"
+            text = f"{name} did not end within cluster.run_timeout_s={cluster.run_timeout_s}; run the same command to continue from its last checkpoint"
             raise JobTimeoutError(self._with_reasons(text))
 
     def _with_reasons(self, text: str) -> str:
-        known = list(self._told.values())
-        ends = sorted((trouble for trouble in known if trouble.at), key=lambda trouble: trouble.at)
-        reasons = ends or known[-1:]  # what a job waited for once does not matter when it ran and died
-        return "\n".join([text, *(f"  {trouble.text}" for trouble in reasons)])
+        known = list(self._reported.values())
+        ends = sorted((failure for failure in known if failure.at), key=lambda failure: failure.at)
+        reasons = ends or known[-1:]  # earlier reasons for waiting do not matter once a pod has died
+        return "\n".join([text, *(f"  {failure.text}" for failure in reasons)])
 
     def _deleted(self, name: str) -> JobFailedError:
         return JobFailedError(
-            self._with_reasons(f"{name} was deleted by someone else before it ended; the same command begins it again")
+            self._with_reasons(
+                f"{name} was deleted by someone else before it ended; run the same command to start it again"
+            )
         )
 
 
 def condition(job: Json, *kinds: str) -> Json | None:
-    """The job's condition of one of these kinds, if it holds."""
+    """Return the job's condition of one of these kinds, if it is true."""
     conditions = job.get("status", {}).get("conditions") or []
     return next((c for c in conditions if c["type"] in kinds and c["status"] == "True"), None)

@@ -105,7 +105,7 @@ def test_the_exit_code_is_told_and_the_log_before_it(make_cluster: Make):
 
     make_cluster(operator)
     message, said = failure()
-    assert "container pytorch ended with exit code 2, the configuration cannot be used" in message
+    assert "container pytorch ended with exit code 2, the configuration is invalid" in message
     assert "error: train.base_lr" in said.splitlines()
 
 
@@ -150,7 +150,7 @@ def test_an_unschedulable_pod_is_told_with_its_event_and_has_its_time(make_clust
 
     cluster = make_cluster(operator)
     message, _ = failure("cluster.pending_timeout_s=2", kind=JobTimeoutError)
-    assert "did not start in cluster.pending_timeout_s=2" in message
+    assert "did not start within cluster.pending_timeout_s=2" in message
     assert "unschedulable: 0/3 nodes: 3 Insufficient nvidia.com/gpu." in message
     assert cluster.jobs == {}
 
@@ -164,7 +164,7 @@ def test_pods_that_are_refused_are_told_with_the_reason(make_cluster: Make):
 
     cluster = make_cluster(operator)
     message, _ = failure("cluster.pending_timeout_s=1", kind=JobTimeoutError)
-    assert "no pod was made: pods" in message
+    assert "no pod was created: pods" in message
     assert 'violates PodSecurity "restricted:latest"' in message
     assert "another's" not in message
     assert cluster.jobs == {}
@@ -173,7 +173,7 @@ def test_pods_that_are_refused_are_told_with_the_reason(make_cluster: Make):
 def test_an_operator_that_does_nothing_is_suspected(make_cluster: Make):
     cluster = make_cluster()
     message, _ = failure("cluster.pending_timeout_s=1", kind=JobTimeoutError)
-    assert "see that Kubeflow's operator runs" in message
+    assert "check that Kubeflow's operator runs" in message
     assert cluster.jobs == {}
 
 
@@ -185,7 +185,7 @@ def test_a_suspended_job_waits_in_its_queue(make_cluster: Make):
         succeed(cluster, job)
 
     make_cluster(operator)
-    assert "is suspended, as a queue does" in launch("cluster.scheduler=kueue", "cluster.queue=team")[1]
+    assert "is suspended: it waits for resources" in launch("cluster.scheduler=kueue", "cluster.queue=team")[1]
 
 
 def test_an_evicted_pod_is_told_and_its_successors_log_follows(make_cluster: Make):
@@ -338,7 +338,7 @@ def test_a_job_deleted_behind_its_back_is_told(make_cluster: Make):
 def test_a_job_that_hangs_is_deleted_after_its_time(make_cluster: Make):
     cluster = make_cluster(lambda cluster, job: cluster.log(cluster.running(job), "step 1"))
     message, said = failure("cluster.run_timeout_s=2", kind=JobTimeoutError)
-    assert "did not end in cluster.run_timeout_s=2" in message
+    assert "did not end within cluster.run_timeout_s=2" in message
     assert "step 1" in said
     assert f"{NAME} is deleted" in said
     assert (cluster.jobs, cluster.pods) == ({}, {})

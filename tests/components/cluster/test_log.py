@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
+from components.cluster.failures import find_failures
 from components.cluster.log import LineFilter, is_rank_0
-from components.cluster.troubles import find_troubles
 
 
 def passed(lines: LineFilter, *stream: str) -> list[str | None]:
@@ -93,7 +93,7 @@ def ended(code: int, reason: str = "Error", at: str = "2026-01-01T00:00:00Z") ->
         (
             {"containerStatuses": [{"name": "pytorch", "state": {"waiting": {"reason": "CreateContainerConfigError"}}}]},
             "stuck",
-            "the secrets that cluster.secrets names",
+            "the secrets in cluster.secrets",
         ),
         (
             {"conditions": [{"type": "PodScheduled", "status": "False", "message": "0/1 nodes"}]},
@@ -103,9 +103,9 @@ def ended(code: int, reason: str = "Error", at: str = "2026-01-01T00:00:00Z") ->
     ],
 )  # fmt: skip
 def test_every_trouble_is_told(status: dict[str, Any], kind: str, told: str):
-    (trouble,) = find_troubles("j", [pod(**status)], [])
-    assert trouble.kind == kind
-    assert told in trouble.text
+    (failure,) = find_failures("j", [pod(**status)], [])
+    assert failure.kind == kind
+    assert told in failure.text
 
 
 @pytest.mark.parametrize(
@@ -117,5 +117,5 @@ def test_every_trouble_is_told(status: dict[str, Any], kind: str, told: str):
         {},
     ],
 )
-def test_what_goes_well_is_no_trouble(status: dict[str, Any]):
-    assert find_troubles("j", [pod(**status)], []) == []
+def test_what_goes_well_is_no_failure(status: dict[str, Any]):
+    assert find_failures("j", [pod(**status)], []) == []

@@ -232,7 +232,7 @@ def test_without_hotcoco_pycocotools_serves_and_says_so_once(
     monkeypatch.setitem(sys.modules, "hotcoco", None)  # what an import of an absent package meets
     with caplog.at_level(logging.WARNING):
         assert choose_backend("auto") == choose_backend("auto") == "pycocotools"
-    assert ["so pycocotools scores" in record.message for record in caplog.records] == [True]
+    assert ["using pycocotools" in record.message for record in caplog.records] == [True]
 
 
 def test_hotcoco_asked_for_and_absent_is_an_error_that_tells_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
