@@ -1,7 +1,7 @@
-"""Zip archives over HTTP, unpacked into one folder: enough disk first, nothing outside the folder, nothing done twice.
+"""Download and unpacking of zip archives into one folder, with checks of disk space, paths and earlier downloads.
 
-A stamp in `<folder>/.download/<archive>.json` lists the files that came out, with their sizes. An archive is done when they all
-are there. The zip itself is deleted once it is unpacked.
+A stamp in `<folder>/.download/<archive>.json` lists the unpacked files with their sizes. An archive is done when all of
+them exist. The zip itself is deleted once it is unpacked.
 """
 
 import json
@@ -24,11 +24,11 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Archive:
-    """A zip below the base URL."""
+    """Zip archive below the base URL."""
 
     path: str
-    md5: str  # of the official file; a mirror may serve another and publish its own
-    expansion: float  # unpacked size by zip size, about
+    md5: str  # MD5 of the official file; a mirror may serve another file and publish its MD5
+    expansion: float  # approximate ratio of unpacked size to zip size
 
     @property
     def name(self) -> str:
@@ -36,12 +36,12 @@ class Archive:
 
 
 def missing_archives(archives: Sequence[Archive], folder: Path) -> list[Archive]:
-    """Those of which not every file is in the folder, or that were not unpacked here."""
+    """Archives that were not unpacked here, or whose files are not all in the folder."""
     return [archive for archive in archives if not _is_done(archive, folder)]
 
 
 def was_begun(archives: Sequence[Archive], folder: Path) -> bool:
-    """Whether any of them was unpacked here once, if its files are whole still or not."""
+    """True if any of the archives was unpacked here before, even if files are now missing."""
     return any(_stamp(archive, folder).is_file() for archive in archives)
 
 
@@ -49,7 +49,7 @@ def fetch_archives(archives: Sequence[Archive], base_url: str, folder: Path) -> 
     """Fetch and unpack archives.
 
     Raises:
-        DownloadError: if one cannot be fetched whole or unpacked, or the disk is too small for all.
+        DownloadError: if an archive cannot be fetched completely or unpacked, or the disk is too small for all.
     """
     folder.mkdir(parents=True, exist_ok=True)
     base_url = base_url.rstrip("/")
@@ -69,13 +69,13 @@ def fetch_archives(archives: Sequence[Archive], base_url: str, folder: Path) -> 
 
 
 def unpack(archive: Path, folder: Path) -> dict[str, int]:
-    """Unpack a zip below `folder`: first beside, then each file to its place, so that none is ever there in part.
+    """Unpack a zip below `folder`, first into a temporary folder, so that no file is ever there incomplete.
 
     Returns:
-        Name, relative to folder, and size in bytes of each file.
+        Name relative to folder → size in bytes.
 
     Raises:
-        DownloadError: if the zip is damaged, or names a place outside the folder or a link; then nothing is written.
+        DownloadError: if the zip is damaged, or has a link or a path outside the folder; nothing is written then.
     """
     aside = folder / f".unpack-{archive.stem}"
     shutil.rmtree(aside, ignore_errors=True)
@@ -93,7 +93,7 @@ def unpack(archive: Path, folder: Path) -> dict[str, int]:
     except (zipfile.BadZipFile, zlib.error) as error:
         archive.unlink()
         raise DownloadError(
-            f"{archive}: damaged: {error}; it was deleted. Run `maskrcnn download` to fetch it again."
+            f"{archive}: must be a valid zip file, but is damaged ({error}) and was deleted. Run `maskrcnn download` to fetch it again."
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -127,7 +127,7 @@ def _is_done(archive: Archive, folder: Path) -> bool:
 
 
 def _require_space(archives: Sequence[Archive], remotes: Sequence[RemoteFile], folder: Path) -> None:
-    """Each zip lies beside what has been unpacked so far; the fullest moment must fit on the disk."""
+    """Check that the disk can hold the peak: the files unpacked so far plus one zip."""
     unpacked, fullest = 0.0, 0.0
     for archive, remote in zip(archives, remotes, strict=True):
         part = part_of(folder / archive.name)
@@ -151,5 +151,6 @@ def _require_inside(archive: Path, member: zipfile.ZipInfo) -> None:
     is_link = stat.S_ISLNK(member.external_attr >> 16)
     if is_link or name.is_absolute() or ".." in name.parts or "\\" in member.filename or ":" in member.filename:
         raise DownloadError(
-            f"{archive}: refuses to unpack {member.filename!r}: {'a link' if is_link else 'a place outside the folder'}"
+            f"{archive}: must only have files inside the folder, got {member.filename!r}, "
+            f"{'a link' if is_link else 'a path outside the folder'}; nothing was unpacked"
         )

@@ -1,4 +1,4 @@
-"""The report of `prepare`: counts as JSON, and one picture: classes, sizes, sample images with their masks drawn."""
+"""Report of `prepare`: counts as JSON, and one picture of classes, sizes and sample images with their masks."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -16,26 +16,26 @@ from model.data.transforms import read_image
 
 _SAMPLE_COLUMNS = 4
 _SHOWN_CLASSES = 30
-_SMALL_PX, _LARGE_PX = 32, 96  # COCO's bounds between small, medium and large: side of a square of the same area
+_SMALL_PX, _LARGE_PX = 32, 96  # COCO's bounds of small, medium and large: side of a square of equal area
 
 
 @dataclass(frozen=True)
 class SplitReport:
-    """What a split holds and what was dropped from it."""
+    """Contents of a split, and the records dropped from it."""
 
     images: int
     images_without_instances: int
     instances: int
     crowds: int
-    clipped_boxes: int  # reached out of the frame
-    per_class: dict[str, int]  # instances by class name
-    per_size: dict[str, int]  # small, medium, large by box area
-    dropped: dict[str, int]  # records by kind of fault
+    clipped_boxes: int  # extended beyond the frame
+    per_class: dict[str, int]  # class name → instances
+    per_size: dict[str, int]  # small, medium, large (by box area) → instances
+    dropped: dict[str, int]  # kind of fault → records
     data_hash: str
 
 
 def split_report(coco: CocoFile, data_hash: str) -> SplitReport:
-    """Count what a checked annotation file holds."""
+    """Count the contents of a checked annotation file."""
     instances = [instance for of_image in coco.instances.values() for instance in of_image]
     ordinary = [instance for instance in instances if not instance.is_crowd]
     classes = Counter(instance.category_id for instance in ordinary)
@@ -56,7 +56,7 @@ def split_report(coco: CocoFile, data_hash: str) -> SplitReport:
 
 
 def draw_report(path: Path, reports: dict[str, SplitReport], index: CocoIndex) -> None:
-    """Draw counts per class and size for each split, and the first images of `index` with their masks."""
+    """Draw counts per class and size for each split, and the first images of `index` with masks."""
     figure = Figure(figsize=(14, 15), layout="constrained")
     grid = figure.add_gridspec(4, _SAMPLE_COLUMNS, height_ratios=(1.5, 1, 1, 1))
     classes, sizes = figure.add_subplot(grid[0, :-1]), figure.add_subplot(grid[0, -1])
@@ -80,7 +80,7 @@ def _bars(axes: Axes, names: list[str], counts: list[int], rank: int, label: str
 
 
 def _draw_sample(axes: Axes, index: CocoIndex, i: int) -> None:
-    """One image, each instance's mask in a colour of its own."""
+    """Draw one image with each instance's mask in its own colour."""
     axes.imshow(read_image(index.image_path(i), apply_exif=bool(index.apply_exif[i])))
     axes.autoscale(False)
     axes.axis("off")

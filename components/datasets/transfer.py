@@ -1,7 +1,7 @@
-"""One file over HTTP, whole or not at all: resumed after a cut, retried, and checked by size and MD5.
+"""Download of one file over HTTP: resumed after a cut, retried, and checked by size and MD5.
 
-While under way a file is `<name>.part`; beside it `<name>.part.validator` holds the server's ETag or date of the version begun, so
-that two versions are never mixed. Only a checked file gets its name.
+An incomplete file is `<name>.part`; `<name>.part.validator` has the server's ETag or date of that version, so that two
+versions are never mixed. Only a checked file gets its name.
 """
 
 import hashlib
@@ -17,46 +17,46 @@ from model.errors import UserError
 
 _CHUNK_BYTES = 1 << 16
 _TIMEOUT_S = 30
-_BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0)  # waits between attempts that bring nothing
+_BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0)  # waits between attempts that receive nothing
 _CUT = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
-_PLAIN = {"Accept-Encoding": "identity"}  # bytes as they lie on the server, so that ranges and sizes mean the file's
+_PLAIN = {"Accept-Encoding": "identity"}  # without compression, so that ranges and sizes are those of the file
 
-Progress = Callable[[int, int], None]  # bytes so far, bytes in all
+Progress = Callable[[int, int], None]  # bytes so far, total bytes
 
 
 class DownloadError(UserError):
-    """The data could not be fetched whole; the message says why and what to do."""
+    """The data could not be fetched completely; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """What the server says of a file before it is fetched."""
+    """URL and size of a file on the server."""
 
     url: str
     size: int  # bytes
 
 
 class _RetryError(Exception):
-    """The attempt brought no whole file; another may."""
+    """The attempt failed; another may succeed."""
 
 
 def look_up(url: str) -> RemoteFile:
     """Ask for a file's size.
 
     Raises:
-        DownloadError: if the server cannot be reached, does not have the file, or does not tell its size.
+        DownloadError: if the server cannot be reached, does not have the file, or does not send its size.
     """
     response = _ask("HEAD", url)
     if response.status_code != requests.codes.ok:
-        raise DownloadError(f"{url}: the server answers {response.status_code} {response.reason}; check data.base_url")
+        raise DownloadError(f"{url}: the server answered {response.status_code} {response.reason}; check data.base_url")
     size = int(response.headers.get("Content-Length", 0))
     if size < 1:
-        raise DownloadError(f"{url}: the server must tell the file's size in Content-Length, got {size}")
+        raise DownloadError(f"{url}: the server must send the file's size in Content-Length, got {size}")
     return RemoteFile(url, size)
 
 
 def published_md5(url: str) -> str | None:
-    """The MD5 that a mirror publishes as `<url>.md5`, or None where it publishes none."""
+    """MD5 that a mirror publishes as `<url>.md5`; None if it publishes none."""
     response = _ask("GET", f"{url}.md5")
     if response.status_code != requests.codes.ok:
         return None
@@ -67,16 +67,16 @@ def published_md5(url: str) -> str | None:
 
 
 def fetch(remote: RemoteFile, target: Path, *, md5: str | None, progress: Progress) -> None:
-    """Bring a file to `target`; what an earlier call left in `<target>.part` is continued.
+    """Fetch a file to `target`, continuing `<target>.part` of an earlier call.
 
     Args:
-        md5: hexadecimal, or None where it is not known; the size is checked all the same.
+        md5: hexadecimal, or None if unknown; the size is always checked.
 
     Raises:
         DownloadError: if it cannot be fetched, or differs from its MD5 twice.
     """
     part = part_of(target)
-    for _ in range(2):  # a wrong byte may come from an earlier, mixed or damaged part: one fresh start
+    for _ in range(2):  # a wrong byte may come from an earlier, damaged part: restart once
         _fetch_whole(remote, part, progress)
         found = _md5(part)
         if md5 in (None, found):
@@ -86,17 +86,17 @@ def fetch(remote: RemoteFile, target: Path, *, md5: str | None, progress: Progre
         _discard(part)
     raise DownloadError(
         f"{remote.url}: MD5 must be {md5}, got {found}, twice; the file was deleted. "
-        "The server or something on the way alters it; try another data.base_url."
+        "The server or a proxy alters it; try another data.base_url."
     )
 
 
 def is_intact(target: Path, remote: RemoteFile, md5: str | None) -> bool:
-    """Whether a file is there already, as large as the server's and with the right MD5 where that is known."""
+    """True if the file exists with the server's size and, if known, the right MD5."""
     return _size(target) == remote.size and md5 in (None, _md5(target))
 
 
 def part_of(target: Path) -> Path:
-    """Where a file lies until it is whole."""
+    """Path of the incomplete file."""
     return target.with_name(f"{target.name}.part")
 
 
@@ -114,7 +114,7 @@ def _size(path: Path) -> int:
 
 
 def _fetch_whole(remote: RemoteFile, part: Path, progress: Progress) -> None:
-    """Attempt after attempt; gives up when several in a row bring nothing."""
+    """Retry until the file is complete; raise when several attempts in a row receive nothing."""
     if _size(part) > remote.size:
         _discard(part)
     idle = 0
@@ -127,7 +127,7 @@ def _fetch_whole(remote: RemoteFile, part: Path, progress: Progress) -> None:
             if idle >= len(_BACKOFF_S):
                 raise DownloadError(
                     f"{remote.url}: {error}, {idle} times in a row; {_size(part)} of {remote.size} bytes are kept. "
-                    "Run `maskrcnn download` again to go on from there."
+                    "Run `maskrcnn download` again to continue from there."
                 ) from error
             time.sleep(_BACKOFF_S[idle])
     if _size(part) != remote.size:
@@ -138,7 +138,7 @@ def _fetch_whole(remote: RemoteFile, part: Path, progress: Progress) -> None:
 
 
 def _fetch_more(remote: RemoteFile, part: Path, progress: Progress) -> None:
-    """One request for what is missing, or for everything where the server cannot go on from the middle."""
+    """Request the missing bytes, or the whole file if the server cannot resume."""
     validator, start = _validator_of(part), _size(part)
     headers = dict(_PLAIN)
     if start and validator.exists():
@@ -150,8 +150,8 @@ def _fetch_more(remote: RemoteFile, part: Path, progress: Progress) -> None:
                 response.status_code == requests.codes.ok
                 or (response.status_code == requests.codes.partial and goes_on)
             ):
-                _discard(part)  # whatever the server minds, it may take a plain request
-                raise _RetryError(f"the server answers {response.status_code} {response.reason}")
+                _discard(part)  # the server may still accept a request without a range
+                raise _RetryError(f"the server answered {response.status_code} {response.reason}")
             if response.status_code == requests.codes.ok:
                 start = 0
                 validator.write_text(_version(response))
@@ -168,13 +168,13 @@ def _append(response: requests.Response, part: Path, *, start: int, size: int, p
 
 
 def _version(response: requests.Response) -> str:
-    """What names this version of the file for If-Range: a strong ETag, else the date; empty never matches, so starts anew."""
+    """Identifier of this version for If-Range: a strong ETag, else the date; empty never matches, which restarts."""
     etag = str(response.headers.get("ETag", ""))
     return etag if etag and not etag.startswith("W/") else str(response.headers.get("Last-Modified", ""))
 
 
 def _ask(method: str, url: str) -> requests.Response:
-    """A small request, repeated while the connection breaks or the server is unwell."""
+    """Send a small request, repeated while the connection breaks or the server has an error."""
     for wait_s in (*_BACKOFF_S, None):
         try:
             response = requests.request(method, url, headers=_PLAIN, timeout=_TIMEOUT_S, allow_redirects=True)
