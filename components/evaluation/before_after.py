@@ -1,6 +1,7 @@
-"""What a network finds in a few images before it learns: half of a picture that says what training was good for.
+"""Detections of the untrained network in a few images, to be drawn beside those of the trained one.
 
-Training writes before.json into its run's folder ahead of its first step; evaluation draws plots/before_after.jpg with it.
+Training writes before.json into its run's folder before its first step; evaluation draws plots/before_after.jpg from
+it.
 """
 
 import json
@@ -18,7 +19,7 @@ IMAGES = 4
 
 
 def look_before(untrained: Predictor, index: CocoIndex, run_dir: Path) -> None:
-    """Write what a network finds in IMAGES images of a split, from all over it, as it is now."""
+    """Write the network's current detections in IMAGES images, spread over a split."""
     found = untrained.objects(_images(index), batch_size=1, score_threshold=DRAWN_SCORE)
     content = {
         "data_hash": index.data_hash,
@@ -28,9 +29,9 @@ def look_before(untrained: Predictor, index: CocoIndex, run_dir: Path) -> None:
 
 
 def read_before(run_dir: Path, index: CocoIndex) -> dict[int, list[Object]]:
-    """What was found in each of the images, by their places in a split; nothing where before.json is absent or of other data."""
+    """Read objects by index of the image in a split; empty if before.json is missing or belongs to other data."""
     path = run_dir / FILE_NAME
-    if not path.is_file():  # the run is of an older version
+    if not path.is_file():  # a run of an older version
         return {}
     content = json.loads(path.read_text(encoding="utf-8"))
     if content["data_hash"] != index.data_hash:  # another split, or prepared anew

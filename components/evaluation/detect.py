@@ -1,4 +1,4 @@
-"""Detections of a whole split, its batches shared among the processes."""
+"""Detection on a whole split, with its batches divided among the processes."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ from model.structures import Batch, Detections
 
 @dataclass(frozen=True)
 class Results:
-    """What a model found in a split: COCO results of boxes (or proposals) and masks in the same order, and tensors an image."""
+    """Detections in a split: COCO results of boxes (or proposals) and of masks, in one order, and tensors per image."""
 
     bbox: list[dict[str, Any]]
     segm: list[dict[str, Any]]  # empty without a mask head
-    tensors: list[dict[str, Any]]  # empty unless they were asked for
+    tensors: list[dict[str, Any]]  # empty without keep_tensors
     task: str = "mask"  # model.task
 
 
@@ -38,13 +38,13 @@ def detect(
     dtype: str = "float32",
     keep_tensors: bool = False,
 ) -> Results | None:
-    """Run a model over every image of a split, its batches shared among the processes; augmented as `evaluate` says.
+    """Run a model on every image of a split, with batches divided among the processes and augmented by `evaluate`.
 
     Args:
-        keep_tensors: also keep what the network computed; for COCO's 5,000 val images that is about a GiB of memory.
+        keep_tensors: also keep the network's outputs: about 1 GiB of memory for COCO's 5,000 val images.
 
     Returns:
-        What all processes found, in an order that does not depend on their number; None in all but rank 0.
+        Results of all processes, in an order that does not depend on their number; None except on rank 0.
     """
     device, shard = next(model.parameters()).device, (rank(), world_size())
     batches: Iterable[tuple[Batch, Detections]]
@@ -71,7 +71,7 @@ def detect(
 
 
 def _tensors(batch: Batch, detections: Detections) -> list[dict[str, Any]]:
-    """Each image's detections without padding; boxes in original pixels."""
+    """Detections of each image without padding; boxes in original pixels."""
     boxes = original_boxes(batch, detections)
     tensors = []
     for n, count in enumerate(detections.num_detections.tolist()):

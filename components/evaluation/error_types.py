@@ -1,7 +1,8 @@
-"""Why a model is not better: TIDE's kinds of error, and the images it does best and worst on. Both are hotcoco's.
+"""Error analysis with hotcoco: TIDE's error types, and the images with the best and worst scores.
 
-ΔAP of a kind is by how much AP at IoU 0.50 would rise if an oracle mended all errors of that kind, each kind alone.
-Source: TIDE (arXiv:2008.08115); IoU of 0.5 makes a hit, IoU under 0.1 is background. Regions of crowds count as no error.
+ΔAP of an error type is the gain in AP at IoU 0.50 if an oracle fixed all errors of that type, each type alone.
+Source: TIDE (arXiv:2008.08115); an IoU of at least 0.5 is a hit, an IoU below 0.1 is background. Crowd regions count as
+no error.
 """
 
 import json
@@ -12,20 +13,20 @@ from typing import Any
 from model.scoring.coco import load_ground_truth
 from model.scoring.names import Task
 
-SURE_SCORE = 0.5  # detections below it say nothing of an image
+SURE_SCORE = 0.5  # detections below it do not count in an image's score
 KINDS = {
     "Cls": ("class", "right place, wrong class"),
     "Loc": ("localisation", "right class, IoU from 0.1 to 0.5"),
     "Both": ("both", "wrong class, IoU from 0.1 to 0.5"),
-    "Dupe": ("duplicate", "the object was found already, by a surer detection"),
-    "Bkg": ("background", "no object has an IoU of 0.1 with it"),
-    "Miss": ("missed", "no detection accounts for the object, not even a wrong one"),
+    "Dupe": ("duplicate", "the object already has a detection of higher score"),
+    "Bkg": ("background", "no object has an IoU of 0.1 with the detection"),
+    "Miss": ("missed", "no detection matches the object, not even a wrong one"),
 }
 
 
 @dataclass(frozen=True)
 class ErrorKind:
-    """One kind of error over a whole split."""
+    """One error type over a whole split."""
 
     name: str
     meaning: str
@@ -35,7 +36,7 @@ class ErrorKind:
 
 @dataclass(frozen=True)
 class ErrorTypes:
-    """All kinds, and the AP that they are measured from."""
+    """All error types, and the AP that ΔAP refers to."""
 
     ap50: float
     kinds: list[ErrorKind]
@@ -43,7 +44,7 @@ class ErrorTypes:
 
 @dataclass(frozen=True)
 class ImageScore:
-    """How well one image went: F1 at IoU 0.5 over the detections of at least SURE_SCORE, classes told apart."""
+    """Score of one image: F1 at IoU 0.5 over the detections of at least SURE_SCORE, per class."""
 
     image_id: int
     f1: float
@@ -53,7 +54,7 @@ class ImageScore:
 
 
 class ErrorAnalysis:
-    """Ground truth of a split, against which results of models are held.
+    """Ground truth of a split, for the analysis of results.
 
     Raises:
         ImportError: from the constructor, if hotcoco is not installed.
@@ -66,14 +67,14 @@ class ErrorAnalysis:
         self._ground_truth = hotcoco.COCO(load_ground_truth(ground_truth).dataset)
 
     def error_types(self, results: Path, task: Task) -> ErrorTypes:
-        """TIDE's error types of a file of COCO results."""
+        """Compute TIDE's error types of a file of COCO results."""
         found = self._evaluated(_read(results), task).tide_errors(pos_thr=0.5, bg_thr=0.1)
         counts, delta_ap = found["counts"], found["delta_ap"]
         kinds = [ErrorKind(name, meaning, counts[key], delta_ap[key]) for key, (name, meaning) in KINDS.items()]
         return ErrorTypes(found["ap_base"], kinds)
 
     def image_scores(self, results: Path, task: Task) -> list[ImageScore]:
-        """Of every image that holds an object or a detection, the worst image first."""
+        """Score every image that has an object or a detection, worst first."""
         sure = [result for result in _read(results) if result["score"] >= SURE_SCORE]
         summary = self._evaluated(sure, task).image_diagnostics(iou_thr=0.5)["img_summary"]
         scores = [
@@ -90,7 +91,7 @@ class ErrorAnalysis:
 
 
 def extremes(scores: list[ImageScore], count: int) -> tuple[list[ImageScore], list[ImageScore]]:
-    """The worst `count` images, and as many of the best that are not among them, with the most hits first."""
+    """Return the worst `count` images, and up to `count` of the best among the others, most hits first."""
     worst = scores[:count]
     rest = sorted(scores[count:], key=lambda x: (-x.f1, -x.hits, x.image_id))
     return worst, [score for score in rest if score.hits][:count]

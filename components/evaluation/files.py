@@ -1,4 +1,4 @@
-"""The files that an evaluation leaves: evaluation.json, inference/, plots/."""
+"""Output files of an evaluation: evaluation.json, inference/, plots/."""
 
 import shutil
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ from model.scoring.names import KINDS, TITLES
 def evaluation_report(
     evaluation: CocoEvaluation | None, results: Results, index: CocoIndex, checkpoint: str
 ) -> dict[str, Any]:
-    """The content of evaluation.json; scores are null where they were not computed."""
+    """Content of evaluation.json; scores are null if not computed."""
     return {
         **{kind: evaluation and evaluation.scores[kind] for kind in KINDS[results.task]},
         "per_class": evaluation and evaluation.per_class,
@@ -45,17 +45,17 @@ def evaluation_report(
 
 
 def write_inference(folder: Path, results: Results, evaluation: CocoEvaluation | None) -> None:
-    """bbox.json and segm.json, or proposals.json (COCO results), predictions.pth (a dictionary of tensors an image), coco_results.pth (scores).
+    """Write the results: bbox.json and segm.json, or proposals.json (COCO results), and two files of tensors.
 
-    Of another model's files in the folder none stays. coco_results.pth is not written when there was no evaluation. Both .pth load with
-    `weights_only=True`.
+    predictions.pth has a dictionary of tensors per image, coco_results.pth the scores, if they were computed; both load
+    with `weights_only=True`. Files of an earlier model in this folder are removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for kind in TITLES:
         (folder / f"{kind}.json").unlink(missing_ok=True)
     for kind in KINDS[results.task]:
         found = results.segm if kind == "segm" else results.bbox
-        write_atomically(folder / f"{kind}.json", orjson.dumps(found).decode())  # json takes ten times as long
+        write_atomically(folder / f"{kind}.json", orjson.dumps(found).decode())  # json is ten times slower
     _save(results.tensors, folder / "predictions.pth")
     scores_path = folder / "coco_results.pth"
     if evaluation is None:
@@ -73,8 +73,8 @@ def write_plots(
     ground_truth: COCO,
     drawn_images: int,
 ) -> None:
-    """The folder plots/: curves (of proposals there are none), predictions/<image id>.jpg of some images from all over the split, and a few of
-    them before and after training.
+    """Write plots/: curves (none for proposals), predictions/<image id>.jpg of images spread over the split, and a few
+    images before and after training.
     """
     folder = run_dir / "plots"
     class_names = NAMES_OF_PROPOSALS if results.task == "proposals" else index.class_names
@@ -96,7 +96,7 @@ def write_plots(
 
 
 def _objects(results: Results, image_id: int, category_ids: Sequence[int]) -> list[Object]:
-    """Those of one image."""
+    """Objects found in one image."""
     places = [k for k, result in enumerate(results.bbox) if result["image_id"] == image_id]
     masks = [results.segm[k] for k in places] if results.segm else []
     return objects_of([results.bbox[k] for k in places], masks, category_ids)

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: precision over recall, and predictions beside the ground truth."""
+"""Plots of an evaluation: precision over recall, and predictions beside the ground truth."""
 
 import csv
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ _TITLES = {"bbox": "boxes", "segm": "masks"}
 
 
 def plot_precision_recall(evaluation: CocoEvaluation, path: Path) -> None:
-    """A PNG with a panel for boxes and, where there are masks, one for them, and a curve for each IoU threshold."""
+    """Plot a PNG with one panel for boxes and one for masks, if any, and one curve per IoU threshold."""
     figure = Figure(figsize=(0.5 + 5.25 * len(evaluation.precision), 4.8), layout="constrained")
     panels = figure.subplots(1, len(evaluation.precision), sharex=True, sharey=True, squeeze=False)[0]
     for panel, task in zip(panels, evaluation.precision, strict=True):
@@ -42,7 +42,7 @@ def plot_precision_recall(evaluation: CocoEvaluation, path: Path) -> None:
 
 
 def write_precision_recall(evaluation: CocoEvaluation, path: Path) -> None:
-    """The same curves as a table for DVC: recall, and precision of boxes and masks at IoU 0.50, 0.75 and on average; none of masks without them."""
+    """Write the curves as CSV for DVC: recall, and precision of boxes and masks at IoU 0.50, 0.75 and on average."""
     columns: dict[str, Sequence[float]] = {"recall": RECALL_THRESHOLDS}
     for task, precision in evaluation.precision.items():
         curves = (precision[0], precision[5], precision.mean(axis=0))
@@ -63,11 +63,11 @@ def draw_comparison(
     class_names: Sequence[str] = (),
     before: Sequence[Object] | None = None,
 ) -> Image.Image:
-    """Image i of a split in a row of panels: annotated, and with the objects found of at least DRAWN_SCORE.
+    """Draw image i of a split as a row of panels: ground truth, and objects with a score of at least DRAWN_SCORE.
 
     Args:
-        class_names: what objects are called; the names of the split where none are given.
-        before: what the network found before it learnt, for a panel between the two.
+        class_names: names of the labels; by default those of the split.
+        before: objects found before training, for a panel between the two.
     """
     pixels = read_image(index.image_path(i), apply_exif=bool(index.apply_exif[i]))
     annotations = ground_truth.imgToAnns[int(index.image_ids[i])]
@@ -89,7 +89,7 @@ def draw_comparison(
 
 
 def draw_objects(pixels: Pixels, objects: Sequence[Object], class_names: Sequence[str]) -> Image.Image:
-    """What a Predictor found in one image, drawn on it."""
+    """Draw the objects of a Predictor on their image."""
     return draw_detections(
         pixels,
         [found["bbox"] for found in objects],
@@ -103,7 +103,10 @@ def draw_objects(pixels: Pixels, objects: Sequence[Object], class_names: Sequenc
 def objects_of(
     bbox_results: Sequence[dict[str, Any]], segm_results: Sequence[dict[str, Any]], category_ids: Sequence[int]
 ) -> list[Object]:
-    """COCO results of one image, box k and, unless there are none, mask k of one detection, as a Predictor tells them, but for class names."""
+    """One image's COCO results as Predictor objects (without class names).
+
+    bbox_results[k] and segm_results[k] belong together; segm_results may be empty.
+    """
     outlines = [{"segmentation": result["segmentation"]} for result in segm_results] or [{}] * len(bbox_results)
     return [
         {"label": _label(result, category_ids), "score": result["score"], "bbox": _xyxy(result["bbox"])} | outline
@@ -112,12 +115,12 @@ def objects_of(
 
 
 def spread(count: int, wanted: int) -> list[int]:
-    """At most `wanted` of `count` places, evenly apart."""
+    """Indices of up to `wanted` of `count` items, evenly spaced."""
     return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(int)).tolist()
 
 
 def _label(record: dict[str, Any], category_ids: Sequence[int]) -> int:
-    """Of an annotation or a result: 1 for the first category."""
+    """Label of an annotation or a result: 1 for the first category."""
     return category_ids.index(record["category_id"]) + 1
 
 

@@ -1,4 +1,4 @@
-"""From detections to scores, and their names in MLflow."""
+"""Scores of detections, and their names in MLflow."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ _NOT_IN_METRIC_NAMES = r"[^\w\-. ]"
 
 
 def evaluate_model(model: MaskRCNN, config: Config) -> CocoEvaluation:
-    """Score a model that is still in training on `evaluate.split`, without test-time augmentation; nothing is written."""
+    """Score a model during training on `evaluate.split`, without test-time augmentation; writes nothing."""
     index = CocoIndex.open(config.data.prepared_dir, config.evaluate.split)
     plain = EvaluateConfig(batch_size=config.evaluate.batch_size)
     results = detect(model, index, config.data, plain, dtype=config.train.dtype)
@@ -31,7 +31,7 @@ def evaluate_model(model: MaskRCNN, config: Config) -> CocoEvaluation:
 
 
 def score(ground_truth: Path | COCO, results: Results, backend: AnyBackend) -> CocoEvaluation:
-    """AP of boxes and, where the model has them, of masks; of a model of proposals, their recall."""
+    """Score results: AP of boxes and masks, or the recall of proposals."""
     if results.task == "proposals":
         return evaluate_proposals(ground_truth, results.bbox, backend=backend)
     segm = results.segm if results.task == "mask" else None
@@ -39,14 +39,14 @@ def score(ground_truth: Path | COCO, results: Results, backend: AnyBackend) -> C
 
 
 def score_metrics(evaluation: CocoEvaluation) -> dict[str, float | None]:
-    """Scores under their MLflow names: `ap/bbox`, `ap50/segm`, `ar1000/proposals`, …"""
+    """Scores by MLflow name: `ap/bbox`, `ap50/segm`, `ar1000/proposals`, …"""
     return {
         f"{name.lower()}/{kind}": value for kind, scores in evaluation.scores.items() for name, value in scores.items()
     }
 
 
 def class_metrics(evaluation: CocoEvaluation) -> dict[str, float | None]:
-    """AP of each class under its MLflow name: `class_ap/segm/traffic light`, …; what such names cannot hold is `_`."""
+    """AP of each class by MLflow name: `class_ap/segm/traffic light`, …; invalid characters become `_`."""
     return {
         f"class_ap/{task}/{re.sub(_NOT_IN_METRIC_NAMES, '_', name)}": ap
         for name, scores in evaluation.per_class.items()
