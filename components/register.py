@@ -1,8 +1,9 @@
-"""Take a trained model into MLflow's registry: `maskrcnn register [RUN]`, where RUN is a run's folder (train.output_dir by default).
+"""Register a trained model in MLflow: `maskrcnn register [RUN]`; RUN is a run's folder (default: train.output_dir).
 
-What is registered is the checkpoint that `maskrcnn evaluate` scored last, if it reaches registry.min_bbox_ap and registry.min_segm_ap.
-It loads without this program: mlflow.pyfunc.load_model("models:/maskrcnn@champion").predict([bytes of an image file]), or
-`mlflow models serve`. The alias `champion` moves to it if it beats the present champion on the same data.
+The checkpoint that `maskrcnn evaluate` scored last is registered if it reaches registry.min_bbox_ap and
+registry.min_segm_ap. It loads without this package, with
+mlflow.pyfunc.load_model("models:/maskrcnn@champion").predict([bytes of an image file]) or `mlflow models serve`.
+The alias `champion` moves to it if it beats the current champion on the same data.
 """
 
 import hashlib
@@ -27,71 +28,71 @@ from model.scoring.names import TASKS, TITLES
 
 @dataclass(frozen=True)
 class Scored:
-    """How well a checkpoint did, and on what."""
+    """Scores of a checkpoint, and the data they refer to."""
 
-    ap: dict[str, float]  # by task: bbox, and segm where there are masks; none of proposals
+    ap: dict[str, float]  # IoU type (bbox, segm) → AP; empty for proposals
     data_hash: str
 
     def tags(self) -> dict[str, str]:
-        """As a version carries it."""
+        """The scores as tags of a registry version."""
         return {f"ap/{task}": repr(ap) for task, ap in self.ap.items()} | {"evaluation.data_hash": self.data_hash}
 
     @staticmethod
     def of_tags(tags: dict[str, str]) -> "Scored":
-        """What `tags` wrote."""
+        """Parse the tags written by `tags`."""
         ap: dict[str, float] = {task: float(tags[f"ap/{task}"]) for task in TASKS if f"ap/{task}" in tags}
         return Scored(ap, tags.get("evaluation.data_hash", ""))
 
 
 @dataclass(frozen=True)
 class RegisterResult:
-    """What came of it."""
+    """Outcome of a registration."""
 
-    version: str | None  # None where the model is not good enough
+    version: str | None  # None if the model is not good enough
     is_champion: bool
-    told: str  # why
-    model_uri: str = ""  # as MLflow loads it
+    reason: str
+    model_uri: str = ""  # URI for mlflow.pyfunc.load_model
 
 
 def run(config: Config) -> RegisterResult:
-    """Register the evaluated checkpoint of `train.output_dir`, unless it scored too little; the same one twice is one version.
+    """Register the evaluated checkpoint of `train.output_dir` if its scores suffice; a checkpoint has only one version.
 
     Raises:
-        UserError: if there is no evaluation, or its checkpoint is gone.
+        UserError: if there is no evaluation, or its checkpoint is missing.
         TrackingError: if MLflow is off, or cannot be reached.
     """
     if not config.tracking.enabled:
-        raise TrackingError("tracking.enabled: must be true to register a model, which MLflow keeps; got false")
+        raise TrackingError("tracking.enabled: must be true to register a model in MLflow, got false")
     run_dir = config.train.output_dir
     checkpoint, scored = read_evaluation(run_dir / "evaluation.json")
     if lacking := shortfall(config, scored):
         result = RegisterResult(None, False, f"not registered: {lacking}")
     else:
         result = _register(config, run_dir / checkpoint, scored)
-    Console().print(result.told, highlight=False, soft_wrap=True)
+    Console().print(result.reason, highlight=False, soft_wrap=True)
     return result
 
 
 def read_evaluation(path: Path) -> tuple[str, Scored]:
-    """The checkpoint that an evaluation.json is about, and its scores.
+    """Read the evaluated checkpoint's name and scores from an evaluation.json.
 
     Raises:
-        UserError: if the file is absent, or has no scores.
+        UserError: if the file is missing or has no scores.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such evaluation; `maskrcnn evaluate` scores a model, which registering needs")
+        raise UserError(f"{path}: no such evaluation; score the model with `maskrcnn evaluate` before registering it")
     document = json.loads(path.read_text(encoding="utf-8"))
     scores = {task: document.get(task) or {} for task in TASKS}
     ap: dict[str, float] = {task: of_task["AP"] for task, of_task in scores.items() if of_task.get("AP") is not None}
     if not ap and not document.get("proposals"):
-        raise UserError(f"{path}: must hold AP, but has none; evaluate on annotated images, without evaluate.skip_eval")
+        raise UserError(f"{path}: must have AP, got none; evaluate on annotated images, without evaluate.skip_eval")
     return document["checkpoint"], Scored(ap, document["data_hash"])
 
 
 def shortfall(config: Config, scored: Scored) -> str:
-    """Which AP is below its registry.min_…, in words; empty where none is."""
+    """Reason why the scores do not suffice: each AP below its registry.min_…; empty if they do."""
     if not scored.ap:
-        return "proposals have no AP, by which models are chosen"
+        return "proposals have no AP, which registration requires"
     minima = {"bbox": config.registry.min_bbox_ap, "segm": config.registry.min_segm_ap}
     lacking = [
         f"{TITLES[task]} AP {scored.ap.get(task, 0.0):.4f} is below registry.min_{task}_ap {minima[task]:.4f}"
@@ -102,20 +103,20 @@ def shortfall(config: Config, scored: Scored) -> str:
 
 
 def beats(version: Version, champion: Version | None) -> tuple[bool, str]:
-    """Whether a version should be champion, and why, by mask AP, or by box AP where one of the two has no masks."""
+    """Decide if a version should be champion, and why: by mask AP, or by box AP if one of the two has no masks."""
     if champion is None:
-        return True, "the champion, as the first"
+        return True, "the champion, as the first version"
     if champion.number == version.number:
-        return True, "the champion already"
+        return True, "already the champion"
     new, old = Scored.of_tags(version.tags), Scored.of_tags(champion.tags)
     if new.data_hash != old.data_hash:
         return False, (
-            f"not the champion: version {champion.number}, which is, was evaluated on other data; evaluate that run on this "
+            f"not the champion: the champion, version {champion.number}, was evaluated on other data; evaluate its run on this "
             "data and register it again, or set the alias in MLflow"
         )
     task = next((task for task in ("segm", "bbox") if task in new.ap and task in old.ap), None)
     if task is None:
-        return False, f"not the champion: version {champion.number}, which is, has no AP to compare with"
+        return False, f"not the champion: the champion, version {champion.number}, has no AP to compare with"
     comparison = f"{TITLES[task]} AP {new.ap[task]:.4f} against {old.ap[task]:.4f} of version {champion.number}"
     is_better = new.ap[task] > old.ap[task]
     return is_better, f"{'the new champion' if is_better else 'not the champion'}: {comparison}"
@@ -125,20 +126,20 @@ def _register(config: Config, checkpoint: Path, scored: Scored) -> RegisterResul
     name, uri = config.registry.model_name, tracking_uri(config.tracking)
     trained = load_trained(config, str(checkpoint))
     with open_tracker(trained.config, run_dir=config.train.output_dir, metrics_csv=False):
-        pass  # the run exists from here on, and has what earlier stages could not send
+        pass  # opening the tracker creates the run and sends what earlier stages could not
     run_id = delivered_run(config.train.output_dir)
     with answers(uri):
         registry = Registry(uri, name)
         version = _version(registry, run_id, trained, scored, config.predict)
-        is_champion, why = beats(version, registry.champion())
+        is_champion, verdict = beats(version, registry.champion())
         if is_champion:
             registry.crown(version)
-    told = f"{name} version {version.number}: {why}"
-    return RegisterResult(version.number, is_champion, told, f"models:/{name}/{version.number}")
+    reason = f"{name} version {version.number}: {verdict}"
+    return RegisterResult(version.number, is_champion, reason, f"models:/{name}/{version.number}")
 
 
 def _version(registry: Registry, run_id: str, trained: Trained, scored: Scored, predict: PredictConfig) -> Version:
-    """The version that this checkpoint is: a new one, or the one it became before, with its newest scores."""
+    """Return the checkpoint's version: a new one, or its existing one with updated scores."""
     with trained.loaded.path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     identity = {"run_id": run_id, "checkpoint_sha256": digest}
@@ -159,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
         args, config = parse(parser, argv)
         if len(args.operands) > 1:
-            raise UserError(f"register takes one run, got {' '.join(args.operands)}")
+            raise UserError(f"register: must have at most one run, got {' '.join(args.operands)}")
         for run_dir in args.operands:
             train = config.train.model_copy(update={"output_dir": Path(run_dir)})
             config = config.model_copy(update={"train": train})

@@ -1,6 +1,7 @@
-"""Results as artifacts of a pipeline: metadata for its lineage, and a small document or page that its user interface shows.
+"""Artifacts of pipeline steps: metadata for lineage, and a small document or page for Kubeflow's user interface.
 
-Data and weights stay where the stages put them, on a volume, and the final checkpoint in MLflow; an artifact says where that is.
+Data and weights stay on the volume where the stages wrote them, and the final checkpoint in MLflow; artifacts only
+refer to them.
 """
 
 import base64
@@ -29,19 +30,19 @@ _MIME = {".png": "image/png", ".jpg": "image/jpeg"}
 
 
 class Artifact(Protocol):
-    """An output of a component, as kfp gives it."""
+    """Output of a component, as passed by kfp."""
 
     path: str
     metadata: dict[str, Any]
 
 
 def describe_raw(raw: Artifact, config: Config, result: DownloadResult) -> None:
-    """The raw data set: which, and where."""
+    """Describe the raw data set: its source and location."""
     _describe(raw, {"source": config.data.source, "raw_dir": str(result.raw_dir), "changed": result.changed})
 
 
 def describe_dataset(dataset: Artifact, result: PrepareResult) -> None:
-    """The prepared data set: its hashes and sizes; the whole report as its content."""
+    """Describe the prepared data set by hashes and sizes, with the whole report as content."""
     facts: dict[str, Any] = {"prepared_dir": str(result.prepared_dir), "commit": git_commit()}
     for split, report in result.splits.items():
         facts |= {f"{split}_data_hash": report.data_hash, f"{split}_images": report.images}
@@ -49,16 +50,16 @@ def describe_dataset(dataset: Artifact, result: PrepareResult) -> None:
 
 
 def describe_model(model: Artifact, config: Config) -> None:
-    """The trained model: its last checkpoint, what it learned from, and its MLflow run.
+    """Describe the trained model: its last checkpoint, its training data and its MLflow run.
 
     Raises:
-        CheckpointError: if there is none where this step looks.
+        CheckpointError: if this step finds no checkpoint.
     """
     run_dir = config.train.output_dir
     checkpoint = last_checkpoint(run_dir)
     if checkpoint is None:
         raise CheckpointError(
-            f"{run_dir}: must hold a checkpoint now that training has ended; this step and the training job must see the same volume "
+            f"{run_dir}: must have a checkpoint after training, got none; this step and the training job must mount the same volume "
             "(cluster.volumes)"
         )
     data_hash = CocoIndex.open(config.data.prepared_dir, "train").data_hash
@@ -72,7 +73,7 @@ def describe_model(model: Artifact, config: Config) -> None:
 
 
 def describe_evaluation(metrics: Artifact, page: Artifact, config: Config) -> None:
-    """AP under MLflow's names, and a page with the scores, the curves and some drawings."""
+    """Describe an evaluation: AP by MLflow name, and a page with scores, curves and some drawings."""
     run_dir = config.train.output_dir
     evaluation = json.loads((run_dir / "evaluation.json").read_text(encoding="utf-8"))
     scores = {kind: evaluation[kind] or {} for kind in TITLES if kind in evaluation}
@@ -94,14 +95,14 @@ def describe_evaluation(metrics: Artifact, page: Artifact, config: Config) -> No
 
 
 def describe_predictions(page: Artifact, result: PredictResult) -> None:
-    """A page of drawn images, each with the number of objects found."""
+    """Write a page of drawn images, with the number of objects in each."""
     rows = [[image["file"], str(len(image["detections"]))] for image in result.images]
     drawn = [result.output / image["drawing"] for image in result.images]
     _write_page(page, f"{len(result.images)} images", ["image", "objects"], rows, drawn)
 
 
 def describe_benchmark(metrics: Artifact, result: BenchmarkResult) -> None:
-    """The figures that MLflow gets too."""
+    """Describe a benchmark by the figures that MLflow also gets."""
     measured = {name: module for name, (_, module) in MEASURES.items() if name in result.report}
     figures = {
         key: value for name, module in measured.items() for key, value in module.metrics(result.report[name]).items()
@@ -110,16 +111,16 @@ def describe_benchmark(metrics: Artifact, result: BenchmarkResult) -> None:
 
 
 def describe_registration(registered: Artifact, config: Config, result: RegisterResult | None) -> None:
-    """What became of a model that may be good enough; None where MLflow is off."""
+    """Describe the outcome of a registration; the result is None if MLflow is off."""
     if result is None:
-        _describe(registered, {"told": "not registered: tracking.enabled is false"})
+        _describe(registered, {"reason": "not registered: tracking.enabled is false"})
         return
-    facts = {"told": result.told, "version": result.version, "is_champion": result.is_champion}
+    facts = {"reason": result.reason, "version": result.version, "is_champion": result.is_champion}
     _describe(registered, facts | {"name": config.registry.model_name, "model_uri": result.model_uri})
 
 
 def describe_study(metrics: Artifact, page: Artifact, result: StabilityResult) -> None:
-    """Mean and deviation of AP over the seeds, and a page with the table and the picture."""
+    """Describe a study: mean and standard deviation of AP over the seeds, and a page with table and plot."""
     figures: dict[str, Any] = {}
     rows, report = [], result.report
     for task in TASKS:
@@ -135,13 +136,13 @@ def describe_study(metrics: Artifact, page: Artifact, result: StabilityResult) -
 
 
 def _describe(artifact: Artifact, facts: Mapping[str, Any], document: Mapping[str, Any] | None = None) -> None:
-    """Metadata, and a document in JSON: the same facts where there is no other. What is unknown is left out of the metadata."""
+    """Set the metadata without unknown facts, and write a JSON document, by default of the same facts."""
     artifact.metadata.update({name: value for name, value in facts.items() if value is not None})
     Path(artifact.path).write_text(json.dumps(document or facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _mlflow(run_dir: Path) -> dict[str, str]:
-    """The run's id and server, and where a browser finds it."""
+    """MLflow run of a folder: id, server and link."""
     path = run_dir / "mlflow_run.json"
     if not path.is_file():
         return {}
@@ -157,7 +158,7 @@ def _pictures(folder: Path) -> list[Path]:
 def _write_page(
     page: Artifact, title: str, header: list[str], rows: Iterable[list[str]], pictures: Iterable[Path]
 ) -> None:
-    """One HTML file that needs no other: a table and the first few pictures."""
+    """Write a self-contained HTML file with a table and the first few pictures."""
     lines = [_row("th", header), *(_row("td", row) for row in rows)]
     shown = [path for path in pictures if path.is_file()][:_SHOWN_PICTURES]
     text = (

@@ -1,8 +1,8 @@
-"""The stages as components of Kubeflow Pipelines. A component is a name and types around its stage; none does anything of its own.
+"""Stages as components of Kubeflow Pipelines: thin wrappers with names and types, without logic of their own.
 
-`params` is the text of a parameter file, `overrides` a list of `section.key=value`; both reach every step unchanged. What a step
-passes on by its artifacts is an order and a lineage: the data themselves lie where the configuration says.
-kfp sends the source of these functions to their pods, so each imports what it needs. The image has this package, and kfp.
+`params` is the text of a parameter file, `overrides` a list of `section.key=value`; both reach every step unchanged.
+Artifacts only carry order and lineage between steps: the data lie where the configuration says. kfp sends the source of
+these functions to their pods, so each imports what it needs. The image has this package and kfp.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from kfp.dsl import HTML, Dataset, Input, Metrics, Model, Output
 
 
 def _component(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A component that installs nothing; pipelines/placement.py says which image it runs in. Locally it is this Python."""
+    """Make a component that installs nothing; pipelines/placement.py sets its image; locally it runs in this Python."""
     return dsl.component(function, base_image="python", install_kfp_package=False)
 
 
@@ -41,7 +41,7 @@ def prepare(params: str, overrides: list[str], raw: Input[Dataset], dataset: Out
 def train(
     params: str, overrides: list[str], dataset: Input[Dataset], model: Output[Model], pipeline_run: str, seed: int = -1
 ) -> None:
-    """Train on the cluster, as the job of cluster.api; follow it to its end."""
+    """Train on the cluster as a job of cluster.api, and follow it to its end."""
     from components import pytorchjob
     from components.kubeflow import artifacts, context
 
@@ -54,7 +54,7 @@ def train(
 def train_here(
     params: str, overrides: list[str], dataset: Input[Dataset], model: Output[Model], pipeline_run: str, seed: int = -1
 ) -> None:
-    """Train where this step runs, in train.processes processes."""
+    """Train in this step, with train.processes processes."""
     from components.kubeflow import artifacts, context
 
     with context.configured(params, overrides, seed) as config:
@@ -66,7 +66,7 @@ def train_here(
 def evaluate(
     params: str, overrides: list[str], model: Input[Model], metrics: Output[Metrics], page: Output[HTML], seed: int = -1
 ) -> None:
-    """Box and mask AP of the last checkpoint."""
+    """Compute box and mask AP of the last checkpoint."""
     from components.kubeflow import artifacts, context
 
     with context.configured(params, overrides, seed) as config:
@@ -76,7 +76,7 @@ def evaluate(
 
 @_component
 def predict(params: str, overrides: list[str], model: Input[Model], page: Output[HTML]) -> None:
-    """Draw what the model finds in some images of the val split."""
+    """Draw the model's detections in some images of the val split."""
     from components import predict
     from components.kubeflow import artifacts, context
 
@@ -86,7 +86,7 @@ def predict(params: str, overrides: list[str], model: Input[Model], page: Output
 
 @_component
 def benchmark(params: str, overrides: list[str], model: Input[Model], metrics: Output[Metrics]) -> None:
-    """Throughput, step time and memory."""
+    """Measure throughput, step time and memory."""
     from components import benchmark
     from components.kubeflow import artifacts, context
 
@@ -96,7 +96,7 @@ def benchmark(params: str, overrides: list[str], model: Input[Model], metrics: O
 
 @_component
 def register(params: str, overrides: list[str], model: Input[Model], registered: Output[Model]) -> None:
-    """Take the model into MLflow's registry, if its AP reaches registry.min_bbox_ap and registry.min_segm_ap."""
+    """Register the model in MLflow if its AP reaches registry.min_bbox_ap and registry.min_segm_ap."""
     from components import register
     from components.kubeflow import artifacts, context
 
@@ -107,7 +107,7 @@ def register(params: str, overrides: list[str], model: Input[Model], registered:
 
 @_component
 def seeds(params: str, overrides: list[str]) -> list[int]:
-    """The seeds of a study, whose MLflow run begins here."""
+    """List the seeds of a study, and start its MLflow run."""
     from components.kubeflow import context
 
     with context.configured(params, overrides) as config:
@@ -119,7 +119,7 @@ def seeds(params: str, overrides: list[str]) -> list[int]:
 def summarise(
     params: str, overrides: list[str], evaluations: Input[list[Metrics]], metrics: Output[Metrics], page: Output[HTML]
 ) -> None:
-    """Mean and deviation of AP over the seeds of a study."""
+    """Compute mean and standard deviation of AP over the seeds of a study."""
     from components import stability
     from components.kubeflow import artifacts, context
 
@@ -129,7 +129,7 @@ def summarise(
 
 @_component
 def finish(params: str, overrides: list[str], is_study: bool, status: dsl.PipelineTaskFinalStatus) -> None:
-    """Mark the MLflow runs finished or failed, however the steps before ended."""
+    """Mark the MLflow runs as finished or failed, however the preceding steps ended."""
     from components.kubeflow import context
 
     with context.configured(params, overrides) as config:

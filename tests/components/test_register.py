@@ -215,10 +215,10 @@ def test_the_alias_moves_to_what_is_better_on_the_same_data_alone(config: Config
     register.run(rescored(config, bbox=0.5, segm=0.4))
     worse = register.run(rescored(another_run(config, "worse"), bbox=0.6, segm=0.3))
     assert (worse.version, worse.is_champion, champion(config)) == ("2", False, "1")
-    assert "mask AP 0.3000 against 0.4000 of version 1" in worse.told
+    assert "mask AP 0.3000 against 0.4000 of version 1" in worse.reason
     strange = register.run(rescored(another_run(config, "strange"), segm=0.9, data_hash="other"))
     assert (strange.version, strange.is_champion, champion(config)) == ("3", False, "1")
-    assert "other data" in strange.told
+    assert "other data" in strange.reason
     better = register.run(rescored(another_run(config, "better"), segm=0.41))
     assert (better.version, better.is_champion, champion(config)) == ("4", True, "4")
 
@@ -233,7 +233,7 @@ def test_a_model_below_the_threshold_is_not_registered(config: Config) -> None:
     strict = with_values(rescored(config, bbox=0.5, segm=0.3), registry={"min_bbox_ap": 0.4, "min_segm_ap": 0.35})
     result = register.run(strict)
     assert result.version is None
-    assert result.told == "not registered: mask AP 0.3000 is below registry.min_segm_ap 0.3500"
+    assert result.reason == "not registered: mask AP 0.3000 is below registry.min_segm_ap 0.3500"
     assert versions(config) == []
 
 
@@ -253,7 +253,7 @@ def test_without_masks_boxes_decide() -> None:
 
 
 @pytest.mark.parametrize(
-    ("evaluation", "told"), [(None, "maskrcnn evaluate"), ({"bbox": None, "segm": None}, "must hold AP")]
+    ("evaluation", "told"), [(None, "maskrcnn evaluate"), ({"bbox": None, "segm": None}, "must have AP")]
 )
 def test_a_run_without_scores_is_refused(config: Config, evaluation: dict[str, Any] | None, told: str) -> None:
     path = config.train.output_dir / "evaluation.json"

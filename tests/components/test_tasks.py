@@ -124,7 +124,7 @@ def test_proposals_are_not_registered_and_the_reason_is_told(runs: dict[str, Con
     tracked = config.model_copy(update={"tracking": config.tracking.model_copy(update={"enabled": True})})
     result = register.run(tracked)
     assert result.version is None
-    assert result.told == "not registered: proposals have no AP, by which models are chosen"
+    assert result.reason == "not registered: proposals have no AP, which registration requires"
 
 
 def test_proposals_are_not_united_over_views(runs: dict[str, Config]) -> None:

@@ -134,7 +134,7 @@ def test_a_failure_is_told_and_marks_the_run_failed(tmp_path: Path):
     """Evaluation finds no data of the split, which training does not need; the run had finished by itself."""
     done = run(tmp_path, "pipelines.cli", "pipeline", "run-local", "evaluate.skip_eval=true", "train.processes=1")
     assert done.returncode == 1
-    assert "must hold AP, but has none" in done.stdout  # of `register`, which needs a score
+    assert "must have AP, got none" in done.stdout  # of `register`, which needs a score
     assert "Inner task failed" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     (found,) = mlflow_runs(tmp_path)

@@ -69,8 +69,8 @@ def test_what_was_compiled_in_cannot_be_overridden_by_a_run(
     with pytest.raises(SystemExit), configured(config_text(config), [word]):
         pass
     told = capsys.readouterr().err
-    assert f"{word.split('=')[0]}: must be as it was compiled into this pipeline" in told
-    assert "compile or submit the pipeline anew" in told
+    assert f"{word.split('=')[0]}: must be the value compiled into this pipeline" in told
+    assert "compile or submit the pipeline again" in told
 
 
 def test_a_job_is_that_of_its_pipeline_run_and_seed(config: Config):
@@ -95,5 +95,5 @@ def test_the_run_is_marked_as_the_pipeline_ended(state: str, status: str, config
 
 def test_without_a_run_there_is_none_to_mark(config: Config, capsys: pytest.CaptureFixture[str]):
     context.end_runs(config, "FAILED", is_study=False)
-    assert "no MLflow run was begun" in capsys.readouterr().out
+    assert "no MLflow run was started" in capsys.readouterr().out
     assert not Path("mlflow.db").exists()
