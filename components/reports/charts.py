@@ -1,6 +1,6 @@
-"""Line charts as SVG text that stands in a page: coloured by the page's style sheet, read out by report.js under the pointer.
+"""Line charts as inline SVG: coloured by the page's style sheet, with values shown under the pointer by report.js.
 
-A series is drawn in the colour of its slot (`.s0`, `.s1`, … of report.css), so that a run has one colour in all charts.
+A series has the colour of its slot (`.s0`, `.s1`, … in report.css), so that a run has one colour in all charts.
 """
 
 import math
@@ -10,15 +10,15 @@ from html import escape
 
 import numpy as np
 
-WIDTH, HEIGHT = 400, 260  # of the viewBox; the page scales it
+WIDTH, HEIGHT = 400, 260  # viewBox, which the page scales
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 40  # margins around the plotted frame
-MAX_POINTS = 160  # of a series: one for every second pixel of the frame
-SLOTS = 6  # colours; the seventh series has the first again
+MAX_POINTS = 160  # per series: one for every second pixel of the frame
+SLOTS = 6  # number of colours; they repeat from the seventh series on
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line: x rises, y may lack values (NaN)."""
+    """One line: x is ascending, y may have gaps (NaN)."""
 
     name: str
     slot: int
@@ -28,7 +28,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Axis:
-    """What an axis shows: its label, its bounds, and whether it is logarithmic."""
+    """Axis of a chart: label, bounds, linear or logarithmic scale."""
 
     label: str
     low: float
@@ -36,7 +36,7 @@ class Axis:
     log: bool = False
 
     def place(self, values: np.ndarray) -> np.ndarray:
-        """Values as fractions of the axis, kept within it."""
+        """Convert values to fractions of the axis, clipped to it."""
         if self.log:
             low, high = math.log10(self.low), math.log10(self.high)
             values = np.log10(np.maximum(values, self.low))
@@ -45,7 +45,7 @@ class Axis:
         return np.clip((values - low) / (high - low), 0, 1)
 
     def ticks(self) -> list[float]:
-        """Round numbers within the bounds, some four to seven."""
+        """Choose about four to seven round numbers within the bounds."""
         if self.log:
             first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
             factors = (1, 2, 5) if self.high / self.low < 300 else (1,)
@@ -58,7 +58,7 @@ class Axis:
 
 
 def line_chart(title: str, series: Sequence[Series], x: Axis, y: Axis) -> str:
-    """An SVG of a chart; its title is its accessible name, and each line tells its last value."""
+    """Draw a chart as SVG; its accessible name has the title and the last value of each line."""
     parts = [
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(_summary(title, series))}">',
         _grid(x, y),
@@ -70,7 +70,7 @@ def line_chart(title: str, series: Sequence[Series], x: Axis, y: Axis) -> str:
 
 
 def thinned(x: Sequence[float], y: Sequence[float], limit: int = MAX_POINTS) -> tuple[list[float], list[float]]:
-    """A long series as means over equal stretches, so that its noise does not hide its course; a short one as it is."""
+    """Reduce a long series to means over equal stretches, which also removes noise; a short one is unchanged."""
     if len(x) <= limit:
         return list(x), list(y)
     places = np.array_split(np.arange(len(x)), limit)
@@ -79,7 +79,7 @@ def thinned(x: Sequence[float], y: Sequence[float], limit: int = MAX_POINTS) -> 
 
 
 def positive_bounds(series: Sequence[Series]) -> tuple[float, float]:
-    """Bounds of a logarithmic axis that holds all positive values."""
+    """Bounds of a logarithmic axis for all positive values."""
     values = np.concatenate([np.asarray(one.y, dtype=float) for one in series])
     values = values[np.isfinite(values) & (values > 0)]
     if not values.size:
@@ -119,7 +119,7 @@ def _grid(x: Axis, y: Axis) -> str:
 
 
 def _line(series: Series, x: Axis, y: Axis) -> str:
-    """The polyline, with its values beside its pixels for report.js."""
+    """Draw a polyline, with its values as attributes for report.js."""
     kept = [(a, b) for a, b in zip(series.x, series.y, strict=True) if math.isfinite(b)]
     xs, ys = [a for a, _ in kept], [b for _, b in kept]
     pixels = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(_across(x, xs), _down(y, ys), strict=True))
@@ -140,7 +140,7 @@ def _down(axis: Axis, values: Sequence[float]) -> list[float]:
 
 
 def _round_up(value: float) -> float:
-    """The next 1, 2 or 5 times a power of ten."""
+    """Round up to 1, 2 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(value))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= value * (1 - 1e-9))
 

@@ -1,4 +1,4 @@
-"""What a report consists of, before it is HTML or Markdown: chapters of text, tables, charts, pictures and commands."""
+"""Elements of a report, independent of HTML or Markdown: chapters of text, tables, charts, pictures and commands."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Picture:
-    """One image as a page shows it."""
+    """One embedded image."""
 
     src: str  # data: URI
     width: int
@@ -17,7 +17,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure with a bar behind it: `share` of the column's full width, in the colour of a slot."""
+    """Table cell with a bar behind its text: `share` of the column's width, in the colour of a slot."""
 
     text: str
     share: float
@@ -29,17 +29,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows below a head; the first cell of a row names it."""
+    """Table with a header; the first cell of a row is its name."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[Cell | str]]
     caption: str = ""
-    folded: bool = False  # shown when asked for
+    folded: bool = False  # collapsed until opened
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawn chart below its title."""
+    """Chart with a title."""
 
     title: str
     svg: str
@@ -47,7 +47,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures of one kind."""
+    """Pictures with a common title."""
 
     title: str
     pictures: Sequence[Picture]
@@ -55,7 +55,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Chapter:
-    """One question that a report answers. `notes` stand above what follows, `commands` below it."""
+    """Chapter of a report: notes first, commands last."""
 
     id: str
     title: str
@@ -67,7 +67,7 @@ class Chapter:
 
 
 def markdown_table(table: Table) -> str:
-    """A table as GitHub reads it; figures, which is all but the first column, stand to the right."""
+    """Format a table as GitHub Markdown, with all but the first column right-aligned."""
     lines = [
         _row(table.head),
         "|" + "---|" + "---:|" * (len(table.head) - 1),

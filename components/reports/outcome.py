@@ -1,6 +1,6 @@
-"""The chapters of a report on what was reached: losses, scores, classes, curves, sizes, errors, pictures.
+"""Report chapters on results: losses, scores, classes, curves, sizes, errors, pictures.
 
-A run has the colour of its place among the runs everywhere. Tables have a column, or a group of columns, for each run.
+Each run has one colour throughout, by its index. Tables have a column, or a group of columns, per run.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,20 +14,20 @@ from components.runs.files import RunData
 from model.scoring.names import TASKS, TITLES
 
 LOSSES = {
-    "loss/total": "all losses together",
+    "loss/total": "total loss",
     "loss/objectness": "RPN: object or not",
     "loss/rpn_box_reg": "RPN: boxes",
     "loss/classifier": "classes",
     "loss/box_reg": "boxes",
     "loss/mask": "masks",
 }
-_NOT_EVALUATED = "No run has been evaluated: `maskrcnn evaluate` does it."
+_NOT_EVALUATED = "No run has been evaluated; run `maskrcnn evaluate`."
 _CURVES = {"50": "IoU 0.50", "75": "IoU 0.75", "mean": "IoU 0.50 to 0.95"}
 _SIZES = {"small": ("s", "under 32² px"), "medium": ("m", "32² to 96² px"), "large": ("l", "over 96² px")}
 
 
 def losses(runs: Sequence[RunData]) -> Chapter:
-    """A chart for each loss, with a line for each run."""
+    """Make the chapter of losses: a chart per loss, with a line per run."""
     charts = []
     for name, title in LOSSES.items():
         series = [_loss(run, slot, name) for slot, run in enumerate(runs) if run.training]
@@ -37,7 +37,7 @@ def losses(runs: Sequence[RunData]) -> Chapter:
             axes = Axis("step", 0, last), Axis(title, *positive_bounds(series), log=True)
             charts.append(Chart(title, line_chart(title, series, *axes)))
     note = (
-        "Means over equal stretches of steps, on a logarithmic scale."
+        "Means over equal intervals of steps, on a logarithmic scale."
         if charts
         else "No run has logged a training step."
     )
@@ -45,7 +45,7 @@ def losses(runs: Sequence[RunData]) -> Chapter:
 
 
 def scores(runs: Sequence[RunData]) -> Chapter:
-    """COCO's scores of boxes and masks, or of proposals."""
+    """Make the chapter of scores: COCO's scores of boxes and masks, or of proposals."""
     columns = _columns(runs, TITLES)
     if not columns:
         return Chapter("scores", "Scores", [_NOT_EVALUATED])
@@ -54,13 +54,13 @@ def scores(runs: Sequence[RunData]) -> Chapter:
     notes = [_evaluated(run) for run in runs if run.scores]
     ending = (
         "Average precision (AP) and recall (AR) as COCO defines them; AP without a number is the mean over IoU 0.50 to 0.95. "
-        "A dash: nothing to find."
+        "A dash means that there is no such object."
     )
     return Chapter("scores", "Scores", [*notes, ending], [Table(["", *_titles(columns)], rows)])
 
 
 def classes(runs: Sequence[RunData]) -> Chapter:
-    """AP of each class as bars, in the order of the first run's last kind: masks, where there are masks."""
+    """Make the chapter of classes: AP per class as bars, sorted by the first run's AP of masks, else of boxes."""
     columns = [column for column in _columns(runs, TASKS) if column.per_class]
     if not columns:
         return Chapter("classes", "Classes", [_NOT_EVALUATED])
@@ -72,12 +72,12 @@ def classes(runs: Sequence[RunData]) -> Chapter:
         [name, str(counts.get(name, DASH)), *(_bar(column.per_class.get(name), column.slot) for column in columns)]
         for name in order
     ]
-    note = f"AP at IoU 0.50 to 0.95, in the order of {first.run.name}'s {TITLES[first.kind]} AP."
+    note = f"AP at IoU 0.50 to 0.95, sorted by {first.run.name}'s {TITLES[first.kind]} AP."
     return Chapter("classes", "Classes", [note], [Table(["class", "instances", *_titles(columns, "AP")], rows)])
 
 
 def curves(runs: Sequence[RunData]) -> Chapter:
-    """Precision over recall, a chart for each task and IoU, with a line for each run."""
+    """Make the chapter of curves: precision over recall, a chart per IoU type and threshold, a line per run."""
     charts = []
     for task, label in ((task, TITLES[task]) for task in TASKS):
         for column, iou in _CURVES.items():
@@ -95,7 +95,7 @@ def curves(runs: Sequence[RunData]) -> Chapter:
 
 
 def sizes(runs: Sequence[RunData]) -> Chapter:
-    """AP and AR of small, medium and large objects."""
+    """Make the chapter of sizes: AP and AR of small, medium and large objects."""
     columns = _columns(runs, TASKS)
     if not columns:
         return Chapter("sizes", "Sizes", [_NOT_EVALUATED])
@@ -109,12 +109,17 @@ def sizes(runs: Sequence[RunData]) -> Chapter:
         for size, (letter, meaning) in _SIZES.items()
         for score in ("AP", "AR")
     ]
-    note = "COCO sorts objects by the area of their masks; the counts are by the area of their boxes, as `prepare` reports them."
+    note = "COCO classifies objects by the area of their masks; the counts, from `prepare`, are by the area of their boxes."
     return Chapter("sizes", "Sizes", [note], [Table(["size", "instances", *_titles(columns)], rows)])
 
 
 def errors(runs: Sequence[RunData], found: dict[str, dict[str, ErrorTypes]], why_not: str = "") -> Chapter:
-    """TIDE's kinds of error by run name and task; a table for each task."""
+    """Make the chapter of errors: TIDE's error types, a table per IoU type.
+
+    Args:
+        found: run name → IoU type → error types.
+        why_not: note if there are none.
+    """
     tables = []
     for task, label in ((task, TITLES[task]) for task in TASKS):
         of_runs = [
@@ -123,7 +128,7 @@ def errors(runs: Sequence[RunData], found: dict[str, dict[str, ErrorTypes]], why
         if not of_runs:
             continue
         worst = max(kind.delta_ap for _, _, types in of_runs for kind in types.kinds) or 1.0
-        head = ["kind", *(f"{name}: {what}" for _, name, _ in of_runs for what in ("errors", "ΔAP50"))]
+        head = ["type", *(f"{name}: {what}" for _, name, _ in of_runs for what in ("errors", "ΔAP50"))]
         rows = []
         for k, kind in enumerate(of_runs[0][2].kinds):
             row: list[Cell | str] = [f"{kind.name}: {kind.meaning}"]
@@ -134,16 +139,16 @@ def errors(runs: Sequence[RunData], found: dict[str, dict[str, ErrorTypes]], why
         base = ", ".join(f"{name} {types.ap50:.3f}" for _, name, types in of_runs)
         tables.append(Table(head, rows, f"{label}: AP50 {base}"))
     note = (
-        "ΔAP50 is by how much AP at IoU 0.50 would rise if all errors of that kind were mended, each kind alone "
+        "ΔAP50 is the gain in AP at IoU 0.50 if all errors of that type were fixed, each type alone "
         "(TIDE, arXiv:2008.08115). Detections of every score count."
     )
-    return Chapter("errors", "Kinds of error", [note] if tables else [why_not], tables)
+    return Chapter("errors", "Error types", [note] if tables else [why_not], tables)
 
 
 def pictures(galleries: Sequence[Gallery]) -> Chapter:
-    """The worst and the best images of each run."""
+    """Make the chapter of pictures: the worst and the best images of each run."""
     shown = [gallery for gallery in galleries if gallery.pictures]
-    note = "Ground truth left, predictions of score 0.5 and above right; images ordered by F1 at IoU 0.5, of masks where there are masks."
+    note = "Left: ground truth; right: predictions with a score of at least 0.5. Images are sorted by F1 at IoU 0.5, of masks if there are any."
     return Chapter(
         "pictures", "Worst and best images", [note] if shown else ["No pictures: see what is missing."], galleries=shown
     )
@@ -157,7 +162,7 @@ def _loss(run: RunData, slot: int, name: str) -> Series:
 
 @dataclass(frozen=True)
 class _Column:
-    """Scores of one kind of one run."""
+    """Scores of one run and IoU type."""
 
     slot: int
     run: RunData
@@ -179,7 +184,7 @@ def _columns(runs: Sequence[RunData], kinds: Iterable[str]) -> list[_Column]:
 
 
 def _titles(columns: Sequence[_Column], what: str = "") -> list[str]:
-    """The run is named where there are several."""
+    """Column titles, with the run's name if there are several runs."""
     is_one = all(column.run is columns[0].run for column in columns)
     return [f"{'' if is_one else column.run.name + ': '}{TITLES[column.kind]} {what}".strip() for column in columns]
 

@@ -1,4 +1,4 @@
-"""Pictures in a report: ground truth beside predictions of the images a model does worst and best on, small enough to stand in the page."""
+"""Pictures of a report: ground truth and predictions of the worst and best images, small enough to be embedded."""
 
 import base64
 import io
@@ -25,11 +25,11 @@ _QUALITIES = (82, 70, 55)
 def worst_and_best(
     index: CocoIndex, results: Mapping[Task, Path], analysis: ErrorAnalysis, *, count: int, budget_bytes: int
 ) -> tuple[list[Picture], list[Picture]]:
-    """At most `count` pictures of each kind.
+    """Draw up to `count` worst and up to `count` best images.
 
     Args:
-        results: files of COCO results of boxes and, where the model has them, of masks in the same order; the last one ranks the images.
-        budget_bytes: of all pictures together, in base64.
+        results: files of COCO results, of boxes and, if any, of masks in the same order; the last one ranks the images.
+        budget_bytes: limit for all pictures together, in base64.
     """
     task, path = list(results.items())[-1]
     worst, best = extremes(analysis.image_scores(path, task), count)
@@ -61,7 +61,7 @@ def _by_image(results: list[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
 
 
 def _embedded(drawing: Image.Image, caption: str, max_bytes: int) -> Picture:
-    """The drawing as WebP in a data URI, as large as the bytes allow; the smallest size, if even that is too large."""
+    """Encode a drawing as WebP in a data URI, as large as max_bytes allows, or else in the smallest size."""
     for width, quality in product(_WIDTHS_PX, _QUALITIES):
         scaled = drawing.copy()
         scaled.thumbnail((width, drawing.height), Image.Resampling.LANCZOS)
@@ -70,5 +70,5 @@ def _embedded(drawing: Image.Image, caption: str, max_bytes: int) -> Picture:
         text = base64.b64encode(stream.getvalue()).decode()
         if len(text) <= max_bytes:
             break
-    alt = f"Ground truth on the left, predictions of score {SURE_SCORE} and above on the right. {caption}"
+    alt = f"Left: ground truth; right: predictions with a score of at least {SURE_SCORE}. {caption}"
     return Picture(f"data:image/webp;base64,{text}", scaled.width, scaled.height, caption, alt)

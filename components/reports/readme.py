@@ -1,8 +1,8 @@
-"""README's tables, made of measured runs: `maskrcnn report --readme RUN…`.
+"""Tables of README.md, generated from measured runs: `maskrcnn report --readme RUN…`.
 
-The figures of each run are kept in docs/results/<run>.json, so that the tables can be made again anywhere and by a test: what stands between
-`<!-- table:NAME -->` and `<!-- /table -->` is a function of those files. A run that is named anew replaces its figures; a file that is
-deleted takes its rows with it. Speed-ups are over plain float32, or tf32 where there is no float32.
+The figures of each run are kept in docs/results/<run>.json, so that the tables can be regenerated anywhere and tested:
+the text between `<!-- table:NAME -->` and `<!-- /table -->` is a function of these files. A run that is given again
+replaces its figures; deleting a file removes its rows. Speed-ups are against plain float32, or TF32 if there is none.
 """
 
 import datetime
@@ -25,18 +25,18 @@ from model.files import write_atomically
 
 RESULTS = Path("docs/results")
 _BLOCK = re.compile(r"(<!-- table:(?P<name>[\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
-_OWN_COLUMN = ("train.dtype", "train.compile", "train.cuda_graph")  # that of the precision
+_OWN_COLUMN = ("train.dtype", "train.compile", "train.cuda_graph")  # shown in the column of the precision
 Record = dict[str, Any]
 
 
 def update_readme(run_dirs: Sequence[Path], root: Path) -> list[str]:
-    """Take up the figures of some runs, and make the tables of `root`/README.md from all that were taken up.
+    """Store the figures of some runs, and regenerate the tables of `root`/README.md from all stored figures.
 
     Returns:
-        The names of the blocks that changed.
+        Names of the blocks that changed.
 
     Raises:
-        UserError: if a folder holds no run, or README marks a table that is none.
+        UserError: if a folder has no run, or README.md marks an unknown table or lacks one.
     """
     folder, readme = root / RESULTS, root / "README.md"
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,10 +51,10 @@ def update_readme(run_dirs: Sequence[Path], root: Path) -> list[str]:
 
 
 def record_of(run_dir: Path) -> Record:
-    """The figures of a run, or of a stability study, that tables are made of.
+    """Read the figures of a run or of a stability study for the tables.
 
     Raises:
-        UserError: if the folder holds neither.
+        UserError: if the folder has neither.
     """
     stability = run_dir / "stability.json"
     record: Record = {"name": run_dir.resolve().name}
@@ -65,27 +65,27 @@ def record_of(run_dir: Path) -> Record:
     if run.evaluation is not None and run.config:
         record["training"] = _training(run)
     if run.benchmark is not None:
-        backbone = run.config.get("model.backbone")  # benchmark.json of earlier versions does not name it
+        backbone = run.config.get("model.backbone")  # missing in benchmark.json of earlier versions
         record["benchmark"] = {"date": _date_of_benchmark(run), "backbone": backbone, **run.benchmark}
     return record
 
 
 def read_records(folder: Path) -> list[Record]:
-    """All figures that were taken up, by name."""
+    """Read all stored figures, sorted by name."""
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
 
 
 def blocks_of(records: Iterable[Record]) -> dict[str, str]:
-    """The Markdown of each table by name; a sentence where nothing was measured."""
+    """Make the Markdown of each table by name; a sentence if nothing was measured."""
     kept = list(records)
     return {name: make(kept) or _nothing(command) for name, (make, command) in _TABLES.items()}
 
 
 def fill_blocks(text: str, blocks: dict[str, str]) -> str:
-    """A document with the content of its marked blocks replaced.
+    """Replace the content of the marked blocks of a document.
 
     Raises:
-        UserError: if it marks a block of an unknown name, or lacks one.
+        UserError: if it marks an unknown block, or lacks one.
     """
     marked = [match["name"] for match in _BLOCK.finditer(text)]
     if sorted(marked) != sorted(blocks):
@@ -96,7 +96,7 @@ def fill_blocks(text: str, blocks: dict[str, str]) -> str:
 
 
 def accuracy_table(records: Sequence[Record]) -> str:
-    """Seed's "training accuracy": AP, training time, and how much sooner a lower precision is there."""
+    """Make "training accuracy", as in NVIDIA's README: AP, training time, and speed-up of lower precisions."""
     trainings = [record["training"] for record in records if "training" in record]
     head = ["training", "hardware", "batch", "precision", "box AP", "mask AP", "box AP50", "mask AP50", "time", "speed-up",
             "made"]  # fmt: skip
@@ -119,18 +119,18 @@ def accuracy_table(records: Sequence[Record]) -> str:
 
 
 def stability_table(records: Sequence[Record]) -> str:
-    """Seed's "training stability test": one table a study."""
+    """Make "training stability test", as in NVIDIA's README: one table per study."""
     studies = [record["stability"] for record in records if "stability" in record]
     return "\n\n".join(f"{tables.markdown_table(study).rstrip()}\n\n{tables.markdown_note(study)}" for study in studies)
 
 
 def training_table(records: Sequence[Record]) -> str:
-    """Seed's "training performance": throughput and speed-up of each precision; then weak scaling over processes."""
+    """Make "training performance", as in NVIDIA's README: throughput and speed-up per precision; then weak scaling."""
     return "\n\n".join(filter(None, (_steps_table(records, "train"), _scaling_table(records))))
 
 
 def inference_table(records: Sequence[Record]) -> str:
-    """Seed's "inference performance": the same of the network alone, without weights to learn."""
+    """Make "inference performance", as in NVIDIA's README: throughput and speed-up per precision."""
     return _steps_table(records, "inference")
 
 
@@ -230,7 +230,7 @@ def _training(run: RunData) -> Record:
 
 
 def _date_of_benchmark(run: RunData) -> str | None:
-    """When its figures were logged: at step 0, which no training has."""
+    """Date on which the benchmark's figures were logged, which is at step 0, unlike training's."""
     times = [
         entry.time_s
         for entry in run.journal
@@ -250,7 +250,7 @@ def _benchmarks(records: Sequence[Record]) -> list[Record]:
 def _speedup(
     one: Record, others: Sequence[Record], *, key: Callable[[Record], Any], value: Callable[[Record], float | None]
 ) -> str:
-    """How many times as fast as the same in plain float32, or else tf32; a dash where that was not measured, or is this."""
+    """Speed-up over the same in plain float32, or else TF32; a dash if that was not measured or is this one."""
     for precision in ("float32", "tf32"):
         if _precision(one) == precision:
             return DASH
@@ -262,7 +262,7 @@ def _speedup(
 
 
 def _precision(one: Record) -> str:
-    """The precision, and what else makes a step faster."""
+    """Precision and enabled accelerators."""
     extras = [label for key, label in (("compile", "compiled"), ("cuda_graph", "CUDA graph")) if one.get(key)]
     return ", ".join([one["dtype"], *extras])
 
@@ -284,7 +284,7 @@ def _case_key(case: Record) -> tuple[Any, ...]:
 
 
 def _title(training: Record) -> str:
-    """The recipe and what was changed there; the precision has a column of its own."""
+    """Recipe and its changed values, without those in the column of the precision."""
     changes = [
         f"{name.rpartition('.')[2]}={json.dumps(value)}"
         for name, value in training["changes"].items()
@@ -304,4 +304,4 @@ def _made(one: Record) -> str:
 
 
 def _nothing(command: str) -> str:
-    return f"Nothing measured yet: `{command}`, then `maskrcnn report --readme RUN`."
+    return f"Not measured yet; run `{command}`, then `maskrcnn report --readme RUN`."

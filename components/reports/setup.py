@@ -1,4 +1,4 @@
-"""The chapters of a report on what was asked and how: question, data, configuration, environment, commands."""
+"""Report chapters on the setup: question, data, configuration, environment, commands."""
 
 import json
 import shlex
@@ -19,7 +19,7 @@ _PLACES = (
     "data.raw_dir",
     "data.prepared_dir",
     "train.output_dir",
-)  # no part of what decides a result, but needed to make it again
+)  # they do not affect a result, but are needed to reproduce it
 _COUNTS = {
     "images": "images",
     "images_without_instances": "images without an instance",
@@ -33,7 +33,7 @@ _HEADLINES = (("bbox", "AP"), ("segm", "AP"), ("bbox", "AP50"), ("segm", "AP50")
 
 
 def question(runs: Sequence[RunData], asked: str) -> Chapter:
-    """What the report is to answer, and the answer in one table."""
+    """Make the chapter of the question, with the answer in one table."""
     shown = [(kind, name) for kind, name in _HEADLINES if any(run.scores.get(kind) for run in runs)]
     head = ["run", *(f"{TITLES[kind]} {name}" for kind, name in shown), "steps", "time in steps"]
     rows = []
@@ -45,7 +45,7 @@ def question(runs: Sequence[RunData], asked: str) -> Chapter:
 
 
 def data(runs: Sequence[RunData]) -> Chapter:
-    """What the runs learned from and were tested on; runs of the same data share a table."""
+    """Make the chapter of training and test data; runs with the same data share a table."""
     tables, notes = [], []
     groups: list[tuple[dict[str, Any], list[str]]] = []
     for run in runs:
@@ -57,7 +57,7 @@ def data(runs: Sequence[RunData]) -> Chapter:
     for report, names in groups:
         if not report:
             notes.append(
-                f"{', '.join(names)}: the prepared data are not where config.yaml says, so they are not counted."
+                f"{', '.join(names)}: the prepared data are not at the path in config.yaml, so there are no counts."
             )
             continue
         rows = [[label, *(_count(report[split], key) for split in report)] for key, label in _COUNTS.items()]
@@ -71,7 +71,7 @@ def data(runs: Sequence[RunData]) -> Chapter:
 
 
 def configuration(runs: Sequence[RunData], nearest: Mapping[str, Nearest]) -> Chapter:
-    """Differences first: between the runs, then to the recipe that each is nearest to; all values folded away."""
+    """Make the chapter of the configuration: differences between runs, then to the nearest recipe, then all values."""
     tables, notes = [], []
     configured = [run for run in runs if run.config]
     names = [run.name for run in configured]
@@ -97,7 +97,7 @@ def configuration(runs: Sequence[RunData], nearest: Mapping[str, Nearest]) -> Ch
 
 
 def environment(runs: Sequence[RunData]) -> Chapter:
-    """Where the runs were made: commit, hardware, versions."""
+    """Make the chapter of the environment: commit, hardware, versions."""
     columns = [_environment(run) for run in runs]
     names = dict.fromkeys(name for column in columns for name in column)
     rows = [[name, *(column.get(name, DASH) for column in columns)] for name in names]
@@ -108,7 +108,7 @@ def environment(runs: Sequence[RunData]) -> Chapter:
 
 
 def reproduce(runs: Sequence[RunData], nearest: Mapping[str, Nearest]) -> Chapter:
-    """The commands that make the runs, and this report, again."""
+    """Make the chapter of commands that reproduce the runs and this report."""
     commands = []
     for run in runs:
         if not run.config:
@@ -126,8 +126,8 @@ def reproduce(runs: Sequence[RunData], nearest: Mapping[str, Nearest]) -> Chapte
         commands += [" ".join(["maskrcnn recipe", near.recipe, *overrides]), "dvc repro"]
     commands.append(" ".join(["maskrcnn report", *(shlex.quote(str(run.run_dir)) for run in runs)]))
     dirty = [run.name for run in runs if commit_of(run).endswith("-dirty")]
-    notes = [f"{', '.join(dirty)}: made with changes that were not committed."] if dirty else []
-    return Chapter("reproduce", "To make it again", notes, commands=list(dict.fromkeys(commands)))
+    notes = [f"{', '.join(dirty)}: made with uncommitted changes."] if dirty else []
+    return Chapter("reproduce", "Reproduce", notes, commands=list(dict.fromkeys(commands)))
 
 
 def _question(runs: Sequence[RunData]) -> str:
@@ -136,7 +136,7 @@ def _question(runs: Sequence[RunData]) -> str:
         return f"How well does {names} find objects, and what does it get wrong?"
     changed = list(differences([deciding(run.config) for run in runs if run.config]))
     if not changed:
-        return f"Do {names}, of one configuration, come to the same result?"
+        return f"Do {names}, which have the same configuration, give the same result?"
     verb = "does" if len(changed) == 1 else "do"
     return f"What difference {verb} {', '.join(changed[:6])}{' …' if len(changed) > 6 else ''} make between {names}?"
 
@@ -163,7 +163,7 @@ def _environment(run: RunData) -> dict[str, str]:
 
 
 def commit_of(run: RunData) -> str:
-    """Of training, or else of what came after it; empty where it is not known."""
+    """Commit of the training; else of evaluation or benchmark; empty if unknown."""
     return next(
         (
             found["commit"]

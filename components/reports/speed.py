@@ -1,4 +1,4 @@
-"""The chapter of a report on speed: what training took, and what `maskrcnn benchmark` measured."""
+"""Report chapter on speed: training times, and the measurements of `maskrcnn benchmark`."""
 
 import statistics
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ _CASE_HEAD = ("", "network", "images/s", "median step", "90 %", "99 %", "peak me
 
 
 def speed(runs: Sequence[RunData]) -> Chapter:
-    """What training took, and what was measured beside it."""
+    """Make the chapter of speed: training times and benchmarks."""
     tables = []
     if trained := [run for run in runs if run.training]:
         columns = [training_speed(run) for run in trained]
@@ -24,27 +24,27 @@ def speed(runs: Sequence[RunData]) -> Chapter:
             tables.append(Table(_CASE_HEAD, [_case_row(case) for case in cases], f"{run.name}: benchmark"))
         if scaling := benchmark.get("scaling"):
             tables.append(_scaling_table(run.name, scaling))
-    absent = [f"{run.name} has no benchmark: `maskrcnn benchmark` makes one." for run in runs if run.benchmark is None]
+    absent = [f"{run.name} has no benchmark; run `maskrcnn benchmark`." for run in runs if run.benchmark is None]
     return Chapter("speed", "Speed", absent, tables)
 
 
 def training_speed(run: RunData) -> dict[str, str]:
-    """Figures of a run's training, by what they are; pauses between interrupted parts do not count."""
+    """Figures of a run's training by name; pauses between interrupted parts do not count."""
     step_s, data_s = _median(run, "time/step_s"), _median(run, "time/data_s")
     memory = _values(run, "memory/peak_mib")
     return {
         "steps": str(run.training[-1].step),
-        "images a step": str(run.config.get("train.batch_size", DASH)),
+        "images per step": str(run.config.get("train.batch_size", DASH)),
         "time in steps": duration(training_time_s(run)),
         "median step": number(step_s, unit="s"),
-        "of it waiting for data": number(data_s / step_s if step_s and data_s is not None else None, ".1%"),
+        "share waiting for data": number(data_s / step_s if step_s and data_s is not None else None, ".1%"),
         "median images/s": number(_median(run, "throughput/images_per_s"), ".3g"),
         "peak memory": number(max(memory, default=None), ".0f", "MiB"),
     }
 
 
 def training_time_s(run: RunData) -> float | None:
-    """The time of all steps together: without evaluation, checkpoints and pauses."""
+    """Total time of all steps, without evaluation, checkpoints and pauses."""
     times = _values(run, "time/step_s")
     return sum(times) if times else None
 

@@ -1,4 +1,4 @@
-"""A comparison in tables and in plain words: what differs, by how much, and whether that is more than noise."""
+"""A comparison as tables and text: what differs, by how much, and if that is more than noise."""
 
 import json
 from typing import Any
@@ -10,15 +10,15 @@ from model.scoring.names import TASKS, TITLES
 
 _SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _WHY_NOT = (
-    "Whether that is better or noise cannot be said: {one} one seed only, and from a single run nothing follows about how much AP "
-    "changes from seed to seed. `maskrcnn stability` trains several; compare the folders of two studies."
+    "No verdict: {one} only one seed, and a single run says nothing about how much AP varies from seed to seed. "
+    "Train several seeds with `maskrcnn stability`, and compare the folders of two studies."
 )
 
 
 def parameter_table(comparison: dict[str, Any]) -> Table | str:
-    """The parameters that differ, with both values; a sentence where none does."""
+    """Table of the parameters that differ, with both values; a sentence if none do."""
     if not comparison["parameters"]:
-        return "The parameters are the same, seeds aside."
+        return "All parameters except seeds are equal."
     table = Table(title="parameters that differ", title_justify="left")
     for column in ("", comparison["before"]["name"], comparison["after"]["name"]):
         table.add_column(column, overflow="fold")
@@ -28,7 +28,7 @@ def parameter_table(comparison: dict[str, Any]) -> Table | str:
 
 
 def score_table(comparison: dict[str, Any]) -> Table:
-    """Six scores of boxes and masks: both means, their difference, its interval, p."""
+    """Table of six scores of boxes and masks: both means, their difference, its interval and p value."""
     table = Table(title=f"means over seeds, {comparison['images']} images", title_justify="left")
     for column in ("", comparison["before"]["name"], comparison["after"]["name"], "difference", "95 % interval", "p"):
         table.add_column(column, justify="right" if column else "left", overflow="fold")
@@ -47,17 +47,18 @@ def score_table(comparison: dict[str, Any]) -> Table:
 
 
 def sentences(comparison: dict[str, Any]) -> list[str]:
-    """What follows for AP of boxes and of masks, and what must be kept in mind."""
+    """Verdicts on the AP of boxes and of masks, and caveats."""
     told = [_verdict(comparison, task) for task in TASKS if task in comparison]
     if comparison["method"] == "none":
         single = [side["name"] for side in (comparison["before"], comparison["after"]) if len(side["seeds"]) == 1]
         told.append(_WHY_NOT.format(one="both have" if len(single) == 2 else f"{single[0]} has"))
     else:
         told.append(
-            "Each of the other scores has a chance of one in twenty to seem different where nothing is; look at them for how AP came to change."
+            "The other scores are not corrected for multiple comparisons: one in twenty will look different by chance. "
+            "Use them to explain a change in AP, not to prove one."
         )
     if not comparison["same_training_data"]:
-        told.append("They were trained on different data, which may be the cause of any difference.")
+        told.append("They were trained on different data, which may explain any difference.")
     return told
 
 
@@ -76,10 +77,10 @@ def _verdict(comparison: dict[str, Any], task: str) -> str:
     low, high = score["interval"]
     if low <= 0 <= high:
         return (
-            f"{title}: no difference is shown ({figures}): it may be noise. Only more seeds could tell a smaller one."
+            f"{title}: no significant difference ({figures}): it may be noise. More seeds could reveal a smaller one."
         )
     better = "better" if difference > 0 else "worse"
-    return f"{title}: {after['name']} is {better} than {before['name']} by more than noise explains ({figures})."
+    return f"{title}: {after['name']} is {better} than {before['name']} by more than noise ({figures})."
 
 
 def _p(value: float | None, *, equals: str = "") -> str:

@@ -1,7 +1,8 @@
-"""What a handful of numbers says about the next ones: means and differences of means, with 95 % intervals by Student's t.
+"""Means and differences of means of small samples, with 95 % intervals by Student's t.
 
-Scores of the same training from several seeds are taken as independent draws of one normal distribution. From one number nothing
-follows about its spread: what rests on that is None then, never 0. Source: Student (1908), Biometrika 6(1); Welch (1947), Biometrika 34.
+Scores of the same training from several seeds are taken as independent samples of one normal distribution. A single
+value says nothing about the spread: quantities that depend on it are None then, never 0.
+Sources: Student (1908), Biometrika 6(1); Welch (1947), Biometrika 34.
 """
 
 from collections.abc import Sequence
@@ -17,15 +18,15 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and how well it is known."""
+    """Mean with standard deviation and confidence interval."""
 
     mean: float
-    deviation: float | None  # sample standard deviation, of n − 1 degrees of freedom; None of a single value
-    interval: tuple[float, float] | None  # that holds the true mean with CONFIDENCE
+    deviation: float | None  # sample standard deviation with n − 1 degrees of freedom; None for a single value
+    interval: tuple[float, float] | None  # contains the true mean with CONFIDENCE
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Mean, deviation and interval of one value or more."""
+    """Estimate mean, standard deviation and interval from one or more values."""
     mean = fmean(values)
     if len(values) == 1:
         return Estimate(mean, None, None)
@@ -34,35 +35,33 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def around(mean: float, standard_error: float, degrees_of_freedom: float) -> tuple[float, float]:
-    """The interval of a mean by Student's t."""
+    """Confidence interval of a mean by Student's t."""
     half = float(student_t.ppf((1 + CONFIDENCE) / 2, degrees_of_freedom)) * standard_error
     return mean - half, mean + half
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How much larger the mean of one sample is than that of another, and how sure that is."""
+    """Difference of the means of two samples, with its confidence interval and p value."""
 
     mean: float
-    interval: tuple[float, float] | None  # that holds the true difference with CONFIDENCE
-    p: float | None  # how likely a difference at least as large is where there is none in truth
+    interval: tuple[float, float] | None  # contains the true difference with CONFIDENCE
+    p: float | None  # probability of a difference at least as large if there is none
 
 
 def paired_difference(before: Sequence[float], after: Sequence[float]) -> Difference:
-    """The mean of `after` less that of `before`; value i of both was made under the same circumstances. Student's paired test."""
+    """Mean of `after` minus mean of `before` by Student's paired test; values i of both belong together."""
     mean = fmean(b - a for a, b in zip(before, after, strict=True))
     if len(before) == 1:
         return Difference(mean, None, None)
-    if (
-        len({b - a for a, b in zip(before, after, strict=True)}) == 1
-    ):  # no spread at all, of which the test would make 0 / 0
+    if len({b - a for a, b in zip(before, after, strict=True)}) == 1:  # no spread: the test would divide 0 by 0
         return _certain(mean)
     test = ttest_rel(after, before)
     return Difference(mean, _ends(test), float(test.pvalue))
 
 
 def welch_difference(before: Sequence[float], after: Sequence[float]) -> Difference:
-    """The mean of `after` less that of `before`, of samples that need not be of one size nor of one spread. Welch's test."""
+    """Mean of `after` minus mean of `before` by Welch's test; sizes and spreads of the samples may differ."""
     mean = fmean(after) - fmean(before)
     if min(len(before), len(after)) == 1:
         return Difference(mean, None, None)

@@ -1,7 +1,7 @@
-"""One seed of a study at work: `components.train` in a process of its own, which trains and then evaluates.
+"""One seed of a study in training: `components.train` in a separate process, which trains and then evaluates.
 
-What it says goes to `seed_<seed>.log` beside its folder. The file is locked as long as the process lives, even one that outlived its
-study, so that no two processes train into one folder.
+Its output goes to `seed_<seed>.log` beside its folder. The file is locked while the process lives, even if it outlives
+its study, so that no two processes train into one folder.
 """
 
 import fcntl
@@ -20,18 +20,18 @@ from components.runs.environment import hardware
 from components.studies.summary import StabilityError
 from model.files import make_folder
 
-_TOLD_LINES = 8  # of the log, when a seed has failed
+_TOLD_LINES = 8  # lines of the log in the error of a failed seed
 
 
 class SeedProcess:
-    """Training of one seed, under way."""
+    """Process that trains one seed."""
 
     def __init__(self, config: Config, *, slot: int, parallel: int) -> None:
-        """Begin, or continue from the last checkpoint.
+        """Start, or continue from the last checkpoint.
 
         Args:
-            config: of the seed's own run.
-            slot: 0 to parallel − 1: which share of cores and GPUs it takes.
+            config: configuration of this seed's run.
+            slot: 0 to parallel − 1: index of its share of cores and GPUs.
 
         Raises:
             StabilityError: if another process trains this seed.
@@ -44,7 +44,7 @@ class SeedProcess:
             _lock(log.fileno(), self.log)
             save_config(config, params)
             command = [sys.executable, "-m", "components.train", "--params", str(params)]
-            # A session of its own: Ctrl-C reaches the study alone, which lets seeds save a checkpoint first.
+            # Ctrl-C does not reach a new session, only the study, which lets seeds save a checkpoint first.
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -58,25 +58,25 @@ class SeedProcess:
 
     @property
     def minutes(self) -> float:
-        """Since it began."""
+        """Minutes since the start."""
         return (time.monotonic() - self._began) / 60
 
     def status(self) -> int | None:
-        """What it ended with; negative: the signal that killed it; None while it is at work."""
+        """Exit status; negative: the signal that killed it; None while it runs."""
         return self._process.poll()
 
     def end(self) -> None:
-        """Tell it, once, to save a checkpoint and end."""
+        """Ask the process, once, to save a checkpoint and end."""
         if not self._is_told:
             self._process.terminate()
         self._is_told = True
 
     def wait(self) -> None:
-        """Until it has ended."""
+        """Wait until the process has ended."""
         self._process.wait()
 
     def trouble(self) -> str:
-        """Why it failed, as far as its log tells; empty where it did not."""
+        """Reason of a failure, with the end of the log; empty if there was none."""
         status = self.status()
         if not status:
             return ""
@@ -88,28 +88,28 @@ class SeedProcess:
 
 
 def log_path(config: Config) -> Path:
-    """What a seed's process says goes there: beside its folder, which training may yet move aside."""
+    """Path of a seed's log: beside its folder, which training may move aside."""
     return config.train.output_dir.with_name(f"{config.train.output_dir.name}.log")
 
 
 def _lock(descriptor: int, path: Path) -> None:
-    """Lock an open file for as long as it is open here or in a child."""
+    """Lock an open file while it is open here or in a child process."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise StabilityError(
-            f"{path}: another process trains this seed, and must end first; it may have outlived its study. `fuser {path}` tells which it is"
+            f"{path}: another process trains this seed and must end first; it may have outlived its study; find it with `fuser {path}`"
         ) from None
 
 
 def _environment(config: Config, slot: int, parallel: int) -> dict[str, str]:
-    """This process's environment, with a share of the cores and GPUs where several seeds train at a time."""
+    """Environment of the process, with a share of the cores and GPUs if several seeds train at a time."""
     environment = dict(os.environ)
-    environment.pop("MLFLOW_RUN_ID", None)  # it names the study's run; each seed has its own
+    environment.pop("MLFLOW_RUN_ID", None)  # the study's run; each seed has its own
     if parallel == 1:
         return environment
     train = config.train
-    if train.processes == 1:  # torchrun sees to many
+    if train.processes == 1:  # torchrun sets it for several
         environment.setdefault("OMP_NUM_THREADS", str(max(1, int(hardware()["cores"]) // parallel)))
     gpus = _visible_gpus()
     if gpus and train.device in ("auto", "cuda"):
@@ -118,6 +118,6 @@ def _environment(config: Config, slot: int, parallel: int) -> dict[str, str]:
 
 
 def _visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """GPUs that this process may use, by their names in CUDA_VISIBLE_DEVICES."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     return named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]

@@ -1,6 +1,7 @@
-"""The seeds of a study: which are finished, and training those that are not, several at a time if wished.
+"""Seeds of a study: finds the finished ones and trains the others, several at a time if configured.
 
-Each is a run of its own in `<stability.output_dir>/seed_<seed>/`. SIGTERM, SIGINT and SIGHUP let seeds in training save a checkpoint.
+Each seed is a run in `<stability.output_dir>/seed_<seed>/`. On SIGTERM, SIGINT and SIGHUP, seeds in training save a
+checkpoint.
 """
 
 import json
@@ -25,20 +26,21 @@ from model.engine.checkpoint import last_checkpoint, read_checkpoint
 
 _POLL_S = 0.2
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_TAIL_BYTES = 16384  # of a journal, more than its last line
+_TAIL_BYTES = 16384  # end of a journal, longer than its last line
 
 
 def seed_config(config: Config, seed: int) -> Config:
-    """The run of one seed of a study."""
+    """Configuration of one seed's run."""
     told = {"seed": seed, "output_dir": config.stability.output_dir / f"seed_{seed}"}
     return config.model_copy(update={"train": config.train.model_copy(update=told)})
 
 
 def find_finished(config: Config) -> Result | None:
-    """The result of a seed's run that came to its end; None where it is yet to be trained or was interrupted.
+    """Result of a seed's completed run; None if it is not trained yet or was interrupted.
 
     Raises:
-        StabilityError: if the folder holds a run of another configuration or of other data, which training would move aside.
+        StabilityError: if the folder has a run with another configuration or other data, which training would move
+            aside.
     """
     run_dir = config.train.output_dir
     if not (run_dir / "config.yaml").is_file():
@@ -54,34 +56,35 @@ def find_finished(config: Config) -> Result | None:
     if told:
         raise StabilityError(
             f"{run_dir}: must be a run of this study, but differs in {', '.join(told)}; set another stability.output_dir, or "
-            "move that folder away"
+            "move this folder away"
         )
     return result if result is not None and _came_to_its_end(result) else None
 
 
 def _present_data(config: Config) -> tuple[str, str]:
-    """The hashes of what would be scored on and learned from now."""
+    """Hashes of the current data for evaluation and for training."""
     data = config.data.prepared_dir
     return CocoIndex.open(data, config.evaluate.split).data_hash, CocoIndex.open(data, "train").data_hash
 
 
 def _came_to_its_end(result: Result) -> bool:
-    """A run with a target AP may end at any step; its last checkpoint says whether it did."""
+    """True if the run is complete; with a target AP it may end at any step, as its last checkpoint says."""
     checkpoint = last_checkpoint(result.run_dir)
-    if checkpoint is None:  # the weights were cleared away
+    if checkpoint is None:  # the weights were deleted
         return True
     state = read_checkpoint(checkpoint)
     return bool(state["step"] >= result.config.train.max_iters or state["reached_target"])
 
 
 def train_seeds(configs: Sequence[Config], parallel: int, console: Console) -> None:
-    """Train and evaluate runs, `parallel` at a time. One that fails does not hold up the others.
+    """Train and evaluate runs, `parallel` at a time; a failed one does not stop the others.
 
     Raises:
-        StabilityError: if any has failed, once the others have ended.
-        SystemExit: with status 128 + its number, when a signal ended the study; seeds in training have saved a checkpoint.
+        StabilityError: if any run failed, after the others have ended.
+        SystemExit: with status 128 + the signal's number, if a signal ended the study; seeds in training have saved a
+            checkpoint.
     """
-    waiting, running, troubles = deque(configs), dict[int, SeedProcess](), list[str]()  # running: by slot
+    waiting, running, troubles = deque(configs), dict[int, SeedProcess](), list[str]()  # slot → running seed
     parallel = min(parallel, len(configs))
     told = _Told()
     with handled(_SIGNALS, told.note), _Display(configs, console) as display:
@@ -98,7 +101,7 @@ def train_seeds(configs: Sequence[Config], parallel: int, console: Console) -> N
                     if seed.status() is not None:
                         del running[slot]
                         troubles += [seed.trouble()] if seed.status() else []
-        finally:  # whatever happened here: no seed goes on without its study
+        finally:  # no seed may continue without its study
             for seed in running.values():
                 seed.end()
             for seed in running.values():
@@ -107,8 +110,8 @@ def train_seeds(configs: Sequence[Config], parallel: int, console: Console) -> N
         raise SystemExit(128 + told.number)
     if troubles:
         raise StabilityError(
-            f"stability: every seed must train to its end, {len(troubles)} did not; finished ones are kept, and the same command "
-            "goes on with the others:\n" + "\n".join(troubles)
+            f"stability: every seed must train to its end, but {len(troubles)} did not; finished ones are kept, and the same command "
+            "continues with the others:\n" + "\n".join(troubles)
         )
 
 
@@ -121,17 +124,17 @@ def _start(running: dict[int, SeedProcess], slot: int, config: Config, parallel:
 
 
 class _Told:
-    """Whether a signal has come, and which."""
+    """Number of the received signal; 0 for none."""
 
     number = 0
 
     def note(self, number: int, _frame: object) -> None:
-        """Handle a signal."""
+        """Record a signal."""
         self.number = number
 
 
 class _Display:
-    """A line when a seed begins and ends; bars of their steps where someone may be watching."""
+    """Console output: a line when a seed starts and ends, and progress bars in a terminal."""
 
     def __init__(self, configs: Sequence[Config], console: Console) -> None:
         self._console = console
@@ -148,10 +151,10 @@ class _Display:
         self._bars.stop()
 
     def show(self, seed: SeedProcess) -> None:
-        """How far a seed has come."""
+        """Show the progress of a seed."""
         train, status = seed.config.train, seed.status()
         if train.seed not in self._tasks:
-            self._say(f"seed {train.seed}: training; what it says goes to {seed.log}")
+            self._say(f"seed {train.seed}: training; log: {seed.log}")
             self._tasks[train.seed] = self._bars.add_task(f"seed {train.seed}", total=train.max_iters)
         task = self._tasks[train.seed]
         self._bars.update(task, completed=last_step(train.output_dir / "log.jsonl"))
@@ -178,7 +181,7 @@ def _outcome(seed: SeedProcess) -> str:
 
 
 def last_step(journal: Path) -> int:
-    """The step of a journal's last whole line; 0 where there is none. A long journal is not read for it."""
+    """Step of a journal's last complete line, read from its end; 0 if there is none."""
     if not journal.is_file():
         return 0
     with journal.open("rb") as file:

@@ -1,4 +1,4 @@
-"""What finished runs of several seeds have in common, and that they differ in nothing but the seed.
+"""Summary of finished runs that differ only in their seeds.
 
 result = summarise([Path("runs/demo/seed_1"), Path("runs/demo/seed_2")], Path("runs/demo"))
 result.report["bbox"]["AP"]["mean"]
@@ -20,32 +20,33 @@ from model.files import write_atomically
 
 
 class StabilityError(UserError):
-    """Runs do not make one study."""
+    """Runs do not form one study."""
 
 
 @dataclass(frozen=True)
 class StabilityResult:
-    """A summary, and where it was written."""
+    """Summary of a study."""
 
-    output_dir: Path  # holds stability.json, .csv, .md and .png
-    report: dict[str, Any]  # the content of stability.json; its keys: components/studies/tables.py
+    output_dir: Path  # has stability.json, .csv, .md and .png
+    report: dict[str, Any]  # content of stability.json; see components/studies/tables.py for its keys
 
     @property
     def path(self) -> Path:
-        """Of stability.json."""
+        """Path of stability.json."""
         return self.output_dir / "stability.json"
 
 
 def summarise(run_dirs: Sequence[Path], output_dir: Path) -> StabilityResult:
-    """Mean, sample standard deviation and 95 % interval of finished runs that differ in nothing but their seeds.
+    """Summarise finished runs that differ only in their seeds: mean, sample standard deviation and 95 % interval.
 
     Args:
-        run_dirs: each with the config.yaml and the evaluation.json of a finished run. Of one alone no deviation follows.
-        output_dir: where stability.json, .csv, .md and .png are written; made where absent.
+        run_dirs: folders of finished runs, with config.yaml and evaluation.json. A single one gives no standard
+            deviation.
+        output_dir: folder for stability.json, .csv, .md and .png; created if missing.
 
     Raises:
-        ResultError: if a run is not finished, or its final checkpoint not evaluated.
-        StabilityError: if there is no run, two share a seed, or they differ in more than the seed.
+        ResultError: if a run is not finished, or its final checkpoint is not evaluated.
+        StabilityError: if there is no run, two have the same seed, or they differ in more than the seed.
     """
     results = sorted(map(read_result, run_dirs), key=lambda result: result.seed)
     _require_one_study(results)
@@ -61,12 +62,12 @@ def summarise(run_dirs: Sequence[Path], output_dir: Path) -> StabilityResult:
 def _require_one_study(results: Sequence[Result]) -> None:
     if not results:
         raise StabilityError(
-            "stability: must be of at least one finished run, got none; `maskrcnn stability` trains them"
+            "stability: must have at least one finished run, got none; train them with `maskrcnn stability`"
         )
     for one, next_one in pairwise(results):
         if one.seed == next_one.seed:
             raise StabilityError(
-                f"{one.run_dir} and {next_one.run_dir}: seeds must differ, both have train.seed={one.seed}; leave one of them out"
+                f"{one.run_dir} and {next_one.run_dir}: seeds must differ, but both have train.seed={one.seed}; leave out one of them"
             )
     for result in results:
         require_final(result)
@@ -79,18 +80,18 @@ def _require_same(one: Result, other: Result) -> None:
     told += [name for name, a, b in zip(names, one.data, other.data, strict=True) if a != b]
     if told:
         raise StabilityError(
-            f"{one.run_dir} and {other.run_dir}: must differ in the seed alone, but differ in {', '.join(told)}; "
-            "`maskrcnn compare` is for runs that differ in more"
+            f"{one.run_dir} and {other.run_dir}: must differ only in the seed, but differ in {', '.join(told)}; "
+            "use `maskrcnn compare` for runs that differ in more"
         )
 
 
 def _dated(results: Sequence[Result], path: Path) -> dict[str, Any]:
-    """The report; one that says nothing new keeps its date."""
+    """Make the report; it keeps its date if nothing has changed."""
     report = report_of(results, datetime.now(UTC).date().isoformat())
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return report
-    # As JSON has it: tuples are lists there.
+    # Compare as JSON, in which tuples are lists.
     is_same = isinstance(before, dict) and {**before, "date": ""} == json.loads(json.dumps({**report, "date": ""}))
     return before if is_same else report

@@ -1,8 +1,9 @@
-"""A stability study in numbers and on paper: stability.json, and the same as CSV, Markdown, picture and terminal table.
+"""Report of a stability study: stability.json, and the same as CSV, Markdown, plot and terminal table.
 
-stability.json: {"seeds", "runs", "confidence", "bbox" and "segm": {"AP", …: {"values", "mean", "deviation", "interval"}}, "images",
-"data_hash", "train_data_hash", "config", "commits", "date"}. Scores are fractions; values stand in the order of the seeds; deviation
-is that of the sample; null where nothing can be said, as about the deviation of a single run.
+stability.json: {"seeds", "runs", "confidence", "bbox" and "segm": {"AP", …: {"values", "mean", "deviation",
+"interval"}}, "images", "data_hash", "train_data_hash", "config", "commits", "date"}. Scores are fractions; values are
+in the order of the seeds; deviation is the sample standard deviation; undefined values, such as the deviation of a
+single run, are null.
 """
 
 import csv
@@ -22,14 +23,14 @@ from components.studies.intervals import CONFIDENCE, estimate
 from model.scoring.names import SCORE_NAMES, TASKS, TITLES
 
 _TRACKED = ("AP", "AP50", "AP75")
-_NO_DEVIATION = "One seed has no deviation: at least two are needed, and stability.seeds names them."
+_NO_DEVIATION = "A single seed has no standard deviation; set at least two in stability.seeds."
 
 
 def report_of(results: Sequence[Result], date: str) -> dict[str, Any]:
-    """The content of stability.json, of results that differ in nothing but their seeds, in the order of these.
+    """Make the content of stability.json for results that differ only in their seeds, in this order.
 
     Args:
-        date: ISO 8601, of the summary.
+        date: date of the summary, ISO 8601.
     """
     first = results[0].evaluation
     return {
@@ -59,7 +60,7 @@ def _scores(evaluations: Sequence[dict[str, float | None]]) -> dict[str, Any]:
 
 
 def csv_text(report: dict[str, Any]) -> str:
-    """Every score in a row, unrounded: seeds, mean, standard deviation, ends of the interval. Empty where nothing can be said."""
+    """Format every score as a CSV row, unrounded: seeds, mean, standard deviation, interval; empty if undefined."""
     seeds = [f"seed_{seed}" for seed in report["seeds"]]
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
@@ -72,21 +73,21 @@ def csv_text(report: dict[str, Any]) -> str:
 
 
 def markdown_table(report: dict[str, Any]) -> str:
-    """The seed document's table: final AP of boxes and masks for each seed, mean, standard deviation, interval."""
+    """Format the table of NVIDIA's README: final AP of boxes and masks per seed, mean, standard deviation, interval."""
     lines = [_header(report), ["---", *["---:"] * (len(report["seeds"]) + 3)], *_rows(report)]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def markdown_note(report: dict[str, Any]) -> str:
-    """What the table is of, in one sentence, and when and at which commit it was made."""
+    """Caption of the table in one sentence, with date and commit."""
     count, commits = len(report["seeds"]), ", ".join(commit[:7] + commit[40:] for commit in report["commits"])
-    told = f"AP at IoU 0.50:0.95 of {count} training run{'s' * (count > 1)} that differ in nothing but the seed"
+    told = f"AP at IoU 0.50:0.95 of {count} training run{'s' * (count > 1)} that differ only in the seed"
     note = f"{told}, on {report['images']} images; {report['date']}, commit {commits}."
     return note if count > 1 else f"{note} {_NO_DEVIATION}"
 
 
 def terminal_table(report: dict[str, Any]) -> Table:
-    """The same table for the terminal, turned: a line for each seed, so that any number of them fits."""
+    """Format the table for the terminal, transposed: a line per seed, so that any number fits."""
     table = Table(title=f"final AP, {report['images']} images")
     header, rows = _header(report), _rows(report)
     for column in ("", *(row[0].removeprefix("final AP ") for row in rows)):
@@ -114,7 +115,7 @@ def _rows(report: dict[str, Any]) -> list[list[str]]:
 
 
 def summary_metrics(report: dict[str, Any]) -> dict[str, float | None]:
-    """AP, AP50 and AP75 over the seeds under their MLflow names: `ap_mean/bbox`, `ap_deviation/bbox`, `ap_low/bbox`, `ap_high/bbox`, …"""
+    """AP, AP50 and AP75 over the seeds by MLflow name: `ap_mean/bbox`, `ap_deviation/bbox`, `ap_low/bbox`, …"""
     metrics: dict[str, float | None] = {}
     for task in _tasks(report):
         for name in _TRACKED:
@@ -126,12 +127,10 @@ def summary_metrics(report: dict[str, Any]) -> dict[str, float | None]:
 
 
 def plot_stability(report: dict[str, Any], path: Path) -> None:
-    """A PNG with a panel for boxes and one for masks: each seed's AP as a dot, the mean as a line, its interval as a band."""
+    """Plot a PNG with panels for boxes and masks: AP per seed as dots, the mean as a line, its interval as a band."""
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     tasks, places = _tasks(report), range(len(report["seeds"]))
-    panels = figure.subplots(len(tasks), 1, sharex=True, squeeze=False)[
-        :, 0
-    ]  # each on its own scale: deviations are small
+    panels = figure.subplots(len(tasks), 1, sharex=True, squeeze=False)[:, 0]  # own scales, since deviations are small
     for task, panel, color in zip(tasks, panels, ("tab:blue", "tab:orange"), strict=False):
         score = report[task]["AP"]
         panel.plot(places, score["values"], "o", color=color)
@@ -140,12 +139,12 @@ def plot_stability(report: dict[str, Any], path: Path) -> None:
             panel.axhspan(*score["interval"], color=color, alpha=0.15, linewidth=0)
         panel.set_ylabel(f"{TITLES[task]} AP")
         panel.grid(alpha=0.3)
-    panels[0].set_title("a dot for each seed; line: mean; band: its 95 % interval", fontsize="medium")
+    panels[0].set_title("dots: seeds; line: mean; band: its 95 % interval", fontsize="medium")
     panels[-1].set_xticks(list(places), [str(seed) for seed in report["seeds"]])
     panels[-1].set_xlabel("seed")
     figure.savefig(path, dpi=120)
 
 
 def _tasks(report: dict[str, Any]) -> list[str]:
-    """Boxes, and masks where the network has them."""
+    """IoU types in a report: bbox, and segm if the network has masks."""
     return [task for task in TASKS if task in report]

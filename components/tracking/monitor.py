@@ -1,6 +1,6 @@
-"""What the machine does meanwhile: MLflow's own system metrics (psutil, NVML), through our journal, so that an outage costs none.
+"""System metrics during a run: MLflow's own (psutil, NVML), through our journal, so that an outage loses none.
 
-Processor, memory, disk and network in all, and each GPU; of the machine of rank 0.
+The metrics are totals of processor, memory, disk and network, and values per GPU, of the machine of rank 0.
 """
 
 import threading
@@ -15,21 +15,26 @@ Log = Callable[[int, Mapping[str, float | None]], None]
 
 
 class SystemMonitor:
-    """A thread that takes a sample at the end of every period."""
+    """Thread that takes a sample at the end of every period."""
 
     def __init__(self, log: Log, period_s: float, *, first_step: int) -> None:
-        """`log` is given the number of the sample, from first_step on, and its values; a period of 0 takes none."""
+        """Make a monitor.
+
+        Args:
+            log: called with the number of the sample, from first_step on, and its values.
+            period_s: seconds between samples; 0 takes none.
+        """
         self._log, self._period_s, self._step = log, period_s, first_step
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="system monitor", daemon=True)
 
     def start(self) -> None:
-        """Begin to take samples."""
+        """Start taking samples."""
         if self._period_s > 0:
             self._thread.start()
 
     def stop(self) -> None:
-        """Take no more."""
+        """Stop taking samples."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join()

@@ -1,7 +1,8 @@
-"""Delivery that survives a server's absence: in order, at least once, what waits lies on disk. Knows nothing of MLflow.
+"""Delivery that survives server outages: in order, at least once, with pending items on disk; independent of MLflow.
 
-A thread of its own speaks to the server, so whoever logs never waits for it. `mlflow_run.json` says which run a folder is, how many lines
-of its journals the server has, and what else waits. The same line sent twice is one point to MLflow, since its time goes with it.
+A separate thread talks to the server, so logging never waits for it. `mlflow_run.json` says which run a folder belongs
+to, how many lines of its journals the server has, and what else is pending. A line sent twice is one point in MLflow,
+since its time is sent with it.
 """
 
 import json
@@ -17,29 +18,29 @@ from components.runs.journal import Entry, Journal
 from model.errors import UserError
 from model.files import write_atomically
 
-_SEND_EVERY_S = 1.0  # lines of that long travel together
+_SEND_EVERY_S = 1.0  # lines of this period are sent together
 _RETRY_AFTER_S = 5.0
-_LINES_A_CALL = 200  # after which progress is written down, however long a backlog is
-_PASSWORD = re.compile(r"(://[^:/@\s]*:)[^@\s]+@")  # drivers put the whole URI into their errors
+_LINES_A_CALL = 200  # progress is saved after this many lines
+_PASSWORD = re.compile(r"(://[^:/@\s]*:)[^@\s]+@")  # drivers put the full URI into their errors
 _log = logging.getLogger(__name__)
 
 
 class Server(Protocol):
-    """What receives."""
+    """Delivery target: one run of an MLflow server."""
 
-    uri: str  # fit to be shown: without a password
+    uri: str  # without the password
 
     def connect(self, run_id: str) -> str:
-        """Continue a run ("" begins one) and return its id: another one, where that run is no more."""
+        """Continue a run ("" starts one) and return its id: a new one, if that run no longer exists."""
 
     def send(self, kind: str, arguments: dict[str, Any]) -> None:
-        """Deliver one thing that is not a metric."""
+        """Deliver one item that is not a metric."""
 
     def send_metrics(self, entries: list[Entry]) -> None:
         """Deliver lines of a journal."""
 
     def refuses(self, error: Exception) -> bool:
-        """Whether an error says that sending again would not help."""
+        """True if an error means that retrying would not help."""
 
 
 @dataclass
@@ -49,20 +50,20 @@ class RunFile:
     run_id: str = ""
     uri: str = ""
     experiment: str = ""
-    parent_id: str = ""  # of the run that this one is a child of
-    sent_lines: int = 0  # of log.jsonl, from its start
-    sent_system_lines: int = 0  # of system.jsonl
-    outages: int = 0  # how often the server was found away
+    parent_id: str = ""  # run id of the parent
+    sent_lines: int = 0  # number of sent lines of log.jsonl
+    sent_system_lines: int = 0  # number of sent lines of system.jsonl
+    outages: int = 0  # number of times the server was unavailable
     waiting: list[dict[str, Any]] = field(default_factory=list)  # {"kind": …, "arguments": …}, oldest first
 
     @staticmethod
     def read(path: Path) -> "RunFile":
-        """What a run's folder says; empty where it says nothing yet."""
+        """Read a run's file; empty if there is none yet."""
         return RunFile(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else RunFile()
 
 
 class Outbox:
-    """Hands journals, and whatever else is posted, to a server. To be closed at the end."""
+    """Sender of journals and other posted items to a server; it must be closed at the end."""
 
     def __init__(self, journal: Journal, system: Journal, path: Path, server: Server, *, experiment: str) -> None:
         self._journals = {"sent_lines": journal, "sent_system_lines": system}
@@ -70,18 +71,18 @@ class Outbox:
         self._server = server
         self._file = RunFile.read(path)
         if (self._file.uri, self._file.experiment) != (server.uri, experiment):
-            self._file.run_id = ""  # the run of another server or experiment cannot be continued on this one
+            self._file.run_id = ""  # a run of another server or experiment cannot be continued
         self._file.uri, self._file.experiment = server.uri, experiment
         self._unsent: dict[str, list[Entry]] = {}
         self._read_unsent()
         self._is_connected = self._is_away = False
-        self._sending = threading.Lock()  # held while the server is spoken to
-        self._state = threading.RLock()  # held for moments, to change what waits
+        self._sending = threading.Lock()  # held during communication with the server
+        self._state = threading.RLock()  # held briefly, to change pending items
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._deliver, name="outbox", daemon=True)
 
     def open(self) -> None:
-        """Connect, and begin to deliver.
+        """Connect and start delivery.
 
         Raises:
             UserError: if the server can be reached but not used as configured.
@@ -90,26 +91,26 @@ class Outbox:
         self._thread.start()
 
     def log(self, step: int, metrics: Mapping[str, float | None]) -> None:
-        """Write to the run's journal, and send soon."""
+        """Write metrics to the run's journal, and send them soon."""
         self._append("sent_lines", step, metrics)
 
     def log_system(self, step: int, metrics: Mapping[str, float | None]) -> None:
-        """The same for the journal of the machine."""
+        """Write metrics to the journal of the machine, and send them soon."""
         self._append("sent_system_lines", step, metrics)
 
     def post(self, kind: str, **arguments: Any) -> None:
-        """Send one thing that is no metric soon; it lies on disk until then."""
+        """Send one item that is not a metric soon; it is kept on disk until then."""
         with self._state:
             self._file.waiting.append({"kind": kind, "arguments": arguments})
             self._save()
 
     def belong_to(self, parent_id: str) -> None:
-        """Tell whose child this run is."""
+        """Set the parent of this run."""
         self._file.parent_id = parent_id
         self.post("parent", run_id=parent_id)
 
     def rewind(self, step: int) -> None:
-        """Forget the journal's lines after a step, sent or not."""
+        """Remove the journal's lines after a step, sent or not."""
         with self._sending, self._state:
             kept = self._journals["sent_lines"].rewind(step)
             self._file.sent_lines = sum(kept[: self._file.sent_lines])
@@ -117,7 +118,7 @@ class Outbox:
             self._save()
 
     def close(self, last_kind: str, **arguments: Any) -> bool:
-        """Send all that waits, and one thing after everything else. Returns whether all was delivered."""
+        """Send everything pending, then one last item; return True if all was delivered."""
         self._closing.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -134,14 +135,14 @@ class Outbox:
             self._flush()
 
     def _flush(self, *, raises: bool = False) -> None:
-        """Send everything that waits, if the server can be reached."""
+        """Send everything pending, if the server can be reached."""
         with self._sending:
             try:
                 self._connect()
                 self._send_all()
                 self._is_away = False
-            except Exception as error:  # whatever its driver raises: training outlives its tracking server
-                self._is_connected = False  # the run may be gone with the server that had it
+            except Exception as error:  # any driver error: training must survive its tracking server
+                self._is_connected = False  # a replaced server may not have the run
                 if raises and isinstance(error, UserError):
                     raise
                 self._note_outage(error)
@@ -150,8 +151,10 @@ class Outbox:
         if self._is_away:
             return
         self._is_away = True
-        why = _PASSWORD.sub(r"\1***@", str(error))
-        _log.warning("MLflow at %s is away, %s keeps the metrics: %s", self._file.uri, self._path.parent, why)
+        reason = _PASSWORD.sub(r"\1***@", str(error))
+        _log.warning(
+            "MLflow at %s is unavailable; metrics are kept in %s: %s", self._file.uri, self._path.parent, reason
+        )
         with self._state:
             self._file.outages += 1
             self.post("tags", tags={"tracking.outages": str(self._file.outages)})
@@ -161,14 +164,14 @@ class Outbox:
             return
         run_id = self._server.connect(self._file.run_id)
         with self._state:
-            if run_id != self._file.run_id:  # a run that is new to us is told everything
+            if run_id != self._file.run_id:  # a new run gets everything
                 self._file.run_id, self._file.sent_lines, self._file.sent_system_lines = run_id, 0, 0
                 self._read_unsent()
                 self._save()
         self._is_connected = True
 
     def _send_all(self) -> None:
-        """Lines first, so that whoever sees a run ended sees all of it."""
+        """Send the lines first, so that a run marked as ended is complete."""
         for counter in self._journals:
             while lines := self._unsent[counter][:_LINES_A_CALL]:
                 self._server.send_metrics(lines)
@@ -183,7 +186,7 @@ class Outbox:
             except Exception as error:
                 if not self._server.refuses(error):
                     raise
-                _log.warning("MLflow refuses %s: %s", letter, error)  # given up, lest it block what comes after it
+                _log.warning("MLflow refuses %s: %s", letter, error)  # dropped, so that it does not block later items
             with self._state:
                 del self._file.waiting[0]
                 self._save()

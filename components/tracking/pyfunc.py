@@ -1,8 +1,9 @@
-"""The model as MLflow loads and serves it: files of images in, objects out. MLflow runs this very file, so it must need nothing
-but the packages logged beside it: `model` and `cuda_ops`.
+"""Model that MLflow loads and serves: image files in, objects out.
 
-    mlflow.pyfunc.load_model("models:/maskrcnn@champion").predict([Path("photo.jpg").read_bytes()])
-    curl -d '{"inputs": ["<base64 of photo.jpg>"]}' -H 'Content-Type: application/json' http://127.0.0.1:5001/invocations
+MLflow runs this file itself, so it may only import the packages logged with it, `model` and `cuda_ops`.
+
+    mlflow.pyfunc.load_model("models:/maskrcnn@champion").predict([Path("photo.jpg").read_bytes()]) curl -d '{"inputs":
+    ["<base64 of photo.jpg>"]}' -H 'Content-Type: application/json' http://127.0.0.1:5001/invocations
 
 Each image becomes {"size": [height, width], "detections": [objects as in model/inference/predictor.py]}.
 """
@@ -26,7 +27,7 @@ from model.inference.predictor import Predictor
 
 
 class Detector(PythonModel):
-    """A checkpoint's network, on the GPU where there is one."""
+    """Network of a checkpoint, on a GPU if there is one."""
 
     def load_context(self, context: PythonModelContext) -> None:
         self._predictor = Predictor.load(Path(context.artifacts["checkpoint"]), pick_device("auto"))
@@ -34,14 +35,14 @@ class Detector(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: DataFrame, params: dict[str, Any] | None = None
     ) -> list[dict[str, Any]]:
-        """The objects in each image.
+        """Find the objects in each image.
 
         Args:
-            model_input: one column: the bytes of JPEG, PNG or other files that Pillow reads, or their base64.
+            model_input: one column: content of JPEG, PNG or other files that Pillow reads, as bytes or base64.
             params: score_threshold and batch_size, as in the section `predict` of params.yaml.
 
         Raises:
-            MlflowException: if something is no image; a server answers 400 then.
+            MlflowException: if an input is not an image; a server answers 400 then.
         """
         settings = params or {}
         images = [_decode(i, file) for i, file in enumerate(model_input.iloc[:, 0])]
@@ -60,7 +61,7 @@ class Detector(PythonModel):
 
 def _decode(i: int, file: bytes | str) -> Pixels:
     content = file.encode() if isinstance(file, str) else file
-    # No image file is made of base64's letters alone, and what MLflow hands over of a request may be either.
+    # MLflow passes bytes or base64; no image file consists only of base64's characters.
     with suppress(binascii.Error):
         content = base64.b64decode(content.strip(), validate=True)
     try:

@@ -1,7 +1,7 @@
-"""MLflow's registry of models: versions of one name, each with its files, its run and its scores, and an alias on the best.
+"""MLflow's model registry: versions of one name, each with files, run and scores, and an alias for the best.
 
-The files of a version are a pyfunc model: components/tracking/pyfunc.py, the packages `model` and `cuda_ops`, and a checkpoint of
-weights alone. They load wherever the packages of REQUIREMENTS are installed; nothing of them is unpickled.
+The files of a version are a pyfunc model: components/tracking/pyfunc.py, the packages `model` and `cuda_ops`, and a
+checkpoint with weights only. They load wherever the packages in REQUIREMENTS are installed, without unpickling.
 """
 
 import shutil
@@ -35,54 +35,54 @@ _CODE = Path(__file__).with_name("pyfunc.py")
 
 @dataclass(frozen=True)
 class Version:
-    """One version of a registered model."""
+    """Version of a registered model."""
 
     number: str
     tags: dict[str, str]
 
 
 class Registry:
-    """The versions of one name. What goes wrong at the server raises MlflowException."""
+    """Versions of one name; errors of the server raise MlflowException."""
 
     def __init__(self, uri: str, name: str) -> None:
         self._name = name
         self._client = make_client(uri)
 
     def champion(self) -> Version | None:
-        """The version that the alias is on."""
+        """Return the version with the alias, if any."""
         from mlflow.exceptions import MlflowException
 
         try:
             return _version(self._client.get_model_version_by_alias(self._name, CHAMPION))
         except MlflowException as error:
-            # No such model, or no such alias of it.
+            # The model or its alias does not exist.
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
             return None
 
     def crown(self, chosen: Version) -> None:
-        """Put the alias on a version."""
+        """Set the alias to a version."""
         self._client.set_registered_model_alias(self._name, CHAMPION, chosen.number)
 
     def find(self, tags: Mapping[str, str]) -> Version | None:
-        """The newest version with these tags."""
+        """Find the newest version with these tags."""
         found = self._client.search_model_versions(f"name = '{self._name}'", order_by=["version_number DESC"])
         return next((_version(v) for v in found if tags.items() <= v.tags.items()), None)
 
     def retag(self, known: Version, tags: Mapping[str, str]) -> Version:
-        """The version with tags added or replaced."""
+        """Add or replace tags of a version."""
         for key, value in tags.items():
             if known.tags.get(key) != value:
                 self._client.set_model_version_tag(self._name, known.number, key, value)
         return Version(known.number, {**known.tags, **tags})
 
     def add(self, run_id: str, files: Path, *, step: int, tags: Mapping[str, str]) -> Version:
-        """Upload a model's files as an output of its run, and make a version of them.
+        """Upload a model's files as an output of its run, and create a version of them.
 
         Args:
-            files: from `write_model`.
-            step: of training.
-            tags: of the version.
+            files: folder written by `write_model`.
+            step: training step of the checkpoint.
+            tags: tags of the version.
         """
         from mlflow.entities import LoggedModelOutput
 
@@ -108,7 +108,7 @@ class Registry:
 
 @contextmanager
 def answers(uri: str) -> Iterator[None]:
-    """Within it, what MLflow refuses or cannot do is the user's to mend.
+    """Convert MLflow's errors within the context to user errors.
 
     Raises:
         TrackingError: if MLflow answers with an error, or not at all.
@@ -122,11 +122,11 @@ def answers(uri: str) -> Iterator[None]:
 
 
 def write_model(checkpoint: Path, folder: Path, predict: PredictConfig) -> None:
-    """Write a model that `mlflow.pyfunc.load_model` and `mlflow models serve` take, in a new folder.
+    """Write a model for `mlflow.pyfunc.load_model` and `mlflow models serve` into a new folder.
 
     Args:
-        checkpoint: weights, configuration and classes; see `save_weights`.
-        predict: what holds where a request does not say otherwise.
+        checkpoint: file with weights, configuration and classes; see `save_weights`.
+        predict: default parameters of requests.
     """
     from mlflow.pyfunc import save_model
 
@@ -140,13 +140,13 @@ def write_model(checkpoint: Path, folder: Path, predict: PredictConfig) -> None:
             code_paths=code,
             signature=_signature(predict),
             input_example=([_example()], settings),
-            # Local versions, as in 2.11.0+cu130, are in no registry.
+            # Local versions, such as 2.11.0+cu130, are not on package indexes.
             pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
         )
 
 
 def _copy_of_package(folder: str, scratch: Path) -> str:
-    """A package without the sources of its operators, which are of no use where nothing is compiled."""
+    """Copy a package without the sources of its operators, which are not compiled there."""
     target = scratch / Path(folder).name
     shutil.copytree(folder, target, ignore=shutil.ignore_patterns("__pycache__", "csrc"))
     return str(target)
@@ -179,7 +179,7 @@ def _signature(predict: PredictConfig) -> "ModelSignature":
 
 
 def _example() -> bytes:
-    """A PNG of generated shapes."""
+    """Make a PNG of generated shapes."""
     pixels, _ = draw_scene(ShapesConfig(), default_rng(0))
     file = BytesIO()
     Image.fromarray(pixels).save(file, "PNG")

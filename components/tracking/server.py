@@ -1,4 +1,4 @@
-"""One run of an MLflow server or database, as an Outbox sees it."""
+"""Server of an Outbox: one run on an MLflow server or database."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ class TrackingError(UserError):
 
 
 class MlflowServer:
-    """Sends what it is given to one run."""
+    """Client that sends items to one MLflow run."""
 
     def __init__(self, uri: str, experiment: str, run_name: str) -> None:
         self.uri = without_password(uri)
@@ -49,7 +49,9 @@ class MlflowServer:
         forced = os.environ.get("MLFLOW_RUN_ID", "")
         run = self._find_run(forced or run_id)
         if forced and run is None:
-            raise TrackingError(f"MLFLOW_RUN_ID: {self.uri} has no run {forced}; unset it to begin a new run")
+            raise TrackingError(
+                f"MLFLOW_RUN_ID: must be a run at {self.uri}, got {forced}; unset it to start a new run"
+            )
         if run is None:
             run = self._client.create_run(self._experiment_id(), run_name=self._run_name)
         elif run.info.status != "RUNNING":
@@ -93,7 +95,7 @@ class MlflowServer:
         new = [Param(name, value) for name, value in params.items() if name not in logged]
         for start in range(0, len(new), _PARAMS_A_CALL):
             self._client.log_batch(self._run_id, params=new[start : start + _PARAMS_A_CALL])
-        # MLflow's parameters never change; a run that was resumed with others says so.
+        # MLflow's parameters cannot change; a run resumed with other values gets tags.
         self._send_tags(
             {f"changed/{name}": value for name, value in params.items() if logged.get(name, value) != value}
         )
@@ -107,7 +109,7 @@ class MlflowServer:
             )
 
     def _send_origin(self, tags: dict[str, str]) -> None:
-        """Where the run was made; where a later stage ran elsewhere, or with other code, is beside that."""
+        """Set tags of the run's origin; a later stage on another machine or commit adds `changed/…` tags."""
         known = self._client.get_run(self._run_id).data.tags
         changed = {f"changed/{name}": value for name, value in tags.items() if known.get(name, value) != value}
         self._send_tags({name: value for name, value in tags.items() if name not in known} | changed)
@@ -122,7 +124,7 @@ class MlflowServer:
     def _send_dataset(self, name: str, digest: str, path: str, context: str = "training") -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        # MLflow takes 36 characters of a digest; the whole one is in the tags.
+        # MLflow limits digests to 36 characters; the complete one is a tag.
         dataset = Dataset(name, digest[:36], source_type="local", source=json.dumps({"uri": path}))
         self._client.log_inputs(self._run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
         self._send_tags({f"data_hash/{name}": digest})
@@ -149,7 +151,7 @@ class MlflowServer:
             return self._client.create_experiment(self._experiment, artifact_location=place)
         except MlflowException as error:
             made = self._client.get_experiment_by_name(self._experiment)
-            if error.error_code != "RESOURCE_ALREADY_EXISTS" or made is None:  # else another process was faster
+            if error.error_code != "RESOURCE_ALREADY_EXISTS" or made is None:  # otherwise another process was faster
                 raise
             return made.experiment_id
 
@@ -159,7 +161,7 @@ class MlflowServer:
             return self._make_experiment()
         if experiment.lifecycle_stage != "active":
             raise TrackingError(
-                f"tracking.experiment: {self._experiment!r} was deleted at {self.uri}; name another, or restore it: "
+                f"tracking.experiment: {self._experiment!r} was deleted at {self.uri}; set another name, or restore it: "
                 f"mlflow experiments restore -x {experiment.experiment_id}"
             )
         return experiment.experiment_id
@@ -167,20 +169,20 @@ class MlflowServer:
 
 @contextmanager
 def _allowed(uri: str) -> Iterator[None]:
-    """Raises TrackingError where MLflow does not let this user in."""
+    """Raise TrackingError within the context if MLflow denies access."""
     try:
         yield
     except Exception as error:
         if getattr(error, "error_code", "") not in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
             raise
         raise TrackingError(
-            f"MLflow at {uri} must let this user in, but does not; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            f"MLflow at {uri}: access must be allowed, but is denied; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         ) from error
 
 
 @contextmanager
 def _alone_at(uri: str) -> Iterator[None]:
-    """Within it, no other process makes or alters the tables of a local database, which its first user does."""
+    """Lock a local database within the context, since its first user creates or migrates the tables."""
     if not uri.startswith(_SQLITE):
         yield
         return
@@ -191,12 +193,12 @@ def _alone_at(uri: str) -> Iterator[None]:
 
 
 def tracking_uri(tracking: TrackingConfig) -> str:
-    """Where MLflow is: the environment's word goes first."""
+    """URI of MLflow: MLFLOW_TRACKING_URI if set, else tracking.uri."""
     return os.environ.get("MLFLOW_TRACKING_URI") or tracking.uri
 
 
 def make_client(uri: str) -> "MlflowClient":
-    """A client that fails fast and keeps quiet; mlflow is imported here, since that takes a second and not every run needs it."""
+    """Make a client that fails fast and logs little; mlflow is imported only here, since that takes a second."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -218,11 +220,12 @@ def make_client(uri: str) -> "MlflowClient":
 
 
 def _artifacts_beside(uri: str) -> str | None:
-    """A local database keeps artifacts in `mlartifacts` beside itself; a server knows its own place."""
+    """Folder `mlartifacts` beside a local database; None for a server, which has its own location."""
     path = uri.removeprefix(_SQLITE)
     return None if path == uri else (Path(path).resolve().parent / "mlartifacts").as_uri()
 
 
 def without_password(uri: str) -> str:
+    """Mask the password in a URI."""
     parts = urlsplit(uri)
     return uri if parts.password is None else uri.replace(f":{parts.password}@", ":***@")

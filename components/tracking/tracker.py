@@ -1,13 +1,13 @@
-"""Where the numbers of a run go: a local journal first, then MLflow, which only the modules components/tracking/*.py import.
+"""Tracking of a run: metrics go to a local journal first, then to MLflow, which only components/tracking/*.py import.
 
     with open_tracker(config, run_dir=config.train.output_dir) as tracker:
         tracker.log_metrics({"loss/mask": 0.7}, step=20)
 
-One MLflow run a trained model: its id lies in `<run>/mlflow_run.json`, and every stage that opens a tracker on the same folder logs
-into it. `log.jsonl` is the truth; a thread sends it, so no step waits for a server, and what MLflow has not yet received is sent as soon as it
-is back, at the end, or by the next stage: an outage costs one warning and no number, and the run's tag `tracking.outages` counts it.
-`MLFLOW_TRACKING_URI` and `MLFLOW_RUN_ID` go first.
-A run whose folder lies in the folder of another is its child, as the seeds of a stability study are.
+A trained model has one MLflow run: its id is in `<run>/mlflow_run.json`, and every stage that opens a tracker on the
+same folder logs to it. `log.jsonl` is authoritative; a thread sends it, so no step waits for a server. Lines that
+MLflow has not received are sent when it is back, at the end, or by the next stage: an outage causes one warning and
+loses no metric, and the tag `tracking.outages` counts it. `MLFLOW_TRACKING_URI` and `MLFLOW_RUN_ID` have priority. A
+run whose folder is inside the folder of another run is its child, like the seeds of a stability study.
 """
 
 import logging
@@ -28,22 +28,22 @@ _log = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
-    """Takes what a stage has to tell. No method fails because a server is away."""
+    """Interface for the records of a stage. No method fails if the server is unavailable."""
 
     def log_metrics(self, metrics: Mapping[str, float | None], step: int) -> None:
-        """Values of one step by name (`loss/mask`, `time/step_s`); None and non-finite ones stay in the journal only."""
+        """Log values of one step by name (`loss/mask`, `time/step_s`); None and non-finite ones go to the journal only."""
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Dotted configuration names; one already logged with another value becomes a tag `changed/<name>`."""
+        """Log parameters by dotted name; a value that differs from a logged one becomes a tag `changed/<name>`."""
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
-        """Copy a file, or the content of a folder, into the run's artifacts."""
+        """Copy a file, or the content of a folder, to the run's artifacts."""
 
     def log_dataset(self, name: str, digest: str, path: Path, *, context: str = "training") -> None:
-        """The identity of data; `context` says what it was for, `training` or `evaluation`."""
+        """Log the identity of data; `context` is its use, `training` or `evaluation`."""
 
     def rewind(self, step: int) -> None:
-        """Forget what the journal holds after a step, because training starts again from there."""
+        """Remove the journal's lines after a step, from which training restarts."""
 
 
 @contextmanager
@@ -55,19 +55,19 @@ def open_tracker(
     tags: Mapping[str, str] | None = None,
     metrics_csv: bool = True,
 ) -> Iterator[Tracker]:
-    """Continue the run of a folder, or begin one; at the end, send what waits and say how the run ended.
+    """Continue or start the MLflow run of a folder; at the end, send what is pending and the run's status.
 
-    Only rank 0 opens a tracker; other ranks take a NullTracker.
+    Only rank 0 opens a tracker; other ranks use a NullTracker.
 
     Args:
-        config: all of it becomes parameters. `tracking.enabled: false` keeps the journal alone.
-        run_dir: `<run>`; made where absent.
-        data_hash: of the data that is learned from.
-        tags: logged beside commit, hardware and versions.
-        metrics_csv: render `<run>/metrics.csv` at the end. Stages after training leave that file as training wrote it.
+        config: logged completely as parameters. `tracking.enabled: false` only keeps the journal.
+        run_dir: `<run>`; created if missing.
+        data_hash: hash of the training data.
+        tags: additional tags, beside commit, hardware and versions.
+        metrics_csv: write `<run>/metrics.csv` at the end. Stages after training keep the file as training wrote it.
 
     Raises:
-        TrackingError: if the URI is of no kind MLflow knows, the experiment was deleted, or `MLFLOW_RUN_ID` names no run.
+        TrackingError: if the URI is invalid, the experiment was deleted, or `MLFLOW_RUN_ID` names no run.
     """
     journal = Journal(run_dir / "log.jsonl")
     tracker = _open_outbox(config, journal, {**run_tags(), **(tags or {})}) if config.tracking.enabled else None
@@ -88,13 +88,13 @@ def open_tracker(
 
 
 def end_run(config: Config, *, run_dir: Path, status: str) -> str:
-    """Say how the run of a folder ended, for stages that could not: they were killed, say, or it is others that failed.
+    """Set the status of a folder's MLflow run for stages that could not, for example because they were killed.
 
     Args:
         status: FINISHED, FAILED or KILLED.
 
     Returns:
-        The run's id; empty where no run was begun, or tracking is off.
+        Run id; empty if no run was started or tracking is off.
     """
     path = run_dir / _RUN_FILE
     if not config.tracking.enabled or not RunFile.read(path).run_id:
@@ -104,21 +104,21 @@ def end_run(config: Config, *, run_dir: Path, status: str) -> str:
 
 
 def delivered_run(run_dir: Path) -> str:
-    """The id of a folder's MLflow run, which has received everything that the folder's stages had to tell.
+    """Return the id of a folder's MLflow run, if it has received everything.
 
     Raises:
-        TrackingError: if something still waits to be sent.
+        TrackingError: if something is still pending.
     """
     file = RunFile.read(run_dir / _RUN_FILE)
     if not file.run_id or file.waiting:
         raise TrackingError(
-            f"tracking.uri: MLflow must be reachable for this, but {file.uri} is not; start it, or set MLFLOW_TRACKING_URI"
+            f"tracking.uri: MLflow must be reachable, but {file.uri} is not; start it, or set MLFLOW_TRACKING_URI"
         )
     return file.run_id
 
 
 def send_rest(config: Config, *, run_dir: Path) -> None:
-    """Send what the finished run of a folder still has to tell, and whose child it is, if MLflow was away when it ended."""
+    """Send the pending items and the parent of a folder's finished run, if MLflow was unavailable at its end."""
     file = RunFile.read(run_dir / _RUN_FILE)
     is_known = file.parent_id == RunFile.read(run_dir.parent / _RUN_FILE).run_id
     if config.tracking.enabled and file.uri and (file.waiting or not is_known):
@@ -135,7 +135,7 @@ def _open_outbox(config: Config, journal: Journal, tags: Mapping[str, str]) -> "
     if parent.run_id and (parent.uri, parent.experiment) == (server.uri, tracking.experiment):
         outbox.belong_to(parent.run_id)
     outbox.post("origin", tags=dict(tags))
-    params = {**config.flat(), "tracking.uri": server.uri}  # without the password it may hold
+    params = {**config.flat(), "tracking.uri": server.uri}  # without a password
     outbox.post("params", params={name: str(value) for name, value in params.items()})
     outbox.open()
     monitor = SystemMonitor(outbox.log_system, tracking.system_metrics_s, first_step=len(system.read()))
@@ -143,7 +143,7 @@ def _open_outbox(config: Config, journal: Journal, tags: Mapping[str, str]) -> "
 
 
 class NullTracker:
-    """Says nothing to anyone: for the ranks past 0."""
+    """Tracker that records nothing, for ranks other than 0."""
 
     def log_metrics(self, metrics: Mapping[str, float | None], step: int) -> None: ...
 
@@ -157,7 +157,7 @@ class NullTracker:
 
 
 class JournalTracker(NullTracker):
-    """Keeps metrics in the local journal alone."""
+    """Tracker that only writes metrics to the local journal."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
@@ -170,7 +170,7 @@ class JournalTracker(NullTracker):
 
 
 class MlflowTracker:
-    """Keeps everything locally, then hands it to MLflow."""
+    """Tracker that writes everything locally, then sends it to MLflow."""
 
     def __init__(self, outbox: Outbox, monitor: SystemMonitor) -> None:
         self._outbox = outbox
@@ -190,11 +190,11 @@ class MlflowTracker:
         self._outbox.post("dataset", name=name, digest=digest, path=str(path), context=context)
 
     def rewind(self, step: int) -> None:
-        """MLflow cannot delete points: where it had received later steps, it will show both values of them."""
+        """Remove the journal's lines after a step; MLflow cannot delete points and shows both values of later steps."""
         self._outbox.rewind(step)
 
     def finish(self, status: str) -> None:
-        """Send what waits and end the run as FINISHED, FAILED or KILLED."""
+        """Send what is pending and end the run as FINISHED, FAILED or KILLED."""
         self._monitor.stop()
         if not self._outbox.close("status", status=status):
-            _log.warning("MLflow has not received everything of this run; the next stage sends the rest")
+            _log.warning("MLflow has not received everything of this run; the next stage will send the rest")

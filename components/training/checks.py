@@ -1,4 +1,4 @@
-"""Configurations and data that cannot train, refused before the network is built."""
+"""Checks of configuration and data before the network is built."""
 
 from components.config import Config
 from components.params import ConfigError
@@ -8,10 +8,10 @@ from model.errors import UserError
 
 
 def check_learnable(config: Config, index: CocoIndex) -> None:
-    """Refuse what cannot train.
+    """Check that the configuration and the data can train.
 
     Raises:
-        ConfigError: if frozen norms would stay at random, or frozen stages would.
+        ConfigError: if frozen norms or frozen stages would keep random values.
         UserError: if no image has an instance to learn from.
     """
     model = config.model
@@ -22,16 +22,16 @@ def check_learnable(config: Config, index: CocoIndex) -> None:
         )
     if model.weights == "none" and model.frozen_stages:
         raise ConfigError(
-            f"model.freeze_stages: must be 0 with model.weights=none, got {model.frozen_stages}; random filters would never learn"
+            f"model.freeze_stages: must be 0 with model.weights=none, got {model.frozen_stages}; frozen random filters would never learn"
         )
     if not index.has_instances.any():
         raise UserError(
-            f"{config.data.prepared_dir}: no training image has an instance that is not a crowd; add annotations"
+            f"{config.data.prepared_dir}: a training image must have an instance that is not a crowd, but none has; add annotations"
         )
 
 
 def check_divisible(config: Config) -> None:
-    """Refuse a batch that the processes cannot share evenly.
+    """Check that the processes can share a batch evenly.
 
     Raises:
         ConfigError: if they cannot.

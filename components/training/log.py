@@ -1,8 +1,9 @@
-"""What training says: a line every log period, in the words of the field.
+"""Training log: a line every log period, in the format of maskrcnn-benchmark.
 
-    eta: 0:04:15  iter: 20  loss: 1.8236 (2.7274)  …  time: 0.2002 (0.3765)  data: 0.0099 (0.1242)  lr: 0.014347  max mem: 3508
+    eta: 0:04:15  iter: 20  loss: 1.8236 (2.7274)  …  time: 0.2002 (0.3765)  data: 0.0099 (0.1242)  lr: 0.014347  max
+    mem: 3508
 
-The first number is the median of the last window, the number in brackets the mean over the whole run so far.
+The first number is the median of the last window, the number in parentheses the mean over the run so far.
 """
 
 import datetime
@@ -15,7 +16,7 @@ import torch
 
 
 class SmoothedValue:
-    """Median over a window, mean over all."""
+    """Value with its median over a window and its mean over all updates."""
 
     def __init__(self, window: int) -> None:
         self._recent: deque[float] = deque(maxlen=window)
@@ -40,19 +41,19 @@ class SmoothedValue:
 
 
 class TrainingLog:
-    """Smoothed losses and times of a run, and the line that tells them."""
+    """Smoothed losses and times of a run, formatted as log lines."""
 
     def __init__(self, window: int, max_iters: int) -> None:
         self._window, self._max_iters = window, max_iters
         self._values: dict[str, SmoothedValue] = {}
 
     def update(self, **values: float) -> None:
-        """Take in one step's values by name; `step_s` and `data_s` are seconds, the others losses."""
+        """Add one step's values by name; `step_s` and `data_s` are seconds, the others losses."""
         for name, value in values.items():
             self._values.setdefault(name, SmoothedValue(self._window)).update(value)
 
     def line(self, step: int, learning_rate: float) -> str:
-        """The log line of this step."""
+        """Format the log line of this step."""
         losses = [name for name in self._values if name not in ("step_s", "data_s")]
         parts = [f"eta: {datetime.timedelta(seconds=int(self.eta_s(step)))}", f"iter: {step}"]
         parts += [f"{name}: {self._values[name]}" for name in losses]
@@ -61,13 +62,13 @@ class TrainingLog:
         return "  ".join(parts)
 
     def eta_s(self, step: int) -> float:
-        """Seconds until max_iters at the mean pace so far."""
+        """Estimate the seconds until max_iters from the mean step time."""
         return self._values["step_s"].mean * (self._max_iters - step)
 
 
 def peak_memory_mib() -> float:
-    """Most memory used so far: the device's where there is one, else this process's resident set. MiB."""
+    """Peak memory so far in MiB: GPU memory if there is a GPU, else the resident set of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # bytes there, KiB elsewhere
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # bytes on macOS, KiB elsewhere

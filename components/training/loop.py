@@ -1,4 +1,4 @@
-"""One training run: what its steps share, what it saves, says and counts. `components/train.py` is the stage around it."""
+"""One training run: its state, checkpoints, log and stop conditions. `components/train.py` is the stage around it."""
 
 import json
 import threading
@@ -49,15 +49,15 @@ from model.weights.load import load_weights
 
 
 class DivergedError(UserError):
-    """Losses stopped being finite."""
+    """Losses or gradients were not finite for too many steps in a row."""
 
 
 class Preempted(SystemExit):
-    """Training was told to end early, and has saved a checkpoint."""
+    """Training was ended early by a signal, after saving a checkpoint."""
 
 
 class Training:
-    """One run: what the steps share. Every process has one; rank 0 alone writes and speaks."""
+    """State of one run. Every process has one; only rank 0 writes and prints."""
 
     def __init__(self, config: Config, device: torch.device, console: Console) -> None:
         self.config, self.device, self.console = config, device, console
@@ -100,7 +100,7 @@ class Training:
     def run(self, tracker: Tracker) -> None:
         """Train to max_iters or to the target AP, whichever comes first."""
         if self.is_reconfigured:
-            self.save()  # evaluation reads its configuration from the checkpoint, so the new one must be there
+            self.save()  # evaluation reads the configuration from the checkpoint, which must have the new one
         if self.reached_target:
             return
         config, train = self.config, self.config.train
@@ -128,7 +128,7 @@ class Training:
                 saves = ends_epoch or step.number % train.checkpoint_period == 0 or step.number == train.max_iters
                 is_ending = self._should_end()
                 if saves or is_ending or step.number % train.log_period == 0:
-                    self._report(window, tracker)  # also before a checkpoint: the journal must reach as far as it does
+                    self._report(window, tracker)  # also before a checkpoint, so that the journal is never behind it
                     window.clear()
                 is_best = ends_epoch and self._evaluate(tracker)
                 if saves or is_ending:
@@ -137,19 +137,19 @@ class Training:
                     break
                 if is_ending and step.number < train.max_iters:
                     self.console.print(
-                        f"told to end by SIGTERM: saved step {step.number}; the same command goes on from there",
+                        f"ended by SIGTERM: saved step {step.number}; run the same command to continue from there",
                         highlight=False,
                     )
                     raise Preempted(STATUS_OF_SIGTERM)
         except GraphCaptureError:
-            window.clear()  # the device may answer no more
+            window.clear()  # the device may no longer respond
             raise
         finally:
-            if window:  # training diverged or was interrupted: the journal tells how it came to that
+            if window:  # training diverged or was interrupted: write the last steps to the journal
                 self._report(window, tracker)
 
     def save(self, *, is_best: bool = False) -> None:
-        """Write a checkpoint of the present step, and mark it as the best so far if it is."""
+        """Write a checkpoint of the current step, and mark it as the best so far if `is_best`."""
         self._watch(None)
         average_batch_norms(self.model)
         if is_main():
@@ -180,7 +180,7 @@ class Training:
         }
 
     def _resumable_checkpoint(self) -> Path | None:
-        """The last checkpoint, if this run continues it. A run of another kind in the same place is moved aside."""
+        """Return the last checkpoint if this run continues it; a different run in the same folder is moved aside."""
         path = last_checkpoint(self.run_dir)
         if path is None:
             return None
@@ -192,12 +192,12 @@ class Training:
         aside = _free_name(self.run_dir)
         self.run_dir.rename(aside)
         reason = f"it was made with {', '.join(changes[:3])}" if changes else "train.resume is false"
-        self.console.print(f"starting anew: the run in {self.run_dir} is now {aside} ({reason})", highlight=False)
+        self.console.print(f"starting anew: the run in {self.run_dir} was moved to {aside} ({reason})", highlight=False)
         return None
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
-        # The groups are those of this configuration and this optimizer, be it torch's or apex's; what is carried on is momentum.
+        # Groups belong to this configuration and optimizer (torch's or apex's); only the momentum is restored.
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
         self.scaler.load_state_dict(state["scaler"])
@@ -208,7 +208,7 @@ class Training:
         self.is_reconfigured = state["config"] != self.config.model_dump(mode="json")
 
     def _with_progress(self, steps: Iterator[Step]) -> Iterator[Step]:
-        """The steps, behind a bar with the time left where someone may be watching."""
+        """Yield the steps with a progress bar, if in a terminal."""
         columns = (*Progress.get_default_columns(), MofNCompleteColumn())
         with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
             task = bar.add_task("training", total=self.config.train.max_iters, completed=self.step)
@@ -217,12 +217,15 @@ class Training:
                 bar.update(task, completed=step.number)
 
     def _should_end(self) -> bool:
-        """Whether SIGTERM has come to any process. A GPU is asked about the step before, so that it never idles."""
+        """True if any process received SIGTERM; with a GPU, as of the previous step, so that it never idles."""
         asked, self._asked_to_end = self._asked_to_end, any_rank(self.sigterm.is_set(), self.device)
         return bool(asked if self.device.type == "cuda" else self._asked_to_end)
 
     def _watch(self, step: Step | None) -> None:
-        """Count skipped steps in a row; too many end the run. Each step is read when the next one is under way, so that the device never idles."""
+        """Count skipped steps in a row; too many end the run.
+
+        A step is read only after the next one was started, so that the device never idles.
+        """
         done, self._unread = self._unread, step
         if done is not None:
             self._count_skips(done)
@@ -231,12 +234,12 @@ class Training:
         if not step.skipped.item():
             self.nonfinite_in_row = 0
             return
-        if not step.diverged.item():  # float16's loss scale seeks its height
+        if not step.diverged.item():  # float16's loss scale is adapting
             return
         self.nonfinite_in_row += 1
         values = {name: loss.item() for name, loss in step.losses.items()}
         told = f"step {step.number}: losses {values}, gradient norm {step.grad_norm.item()}, images {step.image_ids}"
-        self.console.print(f"skipped, not finite: {told}", highlight=False)
+        self.console.print(f"skipped, since not finite: {told}", highlight=False)
         if self.nonfinite_in_row >= self.config.train.max_nonfinite_steps:
             raise DivergedError(
                 f"training diverged: losses and gradients must be finite, got {self.nonfinite_in_row} steps in a row that are not; "
@@ -245,7 +248,7 @@ class Training:
             )
 
     def _report(self, window: list[Step], tracker: Tracker) -> None:
-        """Read a window of steps from the device at once; log each step, print one line."""
+        """Read a window of steps from the device at once; log each step and print one line."""
         names = list(window[0].losses)
         table = torch.stack([torch.stack([*step.losses.values(), step.grad_norm, step.skipped]) for step in window])
         images_per_step = self.config.train.batch_size
@@ -261,7 +264,7 @@ class Training:
         self.console.print(self.log.line(window[-1].number, window[-1].learning_rate), highlight=False, soft_wrap=True)
 
     def _evaluate(self, tracker: Tracker) -> bool:
-        """Score the present weights: True when they are the best so far, see CocoEvaluation.main_score."""
+        """Score the current weights; return True if they are the best so far, by CocoEvaluation.main_score."""
         evaluate = self.config.evaluate
         with nullcontext() if self.average is None else self.average.applied():
             evaluation = evaluate_model(self.model, self.config)

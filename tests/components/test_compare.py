@@ -104,7 +104,7 @@ def test_values_that_are_none_noise_are_found_by_pairs_alone(make_study: Callabl
 def test_noise_is_called_noise(make_study: Callable[..., Path]) -> None:
     swapped = {1: 0.742, 2: 0.719, 3: 0.702}
     (comparison,) = compare.run([make_study("one", BASE), make_study("other", swapped)])
-    assert "no difference is shown" in comparison["sentences"][0]
+    assert "no significant difference" in comparison["sentences"][0]
     assert comparison["bbox"]["AP"]["p"] > 0.5
 
 
@@ -144,7 +144,7 @@ def test_one_seed_each_says_nothing_about_noise(make_run: Callable[..., Path]) -
     assert comparison["bbox"]["AP"] == {
         "before": 0.7, "after": 0.8, "difference": pytest.approx(0.1), "interval": None, "p": None,
     }  # fmt: skip
-    assert "better or noise cannot be said: both have one seed only" in comparison["sentences"][-1]
+    assert "No verdict: both have only one seed" in comparison["sentences"][-1]
 
 
 def test_a_run_beside_a_study_says_nothing_about_noise(
@@ -152,7 +152,7 @@ def test_a_run_beside_a_study_says_nothing_about_noise(
 ) -> None:
     (comparison,) = compare.run([make_study("one", BASE), make_run("other", 1, 0.8)])
     assert comparison["method"] == "none"
-    assert "other has one seed only" in comparison["sentences"][-1]
+    assert "other has only one seed" in comparison["sentences"][-1]
 
 
 def test_parameters_that_differ_are_told(make_run: Callable[..., Path]) -> None:

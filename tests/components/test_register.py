@@ -154,7 +154,9 @@ json.dump({"found": found, "code": [model.inference.predictor.__file__, cuda_ops
 
 def test_a_registered_model_loads_without_us_and_finds_what_predict_finds(config: Config, tmp_path: Path) -> None:
     result = register.run(config)
-    assert result == RegisterResult("1", True, "maskrcnn version 1: the champion, as the first", "models:/maskrcnn/1")
+    assert result == RegisterResult(
+        "1", True, "maskrcnn version 1: the champion, as the first version", "models:/maskrcnn/1"
+    )
     images = val_images(config)
     outside = tmp_path / "elsewhere"
     outside.mkdir()

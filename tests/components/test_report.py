@@ -99,7 +99,7 @@ def test_every_score_stands_in_both_files(run_dir: Path, written: report.ReportR
 
 def test_charts_and_pictures_are_named_for_those_who_do_not_see_them(page: Page) -> None:
     names = [value for tag, name, value in page.attributes if tag == "svg" and name == "aria-label"]
-    assert "all losses together: first ends at 0.1" in names
+    assert "total loss: first ends at 0.1" in names
     assert len(names) == 2 + 6  # two logged losses; precision over recall of boxes and masks at three IoUs
     described = [value for tag, name, value in page.attributes if tag == "img" and name == "alt"]
     assert len(described) in (1, 2)  # there is no best image where nothing was found
@@ -115,7 +115,7 @@ def test_links_lead_to_chapters(page: Page) -> None:
 
 def test_what_is_missing_is_said_and_how_to_get_it(written: report.ReportResult) -> None:
     markdown = written.markdown.read_text()
-    assert "first has no benchmark: `maskrcnn benchmark` makes one." in markdown
+    assert "first has no benchmark; run `maskrcnn benchmark`." in markdown
     assert "benchmark.json is not there: `maskrcnn benchmark` writes it." in markdown
 
 

@@ -136,7 +136,7 @@ def test_a_run_is_taken_up_once_and_kept(tree: Path, monkeypatch: pytest.MonkeyP
     table = columns(block[1])
     assert (table["box AP"], table["time"], table["hardware"]) == (["0.250"], ["1 min 0 s"], ["2 × NVIDIA X"])
     assert "abcdef0" in table["made"][0]  # where it was trained, not where it was evaluated
-    assert "Nothing measured yet: `maskrcnn benchmark inference`" in text
+    assert "Not measured yet; run `maskrcnn benchmark inference`" in text
     shutil.rmtree(tree / "runs")
     report.main(["--readme"])
     assert (tree / "README.md").read_text() == text

@@ -78,7 +78,7 @@ def test_one_run_has_no_deviation(make_run: Callable[..., Path], tmp_path: Path)
     assert (score["mean"], score["deviation"], score["interval"]) == (0.7, None, None)
     told = (tmp_path / "out" / "stability.md").read_text()
     assert "| final AP box | 0.700 | 0.700 | – | – |" in told
-    assert "at least two are needed" in told
+    assert "set at least two in stability.seeds" in told
 
 
 def test_a_score_of_nothing_to_find_has_no_mean(study: list[Path], tmp_path: Path) -> None:
@@ -135,12 +135,12 @@ def test_keys_that_decide_nothing_may_differ(make_run: Callable[..., Path], tmp_
 
 @pytest.mark.parametrize("which", ["data_hash", "train_data_hash"])
 def test_runs_of_other_data_are_refused(make_run: Callable[..., Path], tmp_path: Path, which: str) -> None:
-    with pytest.raises(StabilityError, match=rf"must differ in the seed alone.*\({which}\)"):
+    with pytest.raises(StabilityError, match=rf"must differ only in the seed.*\({which}\)"):
         summarise([make_run(1), make_run(2, **{which: "ff"})], tmp_path / "out")
 
 
 def test_two_runs_of_one_seed_are_refused(make_run: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(StabilityError, match=r"seed_1 and .*again: seeds must differ, both have train.seed=1"):
+    with pytest.raises(StabilityError, match=r"seed_1 and .*again: seeds must differ, but both have train.seed=1"):
         summarise([make_run(1), make_run(2), make_run(1, name="again")], tmp_path / "out")
 
 

@@ -129,7 +129,7 @@ def test_server_killed_and_restarted_in_mid_training_has_every_step_once(
             if trainer.poll() is None:
                 trainer.kill()
         assert trainer.returncode == 0, said
-        assert said.count("is away") == 1
+        assert said.count("is unavailable") == 1
         assert [line["step"] for line in journal_of(run_dir)] == list(range(1, 121))
         assert_complete(server, run_dir)
         run = server.run(run_id_of(run_dir))
@@ -254,7 +254,7 @@ def test_four_first_users_of_a_new_database_do_not_race(tmp_path: Path) -> None:
     ]
     said = [user.communicate(timeout=300)[0] for user in users]
     assert [user.returncode for user in users] == [0] * 4, said
-    assert not any("is away" in words for words in said), said
+    assert not any("is unavailable" in words for words in said), said
     client = MlflowClient(tracking_uri=uri)
     experiments = [found.name for found in client.search_experiments()]
     assert sorted(experiments) == ["Default", "first"]

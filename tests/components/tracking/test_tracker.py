@@ -115,7 +115,7 @@ def test_outage_costs_one_warning_and_no_number(
         for step in (1, 2, 3):
             tracker.log_metrics({"loss/mask": step / 10}, step)
         tracker.log_artifact(note)
-    assert sum("is away" in record.message for record in caplog.records) == 1
+    assert sum("is unavailable" in record.message for record in caplog.records) == 1
     assert journal_of(run_dir) == [(step, {"loss/mask": step / 10}) for step in (1, 2, 3)]
     with open_tracker(config_for(database), run_dir=run_dir) as tracker:
         tracker.log_metrics({"ap/bbox": 0.4}, step=3)
