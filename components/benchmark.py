@@ -1,7 +1,8 @@
-"""How fast everything is: `maskrcnn benchmark train inference phases scaling loader evaluator`, or some of these.
+"""Measure speed and memory: `maskrcnn benchmark train inference phases scaling loader evaluator`, or some of these.
 
-train and inference: steps of the network beside torchvision's; phases: where a step's time goes; scaling: many processes; loader: images to
-batches; evaluator: COCO scoring. Each has its own module, `benchmarks/<mode>.py`. Writes <train.output_dir>/benchmark.json.
+train and inference: steps of the network, against torchvision's; phases: time of each phase of a training step;
+scaling: several processes; loader: images to batches; evaluator: COCO scoring. Writes
+<train.output_dir>/benchmark.json.
 """
 
 import json
@@ -21,7 +22,7 @@ from components.runs.environment import environment
 from components.tracking.tracker import open_tracker
 from model.files import write_atomically
 
-# What measures each mode, under its name in benchmark.json; each has measure(config), metrics(report) and table(report).
+# Name in benchmark.json → modes, and the module with measure(config), metrics(report) and table(report).
 MEASURES: dict[str, tuple[tuple[BenchmarkMode, ...], ModuleType]] = {
     "steps": (("train", "inference"), steps),
     "phases": (("phases",), phases),
@@ -33,17 +34,17 @@ MEASURES: dict[str, tuple[tuple[BenchmarkMode, ...], ModuleType]] = {
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """The content of benchmark.json."""
+    """Result of a benchmark: the content of benchmark.json."""
 
     path: Path
     report: dict[str, Any]
 
 
 def run(config: Config) -> BenchmarkResult:
-    """Measure what `benchmark.modes` names.
+    """Run the modes in `benchmark.modes`.
 
     Raises:
-        BenchmarkError: if a case cannot be run, for want of memory say.
+        BenchmarkError: if a case cannot be run, for example for lack of memory.
     """
     console = Console()
     report: dict[str, Any] = {"device": config.train.device, "backbone": config.model.backbone, **environment()}
@@ -73,10 +74,10 @@ def _write(config: Config, report: dict[str, Any], figures: dict[str, float | No
 
 
 def with_modes(config: Config, words: Sequence[str]) -> Config:
-    """The configuration with the modes that the command line names, if any.
+    """Replace `benchmark.modes` by the modes on the command line, if any.
 
     Raises:
-        ConfigError: if a word is no mode.
+        ConfigError: if a word is not a mode.
     """
     if not words:
         return config
@@ -88,7 +89,7 @@ def with_modes(config: Config, words: Sequence[str]) -> Config:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line of `maskrcnn benchmark`."""
+    """Command line of `maskrcnn benchmark`."""
     parser = stage_parser("benchmark", __doc__, operands=" | ".join(get_args(BenchmarkMode)))
     with user_errors():
         args, config = parse(parser, argv)

@@ -1,8 +1,9 @@
-"""Is one configuration better than another, or is it noise? `maskrcnn compare RUN RUN…`, the others compared with the first.
+"""Compare runs or studies with the first one: `maskrcnn compare RUN RUN…`.
 
-RUN is the folder of a run, or of a stability study, which has several seeds: runs/shapes_demo, runs/shapes_demo_stability. Tells which
-parameters differ, and for each score the difference with its 95 % interval and p value: by Student's paired test where both have the
-same seeds, by Welch's where they have not. One seed on a side tells nothing about noise.
+RUN is the folder of a run or of a stability study with several seeds, such as runs/shapes_demo or
+runs/shapes_demo_stability. Lists the parameters that differ, each score's difference with a 95 % interval and p value
+(Student's paired test if both have the same seeds, else Welch's test), and a verdict. With one seed on a side there is
+no verdict.
 """
 
 import argparse
@@ -30,34 +31,34 @@ class CompareError(UserError):
 
 
 def run(run_dirs: Sequence[Path]) -> list[dict[str, Any]]:
-    """Compare each run or study but the first with the first.
+    """Compare each run or study with the first.
 
     Returns:
-        For each: {"before", "after": {"name", "seeds"}, "method": paired | welch | none, "confidence", "images", "parameters": key → [before,
-        after], "same_training_data", "bbox" and "segm": score → {"before", "after", "difference", "interval", "p"}, "sentences"}. Scores
-        are means over the seeds; None where nothing can be said.
+        One comparison each: {"before", "after": {"name", "seeds"}, "method": paired | welch | none, "confidence",
+        "images", "parameters": key → [before, after], "same_training_data", "bbox" and "segm": score → {"before",
+        "after", "difference", "interval", "p"}, "sentences"}. Scores are means over the seeds; None if undefined.
 
     Raises:
         CompareError: if fewer than two are named, or they were not evaluated on the same data.
-        ResultError: if a folder holds no result.
+        ResultError: if a folder has no result.
     """
     if len(run_dirs) < 2:
         raise CompareError(
-            f"compare: must name two runs or studies at least, got {len(run_dirs)}; the first is what the others are compared with"
+            f"compare: must name at least two runs or studies, got {len(run_dirs)}; the others are compared with the first"
         )
     first, *others = [(run_dir.as_posix(), _read(run_dir)) for run_dir in run_dirs]
     return [_compare(first, other) for other in others]
 
 
 def _read(run_dir: Path) -> dict[str, Any]:
-    """A study as its stability.json tells of it. A run is a study of one seed."""
+    """Read the stability.json of a study; a run is a study of one seed."""
     path = run_dir / "stability.json"
     if not path.is_file():
         return report_of([read_result(run_dir)], date="")
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
-        raise CompareError(f"{path}: not JSON ({error}); `maskrcnn stability --summary` writes it anew") from error
+        raise CompareError(f"{path}: must be JSON ({error}); rewrite it with `maskrcnn stability --summary`") from error
 
 
 def _compare(before: tuple[str, dict[str, Any]], after: tuple[str, dict[str, Any]]) -> dict[str, Any]:
@@ -98,7 +99,7 @@ def _method(seeds: Sequence[int], other_seeds: Sequence[int]) -> str:
 
 
 def _score(before: dict[str, Any], after: dict[str, Any], method: str) -> dict[str, Any]:
-    """Of one score over the seeds, which a report lists in rising order."""
+    """Compare one score over the seeds, which a report lists in ascending order."""
     if before["mean"] is None or after["mean"] is None:
         return {"before": before["mean"], "after": after["mean"], "difference": None, "interval": None, "p": None}
     difference = (paired_difference if method == "paired" else welch_difference)(before["values"], after["values"])
@@ -107,13 +108,13 @@ def _score(before: dict[str, Any], after: dict[str, Any], method: str) -> dict[s
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line of `maskrcnn compare`."""
+    """Command line of `maskrcnn compare`."""
     parser = argparse.ArgumentParser(
         prog="maskrcnn compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folder of a run or of a stability study")
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the comparisons there too, every score unrounded"
+        "--json", type=Path, metavar="FILE", help="also write the comparisons to FILE, with every score unrounded"
     )
     args = parser.parse_args(argv)
     console = Console(highlight=False, soft_wrap=True)

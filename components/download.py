@@ -1,7 +1,7 @@
-"""Bring the raw data to `data.raw_dir`: generate it, fetch COCO, or see that a folder of one's own is complete.
+"""Put the raw data into `data.raw_dir`: generate it, fetch COCO, or check your own folder.
 
-`shapes` is generated. `coco2014` and `coco2017` are fetched from `data.base_url`, resumed after a cut, checked and unpacked;
-for `custom` nothing is written. What is there already is not done again.
+`data.source=shapes` is generated. `coco2014` and `coco2017` are fetched from `data.base_url`, resumed after a cut,
+checked and unpacked. For `custom`, the files are only checked. Completed work is not repeated.
 """
 
 import json
@@ -17,7 +17,7 @@ from model.config import DataConfig
 from model.data.layout import SPLITS, split_paths
 from model.data.synthetic import write_shapes
 
-# MD5 and unpacked size by zip size, of the files at images.cocodataset.org.
+# MD5 of the files at images.cocodataset.org, and ratios of unpacked size to zip size.
 _JPEGS, _JSON = 1.02, 4.0
 _ARCHIVES = {
     "coco2014": (
@@ -35,18 +35,18 @@ _ARCHIVES = {
 
 @dataclass(frozen=True)
 class DownloadResult:
-    """Where the raw data lies, and whether this call brought any of it."""
+    """Location of the raw data, and if this call wrote any of it."""
 
     raw_dir: Path
     changed: bool
 
 
 def run(config: Config) -> DownloadResult:
-    """Make the data set that `config.data` names present under `data.raw_dir`.
+    """Make the data set of `config.data` available in `data.raw_dir`.
 
     Raises:
-        DownloadError: if it cannot be fetched whole, the disk is too small, or a custom path does not exist.
-        UserError: if raw_dir holds other data where the generated set would go.
+        DownloadError: if it cannot be fetched completely, the disk is too small, or a custom path does not exist.
+        UserError: if raw_dir holds other data in place of the generated set.
     """
     data = config.data
     if data.source == "shapes":
@@ -56,7 +56,7 @@ def run(config: Config) -> DownloadResult:
         changed = False
     else:
         missing = missing_archives(_ARCHIVES[data.source], data.raw_dir)
-        # What was unpacked here is judged by its sizes, what someone else put here by its names.
+        # Files unpacked here are checked by size, files from elsewhere by name.
         is_there = not was_begun(missing, data.raw_dir) and _is_unpacked(data)
         changed = bool(missing) and not is_there
         if changed:
@@ -65,15 +65,15 @@ def run(config: Config) -> DownloadResult:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """`maskrcnn download`: bring the raw data."""
+    """Command line of `maskrcnn download`."""
     with user_errors():
         _, config = parse(stage_parser("download", __doc__), argv)
         result = run(config)
-        print(f"{result.raw_dir}: {'complete' if result.changed else 'complete already'}")
+        print(f"{result.raw_dir}: {'complete' if result.changed else 'already complete'}")
 
 
 def _is_unpacked(data: DataConfig) -> bool:
-    """Whether someone else put COCO here: both annotation files, and every image that they name."""
+    """True if COCO was put here by other means: both annotation files, and every image that they list."""
     for split in SPLITS:
         paths = split_paths(data, split)
         annotations, images = data.raw_dir / paths.annotations, data.raw_dir / paths.images
@@ -81,7 +81,7 @@ def _is_unpacked(data: DataConfig) -> bool:
             return False
         try:
             named = {record["file_name"] for record in json.loads(annotations.read_text(encoding="utf-8"))["images"]}
-        except (ValueError, KeyError, TypeError):  # cut short, say: fetching mends it
+        except (ValueError, KeyError, TypeError):  # for example truncated: it is fetched again
             return False
         if not named <= {path.name for path in images.iterdir()}:
             return False
@@ -93,11 +93,11 @@ def _require_custom(data: DataConfig) -> None:
         paths = split_paths(data, split)
         if not (data.raw_dir / paths.images).is_dir():
             raise DownloadError(
-                f"{data.raw_dir / paths.images}: no such image folder; data.{split}_images names it, relative to data.raw_dir"
+                f"{data.raw_dir / paths.images}: no such image folder; set data.{split}_images, relative to data.raw_dir"
             )
         if not (data.raw_dir / paths.annotations).is_file():
             raise DownloadError(
-                f"{data.raw_dir / paths.annotations}: no such annotation file; data.{split}_annotations names it, relative to data.raw_dir"
+                f"{data.raw_dir / paths.annotations}: no such annotation file; set data.{split}_annotations, relative to data.raw_dir"
             )
 
 

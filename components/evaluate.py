@@ -1,8 +1,8 @@
-"""Score a trained model on a prepared split: COCO's box and mask AP, or the recall of proposals; result files, curves, drawings.
+"""Score a trained model on a prepared split: COCO's box and mask AP, or recall of proposals, with curves and drawings.
 
-Takes the last checkpoint of train.output_dir unless told otherwise, with the network and image sizes it was trained with, and
-writes into train.output_dir: evaluation.json, inference/ and plots/. Scores are fractions; null where there was nothing to find.
-`evaluate.skip_eval=true` writes predictions and computes no scores.
+By default it scores the last checkpoint of train.output_dir, with the network and image sizes it was trained with.
+Writes evaluation.json, inference/ and plots/ into train.output_dir. Scores are fractions, or null without ground truth.
+`evaluate.skip_eval=true` writes predictions without scores.
 """
 
 import json
@@ -34,7 +34,7 @@ _MAX_CLASSES_IN_TABLE = 20
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """What was evaluated, and how well it did."""
+    """Result of an evaluation."""
 
     run_dir: Path
     checkpoint: str
@@ -42,12 +42,12 @@ class EvaluateResult:
 
 
 def run(config: Config, *, checkpoint: str = "last") -> EvaluateResult:
-    """Evaluate a checkpoint (`last`, `best` or a path) and leave everything in `train.output_dir`.
+    """Evaluate a checkpoint (`last`, `best` or a path) and write all results into `train.output_dir`.
 
     Raises:
-        UserError: if there is no such checkpoint, or no prepared data of its classes, or no such evaluate.backend.
+        UserError: if the checkpoint, prepared data with its classes, or evaluate.backend is missing.
     """
-    backend = choose_backend(config.evaluate.backend)  # an absent one is told before minutes of detection
+    backend = choose_backend(config.evaluate.backend)  # fail before minutes of detection
     with process_group(pick_device(config.train.device), config.train.timeout_s):
         trained = load_trained(config, checkpoint)
         index = open_split(trained, config.evaluate.split)
@@ -60,7 +60,7 @@ def run(config: Config, *, checkpoint: str = "last") -> EvaluateResult:
 def _finish(
     config: Config, trained: Trained, index: CocoIndex, results: Results, backend: Backend
 ) -> CocoEvaluation | None:
-    """Score what was found, write everything, log it and say it."""
+    """Score the results; write, log and print everything."""
     run_dir = config.train.output_dir
     ground_truth = load_ground_truth(index.ground_truth_path)
     evaluation = None
@@ -100,7 +100,7 @@ def _print(evaluation: CocoEvaluation | None, run_dir: Path, trained: Trained) -
 
 
 def score_table(evaluation: CocoEvaluation) -> Table:
-    """The twelve scores of boxes and masks, or the recall of proposals."""
+    """Table of the twelve scores of boxes and masks, or of the recall of proposals."""
     table = Table()
     for column in ("", *(TITLES[kind] for kind in evaluation.scores)):
         table.add_column(column, justify="right" if column else "left")
@@ -110,7 +110,7 @@ def score_table(evaluation: CocoEvaluation) -> Table:
 
 
 def class_table(evaluation: CocoEvaluation) -> Table:
-    """AP of each class."""
+    """Table of AP per class."""
     table = Table()
     for column in ("class", *(f"{TITLES[kind]} AP" for kind in evaluation.scores)):
         table.add_column(column, justify="left" if column == "class" else "right")
@@ -120,7 +120,7 @@ def class_table(evaluation: CocoEvaluation) -> Table:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line of `maskrcnn evaluate`."""
+    """Command line of `maskrcnn evaluate`."""
     parser = stage_parser("evaluate", __doc__)
     parser.add_argument("--checkpoint", default="last", help="last, best, or a path (%(default)s)")
     with user_errors():

@@ -1,14 +1,14 @@
-"""Export a trained network for programs without this code: a torch.export program for each of data.buckets.
+"""Export a trained network for programs without this package: one torch.export program per bucket in data.buckets.
 
-Each computes in float32, whatever train.dtype was, and is checked against the network on images of evaluate.split before it is kept. Test-time
-scales, flips and soft-NMS are not part of it.
-To run one takes torch and the operators' library, which loads by itself:
+Programs compute in float32, whatever train.dtype was, and are checked against the network on images of evaluate.split.
+Test-time scales, flips and soft-NMS are not included.
+A program needs only torch and the operators' library:
 
-    torch.ops.load_library(".../cuda_ops/_C.abi3.so")
-    detect = torch.export.load("runs/shapes_demo/export/128x128.pt2").module()
-    found = detect(images, image_sizes)  # [N, 3, 128, 128] uint8 RGB, [N, 2] int32 (height, width) → a dictionary of tensors
+    torch.ops.load_library(".../cuda_ops/_C.abi3.so") detect =
+    torch.export.load("runs/shapes_demo/export/128x128.pt2").module() found = detect(images, image_sizes)  # [N, 3, 128,
+    128] uint8 RGB, [N, 2] int32 (height, width) → a dictionary of tensors
 
-export.json tells classes, the limits to resize images to, and how exactly each program agreed.
+export.json has the classes, the sizes for resizing images, and each program's largest differences.
 """
 
 import json
@@ -39,20 +39,20 @@ from model.files import replacing, write_atomically
 from model.inference.export import MAX_BATCH, Detector, export_detector
 from model.structures import Batch
 
-CHECKED_IMAGES = 4  # of a bucket
-TOLERANCE = 1e-3  # in pixels of boxes, and in scores and mask probabilities
+CHECKED_IMAGES = 4  # per bucket
+TOLERANCE = 1e-3  # pixels for boxes; also for scores and mask probabilities
 
 
 class ExportError(UserError):
-    """A network cannot be exported, or its program does not compute the same."""
+    """The network cannot be exported, or its program gives other results."""
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written."""
+    """Result of an export."""
 
     folder: Path
-    programs: list[dict[str, Any]]  # as in export.json
+    programs: list[dict[str, Any]]  # entries of export.json
 
 
 def run(config: Config, *, checkpoint: str = "last", output: Path | None = None) -> ExportResult:
@@ -60,14 +60,14 @@ def run(config: Config, *, checkpoint: str = "last", output: Path | None = None)
 
     Raises:
         ExportError: if the operators are not compiled for train.device, or a program disagrees with the network.
-        UserError: if there is no such checkpoint, or no prepared data of its classes.
+        UserError: if the checkpoint or prepared data with its classes is missing.
     """
     trained = load_trained(config, checkpoint)
     device = next(trained.loaded.model.parameters()).device
     if not library.serves(device):
         raise ExportError(
-            f"export: needs the compiled operators for {device.type}, got plain torch, whose steps depend on the data; "
-            f"`python -m cuda_ops` tells why, {library.VARIABLE} must not be `reference`"
+            f"export: the operators must be compiled for {device.type}, got their plain torch versions, which cannot be exported; "
+            f"see `python -m cuda_ops` for the reason; {library.VARIABLE} must not be `reference`"
         )
     index = open_split(trained, config.evaluate.split)
     folder = output or config.train.output_dir / "export"
@@ -80,7 +80,7 @@ def run(config: Config, *, checkpoint: str = "last", output: Path | None = None)
 
 
 def describe(trained: Trained, programs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The content of export.json."""
+    """Make the content of export.json."""
     data, model = trained.config.data, trained.loaded.model
     return {
         "checkpoint": trained.name,
@@ -92,7 +92,7 @@ def describe(trained: Trained, programs: list[dict[str, Any]]) -> dict[str, Any]
         "device": next(model.parameters()).device.type,
         "class_names": list(trained.loaded.class_names),
         "category_ids": list(trained.loaded.category_ids),
-        "min_size_px": data.eval_min_size_px,  # images are resized to this shorter side, but no longer one over max_size_px
+        "min_size_px": data.eval_min_size_px,  # resize images to this shorter side, with a longer side of at most max_size_px
         "max_size_px": data.eval_max_size_px,
         "max_batch": MAX_BATCH,
         "programs": programs,
@@ -100,7 +100,7 @@ def describe(trained: Trained, programs: list[dict[str, Any]]) -> dict[str, Any]
 
 
 def sample(index: CocoIndex, data: DataConfig, bucket: tuple[int, int]) -> Batch | None:
-    """The first images of a split that fall into a bucket; None if none does."""
+    """Batch of the first images of a split that belong to a bucket; None if there are none."""
     for numbers in eval_batches(index, data, CHECKED_IMAGES, (0, 1)):
         size = resized_size(index.size(numbers[0]), data.eval_min_size_px, data.eval_max_size_px)
         if smallest_bucket([size], data.buckets) == bucket:
@@ -110,7 +110,7 @@ def sample(index: CocoIndex, data: DataConfig, bucket: tuple[int, int]) -> Batch
 
 
 def largest_differences(wanted: dict[str, Tensor], got: dict[str, Tensor]) -> dict[str, float]:
-    """Between the detections of a network and of its program, by output; inf where their number or classes differ."""
+    """Largest difference per output between a network and its program; inf if the number or classes differ."""
     counts = wanted["num_detections"]
     if not torch.equal(counts, got["num_detections"]):
         return {"num_detections": float("inf")}
@@ -127,19 +127,20 @@ def largest_differences(wanted: dict[str, Tensor], got: dict[str, Tensor]) -> di
 
 
 def beyond_tolerance(differences: dict[str, float]) -> dict[str, float]:
-    """Those of outputs that a program must not have; nan is one."""
+    """Select the differences above TOLERANCE, including nan."""
     return {name: value for name, value in differences.items() if not value <= TOLERANCE}
 
 
 def _export(trained: Trained, index: CocoIndex, bucket: tuple[int, int], folder: Path) -> dict[str, Any]:
-    """Write and check one program; its entry of export.json."""
+    """Write and check one program; return its entry of export.json."""
     model = trained.loaded.model
     device = next(model.parameters()).device
     height, width = bucket
     path = folder / f"{height}x{width}.pt2"
     with replacing(path) as partial:
         with warnings.catch_warnings():
-            # Weights in channels-last memory are whole, whatever torch says; what is loaded again is checked below.
+            # torch warns about weights in channels-last memory, but they are complete; the loaded program is checked
+            # below.
             warnings.filterwarnings("ignore", message="No complete tensor found in the group")
             torch.export.save(export_detector(model, bucket), partial)
         batch = sample(index, trained.config.data, bucket)
@@ -150,9 +151,7 @@ def _export(trained: Trained, index: CocoIndex, bucket: tuple[int, int], folder:
                 wanted = Detector(model)(*inputs)
                 differences = largest_differences(wanted, torch.export.load(partial).module()(*inputs))
         if far := beyond_tolerance(differences):
-            raise ExportError(
-                f"{path}: must compute what the network does within {TOLERANCE}, got differences of {far}"
-            )
+            raise ExportError(f"{path}: must agree with the network within {TOLERANCE}, got differences of {far}")
     checked = 0 if batch is None else len(batch)
     return {
         "file": path.name,
@@ -164,10 +163,10 @@ def _export(trained: Trained, index: CocoIndex, bucket: tuple[int, int], folder:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line of `maskrcnn export`."""
+    """Command line of `maskrcnn export`."""
     parser = stage_parser("export", __doc__)
     parser.add_argument("--checkpoint", default="last", help="last, best, or a path (%(default)s)")
-    parser.add_argument("--output", type=Path, help="folder of the programs (<train.output_dir>/export)")
+    parser.add_argument("--output", type=Path, help="folder for the programs (<train.output_dir>/export)")
     with user_errors():
         args, config = parse(parser, argv)
         result = run(config, checkpoint=args.checkpoint, output=args.output)
@@ -177,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         told = (
             f"equal to the network within {far:.2g} on {count} images"
             if count
-            else "no image of its size to check it on"
+            else "not checked: no image has its size"
         )
         console.print(f"{result.folder / program['file']}: {told}")
 

@@ -1,8 +1,8 @@
-"""Detect and outline objects in any images: `maskrcnn predict IMAGE_OR_FOLDER …`.
+"""Detect and segment objects in images: `maskrcnn predict IMAGE_OR_FOLDER …`.
 
-Folders are searched through and through. Writes a drawing for each image, and predictions.json, into --output, by default
-./predictions. Without an image it takes some of the prepared val split, and writes into <train.output_dir>/predictions. Boxes are (x1, y1, x2, y2) and masks
-COCO run-length encodings, in pixels of the image as it is looked at, so after its EXIF orientation.
+Folders are searched recursively. Writes a drawing of each image, and predictions.json, into --output (default:
+./predictions). Without images it uses some of the prepared val split, and writes into <train.output_dir>/predictions.
+Boxes are (x1, y1, x2, y2) and masks COCO run-length encodings; coordinates are in pixels of the EXIF-rotated image.
 """
 
 import json
@@ -38,41 +38,41 @@ SUFFIXES = {
     ".ppm",
     ".pgm",
     ".jp2",
-}  # taken from folders
+}  # files used in folders
 
 
 @dataclass(frozen=True)
 class Source:
-    """One image to look at."""
+    """One input image."""
 
     path: Path
-    drawing: Path  # where it is drawn, relative to the output folder
+    drawing: Path  # path of the drawing relative to the output folder
     apply_exif: bool = True
 
 
 @dataclass(frozen=True)
 class PredictResult:
-    """What was found, and what could not be read."""
+    """Predictions, and the files that could not be read."""
 
     output: Path
-    images: list[dict[str, Any]]  # the content of predictions.json
+    images: list[dict[str, Any]]  # entries of predictions.json
     unreadable: list[dict[str, str]] = field(default_factory=list)
 
 
 def run(
     config: Config, inputs: Sequence[Path] = (), *, checkpoint: str = "last", output: Path | None = None
 ) -> PredictResult:
-    """Predict on images and folders, or on `predict.images` of the val split where none is named.
+    """Predict on images and folders, or by default on `predict.images` images of the val split.
 
-    Files that are no image are passed over and named in the result; the others are still predicted.
+    Files that cannot be read are skipped and listed in the result.
 
     Raises:
-        UserError: if a path does not exist, a folder holds no image, or a drawing would replace an input.
+        UserError: if a path does not exist, a folder has no image, or a drawing would replace an input.
     """
     trained = load_trained(config, checkpoint)
     folder = output or (Path("predictions") if inputs else config.train.output_dir / "predictions")
     sources = find_images(inputs, folder) if inputs else _val_images(trained, config.predict.images)
-    if not inputs and output is None:  # a folder that somebody named may hold other things
+    if not inputs and output is None:  # a folder given by the user may have other files
         shutil.rmtree(folder, ignore_errors=True)  # drawings of an earlier checkpoint
     result = _predict(trained, config, sources, folder)
     document = {"checkpoint": trained.name, "images": result.images, "unreadable": result.unreadable}
@@ -85,12 +85,12 @@ def run(
 
 
 def find_images(inputs: Sequence[Path], output: Path) -> list[Source]:
-    """Files as they are named, and all images below folders, in order; a drawing has the name of its image.
+    """List the given files and all images below given folders, in order; a drawing is named after its image.
 
     Raises:
-        UserError: as `run`.
+        UserError: see `run`.
     """
-    found: list[tuple[Path, Path]] = []  # file, and its path below what was named
+    found: list[tuple[Path, Path]] = []  # file, and its path relative to the given folder
     for path in inputs:
         if not path.exists():
             raise UserError(f"{path}: must be an image or a folder of images, but does not exist")
@@ -108,12 +108,12 @@ def find_images(inputs: Sequence[Path], output: Path) -> list[Source]:
     sources = [Source(path, drawing) for (path, _), drawing in zip(found, _drawings(found), strict=True)]
     replaced = {path.resolve() for path, _ in found} & {(output / source.drawing).resolve() for source in sources}
     if replaced:
-        raise UserError(f"--output {output}: drawings would replace the images themselves; name another folder")
+        raise UserError(f"--output {output}: drawings must not replace the images; set another folder")
     return sources
 
 
 def _drawings(found: Sequence[tuple[Path, Path]]) -> Iterator[Path]:
-    """A name for each drawing, never the same twice."""
+    """Unique name of each drawing."""
     taken: set[Path] = set()
     for _, relative in found:
         suffix = relative.suffix.lower() if relative.suffix.lower() in (".jpg", ".jpeg", ".png") else ".png"
@@ -146,7 +146,7 @@ def _predict(trained: Trained, config: Config, sources: Sequence[Source], folder
 
 
 def _read(sources: Sequence[Source], unreadable: list[dict[str, str]]) -> Iterator[tuple[int, Pixels]]:
-    """Decoded images with their places among the sources."""
+    """Yield the index of each source with its decoded image."""
     for i, source in enumerate(track(sources, "predicting", transient=True)):
         try:
             yield i, read_image(source.path, apply_exif=source.apply_exif)
@@ -155,7 +155,7 @@ def _read(sources: Sequence[Source], unreadable: list[dict[str, str]]) -> Iterat
 
 
 def _describe(source: Source, objects: list[Object], class_names: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Draw an image's objects, and return its entry of predictions.json."""
+    """Draw an image's objects; return its entry of predictions.json."""
     target = folder / source.drawing
     target.parent.mkdir(parents=True, exist_ok=True)
     pixels = read_image(source.path, apply_exif=source.apply_exif)
@@ -178,10 +178,10 @@ def _print(result: PredictResult) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line of `maskrcnn predict`; ends with status 1 where an image could not be read."""
+    """Command line of `maskrcnn predict`; exits with status 1 if an image could not be read."""
     parser = stage_parser("predict", __doc__, operands="IMAGE_OR_FOLDER")
     parser.add_argument("--checkpoint", default="last", help="last, best, or a path (%(default)s)")
-    parser.add_argument("--output", type=Path, help="folder of drawings and predictions.json (./predictions)")
+    parser.add_argument("--output", type=Path, help="folder for drawings and predictions.json (./predictions)")
     with user_errors():
         args, config = parse(parser, argv)
         result = run(config, [Path(word) for word in args.operands], checkpoint=args.checkpoint, output=args.output)

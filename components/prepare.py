@@ -1,8 +1,8 @@
-"""Check a data set once, for good, and write the index that training and evaluation read.
+"""Check a data set once, and write the index that training and evaluation read.
 
-Every image is opened, decoded and measured, every annotation checked. `data.prepared_dir` then holds, for each split, the
-memory-mapped index (`train/`, `val/`), the clean annotations that evaluation scores against (`train.json`, `val.json`), and a
-report (`report.json`, `report.png`). Bad records are an error, or with `data.on_invalid=skip` dropped and counted.
+Every image is decoded and measured, every annotation checked. `data.prepared_dir` then has, for each split, the
+memory-mapped index (`train/`, `val/`) and the clean annotations for evaluation (`train.json`, `val.json`), and a report
+(`report.json`, `report.png`). Invalid records are an error; with `data.on_invalid=skip` they are dropped and counted.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ _SHOWN_PROBLEMS = 10
 
 @dataclass(frozen=True)
 class PrepareResult:
-    """What was prepared, and where."""
+    """Location and reports of the prepared splits."""
 
     prepared_dir: Path
     splits: dict[str, SplitReport]
@@ -40,17 +40,17 @@ class PrepareResult:
 
 @dataclass(frozen=True)
 class CheckedSplit:
-    """A split's usable records, and the facts of each image by id."""
+    """Usable records of a split, and the facts of each image by id."""
 
     coco: CocoFile
     facts: dict[int, ImageFacts]
 
 
 def run(config: Config) -> PrepareResult:
-    """Check the data that `config.data` names and replace `data.prepared_dir` as a whole.
+    """Check the data of `config.data` and replace `data.prepared_dir` as a whole.
 
     Raises:
-        AnnotationError: if the data cannot be used; it lists the first offenders.
+        AnnotationError: if the data cannot be used; it lists the first invalid records.
     """
     data = config.data
     checked = {split: _check_split(data, split) for split in SPLITS}
@@ -69,7 +69,7 @@ def run(config: Config) -> PrepareResult:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """`maskrcnn prepare`: check the data and write the index."""
+    """Command line of `maskrcnn prepare`."""
     with user_errors():
         _, config = parse(stage_parser("prepare", __doc__), argv)
         result = run(config)
@@ -85,7 +85,7 @@ def _check_split(data: DataConfig, split: Split) -> CheckedSplit:
     folder, records = data.raw_dir / paths.images, list(coco.images.values())
     if not folder.is_dir():
         raise AnnotationError(
-            f"{folder}: no such image folder. `maskrcnn download` fetches it; data.{split}_images names it."
+            f"{folder}: no such image folder. Fetch it with `maskrcnn download`, or set data.{split}_images."
         )
     facts: dict[int, ImageFacts] = {}
     results = measure_images(folder, records, threads=max(data.workers, 1))
@@ -103,7 +103,7 @@ def _list_problems(problems: list[Problem]) -> str:
     return "\n".join(
         [f"unusable records: {len(problems)}", *shown]
         + ([f"… and {rest} more"] if rest else [])
-        + ["Mend them, or drop and count them with data.on_invalid=skip."]
+        + ["Fix them, or drop and count them with data.on_invalid=skip."]
     )
 
 
@@ -134,7 +134,7 @@ def _write_split(folder: Path, data: DataConfig, split: Split, checked: CheckedS
 
 
 def _ground_truth(coco: CocoFile) -> dict[str, Any]:
-    """COCO JSON of what is left, annotations as they were, so that scores are those of the original file."""
+    """Make COCO JSON of the usable records; annotations are unchanged, so scores equal those of the original file."""
     return {
         "info": {},
         "licenses": [],
@@ -145,7 +145,7 @@ def _ground_truth(coco: CocoFile) -> dict[str, Any]:
 
 
 def _complete(entry: dict[str, Any], image: ImageRecord) -> dict[str, Any]:
-    """The keys that evaluation reads; where a file leaves them out, iscrowd is 0 and area the mask's."""
+    """Select the keys that evaluation reads; by default iscrowd is 0 and area that of the mask."""
     keys = ("id", "image_id", "category_id", "bbox", "segmentation")
     area = entry["area"] if isinstance(entry.get("area"), (int, float)) else _mask_area(entry["segmentation"], image)
     return {key: entry[key] for key in keys} | {"area": area, "iscrowd": entry.get("iscrowd", 0)}
@@ -159,10 +159,10 @@ def _mask_area(segmentation: Any, image: ImageRecord) -> int:
 
 @contextmanager
 def _replacing(target: Path) -> Iterator[Path]:
-    """A new folder that takes the place of `target` when the block ends well; until then `target` stays as it is."""
+    """Yield a new folder that replaces `target` if the context ends without an error."""
     if target.is_dir() and any(target.iterdir()) and not (target / _REPORT).is_file():
         raise AnnotationError(
-            f"{target}: holds files that `maskrcnn prepare` did not write; set data.prepared_dir to another folder."
+            f"{target}: must be empty or written by `maskrcnn prepare`, but has other files; set data.prepared_dir to another folder."
         )
     fresh, stale = (target.with_name(f".{target.name}.{state}") for state in ("new", "old"))
     for leftover in (fresh, stale):

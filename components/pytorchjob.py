@@ -1,10 +1,10 @@
-"""Train on Kubernetes: submit a PyTorchJob (or a TrainJob), follow it to its end, and tell why it failed if it does.
+"""Train on Kubernetes: submit a PyTorchJob (or a TrainJob), follow it to its end, and report why it failed if it does.
 
     maskrcnn pytorchjob cluster.image=registry/maskrcnn:1 cluster.nodes=2 cluster.gpus_per_node=8 --dry-run
 
-The job's name comes from the run id, so the same command finds the job of an earlier one: it goes on with one that runs or has succeeded, and
-replaces one that failed, which continues from its last checkpoint. Rank 0's log comes out here. SIGTERM and Ctrl-C delete the job. When this process
-is killed instead, the job goes on by itself.
+The job's name comes from the run id, so the same command finds the same job: it follows one that runs or has succeeded,
+and replaces one that failed, which continues from its last checkpoint. Rank 0's log is printed here. SIGTERM and Ctrl-C
+delete the job. If this process is killed, the job continues.
 """
 
 import os
@@ -26,33 +26,34 @@ from components.config import Config
 from components.launch import STATUS_OF_SIGTERM, handled
 
 _LOG_END_S = 30
-_TRIES = 3  # to create a job where others come and go
+_TRIES = 3  # attempts to create a job while others create or delete it
 
 
 @dataclass(frozen=True)
 class PyTorchJobResult:
-    """A training that succeeded on a cluster."""
+    """Result of a successful training on a cluster."""
 
     name: str
     namespace: str
     run_id: str
-    was_adopted: bool  # an earlier command had begun it
-    seconds: float  # of following it
+    was_adopted: bool  # True if an earlier command started the job
+    seconds: float  # time spent following the job
 
 
 def run(config: Config, *, run_id: str = "", skip_test: bool = False, out: TextIO | None = None) -> PyTorchJobResult:
     """Train `config` on the cluster and wait for the end.
 
     Args:
-        run_id: names the job; empty takes `MLFLOW_RUN_ID`, or a digest of the configuration.
-        skip_test: do not evaluate when training has ended.
-        out: where rank 0's log and what becomes of the job are written; None is stdout.
+        run_id: determines the job's name; if empty, `MLFLOW_RUN_ID` or a digest of the configuration is used.
+        skip_test: do not evaluate after training.
+        out: stream for rank 0's log and the job's progress; None is stdout.
 
     Raises:
-        ConfigError, ManifestError: if the job could not run so.
-        ClusterError: if the API server cannot be reached or refuses.
-        JobFailedError: if the job failed or was deleted by someone else; JobTimeoutError if it took too long, and it was deleted here.
-        SystemExit: of status 143 at SIGTERM, after the job was deleted.
+        ConfigError, ManifestError: if the job could not run with this configuration.
+        ClusterError: if the API server cannot be reached or refuses a request.
+        JobFailedError: if the job failed or was deleted by someone else.
+        JobTimeoutError: if the job took too long; it is deleted then.
+        SystemExit: with status 143 on SIGTERM, after deleting the job.
     """
     began_s = time.monotonic()
     manifest = make_manifest(config, run_id=run_id, skip_test=skip_test)
@@ -81,10 +82,10 @@ def run(config: Config, *, run_id: str = "", skip_test: bool = False, out: TextI
 
 
 def make_manifest(config: Config, *, run_id: str = "", skip_test: bool = False) -> Manifest:
-    """What `run` submits.
+    """Make the manifest that `run` submits.
 
     Raises:
-        ConfigError, ManifestError: if the job could not run so.
+        ConfigError, ManifestError: if the job could not run with this configuration.
     """
     mlflow_run_id = os.environ.get("MLFLOW_RUN_ID", "")
     run_id = run_id or mlflow_run_id or default_run_id(config)
@@ -92,7 +93,7 @@ def make_manifest(config: Config, *, run_id: str = "", skip_test: bool = False) 
 
 
 def _submit(api: JobApi, manifest: Manifest, say: Callable[[str], None]) -> bool:
-    """Create the job, or adopt the one of its name; True if adopted."""
+    """Create the job, or adopt an existing one of its name; return True if adopted."""
     name = manifest["metadata"]["name"]
     for _ in range(_TRIES):
         if api.create(manifest):
@@ -100,24 +101,26 @@ def _submit(api: JobApi, manifest: Manifest, say: Callable[[str], None]) -> bool
             return False
         present = api.get(name)
         if present is None:
-            continue  # it has gone between the two calls
+            continue  # it was deleted between the two calls
         failed = condition(present, "Failed")
         if failed or present["metadata"].get("deletionTimestamp"):
-            say(f"{name} is there and {'has failed' if failed else 'is being deleted'}: it is replaced")
+            say(f"{name} exists and {'has failed' if failed else 'is being deleted'}; replacing it")
             api.delete(name)
             continue
         if present["metadata"].get("annotations", {}).get(DIGEST) != manifest["metadata"]["annotations"][DIGEST]:
             raise ClusterError(
-                f"{name}: is there already, with another image, command or resources; wait for its end, delete it, or give another --run-id"
+                f"{name}: already exists with another image, command or resources; wait for its end, delete it, or set another --run-id"
             )
-        say(f"{name} is there already: going on with it")
+        say(f"{name} already exists; following it")
         return True
-    raise ClusterError(f"{name}: must be gone before it can begin again, but it stays; see why its pods do not end")
+    raise ClusterError(
+        f"{name}: must be deleted before it can start again, but still exists; check why its pods do not end"
+    )
 
 
 def _follow(api: JobApi, name: str, say: Callable[[str], None], write: Callable[[str], None]) -> None:
     log = LogFollower(api.read_log, write, max_pause_s=api.cluster.poll_s)
-    wait_s = 0  # for the end of the log, which only a job that has ended has
+    wait_s = 0  # time to wait for the end of the log, only after the job has ended
     try:
         Follower(api, api.cluster, say).follow(name, log.offer)
         wait_s = _LOG_END_S
@@ -131,14 +134,14 @@ def _follow(api: JobApi, name: str, say: Callable[[str], None], write: Callable[
 
 @contextmanager
 def _signals_raise() -> Iterator[None]:
-    """The first SIGTERM raises SystemExit, unless Ctrl-C came before; more do nothing, so that deleting the job is not broken off."""
+    """Raise SystemExit at the first SIGTERM, unless Ctrl-C came before; ignore more, so that the job is deleted."""
     was_told = False
 
     def on_signal(number: int, _: object) -> None:
         nonlocal was_told
         is_first, was_told = not was_told, True
         if number == signal.SIGINT:
-            raise KeyboardInterrupt  # a second one ends the wait for the deletion, which goes on
+            raise KeyboardInterrupt  # a second one ends the wait for the deletion, which continues
         if is_first:
             raise SystemExit(STATUS_OF_SIGTERM)
 
@@ -147,11 +150,13 @@ def _signals_raise() -> Iterator[None]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line of `maskrcnn pytorchjob`."""
+    """Command line of `maskrcnn pytorchjob`."""
     parser = stage_parser("pytorchjob", __doc__)
-    parser.add_argument("--run-id", default="", help="names the job (MLFLOW_RUN_ID, or a digest of the configuration)")
-    parser.add_argument("--dry-run", action="store_true", help="print the manifest and do nothing")
-    parser.add_argument("--skip-test", action="store_true", help="do not evaluate when training has ended")
+    parser.add_argument(
+        "--run-id", default="", help="run id, which determines the job's name (MLFLOW_RUN_ID, or a digest)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the manifest without submitting it")
+    parser.add_argument("--skip-test", action="store_true", help="do not evaluate after training")
     with user_errors():
         args, config = parse(parser, argv)
         if args.dry_run:

@@ -155,7 +155,7 @@ def _version(registry: Registry, run_id: str, trained: Trained, scored: Scored, 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line of `maskrcnn register`."""
+    """Command line of `maskrcnn register`."""
     parser = stage_parser("register", __doc__, operands="RUN")
     with user_errors():
         args, config = parse(parser, argv)

@@ -1,8 +1,8 @@
-"""One page about finished runs: `maskrcnn report RUN…`, where RUN is the folder of a run, as runs/shapes_demo.
+"""Write a report of finished runs: `maskrcnn report RUN…`, where RUN is the folder of a run, such as runs/shapes_demo.
 
-Writes an HTML page that needs nothing beside itself, and a Markdown file of the same name without charts and pictures. Of
-several runs it shows what they differ in and sets their figures side by side; of any run it says what is missing. With --readme, the
-figures of the runs go into docs/results/ and the marked tables of README.md are made from there.
+Writes a single HTML file (no other files, no web requests), and a Markdown file of the same name without charts and
+pictures. For several runs it shows their differences and compares their figures; missing parts are listed. With
+--readme, the figures of the runs are stored in docs/results/, and the marked tables of README.md are regenerated.
 """
 
 import datetime
@@ -28,13 +28,13 @@ from model.files import write_atomically
 from model.scoring.names import TASKS
 
 TEMPLATES = Path(__file__).parent / "reports" / "templates"
-_PICTURE_BUDGET_BYTES = 3_500_000  # of a page that stays under 5 MB
-_NO_ERRORS = "No kinds of error: see what is missing under Environment."
+_PICTURE_BUDGET_BYTES = 3_500_000  # limit for pictures, so that the page stays below 5 MB
+_NO_ERRORS = "No error types; see Environment for what is missing."
 
 
 @dataclass(frozen=True)
 class ReportResult:
-    """What was written."""
+    """Files of a report."""
 
     html: Path
     markdown: Path
@@ -42,27 +42,27 @@ class ReportResult:
 
 @dataclass(frozen=True)
 class Findings:
-    """What is computed anew for a report, by the name of the run."""
+    """Results of the error analysis for a report."""
 
-    errors: dict[str, dict[str, ErrorTypes]]  # run → task
+    errors: dict[str, dict[str, ErrorTypes]]  # run name → IoU type → error types
     galleries: list[Gallery]
-    trouble: str = ""  # why there is nothing, where that is not for want of files
+    trouble: str = ""  # reason why there are none, other than missing files
 
 
 def run(run_dirs: Sequence[Path], *, output: Path, question: str = "", pictures: int = 4) -> ReportResult:
-    """Write the report of some runs as `output` and, in Markdown, beside it.
+    """Write the report of some runs to `output`, and as Markdown beside it.
 
     Args:
-        question: what the report is to answer; by default it is made of what the runs differ in.
-        pictures: how many of the worst, and of the best, images of each run are shown.
+        question: question that the report answers; by default it is about the runs' differences.
+        pictures: number of worst, and of best, images shown per run.
 
     Raises:
-        UserError: if no run is named, one is named twice, or a folder holds none.
+        UserError: if no run is given, one is given twice, or a folder has no run.
     """
     if not run_dirs:
         raise UserError("report: must name at least one run, such as runs/shapes_demo")
     if output.suffix != ".html":
-        raise UserError(f"--output: must end with .html, got {output}; the Markdown goes beside it")
+        raise UserError(f"--output: must end with .html, got {output}; the Markdown file is written beside it")
     if pictures < 0:
         raise UserError(f"--pictures: must be 0 or more, got {pictures}")
     runs = [read_run(run_dir) for run_dir in run_dirs]
@@ -78,7 +78,7 @@ def run(run_dirs: Sequence[Path], *, output: Path, question: str = "", pictures:
 
 
 def render(suffix: str, title: str, runs: Sequence[RunData], chapters: Sequence[Chapter]) -> str:
-    """The page as text: `.md` is Markdown, every other suffix HTML."""
+    """Render the report as text: Markdown for the suffix `.md`, else HTML."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=select_autoescape(["html"]),
@@ -113,7 +113,7 @@ def _chapters(runs: Sequence[RunData], question: str, found: Findings) -> list[C
 
 
 def _analyse(runs: Sequence[RunData], pictures: int) -> Findings:
-    """Error types and pictures of the runs whose data and results are here."""
+    """Compute error types and pictures of the runs whose data and results are available."""
     errors: dict[str, dict[str, ErrorTypes]] = {}
     galleries: list[Gallery] = []
     for one in runs:
@@ -124,7 +124,7 @@ def _analyse(runs: Sequence[RunData], pictures: int) -> Findings:
             analysis = ErrorAnalysis(one.index.ground_truth_path)
         except ImportError as error:
             return Findings(
-                {}, [], f"No kinds of error, no pictures: hotcoco, which finds them, cannot be imported ({error})."
+                {}, [], f"No error types and no pictures: hotcoco, which finds them, cannot be imported ({error})."
             )
         errors[one.name] = {task: analysis.error_types(path, task) for task, path in results.items()}
         budget_bytes = _PICTURE_BUDGET_BYTES // len(runs)
@@ -134,18 +134,24 @@ def _analyse(runs: Sequence[RunData], pictures: int) -> Findings:
 
 
 def _code(text: str) -> Markup:
-    """Plain text as HTML, what stands between backticks as code."""
+    """Convert plain text to HTML, with text between backticks as code."""
     parts = str(escape(text)).split("`")
     return Markup("".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts)))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line of `maskrcnn report`; without a run it takes that of params.yaml."""
+    """Command line of `maskrcnn report`; by default it reports on train.output_dir."""
     parser = stage_parser("report", __doc__, operands="RUN")
-    parser.add_argument("--output", type=Path, help="page to write (<RUN>/report.html; runs/report.html of several)")
-    parser.add_argument("--question", default="", help="what the report is to answer")
-    parser.add_argument("--pictures", type=int, default=4, help="worst and best images shown of each run (%(default)s)")
-    parser.add_argument("--readme", action="store_true", help="make README's tables from docs/results/ and these runs")
+    parser.add_argument(
+        "--output", type=Path, help="HTML file to write (<RUN>/report.html; runs/report.html for several runs)"
+    )
+    parser.add_argument("--question", default="", help="question that the report answers")
+    parser.add_argument(
+        "--pictures", type=int, default=4, help="number of worst and of best images per run (%(default)s)"
+    )
+    parser.add_argument(
+        "--readme", action="store_true", help="regenerate README's tables from docs/results/ and these runs"
+    )
     with user_errors():
         args, config = parse(parser, argv)
         run_dirs = [Path(word) for word in args.operands]

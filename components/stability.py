@@ -1,8 +1,9 @@
-"""Is a result stable, or the luck of one seed? Trains and evaluates stability.seeds, and tells mean, deviation and interval of their AP.
+"""Train with several seeds and report mean ± standard deviation of AP, with a 95 % interval.
 
-A seed decides initialisation, data order, sampling and augmentation; all else is the same. Each is a run in
-`<stability.output_dir>/seed_<seed>/`; finished ones are kept and an interrupted one continues, so the same command goes on, with more seeds
-too. Writes stability.json, .csv, .md and .png there. In MLflow the study is a run, and each seed a child of it.
+Each of stability.seeds is trained and evaluated as a run in `<stability.output_dir>/seed_<seed>/`. A seed determines
+initialisation, data order, sampling and augmentation; all else is equal. Finished runs are kept and interrupted ones
+continue, so the same command resumes a study or adds seeds to it. Writes stability.json, .csv, .md and .png into
+stability.output_dir. In MLflow the study is a run with a child run per seed.
 """
 
 import shutil
@@ -26,17 +27,17 @@ def run(config: Config) -> StabilityResult:
     """Train and evaluate each of `stability.seeds` that is not finished, and summarise them all.
 
     Raises:
-        StabilityError: if stability.output_dir holds runs of another configuration or other data, or a seed failed.
-        SystemExit: with status 128 + its number, when a signal ended the study early.
+        StabilityError: if stability.output_dir has runs with another configuration or other data, or a seed failed.
+        SystemExit: with status 128 + the signal's number, if a signal ended the study early.
     """
     train_study(config, config.stability.seeds)
     return summarise_study(config)
 
 
 def train_study(config: Config, seeds: Sequence[int]) -> None:
-    """Train and evaluate those of some seeds that are not finished, `stability.parallel` at a time, within the study's MLflow run."""
+    """Train and evaluate the unfinished seeds, `stability.parallel` at a time, within the study's MLflow run."""
     if config.evaluate.skip_eval:
-        raise ConfigError("evaluate.skip_eval: must be false for a study, which is about scores")
+        raise ConfigError("evaluate.skip_eval: must be false for a study, which needs scores, got true")
     study, console = config.stability, Console()
     configs = [seed_config(config, seed) for seed in seeds]
     missing = [one for one in configs if not config.train.resume or find_finished(one) is None]
@@ -44,7 +45,7 @@ def train_study(config: Config, seeds: Sequence[int]) -> None:
         if one not in missing:
             console.print(f"seed {one.train.seed}: finished before, kept", highlight=False)
     if missing:
-        with open_tracker(config, run_dir=study.output_dir, metrics_csv=False):  # so that seeds find their parent
+        with open_tracker(config, run_dir=study.output_dir, metrics_csv=False):  # seeds need it as their parent
             train_seeds(missing, study.parallel, console)
     for one in configs:
         _keep_evaluation(one)
@@ -68,7 +69,7 @@ def summarise_study(config: Config) -> StabilityResult:
 
 
 def _keep_evaluation(config: Config) -> None:
-    """A copy at a place apart from all else that a run's folder holds or comes to hold, for DVC to know it by."""
+    """Copy an evaluation to a separate folder for DVC, away from the changing content of the run's folder."""
     run_dir = config.train.output_dir
     folder = run_dir.parent / "evaluations"
     folder.mkdir(exist_ok=True)
@@ -87,11 +88,11 @@ def _show(result: StabilityResult) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line of `maskrcnn stability`."""
+    """Command line of `maskrcnn stability`."""
     parser = stage_parser("stability", __doc__)
     one = parser.add_mutually_exclusive_group()
-    one.add_argument("--seed", type=int, help="train and evaluate this one of stability.seeds alone; no summary")
-    one.add_argument("--summary", action="store_true", help="train nothing, summarise what is finished")
+    one.add_argument("--seed", type=int, help="train and evaluate only this one of stability.seeds, without a summary")
+    one.add_argument("--summary", action="store_true", help="summarise the finished runs without training")
     with user_errors():
         args, config = parse(parser, argv)
         if args.seed is not None:

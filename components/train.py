@@ -1,9 +1,9 @@
 """Train Mask R-CNN: from a prepared data set to checkpoints, a journal of losses and a tracked run.
 
-Continues from `<train.output_dir>/last_checkpoint` where there is one of the same configuration and data; a run of another
-configuration in that place is moved aside, never overwritten. After training, the last checkpoint is evaluated unless told otherwise.
-Several processes (`train.processes`, or torchrun) share each batch, so any number of them learns the same from the same data; all must see the
-same files. SIGTERM saves a checkpoint and ends with status 143.
+Continues from `<train.output_dir>/last_checkpoint` if its configuration and data are the same; a run with another
+configuration is moved aside, never overwritten. After training, the last checkpoint is evaluated (see --skip-test).
+Several processes (`train.processes`, or torchrun) share each batch, so results do not depend on their number; all need
+access to the same files. SIGTERM saves a checkpoint and exits with status 143.
 """
 
 import signal
@@ -30,12 +30,12 @@ from model.scoring.backends import choose_backend
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a training ended."""
+    """Result of a training."""
 
     run_dir: Path
     checkpoint: Path
     step: int
-    reached_target: bool  # stopped early at evaluate.target_bbox_ap and target_segm_ap
+    reached_target: bool  # True if training stopped early at evaluate.target_bbox_ap and target_segm_ap
 
 
 def run(config: Config, *, skip_test: bool = False) -> TrainResult:
@@ -44,7 +44,7 @@ def run(config: Config, *, skip_test: bool = False) -> TrainResult:
     Raises:
         Preempted: if SIGTERM ended training early; a checkpoint was saved.
     """
-    choose_backend(config.evaluate.backend)  # an absent one is told before hours of training
+    choose_backend(config.evaluate.backend)  # fail before hours of training
     device = pick_device(config.train.device)
     with process_group(device, config.train.timeout_s):
         result = _train(config, device, Console(quiet=not is_main()))
@@ -87,13 +87,13 @@ def _tracker(training: Training) -> Iterator[Tracker]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line of `maskrcnn train`."""
+    """Command line of `maskrcnn train`."""
     parser = stage_parser("train", __doc__)
-    parser.add_argument("--skip-test", action="store_true", help="do not evaluate when training has ended")
+    parser.add_argument("--skip-test", action="store_true", help="do not evaluate after training")
     with user_errors():
         args, config = parse(parser, argv)
         if not relaunch("train", config.train.processes, argv):
-            record(run)(config, skip_test=args.skip_test)  # so that torchrun tells why a process failed
+            record(run)(config, skip_test=args.skip_test)  # torchrun then reports why a process failed
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ class Tracker(Protocol):
     """Interface for the records of a stage. No method fails if the server is unavailable."""
 
     def log_metrics(self, metrics: Mapping[str, float | None], step: int) -> None:
-        """Log values of one step by name (`loss/mask`, `time/step_s`); None and non-finite ones go to the journal only."""
+        """Log values of one step by name (`loss/mask`, `time/step_s`); MLflow does not get None and non-finite ones."""
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters by dotted name; a value that differs from a logged one becomes a tag `changed/<name>`."""

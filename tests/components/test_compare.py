@@ -180,7 +180,7 @@ def test_other_evaluation_data_are_refused(make_run: Callable[..., Path]) -> Non
 
 
 def test_one_run_alone_is_refused(make_run: Callable[..., Path]) -> None:
-    with pytest.raises(CompareError, match="two runs or studies at least, got 1"):
+    with pytest.raises(CompareError, match="at least two runs or studies, got 1"):
         compare.run([make_run("one", 1, 0.7)])
 
 
@@ -217,4 +217,4 @@ def test_the_command_ends_with_status_2_and_the_reason(tmp_path: Path, capsys: p
     with pytest.raises(SystemExit) as end:
         compare.main([str(tmp_path)])
     assert end.value.code == 2
-    assert "error: compare: must name two runs" in capsys.readouterr().err
+    assert "error: compare: must name at least two runs" in capsys.readouterr().err

@@ -98,7 +98,7 @@ def test_a_program_that_computes_something_else_is_not_kept(
         return other(model, bucket)
 
     monkeypatch.setattr(export, "export_detector", exports_another_network)
-    with pytest.raises(export.ExportError, match=r"96x160\.pt2: must compute what the network does"):
+    with pytest.raises(export.ExportError, match=r"96x160\.pt2: must agree with the network"):
         export.run(trained_run, output=tmp_path / "export")
     assert list((tmp_path / "export").iterdir()) == []
 
@@ -116,5 +116,5 @@ def test_a_number_that_is_none_is_a_difference() -> None:
 
 def test_without_compiled_operators_the_error_says_so(trained_run: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(library.VARIABLE, "reference")
-    with pytest.raises(export.ExportError, match=r"needs the compiled operators for cpu"):
+    with pytest.raises(export.ExportError, match=r"the operators must be compiled for cpu"):
         export.run(trained_run)

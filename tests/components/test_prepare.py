@@ -215,7 +215,7 @@ def test_splits_with_different_categories_are_an_error(custom: Custom):
 
 
 def test_a_missing_image_folder_is_an_error(custom: Custom):
-    with pytest.raises(AnnotationError, match=r"nowhere: no such image folder.*data.val_images names it"):
+    with pytest.raises(AnnotationError, match=r"nowhere: no such image folder.*set data.val_images"):
         custom.prepare(val_images="nowhere")
 
 
@@ -300,7 +300,7 @@ def test_a_failed_run_leaves_the_last_good_one(custom: Custom):
 def test_a_folder_of_someone_else_is_not_replaced(custom: Custom, tmp_path: Path):
     (tmp_path / "prepared").mkdir()
     (tmp_path / "prepared" / "thesis.txt").touch()
-    with pytest.raises(AnnotationError, match=r"did not write; set data\.prepared_dir"):
+    with pytest.raises(AnnotationError, match=r"but has other files; set data\.prepared_dir"):
         custom.prepare()
     assert (tmp_path / "prepared" / "thesis.txt").exists()
 

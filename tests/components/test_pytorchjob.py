@@ -227,7 +227,7 @@ def test_another_job_of_the_same_name_is_left_alone(make_cluster: Make):
     cluster.jobs[NAME] = pytorchjob.make_manifest(config("train.base_lr=0.5"), run_id="try-1")
     cluster.change(NAME, "ADDED")
     message, _ = failure(kind=ClusterError)
-    assert "is there already, with another image, command or resources" in message
+    assert "already exists with another image, command or resources" in message
     assert NAME in cluster.jobs
     assert cluster.deletions == []
 
@@ -239,7 +239,7 @@ def test_a_failed_job_of_the_same_name_is_replaced(make_cluster: Make):
     cluster.set_condition(NAME, "Failed")
     cluster.deletion_s = 0.5
     result, said = launch()
-    assert "has failed: it is replaced" in said
+    assert "has failed; replacing it" in said
     assert not result.was_adopted
     assert len(cluster.deletions) == 1
 
