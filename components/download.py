@@ -81,7 +81,7 @@ def _is_unpacked(data: DataConfig) -> bool:
             return False
         try:
             named = {record["file_name"] for record in json.loads(annotations.read_text(encoding="utf-8"))["images"]}
-        except (ValueError, KeyError, TypeError):  # for example truncated: it is fetched again
+        except (ValueError, KeyError, TypeError):  # truncated, for example: it is fetched again
             return False
         if not named <= {path.name for path in images.iterdir()}:
             return False

@@ -92,7 +92,7 @@ def describe(trained: Trained, programs: list[dict[str, Any]]) -> dict[str, Any]
         "device": next(model.parameters()).device.type,
         "class_names": list(trained.loaded.class_names),
         "category_ids": list(trained.loaded.category_ids),
-        "min_size_px": data.eval_min_size_px,  # resize images to this shorter side, with a longer side of at most max_size_px
+        "min_size_px": data.eval_min_size_px,  # shorter side of resized images, unless the longer exceeds max_size_px
         "max_size_px": data.eval_max_size_px,
         "max_batch": MAX_BATCH,
         "programs": programs,

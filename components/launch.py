@@ -1,6 +1,7 @@
-"""A stage as processes: several of this machine by torchrun, as `train.processes` asks, and what signals do to them.
+"""Launch of a stage in several processes of this machine with torchrun (`train.processes`), and handling of signals.
 
-On several machines torchrun is called by hand, or by the training operator: `torchrun --nnodes=2 --nproc-per-node=8 … -m components.train`.
+On several machines torchrun is called by hand, or by the training operator:
+`torchrun --nnodes=2 --nproc-per-node=8 … -m components.train`.
 """
 
 import os
@@ -12,15 +13,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-# 128 + 15, as shells have it; the training operator takes statuses over 127 as worth another try.
+# 128 + 15, as in shells; the training operator retries after statuses above 127.
 STATUS_OF_SIGTERM = 143
 
 
 @contextmanager
 def handled(numbers: Iterable[int], handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
-    """Have signals handled within the block. One that was ignored before, as SIGHUP under nohup, stays ignored.
+    """Handle signals within the context; those ignored before, such as SIGHUP under nohup, stay ignored.
 
-    Signals are the main thread's alone: in another thread the block runs without.
+    Only the main thread can handle signals; in another thread nothing is changed.
     """
     is_main_thread = threading.current_thread() is threading.main_thread()
     before = {number: signal.getsignal(number) for number in numbers if is_main_thread}
@@ -35,14 +36,14 @@ def handled(numbers: Iterable[int], handler: Callable[[int, FrameType | None], o
 
 
 def relaunch(stage: str, processes: int, argv: Sequence[str] | None) -> bool:
-    """Run `components.<stage>` again in `processes` processes, wait for their end, and leave with their status unless it is 0.
+    """Run `components.<stage>` in `processes` processes, wait for their end, and exit with their status unless it is 0.
 
     Args:
-        processes: 0 is one for each GPU.
-        argv: the stage's command line; None is this process's.
+        processes: number of processes; 0 is one per GPU.
+        argv: command line of the stage; None is that of this process.
 
     Returns:
-        False where this process should do the work itself: it is the only one wanted, or one of many already.
+        False if this process should do the work itself: a single process is wanted, or it is one of several already.
     """
     wanted = processes or _visible_gpus()
     if wanted == 1 or "WORLD_SIZE" in os.environ:
@@ -56,14 +57,14 @@ def relaunch(stage: str, processes: int, argv: Sequence[str] | None) -> bool:
 
 
 def _visible_gpus() -> int:
-    """GPUs of this machine, 1 where there is none."""
-    import torch  # more than a second of importing, which who names a number need not pay
+    """Number of GPUs of this machine; 1 if there are none."""
+    import torch  # imported here since it takes more than a second
 
     return max(1, torch.cuda.device_count())
 
 
 def _run(command: Sequence[str]) -> int:
-    """Run a command that is told of SIGTERM too; torchrun gives its processes 30 s to end, then status 1 whatever the cause."""
+    """Run a command and pass SIGTERM on to it; torchrun gives its processes 30 s to end, then exits with 1."""
     process = subprocess.Popen(command)
     was_told = False
 
@@ -75,7 +76,7 @@ def _run(command: Sequence[str]) -> int:
     with handled([signal.SIGTERM], pass_on):
         try:
             status = process.wait()
-        except KeyboardInterrupt:  # the terminal has told torchrun as well
+        except KeyboardInterrupt:  # the terminal has sent it to torchrun as well
             process.wait()
             raise
     return STATUS_OF_SIGTERM if was_told and status else status

@@ -1,0 +1,127 @@
+"""Words of docstrings and comments: subject first, the field's terms, lines of at most 120 columns."""
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+REPOSITORY = Path(__file__).parents[1]
+PACKAGES = ("components", "model")
+# Files and folders whose words are still to be revised.
+EXEMPT = (
+    "components/cli.py",
+    "components/config.py",
+    "components/params.py",
+    "components/recipe.py",
+    "components/runs",
+    "model/engine/checkpoint.py",
+    "model/files.py",
+    "model/inference/export.py",
+)
+# First words that leave a description without a subject: "Of one image." instead of "Objects found in one image."
+MID_AIR = re.compile(r"(as|by|how|of|such|that|those|what|where|whether|which|whose|why)\b", re.IGNORECASE)
+BANNED = {
+    r"\bthe seed'?s?\b (code|document|README)|\bseed's \"": "NVIDIA's README, or its code; a seed is a random seed",
+    r"\btold\b": "reason, message, reported",
+    r"\btroubles?\b": "failure, error",
+    r"\bthrough and through\b": "recursively",
+    r"\bmend(s|ed|ing)?\b": "fix",
+    r"\bwhoever\b|\bsomebody\b": "the subject's name",
+}
+MAX_COLUMNS = 120
+_PRAGMA = re.compile(r"#\s*(noqa|type:|fmt:|ruff:)")
+
+
+class Prose(NamedTuple):
+    """A docstring or a comment; consecutive lines of comments are one."""
+
+    where: str  # path:line
+    text: str
+    columns: int  # width of its longest line
+
+
+@cache
+def prose() -> list[Prose]:
+    """All docstrings and comments of PACKAGES but those of EXEMPT."""
+    found: list[Prose] = []
+    for package in PACKAGES:
+        for path in sorted((REPOSITORY / package).rglob("*.py")):
+            name = path.relative_to(REPOSITORY).as_posix()
+            if not any(name == exempt or name.startswith(f"{exempt}/") for exempt in EXEMPT):
+                source = path.read_text(encoding="utf-8")
+                found += [*docstrings(name, source), *comments(name, source)]
+    return found
+
+
+def docstrings(name: str, source: str) -> Iterator[Prose]:
+    lines = source.splitlines()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node)
+            if text:
+                first, last = node.body[0].lineno, node.body[0].end_lineno
+                columns = max(map(len, lines[first - 1 : last]))
+                yield Prose(f"{name}:{first}", text, columns)
+
+
+def comments(name: str, source: str) -> Iterator[Prose]:
+    block: list[tokenize.TokenInfo] = []
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type != tokenize.COMMENT or _PRAGMA.match(token.string):
+            continue
+        is_alone = token.line.lstrip().startswith("#")
+        if block and not (is_alone and token.start == (block[-1].start[0] + 1, block[-1].start[1])):
+            yield _comment(name, block)
+            block = []
+        block.append(token)
+    if block:
+        yield _comment(name, block)
+
+
+def _comment(name: str, block: list[tokenize.TokenInfo]) -> Prose:
+    text = "\n".join(token.string.lstrip("# ") for token in block)
+    return Prose(f"{name}:{block[0].start[0]}", text, max(token.end[1] for token in block))
+
+
+def test_docstrings_and_comments_have_a_subject():
+    assert [f"{one.where}: {one.text.splitlines()[0]}" for one in prose() if MID_AIR.match(one.text)] == []
+
+
+def test_docstrings_and_comments_use_the_words_of_the_field():
+    faults = [
+        f"{one.where}: {match[0]!r}; say {better}"
+        for one in prose()
+        for banned, better in BANNED.items()
+        if (match := re.search(banned, one.text, re.IGNORECASE))
+    ]
+    assert faults == []
+
+
+def test_lines_of_docstrings_and_comments_end_at_120_columns():
+    assert [f"{one.where}: {one.columns} columns" for one in prose() if one.columns > MAX_COLUMNS] == []
+
+
+def test_both_kinds_of_prose_are_found():
+    source = '''"""Module."""
+
+
+def f():
+    """Of one image."""
+    x = 1  # of a
+    # One comment
+    # of two lines.
+    return x  # noqa: F821
+'''
+    assert [(one.where, one.text) for one in docstrings("a.py", source)] == [
+        ("a.py:1", "Module."),
+        ("a.py:5", "Of one image."),
+    ]
+    assert [(one.where, one.text) for one in comments("a.py", source)] == [
+        ("a.py:6", "of a"),
+        ("a.py:7", "One comment\nof two lines."),
+    ]
+    assert len(prose()) > 1000
