@@ -54,7 +54,7 @@ def scores(runs: Sequence[RunData]) -> Chapter:
     notes = [_evaluated(run) for run in runs if run.scores]
     ending = (
         "Average precision (AP) and recall (AR) as COCO defines them; AP without a number is the mean over IoU 0.50 to 0.95. "
-        "A dash means that there is no such object."
+        "A dash means that there is no ground truth."
     )
     return Chapter("scores", "Scores", [*notes, ending], [Table(["", *_titles(columns)], rows)])
 

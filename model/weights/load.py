@@ -125,8 +125,10 @@ def _load_coco(
     model: MaskRCNN, config: ModelConfig, class_names: Sequence[str], category_ids: Sequence[int]
 ) -> WeightsReport:
     if config.backbone != "resnet50":
-        raise WeightsError(f"model.weights=coco are a ResNet-50's, got model.backbone={config.backbone}; use imagenet")
-    # The detector without masks was trained on its own; proposals alone are those of either.
+        raise WeightsError(
+            f"model.weights=coco: needs model.backbone=resnet50, got {config.backbone}; set model.weights=imagenet"
+        )
+    # Each detector was trained separately; for proposals, either would do.
     detector = MaskRCNN_ResNet50_FPN_Weights if config.task == "mask" else FasterRCNN_ResNet50_FPN_Weights
     published = detector.COCO_V1
     named = rename_weights(StoredWeights(_fetch(published)), config, str(published))
