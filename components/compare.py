@@ -23,7 +23,7 @@ from components.studies.intervals import CONFIDENCE, paired_difference, welch_di
 from components.studies.tables import report_of
 from model.errors import UserError
 from model.files import write_atomically
-from model.scoring.names import TASKS
+from model.scoring.names import IOU_TYPES
 
 
 class CompareError(UserError):
@@ -74,9 +74,11 @@ def _compare(before: tuple[str, dict[str, Any]], after: tuple[str, dict[str, Any
         "parameters": differences_of_descriptions([one["config"], other["config"]]),
         "same_training_data": one.get("train_data_hash") == other.get("train_data_hash"),
     }
-    for task in TASKS:
-        if task in one and task in other:
-            comparison[task] = {score: _score(one[task][score], other[task][score], method) for score in one[task]}
+    for iou_type in IOU_TYPES:
+        if iou_type in one and iou_type in other:
+            comparison[iou_type] = {
+                score: _score(one[iou_type][score], other[iou_type][score], method) for score in one[iou_type]
+            }
     return comparison | {"sentences": sentences(comparison)}
 
 

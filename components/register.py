@@ -23,7 +23,7 @@ from components.tracking.server import TrackingError, tracking_uri
 from components.tracking.tracker import delivered_run, open_tracker
 from model.engine.checkpoint import save_weights
 from model.errors import UserError
-from model.scoring.names import TASKS, TITLES
+from model.scoring.names import IOU_TYPES, TITLES
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,16 @@ class Scored:
 
     def tags(self) -> dict[str, str]:
         """The scores as tags of a registry version."""
-        return {f"ap/{task}": repr(ap) for task, ap in self.ap.items()} | {"evaluation.data_hash": self.data_hash}
+        return {f"ap/{iou_type}": repr(ap) for iou_type, ap in self.ap.items()} | {
+            "evaluation.data_hash": self.data_hash
+        }
 
     @staticmethod
     def of_tags(tags: dict[str, str]) -> "Scored":
         """Parse the tags written by `tags`."""
-        ap: dict[str, float] = {task: float(tags[f"ap/{task}"]) for task in TASKS if f"ap/{task}" in tags}
+        ap: dict[str, float] = {
+            iou_type: float(tags[f"ap/{iou_type}"]) for iou_type in IOU_TYPES if f"ap/{iou_type}" in tags
+        }
         return Scored(ap, tags.get("evaluation.data_hash", ""))
 
 
@@ -82,8 +86,10 @@ def read_evaluation(path: Path) -> tuple[str, Scored]:
     if not path.is_file():
         raise UserError(f"{path}: no such evaluation; score the model with `maskrcnn evaluate` before registering it")
     document = json.loads(path.read_text(encoding="utf-8"))
-    scores = {task: document.get(task) or {} for task in TASKS}
-    ap: dict[str, float] = {task: of_task["AP"] for task, of_task in scores.items() if of_task.get("AP") is not None}
+    scores = {iou_type: document.get(iou_type) or {} for iou_type in IOU_TYPES}
+    ap: dict[str, float] = {
+        iou_type: of_iou_type["AP"] for iou_type, of_iou_type in scores.items() if of_iou_type.get("AP") is not None
+    }
     if not ap and not document.get("proposals"):
         raise UserError(f"{path}: must have AP, got none; evaluate on annotated images, without evaluate.skip_eval")
     return document["checkpoint"], Scored(ap, document["data_hash"])
@@ -95,9 +101,9 @@ def shortfall(config: Config, scored: Scored) -> str:
         return "proposals have no AP, which registration requires"
     minima = {"bbox": config.registry.min_bbox_ap, "segm": config.registry.min_segm_ap}
     lacking = [
-        f"{TITLES[task]} AP {scored.ap.get(task, 0.0):.4f} is below registry.min_{task}_ap {minima[task]:.4f}"
-        for task in TASKS
-        if scored.ap.get(task, 0.0) < minima[task]
+        f"{TITLES[iou_type]} AP {scored.ap.get(iou_type, 0.0):.4f} is below registry.min_{iou_type}_ap {minima[iou_type]:.4f}"
+        for iou_type in IOU_TYPES
+        if scored.ap.get(iou_type, 0.0) < minima[iou_type]
     ]
     return ", ".join(lacking)
 
@@ -114,11 +120,13 @@ def beats(version: Version, champion: Version | None) -> tuple[bool, str]:
             f"not the champion: the champion, version {champion.number}, was evaluated on other data; evaluate its run on this "
             "data and register it again, or set the alias in MLflow"
         )
-    task = next((task for task in ("segm", "bbox") if task in new.ap and task in old.ap), None)
-    if task is None:
+    iou_type = next((iou_type for iou_type in ("segm", "bbox") if iou_type in new.ap and iou_type in old.ap), None)
+    if iou_type is None:
         return False, f"not the champion: the champion, version {champion.number}, has no AP to compare with"
-    comparison = f"{TITLES[task]} AP {new.ap[task]:.4f} against {old.ap[task]:.4f} of version {champion.number}"
-    is_better = new.ap[task] > old.ap[task]
+    comparison = (
+        f"{TITLES[iou_type]} AP {new.ap[iou_type]:.4f} against {old.ap[iou_type]:.4f} of version {champion.number}"
+    )
+    is_better = new.ap[iou_type] > old.ap[iou_type]
     return is_better, f"{'the new champion' if is_better else 'not the champion'}: {comparison}"
 
 

@@ -25,7 +25,7 @@ from components.reports.speed import speed
 from components.runs.files import RunData, read_run
 from model.errors import UserError
 from model.files import write_atomically
-from model.scoring.names import TASKS
+from model.scoring.names import IOU_TYPES
 
 TEMPLATES = Path(__file__).parent / "reports" / "templates"
 _PICTURE_BUDGET_BYTES = 3_500_000  # limit for pictures, so that the page stays below 5 MB
@@ -117,7 +117,11 @@ def _analyse(runs: Sequence[RunData], pictures: int) -> Findings:
     errors: dict[str, dict[str, ErrorTypes]] = {}
     galleries: list[Gallery] = []
     for one in runs:
-        results = {task: path for task in TASKS if task in one.scores and (path := one.inference_path(task))}
+        results = {
+            iou_type: path
+            for iou_type in IOU_TYPES
+            if iou_type in one.scores and (path := one.inference_path(iou_type))
+        }
         if one.index is None or not results:
             continue
         try:
@@ -126,7 +130,7 @@ def _analyse(runs: Sequence[RunData], pictures: int) -> Findings:
             return Findings(
                 {}, [], f"No error types and no pictures: hotcoco, which finds them, cannot be imported ({error})."
             )
-        errors[one.name] = {task: analysis.error_types(path, task) for task, path in results.items()}
+        errors[one.name] = {iou_type: analysis.error_types(path, iou_type) for iou_type, path in results.items()}
         budget_bytes = _PICTURE_BUDGET_BYTES // len(runs)
         worst, best = worst_and_best(one.index, results, analysis, count=pictures, budget_bytes=budget_bytes)
         galleries += [Gallery(f"{one.name}: worst", worst), Gallery(f"{one.name}: best", best)]

@@ -17,7 +17,7 @@ from components.benchmarks.synthetic_coco import ground_truth, place_objects, sy
 from components.config import Config
 from model.scoring.backends import Backend, Curves, Evaluator, Result, choose_backend, index_dataset, open_evaluator
 from model.scoring.coco import summarize
-from model.scoring.names import Task
+from model.scoring.names import IouType
 
 _ROUNDS = 3
 _REFERENCE: Backend = "pycocotools"
@@ -46,17 +46,18 @@ def measure(config: Config) -> dict[str, Any]:
     """
     benchmark = config.benchmark
     backends: tuple[Backend, ...] = (_REFERENCE, choose_backend("hotcoco"))
-    images: dict[Task, int] = {"bbox": benchmark.evaluator_images, "segm": benchmark.evaluator_mask_images}
+    images: dict[IouType, int] = {"bbox": benchmark.evaluator_images, "segm": benchmark.evaluator_mask_images}
     return {
-        task: _measure_task(backends, task, count, benchmark.evaluator_detections) for task, count in images.items()
+        iou_type: _measure_iou_type(backends, iou_type, count, benchmark.evaluator_detections)
+        for iou_type, count in images.items()
     }
 
 
 def metrics(report: dict[str, Any]) -> dict[str, float]:
     """Seconds of loading and scoring by MLflow name, such as `time/evaluator_bbox_hotcoco_s`."""
     return {
-        f"time/evaluator_{task}_{backend}_s": row["total_s"]
-        for task, measured in report.items()
+        f"time/evaluator_{iou_type}_{backend}_s": row["total_s"]
+        for iou_type, measured in report.items()
         for backend, row in measured["backends"].items()
     }
 
@@ -66,8 +67,8 @@ def table(report: dict[str, Any]) -> Table:
     result = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 0, 0, 1))
     for column in ("", "truth s", "load s", "score s", "×", "total s", "×", "identical"):
         result.add_column(column, justify="right" if column else "left", no_wrap=True)
-    for task, measured in report.items():
-        result.add_row(f"{task}, {measured['images']} images", style="bold")
+    for iou_type, measured in report.items():
+        result.add_row(f"{iou_type}, {measured['images']} images", style="bold")
         for backend, row in measured["backends"].items():
             seconds = [f"{row[name]:.3f}" for name in ("ground_truth_s", "load_s", "score_s", "total_s")]
             times = [f"{row[name]:.1f}" for name in ("times_faster_score", "times_faster_total")]
@@ -76,15 +77,15 @@ def table(report: dict[str, Any]) -> Table:
     return result
 
 
-def _measure_task(backends: tuple[Backend, ...], task: Task, images: int, detections: int) -> dict[str, Any]:
+def _measure_iou_type(backends: tuple[Backend, ...], iou_type: IouType, images: int, detections: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     objects = place_objects(rng, images)
-    dataset, results = ground_truth(rng, objects, images), synthetic_results(rng, objects, task, detections)
+    dataset, results = ground_truth(rng, objects, images), synthetic_results(rng, objects, iou_type, detections)
     opened = {name: _open(name, dataset) for name in backends}
     turns: dict[Backend, list[Turn]] = {name: [] for name in backends}
     for _ in range(_ROUNDS):
         for name, (evaluator, _) in opened.items():
-            turns[name].append(_take_turn(evaluator, results, task))
+            turns[name].append(_take_turn(evaluator, results, iou_type))
     rows = {name: {"ground_truth_s": opened[name][1], **_row(turns[name], turns[_REFERENCE])} for name in backends}
     return {"images": images, "detections": len(results), "backends": rows}
 
@@ -96,11 +97,11 @@ def _open(backend: Backend, dataset: dict[str, Any]) -> tuple[Evaluator, float]:
     return evaluator, time.perf_counter() - began
 
 
-def _take_turn(evaluator: Evaluator, results: list[Result], task: Task) -> Turn:
+def _take_turn(evaluator: Evaluator, results: list[Result], iou_type: IouType) -> Turn:
     began = time.perf_counter()
     loaded = evaluator.load(results)
     loaded_at = time.perf_counter()
-    curves = evaluator.score(loaded, task)
+    curves = evaluator.score(loaded, iou_type)
     summarize(curves)
     return Turn(loaded_at - began, time.perf_counter() - loaded_at, curves)
 

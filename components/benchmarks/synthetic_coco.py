@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from model.scoring.backends import Result
-from model.scoring.names import Task
+from model.scoring.names import IouType
 
 _HEIGHT, _WIDTH = 480, 640  # image size
 _CLASSES = 80
@@ -65,7 +65,7 @@ def ground_truth(rng: Generator, objects: Objects, images: int) -> dict[str, Any
     }
 
 
-def synthetic_results(rng: Generator, objects: Objects, task: Task, detections: int) -> list[Result]:
+def synthetic_results(rng: Generator, objects: Objects, iou_type: IouType, detections: int) -> list[Result]:
     """Draw `detections` COCO results per image: most near an object, with scores by distance, others anywhere."""
     image_ids, first, counts = np.unique(objects.image_ids, return_index=True, return_counts=True)
     shape = (len(image_ids), detections)
@@ -80,7 +80,7 @@ def synthetic_results(rng: Generator, objects: Objects, task: Task, detections: 
     results = []
     for (image_id, label, xywh), score in zip(found.rows(), scores, strict=True):
         result = {"image_id": image_id, "category_id": label, "score": score}
-        shape_of = {"bbox": xywh} if task == "bbox" else {"segmentation": _packed([_outline(rng, xywh)])[0]}
+        shape_of = {"bbox": xywh} if iou_type == "bbox" else {"segmentation": _packed([_outline(rng, xywh)])[0]}
         results.append(result | shape_of)
     return results
 

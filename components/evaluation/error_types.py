@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from model.scoring.coco import load_ground_truth
-from model.scoring.names import Task
+from model.scoring.names import IouType
 
 SURE_SCORE = 0.5  # detections below it do not count in an image's score
-KINDS = {
+ERROR_TYPES = {
     "Cls": ("class", "right place, wrong class"),
     "Loc": ("localisation", "right class, IoU from 0.1 to 0.5"),
     "Both": ("both", "wrong class, IoU from 0.1 to 0.5"),
@@ -25,7 +25,7 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class ErrorKind:
+class ErrorType:
     """One error type over a whole split."""
 
     name: str
@@ -39,7 +39,7 @@ class ErrorTypes:
     """All error types, and the AP that ΔAP refers to."""
 
     ap50: float
-    kinds: list[ErrorKind]
+    errors: list[ErrorType]
 
 
 @dataclass(frozen=True)
@@ -66,17 +66,17 @@ class ErrorAnalysis:
         self._hotcoco = hotcoco
         self._ground_truth = hotcoco.COCO(load_ground_truth(ground_truth).dataset)
 
-    def error_types(self, results: Path, task: Task) -> ErrorTypes:
+    def error_types(self, results: Path, iou_type: IouType) -> ErrorTypes:
         """Compute TIDE's error types of a file of COCO results."""
-        found = self._evaluated(_read(results), task).tide_errors(pos_thr=0.5, bg_thr=0.1)
+        found = self._evaluated(_read(results), iou_type).tide_errors(pos_thr=0.5, bg_thr=0.1)
         counts, delta_ap = found["counts"], found["delta_ap"]
-        kinds = [ErrorKind(name, meaning, counts[key], delta_ap[key]) for key, (name, meaning) in KINDS.items()]
-        return ErrorTypes(found["ap_base"], kinds)
+        errors = [ErrorType(name, meaning, counts[key], delta_ap[key]) for key, (name, meaning) in ERROR_TYPES.items()]
+        return ErrorTypes(found["ap_base"], errors)
 
-    def image_scores(self, results: Path, task: Task) -> list[ImageScore]:
+    def image_scores(self, results: Path, iou_type: IouType) -> list[ImageScore]:
         """Score every image that has an object or a detection, worst first."""
         sure = [result for result in _read(results) if result["score"] >= SURE_SCORE]
-        summary = self._evaluated(sure, task).image_diagnostics(iou_thr=0.5)["img_summary"]
+        summary = self._evaluated(sure, iou_type).image_diagnostics(iou_thr=0.5)["img_summary"]
         scores = [
             ImageScore(image_id, counts["f1"], counts["tp"], counts["fp"], counts["fn"])
             for image_id, counts in summary.items()
@@ -84,8 +84,8 @@ class ErrorAnalysis:
         ]
         return sorted(scores, key=lambda x: (x.f1, -x.false_alarms - x.missed, x.hits, x.image_id))
 
-    def _evaluated(self, results: list[dict[str, Any]], task: str) -> Any:
-        evaluator = self._hotcoco.COCOeval(self._ground_truth, self._ground_truth.load_res(results), task)
+    def _evaluated(self, results: list[dict[str, Any]], iou_type: str) -> Any:
+        evaluator = self._hotcoco.COCOeval(self._ground_truth, self._ground_truth.load_res(results), iou_type)
         evaluator.evaluate()
         return evaluator
 

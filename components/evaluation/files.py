@@ -26,7 +26,7 @@ from model.inference.predictor import Object
 from model.inference.visualize import stacked
 from model.network.mask_rcnn import NAMES_OF_PROPOSALS
 from model.scoring.coco import CocoEvaluation
-from model.scoring.names import KINDS, TITLES
+from model.scoring.names import RESULT_TYPES, TITLES
 
 
 def evaluation_report(
@@ -34,7 +34,7 @@ def evaluation_report(
 ) -> dict[str, Any]:
     """Content of evaluation.json; scores are null if not computed."""
     return {
-        **{kind: evaluation and evaluation.scores[kind] for kind in KINDS[results.task]},
+        **{kind: evaluation and evaluation.scores[kind] for kind in RESULT_TYPES[results.task]},
         "per_class": evaluation and evaluation.per_class,
         "images": len(index),
         "detections": len(results.bbox),
@@ -53,7 +53,7 @@ def write_inference(folder: Path, results: Results, evaluation: CocoEvaluation |
     folder.mkdir(parents=True, exist_ok=True)
     for kind in TITLES:
         (folder / f"{kind}.json").unlink(missing_ok=True)
-    for kind in KINDS[results.task]:
+    for kind in RESULT_TYPES[results.task]:
         found = results.segm if kind == "segm" else results.bbox
         write_atomically(folder / f"{kind}.json", orjson.dumps(found).decode())  # json is ten times slower
     _save(results.tensors, folder / "predictions.pth")
@@ -61,7 +61,7 @@ def write_inference(folder: Path, results: Results, evaluation: CocoEvaluation |
     if evaluation is None:
         scores_path.unlink(missing_ok=True)
         return
-    precision = {task: torch.from_numpy(values) for task, values in evaluation.precision.items()}  # [T, R], see coco.py
+    precision = {name: torch.from_numpy(values) for name, values in evaluation.precision.items()}  # [T, R], see coco.py
     _save({**evaluation.scores, "per_class": evaluation.per_class, "precision": precision}, scores_path)
 
 

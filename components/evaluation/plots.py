@@ -24,13 +24,13 @@ def plot_precision_recall(evaluation: CocoEvaluation, path: Path) -> None:
     """Plot a PNG with one panel for boxes and one for masks, if any, and one curve per IoU threshold."""
     figure = Figure(figsize=(0.5 + 5.25 * len(evaluation.precision), 4.8), layout="constrained")
     panels = figure.subplots(1, len(evaluation.precision), sharex=True, sharey=True, squeeze=False)[0]
-    for panel, task in zip(panels, evaluation.precision, strict=True):
+    for panel, iou_type in zip(panels, evaluation.precision, strict=True):
         for i, threshold in enumerate(IOU_THRESHOLDS):
             color = (0.15 + 0.08 * i, 0.25 + 0.04 * i, 0.75 - 0.06 * i)
-            panel.plot(RECALL_THRESHOLDS, evaluation.precision[task][i], color=color, label=f"IoU {threshold:.2f}")
-        panel.plot(RECALL_THRESHOLDS, evaluation.precision[task].mean(axis=0), "k--", label="mean")
+            panel.plot(RECALL_THRESHOLDS, evaluation.precision[iou_type][i], color=color, label=f"IoU {threshold:.2f}")
+        panel.plot(RECALL_THRESHOLDS, evaluation.precision[iou_type].mean(axis=0), "k--", label="mean")
         panel.set(
-            title=f"{_TITLES[task]}: AP {evaluation.scores[task]['AP'] or 0:.3f}",
+            title=f"{_TITLES[iou_type]}: AP {evaluation.scores[iou_type]['AP'] or 0:.3f}",
             xlabel="recall",
             xlim=(0, 1),
             ylim=(0, 1.02),
@@ -44,10 +44,10 @@ def plot_precision_recall(evaluation: CocoEvaluation, path: Path) -> None:
 def write_precision_recall(evaluation: CocoEvaluation, path: Path) -> None:
     """Write the curves as CSV for DVC: recall, and precision of boxes and masks at IoU 0.50, 0.75 and on average."""
     columns: dict[str, Sequence[float]] = {"recall": RECALL_THRESHOLDS}
-    for task, precision in evaluation.precision.items():
+    for iou_type, precision in evaluation.precision.items():
         curves = (precision[0], precision[5], precision.mean(axis=0))
         for name, curve in zip(("50", "75", "mean"), curves, strict=True):
-            columns[f"{task}_{name}"] = [round(value, 6) for value in curve.tolist()]
+            columns[f"{iou_type}_{name}"] = [round(value, 6) for value in curve.tolist()]
     with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(columns)

@@ -48,7 +48,7 @@ def score_metrics(evaluation: CocoEvaluation) -> dict[str, float | None]:
 def class_metrics(evaluation: CocoEvaluation) -> dict[str, float | None]:
     """AP of each class by MLflow name: `class_ap/segm/traffic light`, …; invalid characters become `_`."""
     return {
-        f"class_ap/{task}/{re.sub(_NOT_IN_METRIC_NAMES, '_', name)}": ap
+        f"class_ap/{iou_type}/{re.sub(_NOT_IN_METRIC_NAMES, '_', name)}": ap
         for name, scores in evaluation.per_class.items()
-        for task, ap in scores.items()
+        for iou_type, ap in scores.items()
     }

@@ -23,7 +23,7 @@ from components.runs.figures import number
 from components.stability import StabilityResult
 from model.data.index import CocoIndex
 from model.engine.checkpoint import CheckpointError, last_checkpoint
-from model.scoring.names import TASKS, TITLES
+from model.scoring.names import IOU_TYPES, TITLES
 
 _SHOWN_PICTURES = 4
 _MIME = {".png": "image/png", ".jpg": "image/jpeg"}
@@ -123,11 +123,11 @@ def describe_study(metrics: Artifact, page: Artifact, result: StabilityResult) -
     """Describe a study: mean and standard deviation of AP over the seeds, and a page with table and plot."""
     figures: dict[str, Any] = {}
     rows, report = [], result.report
-    for task in TASKS:
-        if score := report.get(task, {}).get("AP"):
-            figures |= {f"ap/{task}/mean": score["mean"], f"ap/{task}/deviation": score["deviation"]}
+    for iou_type in IOU_TYPES:
+        if score := report.get(iou_type, {}).get("AP"):
+            figures |= {f"ap/{iou_type}/mean": score["mean"], f"ap/{iou_type}/deviation": score["deviation"]}
             values = (*score["values"], score["mean"], score["deviation"])
-            rows.append([TITLES[task], *(number(value, ".4f") for value in values)])
+            rows.append([TITLES[iou_type], *(number(value, ".4f") for value in values)])
     _describe(metrics, {"output_dir": str(result.output_dir), "data_hash": report["data_hash"], **figures})
     header = ["final AP", *(f"seed {seed}" for seed in report["seeds"]), "mean", "standard deviation"]
     _write_page(

@@ -11,7 +11,7 @@ from components.reports.charts import Axis, Series, line_chart, positive_bounds,
 from components.reports.layout import Cell, Chapter, Chart, Gallery, Table
 from components.runs.figures import DASH, number
 from components.runs.files import RunData
-from model.scoring.names import TASKS, TITLES
+from model.scoring.names import IOU_TYPES, TITLES
 
 LOSSES = {
     "loss/total": "total loss",
@@ -61,7 +61,7 @@ def scores(runs: Sequence[RunData]) -> Chapter:
 
 def classes(runs: Sequence[RunData]) -> Chapter:
     """Make the chapter of classes: AP per class as bars, sorted by the first run's AP of masks, else of boxes."""
-    columns = [column for column in _columns(runs, TASKS) if column.per_class]
+    columns = [column for column in _columns(runs, IOU_TYPES) if column.per_class]
     if not columns:
         return Chapter("classes", "Classes", [_NOT_EVALUATED])
     first = [column for column in columns if column.run is columns[0].run][-1]
@@ -79,13 +79,13 @@ def classes(runs: Sequence[RunData]) -> Chapter:
 def curves(runs: Sequence[RunData]) -> Chapter:
     """Make the chapter of curves: precision over recall, a chart per IoU type and threshold, a line per run."""
     charts = []
-    for task, label in ((task, TITLES[task]) for task in TASKS):
+    for iou_type, label in ((iou_type, TITLES[iou_type]) for iou_type in IOU_TYPES):
         for column, iou in _CURVES.items():
             title = f"{label}, {iou}"
             series = [
-                Series(run.name, slot, run.precision_recall["recall"], run.precision_recall[f"{task}_{column}"])
+                Series(run.name, slot, run.precision_recall["recall"], run.precision_recall[f"{iou_type}_{column}"])
                 for slot, run in enumerate(runs)
-                if f"{task}_{column}" in run.precision_recall
+                if f"{iou_type}_{column}" in run.precision_recall
             ]
             if series:
                 axes = Axis("recall", 0, 1), Axis("precision", 0, 1)
@@ -96,7 +96,7 @@ def curves(runs: Sequence[RunData]) -> Chapter:
 
 def sizes(runs: Sequence[RunData]) -> Chapter:
     """Make the chapter of sizes: AP and AR of small, medium and large objects."""
-    columns = _columns(runs, TASKS)
+    columns = _columns(runs, IOU_TYPES)
     if not columns:
         return Chapter("sizes", "Sizes", [_NOT_EVALUATED])
     counts = _counts(columns[0].run, "per_size")
@@ -121,19 +121,21 @@ def errors(runs: Sequence[RunData], found: dict[str, dict[str, ErrorTypes]], why
         why_not: note if there are none.
     """
     tables = []
-    for task, label in ((task, TITLES[task]) for task in TASKS):
+    for iou_type, label in ((iou_type, TITLES[iou_type]) for iou_type in IOU_TYPES):
         of_runs = [
-            (slot, run.name, found[run.name][task]) for slot, run in enumerate(runs) if task in found.get(run.name, {})
+            (slot, run.name, found[run.name][iou_type])
+            for slot, run in enumerate(runs)
+            if iou_type in found.get(run.name, {})
         ]
         if not of_runs:
             continue
-        worst = max(kind.delta_ap for _, _, types in of_runs for kind in types.kinds) or 1.0
+        worst = max(error.delta_ap for _, _, types in of_runs for error in types.errors) or 1.0
         head = ["type", *(f"{name}: {what}" for _, name, _ in of_runs for what in ("errors", "ΔAP50"))]
         rows = []
-        for k, kind in enumerate(of_runs[0][2].kinds):
-            row: list[Cell | str] = [f"{kind.name}: {kind.meaning}"]
+        for k, error in enumerate(of_runs[0][2].errors):
+            row: list[Cell | str] = [f"{error.name}: {error.meaning}"]
             for slot, _, types in of_runs:
-                mine = types.kinds[k]
+                mine = types.errors[k]
                 row += [str(mine.count), Cell(f"{mine.delta_ap:.3f}", mine.delta_ap / worst, slot)]
             rows.append(row)
         base = ", ".join(f"{name} {types.ap50:.3f}" for _, name, types in of_runs)

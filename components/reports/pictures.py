@@ -16,14 +16,14 @@ from components.evaluation.plots import draw_comparison, objects_of
 from components.reports.layout import Picture
 from model.data.index import CocoIndex
 from model.scoring.coco import load_ground_truth
-from model.scoring.names import Task
+from model.scoring.names import IouType
 
 _WIDTHS_PX = (1032, 800, 640, 480)  # tried in turn until a picture fits
 _QUALITIES = (82, 70, 55)
 
 
 def worst_and_best(
-    index: CocoIndex, results: Mapping[Task, Path], analysis: ErrorAnalysis, *, count: int, budget_bytes: int
+    index: CocoIndex, results: Mapping[IouType, Path], analysis: ErrorAnalysis, *, count: int, budget_bytes: int
 ) -> tuple[list[Picture], list[Picture]]:
     """Draw up to `count` worst and up to `count` best images.
 
@@ -31,8 +31,8 @@ def worst_and_best(
         results: files of COCO results, of boxes and, if any, of masks in the same order; the last one ranks the images.
         budget_bytes: limit for all pictures together, in base64.
     """
-    task, path = list(results.items())[-1]
-    worst, best = extremes(analysis.image_scores(path, task), count)
+    iou_type, path = list(results.items())[-1]
+    worst, best = extremes(analysis.image_scores(path, iou_type), count)
     ground_truth = load_ground_truth(index.ground_truth_path)
     of_images = {kind: _by_image(json.loads(file.read_text(encoding="utf-8"))) for kind, file in results.items()}
     places = {int(image_id): i for i, image_id in enumerate(index.image_ids)}

@@ -106,7 +106,7 @@ def accuracy_table(records: Sequence[Record]) -> str:
             _machine(one, one["processes"]),
             str(one["batch_size"]),
             _precision(one),
-            *(number((one[task] or {}).get(name)) for name in ("AP", "AP50") for task in ("bbox", "segm")),
+            *(number((one[iou_type] or {}).get(name)) for name in ("AP", "AP50") for iou_type in ("bbox", "segm")),
             duration(one["time_s"]),
             _speedup(
                 one, trainings, key=_training_key, value=lambda other: 1 / other["time_s"] if other["time_s"] else None

@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from components.runs.figures import DASH, interval, number
-from model.scoring.names import TASKS, TITLES
+from model.scoring.names import IOU_TYPES, TITLES
 
 _SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _WHY_NOT = (
@@ -32,12 +32,12 @@ def score_table(comparison: dict[str, Any]) -> Table:
     table = Table(title=f"means over seeds, {comparison['images']} images", title_justify="left")
     for column in ("", comparison["before"]["name"], comparison["after"]["name"], "difference", "95 % interval", "p"):
         table.add_column(column, justify="right" if column else "left", overflow="fold")
-    for task in TASKS:
-        for name in _SHOWN if task in comparison else ():
-            score = comparison[task][name]
+    for iou_type in IOU_TYPES:
+        for name in _SHOWN if iou_type in comparison else ():
+            score = comparison[iou_type][name]
             cells = (number(score["before"], ".4f"), number(score["after"], ".4f"), number(score["difference"], "+.4f"))
             table.add_row(
-                f"{TITLES[task]} {name}",
+                f"{TITLES[iou_type]} {name}",
                 *cells,
                 interval(score["interval"], "+.4f"),
                 _p(score["p"]),
@@ -48,7 +48,7 @@ def score_table(comparison: dict[str, Any]) -> Table:
 
 def sentences(comparison: dict[str, Any]) -> list[str]:
     """Verdicts on the AP of boxes and of masks, and caveats."""
-    told = [_verdict(comparison, task) for task in TASKS if task in comparison]
+    told = [_verdict(comparison, iou_type) for iou_type in IOU_TYPES if iou_type in comparison]
     if comparison["method"] == "none":
         single = [side["name"] for side in (comparison["before"], comparison["after"]) if len(side["seeds"]) == 1]
         told.append(_WHY_NOT.format(one="both have" if len(single) == 2 else f"{single[0]} has"))
@@ -62,9 +62,9 @@ def sentences(comparison: dict[str, Any]) -> list[str]:
     return told
 
 
-def _verdict(comparison: dict[str, Any], task: str) -> str:
-    score, before, after = comparison[task]["AP"], comparison["before"], comparison["after"]
-    difference, title = score["difference"], f"{TITLES[task]} AP"
+def _verdict(comparison: dict[str, Any], iou_type: str) -> str:
+    score, before, after = comparison[iou_type]["AP"], comparison["before"], comparison["after"]
+    difference, title = score["difference"], f"{TITLES[iou_type]} AP"
     change = number(difference, "+.4f")
     if score["interval"] is None:
         return f"{title}: {after['name']} has {change} against {before['name']}."

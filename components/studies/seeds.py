@@ -173,9 +173,9 @@ def _outcome(seed: SeedProcess) -> str:
         return f"ended with status {seed.status()} after {seed.minutes:.1f} min"
     evaluation = read_result(seed.config.train.output_dir).evaluation
     scores = [
-        f"{title} AP {evaluation[task]['AP']:.4f}"
-        for task, title in (("bbox", "box"), ("segm", "mask"))
-        if evaluation.get(task)
+        f"{title} AP {evaluation[iou_type]['AP']:.4f}"
+        for iou_type, title in (("bbox", "box"), ("segm", "mask"))
+        if evaluation.get(iou_type)
     ]
     return f"{', '.join(scores)} in {seed.minutes:.1f} min"
 

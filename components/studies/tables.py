@@ -20,7 +20,7 @@ from components.runs.figures import interval, number
 from components.runs.identity import description
 from components.runs.result import Result
 from components.studies.intervals import CONFIDENCE, estimate
-from model.scoring.names import SCORE_NAMES, TASKS, TITLES
+from model.scoring.names import IOU_TYPES, SCORE_NAMES, TITLES
 
 _TRACKED = ("AP", "AP50", "AP75")
 _NO_DEVIATION = "A single seed has no standard deviation; set at least two in stability.seeds."
@@ -37,7 +37,11 @@ def report_of(results: Sequence[Result], date: str) -> dict[str, Any]:
         "seeds": [result.seed for result in results],
         "runs": [result.run_dir.as_posix() for result in results],
         "confidence": CONFIDENCE,
-        **{task: _scores([result.evaluation[task] for result in results]) for task in TASKS if first.get(task)},
+        **{
+            iou_type: _scores([result.evaluation[iou_type] for result in results])
+            for iou_type in IOU_TYPES
+            if first.get(iou_type)
+        },
         "images": first["images"],
         "data_hash": first["data_hash"],
         "train_data_hash": first.get("train_data_hash"),
@@ -65,10 +69,10 @@ def csv_text(report: dict[str, Any]) -> str:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["task", "score", *seeds, "mean", "standard_deviation", "interval_low", "interval_high"])
-    for task in _tasks(report):
-        for name, score in report[task].items():
+    for iou_type in _iou_types(report):
+        for name, score in report[iou_type].items():
             interval = score["interval"] or (None, None)
-            table.writerow([task, name, *score["values"], score["mean"], score["deviation"], *interval])
+            table.writerow([iou_type, name, *score["values"], score["mean"], score["deviation"], *interval])
     return text.getvalue()
 
 
@@ -106,38 +110,40 @@ def _header(report: dict[str, Any]) -> list[str]:
 
 def _rows(report: dict[str, Any]) -> list[list[str]]:
     rows = []
-    for task in _tasks(report):
-        score = report[task]["AP"]
+    for iou_type in _iou_types(report):
+        score = report[iou_type]["AP"]
         values = map(number, (*score["values"], score["mean"]))
         ends = interval(score["interval"])
-        rows.append([f"final AP {TITLES[task]}", *values, number(score["deviation"], ".4f"), ends])
+        rows.append([f"final AP {TITLES[iou_type]}", *values, number(score["deviation"], ".4f"), ends])
     return rows
 
 
 def summary_metrics(report: dict[str, Any]) -> dict[str, float | None]:
     """AP, AP50 and AP75 over the seeds by MLflow name: `ap_mean/bbox`, `ap_deviation/bbox`, `ap_low/bbox`, …"""
     metrics: dict[str, float | None] = {}
-    for task in _tasks(report):
+    for iou_type in _iou_types(report):
         for name in _TRACKED:
-            score = report[task][name]
+            score = report[iou_type][name]
             low, high = score["interval"] or (None, None)
             values = {"mean": score["mean"], "deviation": score["deviation"], "low": low, "high": high}
-            metrics |= {f"{name.lower()}_{what}/{task}": value for what, value in values.items()}
+            metrics |= {f"{name.lower()}_{what}/{iou_type}": value for what, value in values.items()}
     return metrics
 
 
 def plot_stability(report: dict[str, Any], path: Path) -> None:
     """Plot a PNG with panels for boxes and masks: AP per seed as dots, the mean as a line, its interval as a band."""
     figure = Figure(figsize=(8, 5.5), layout="constrained")
-    tasks, places = _tasks(report), range(len(report["seeds"]))
-    panels = figure.subplots(len(tasks), 1, sharex=True, squeeze=False)[:, 0]  # own scales, since deviations are small
-    for task, panel, color in zip(tasks, panels, ("tab:blue", "tab:orange"), strict=False):
-        score = report[task]["AP"]
+    iou_types, places = _iou_types(report), range(len(report["seeds"]))
+    panels = figure.subplots(len(iou_types), 1, sharex=True, squeeze=False)[
+        :, 0
+    ]  # own scales, since deviations are small
+    for iou_type, panel, color in zip(iou_types, panels, ("tab:blue", "tab:orange"), strict=False):
+        score = report[iou_type]["AP"]
         panel.plot(places, score["values"], "o", color=color)
         panel.axhline(score["mean"], color=color, linewidth=1)
         if score["interval"]:
             panel.axhspan(*score["interval"], color=color, alpha=0.15, linewidth=0)
-        panel.set_ylabel(f"{TITLES[task]} AP")
+        panel.set_ylabel(f"{TITLES[iou_type]} AP")
         panel.grid(alpha=0.3)
     panels[0].set_title("dots: seeds; line: mean; band: its 95 % interval", fontsize="medium")
     panels[-1].set_xticks(list(places), [str(seed) for seed in report["seeds"]])
@@ -145,6 +151,6 @@ def plot_stability(report: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _tasks(report: dict[str, Any]) -> list[str]:
+def _iou_types(report: dict[str, Any]) -> list[str]:
     """IoU types in a report: bbox, and segm if the network has masks."""
-    return [task for task in TASKS if task in report]
+    return [iou_type for iou_type in IOU_TYPES if iou_type in report]

@@ -44,7 +44,7 @@ from model.errors import UserError
 from model.files import make_folder, write_atomically
 from model.inference.predictor import Predictor
 from model.network.mask_rcnn import MaskRCNN
-from model.scoring.names import Kind
+from model.scoring.names import ResultType
 from model.weights.load import load_weights
 
 
@@ -273,7 +273,7 @@ class Training:
         tracker.log_metrics({f"epoch/{names[k].lower()}_{k}": value for k, value in found.items()}, self.step)
         told = ", ".join(f"{kind} {names[kind]} {value:.4f}" for kind, value in found.items())
         self.console.print(f"step {self.step}: {told}", highlight=False)
-        targets: dict[Kind, float] = {"bbox": evaluate.target_bbox_ap, "segm": evaluate.target_segm_ap}
+        targets: dict[ResultType, float] = {"bbox": evaluate.target_bbox_ap, "segm": evaluate.target_segm_ap}
         targets = {kind: least for kind, least in targets.items() if kind in found}
         self.reached_target = any(targets.values()) and all(found[kind] >= least for kind, least in targets.items())
         is_best, self.best_ap = evaluation.main_score > self.best_ap, max(evaluation.main_score, self.best_ap)

@@ -19,7 +19,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from model.errors import UserError
-from model.scoring.names import Task
+from model.scoring.names import IouType
 
 Backend = Literal["hotcoco", "pycocotools"]
 AnyBackend = Literal["auto", "hotcoco", "pycocotools"]  # evaluate.backend
@@ -44,7 +44,7 @@ class Evaluator(Protocol):
     def load(self, results: list[Result]) -> Any:
         """Convert results of known images to the evaluator's own form; an empty list is allowed."""
 
-    def score(self, loaded: Any, task: Task) -> Curves:
+    def score(self, loaded: Any, iou_type: IouType) -> Curves:
         """Match the return value of `load` with the ground truth."""
 
     def score_proposals(self, loaded: Any) -> Curves:
@@ -67,9 +67,9 @@ class PycocotoolsEvaluator:
                 [dict(result) for result in results]
             )  # loadRes writes areas and ids into them
 
-    def score(self, loaded: COCO, task: Task) -> Curves:
+    def score(self, loaded: COCO, iou_type: IouType) -> Curves:
         """See Evaluator."""
-        return self._curves(COCOeval(self._ground_truth, loaded, task))
+        return self._curves(COCOeval(self._ground_truth, loaded, iou_type))
 
     def score_proposals(self, loaded: COCO) -> Curves:
         """See Evaluator."""
@@ -95,9 +95,9 @@ class HotcocoEvaluator:
         """See Evaluator."""
         return self._ground_truth.load_res(results)
 
-    def score(self, loaded: Any, task: Task) -> Curves:
+    def score(self, loaded: Any, iou_type: IouType) -> Curves:
         """See Evaluator."""
-        return self._curves(self._hotcoco.COCOeval(self._ground_truth, loaded, task))
+        return self._curves(self._hotcoco.COCOeval(self._ground_truth, loaded, iou_type))
 
     def score_proposals(self, loaded: Any) -> Curves:
         """See Evaluator."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 
 from model.scoring.backends import AnyBackend, Curves, Result, choose_backend, index_dataset, open_evaluator
-from model.scoring.names import RECALL_NAMES, SCORE_NAMES, Kind, Task
+from model.scoring.names import RECALL_NAMES, SCORE_NAMES, IouType, ResultType
 
 IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 RECALL_THRESHOLDS = tuple(step / 100 for step in range(101))
@@ -26,9 +26,9 @@ Scores = dict[str, float | None]
 class CocoEvaluation:
     """Scores of a model's results: of boxes and masks, of boxes only, or of proposals."""
 
-    scores: dict[Kind, Scores]  # "bbox" and "segm" by SCORE_NAMES, or "proposals" by RECALL_NAMES
+    scores: dict[ResultType, Scores]  # "bbox" and "segm" by SCORE_NAMES, or "proposals" by RECALL_NAMES
     per_class: dict[str, Scores]  # class name → {"bbox": AP, "segm": AP}; empty for proposals
-    precision: dict[Kind, NDArray[np.float64]]  # [T, R], mean over classes with ground truth; empty for proposals
+    precision: dict[ResultType, NDArray[np.float64]]  # [T, R], mean over classes with ground truth; empty for proposals
     num_images: int
     num_detections: int
 
@@ -71,22 +71,22 @@ def evaluate_results(
     Source: the twelve metrics of cocodataset.org/#detection-eval.
     """
     coco = ground_truth if isinstance(ground_truth, COCO) else load_ground_truth(ground_truth)
-    results: dict[Task, list[Result]] = {"bbox": bbox_results}
+    results: dict[IouType, list[Result]] = {"bbox": bbox_results}
     if segm_results is not None:
         results["segm"] = segm_results
     evaluator = open_evaluator(choose_backend(backend), coco)
-    curves: dict[Task, Curves] = {}
-    for task, found in results.items():
+    curves: dict[IouType, Curves] = {}
+    for iou_type, found in results.items():
         _require_known_images(coco, found)
-        curves[task] = evaluator.score(evaluator.load(found), task)
+        curves[iou_type] = evaluator.score(evaluator.load(found), iou_type)
     names = [coco.cats[category_id]["name"] for category_id in sorted(coco.getCatIds())]
     return CocoEvaluation(
-        scores={task: summarize(of_task) for task, of_task in curves.items()},
+        scores={iou_type: summarize(of_iou_type) for iou_type, of_iou_type in curves.items()},
         per_class={
-            name: {task: _fraction(_all_areas(of_task)[:, :, k]) for task, of_task in curves.items()}
+            name: {iou_type: _fraction(_all_areas(of_iou_type)[:, :, k]) for iou_type, of_iou_type in curves.items()}
             for k, name in enumerate(names)
         },
-        precision={task: _mean_over_classes(of_task) for task, of_task in curves.items()},
+        precision={iou_type: _mean_over_classes(of_iou_type) for iou_type, of_iou_type in curves.items()},
         num_images=len(coco.getImgIds()),
         num_detections=len(bbox_results),
     )

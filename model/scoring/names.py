@@ -2,11 +2,15 @@
 
 from typing import Literal
 
-Task = Literal["bbox", "segm"]
-TASKS: tuple[Task, ...] = ("bbox", "segm")
-Kind = Literal["bbox", "segm", "proposals"]
+IouType = Literal["bbox", "segm"]
+IOU_TYPES: tuple[IouType, ...] = ("bbox", "segm")
+ResultType = Literal["bbox", "segm", "proposals"]
 # Scored results of each model.task.
-KINDS: dict[str, tuple[Kind, ...]] = {"mask": ("bbox", "segm"), "box": ("bbox",), "proposals": ("proposals",)}
+RESULT_TYPES: dict[str, tuple[ResultType, ...]] = {
+    "mask": ("bbox", "segm"),
+    "box": ("bbox",),
+    "proposals": ("proposals",),
+}
 TITLES: dict[str, str] = {"bbox": "box", "segm": "mask", "proposals": "proposals"}  # names in tables and text
 # The order is that of pycocotools' twelve numbers.
 SCORE_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")

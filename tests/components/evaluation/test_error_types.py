@@ -57,7 +57,7 @@ def scene(tmp_path: Path) -> tuple[ErrorAnalysis, Path]:
 @pytest.mark.parametrize("task", ["bbox", "segm"])
 def test_each_kind_is_counted_as_by_hand(scene: tuple[ErrorAnalysis, Path], task: Any) -> None:
     analysis, results = scene
-    found = {kind.name: kind.count for kind in analysis.error_types(results, task).kinds}
+    found = {error.name: error.count for error in analysis.error_types(results, task).errors}
     assert found == {"class": 1, "localisation": 1, "both": 1, "duplicate": 1, "background": 2, "missed": 1}
 
 
@@ -66,7 +66,7 @@ def test_what_mending_a_kind_would_bring(scene: tuple[ErrorAnalysis, Path]) -> N
     analysis, results = scene
     types = analysis.error_types(results, "bbox")
     assert types.ap50 == pytest.approx(67 / 101 / 2)
-    gain = {kind.name: kind.delta_ap for kind in types.kinds}
+    gain = {error.name: error.delta_ap for error in types.errors}
     # Mended, b's object is found, but behind a false alarm: precision 1/2. The missed object of a gone, a is perfect.
     assert gain["localisation"] == pytest.approx(0.5 / 2)
     assert gain["missed"] == pytest.approx((1 - 67 / 101) / 2)
@@ -77,7 +77,7 @@ def test_no_detection_at_all_misses_everything(scene: tuple[ErrorAnalysis, Path]
     (tmp_path / "none.json").write_text("[]")
     types = scene[0].error_types(tmp_path / "none.json", "segm")
     assert types.ap50 == 0
-    assert {kind.name: kind.count for kind in types.kinds if kind.count} == {"missed": 4}
+    assert {error.name: error.count for error in types.errors if error.count} == {"missed": 4}
     assert [score.missed for score in scene[0].image_scores(tmp_path / "none.json", "bbox")] == [2, 2]
 
 

@@ -22,20 +22,20 @@ from model.data.rle import rle_runs
 from model.errors import UserError
 from model.scoring.backends import Backend, choose_backend, open_evaluator
 from model.scoring.coco import evaluate_proposals, evaluate_results, load_ground_truth, summarize
-from model.scoring.names import SCORE_NAMES, Task
+from model.scoring.names import SCORE_NAMES, IouType
 
 Results = list[dict[str, Any]]
 BACKENDS: tuple[Backend, ...] = ("pycocotools", "hotcoco")
-TASKS: tuple[Task, ...] = ("bbox", "segm")
+IOU_TYPES: tuple[IouType, ...] = ("bbox", "segm")
 CATEGORY_IDS = (1, 3, 44, 90, 7)  # not in order; 90 never has ground truth
 SEEDS = range(32)
 by_backend = pytest.mark.parametrize("backend", BACKENDS)
-by_task = pytest.mark.parametrize("task", TASKS)
+by_iou_type = pytest.mark.parametrize("iou_type", IOU_TYPES)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A ground truth and results of both tasks."""
+    """A ground truth and results of both iou_types."""
 
     dataset: dict[str, Any]
     results: dict[str, Results]
@@ -100,7 +100,7 @@ def ellipse(x: float, y: float, width: float, height: float) -> list[float]:
     return points.ravel().tolist()
 
 
-def by_hand(dataset: dict[str, Any], results: Results, task: Task) -> COCOeval:
+def by_hand(dataset: dict[str, Any], results: Results, iou_type: IouType) -> COCOeval:
     """pycocotools alone, on copies of everything."""
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
@@ -110,17 +110,17 @@ def by_hand(dataset: dict[str, Any], results: Results, task: Task) -> COCOeval:
         if not results:
             found.dataset = {**coco.dataset, "annotations": []}
             found.createIndex()
-        evaluator = COCOeval(coco, found, task)
+        evaluator = COCOeval(coco, found, iou_type)
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
     return evaluator
 
 
-def assert_equal_to_pycocotools(path: Path, results: Results, task: Task, backend: Backend) -> None:
-    expected = by_hand(json.loads(path.read_text()), results, task)
+def assert_equal_to_pycocotools(path: Path, results: Results, iou_type: IouType, backend: Backend) -> None:
+    expected = by_hand(json.loads(path.read_text()), results, iou_type)
     evaluator = open_evaluator(backend, load_ground_truth(path))
-    curves = evaluator.score(evaluator.load(results), task)
+    curves = evaluator.score(evaluator.load(results), iou_type)
     assert curves.precision.shape == expected.eval["precision"].shape
     assert np.array_equal(curves.precision, expected.eval["precision"])
     assert np.array_equal(curves.recall, expected.eval["recall"])
@@ -134,14 +134,14 @@ def cases() -> list[Case]:
 
 
 @by_backend
-@by_task
+@by_iou_type
 @pytest.mark.parametrize("seed", SEEDS)
 def test_random_case_is_scored_as_by_pycocotools(
-    cases: list[Case], tmp_path: Path, seed: int, task: Task, backend: Backend
+    cases: list[Case], tmp_path: Path, seed: int, iou_type: IouType, backend: Backend
 ) -> None:
     path = tmp_path / "gt.json"
     path.write_text(json.dumps(cases[seed].dataset))
-    assert_equal_to_pycocotools(path, cases[seed].results[task], task, backend)
+    assert_equal_to_pycocotools(path, cases[seed].results[iou_type], iou_type, backend)
 
 
 def test_random_cases_hold_all_that_is_hard(cases: list[Case]) -> None:
@@ -166,8 +166,10 @@ def test_random_cases_hold_all_that_is_hard(cases: list[Case]) -> None:
 
 
 @by_backend
-@by_task
-def test_annotations_of_coco_are_scored_as_by_pycocotools(either_coco: Path, task: Task, backend: Backend) -> None:
+@by_iou_type
+def test_annotations_of_coco_are_scored_as_by_pycocotools(
+    either_coco: Path, iou_type: IouType, backend: Backend
+) -> None:
     path = either_coco / "annotations" / "instances_val2017.json"
     rng = np.random.default_rng(0)
     coco = load_ground_truth(path)
@@ -181,7 +183,7 @@ def test_annotations_of_coco_are_scored_as_by_pycocotools(either_coco: Path, tas
         result |= {"image_id": annotation["image_id"], "category_id": annotation["category_id"]}
         result["segmentation"] = {"size": list(shape["size"]), "counts": shape["counts"].decode()}
     assert any(annotation["iscrowd"] for annotation in coco.anns.values())
-    assert_equal_to_pycocotools(path, found[task], task, backend)
+    assert_equal_to_pycocotools(path, found[iou_type], iou_type, backend)
 
 
 @by_backend
