@@ -4,9 +4,11 @@ Programs compute in float32, whatever train.dtype was, and are checked against t
 Test-time scales, flips and soft-NMS are not included.
 A program needs only torch and the operators' library:
 
-    torch.ops.load_library(".../cuda_ops/_C.abi3.so") detect =
-    torch.export.load("runs/shapes_demo/export/128x128.pt2").module() found = detect(images, image_sizes)  # [N, 3, 128,
-    128] uint8 RGB, [N, 2] int32 (height, width) → a dictionary of tensors
+    torch.ops.load_library(".../cuda_ops/_C.abi3.so")
+    detect = torch.export.load("runs/shapes_demo/export/128x128.pt2").module()
+    found = detect(images, image_sizes)  # [N, 3, 128, 128] uint8 RGB, [N, 2] int32 (height, width)
+
+The result is a dictionary of tensors.
 
 export.json has the classes, the sizes for resizing images, and each program's largest differences.
 """

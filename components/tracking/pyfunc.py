@@ -2,8 +2,9 @@
 
 MLflow runs this file itself, so it may only import the packages logged with it, `model` and `cuda_ops`.
 
-    mlflow.pyfunc.load_model("models:/maskrcnn@champion").predict([Path("photo.jpg").read_bytes()]) curl -d '{"inputs":
-    ["<base64 of photo.jpg>"]}' -H 'Content-Type: application/json' http://127.0.0.1:5001/invocations
+    mlflow.pyfunc.load_model("models:/maskrcnn@champion").predict([Path("photo.jpg").read_bytes()])
+    curl -d '{"inputs": ["<base64 of photo.jpg>"]}' \\
+         -H 'Content-Type: application/json' http://127.0.0.1:5001/invocations
 
 Each image becomes {"size": [height, width], "detections": [objects as in model/inference/predictor.py]}.
 """

@@ -1,7 +1,6 @@
 """Training log: a line every log period, in the format of maskrcnn-benchmark.
 
-    eta: 0:04:15  iter: 20  loss: 1.8236 (2.7274)  …  time: 0.2002 (0.3765)  data: 0.0099 (0.1242)  lr: 0.014347  max
-    mem: 3508
+    eta: 0:04:15  iter: 20  loss: 1.8236 (2.7274)  …  time: 0.2002 (0.3765)  data: 0.0099 (0.1242)  …  max mem: 3508
 
 The first number is the median of the last window, the number in parentheses the mean over the run so far.
 """
