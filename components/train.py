@@ -2,7 +2,7 @@
 
 Continues from `<train.output_dir>/last_checkpoint` if its configuration and data are the same; a run with another
 configuration is moved aside, never overwritten. After training, the last checkpoint is evaluated (see --skip-test).
-Several processes (`train.processes`, or torchrun) share each batch, so results do not depend on their number; all need
+Several processes (`train.processes`, or torchrun) share each batch, so any number of them learns the same; all need
 access to the same files. SIGTERM saves a checkpoint and exits with status 143.
 """
 
