@@ -124,8 +124,8 @@ def test_runs_of_a_billion_pixels_are_coded(conventions):
     margin = 0 if conventions == "detectron2" else 1
     assert coco_mask.toBbox(code).tolist() == [49_990 - margin, 39_990 - margin, 9 + 2 * margin, 9 + 2 * margin]
     (empty,) = encode_masks(torch.zeros(1, 8, 8), box, size, 0.5, conventions)
-    counts = coco_mask.frPyObjects({"size": list(size), "counts": [size[0] * size[1]]}, *size)["counts"]
-    assert empty == {"size": list(size), "counts": counts}
+    # 2e9 in groups of five bits, written out: pycocotools 2.0.11 gives a run six bytes and writes seven, past its buffer's end.
+    assert empty == {"size": list(size), "counts": b"PPU[ck1"}
 
 
 @both_conventions
