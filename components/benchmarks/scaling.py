@@ -26,14 +26,15 @@ def measure(config: Config) -> dict[str, Any]:
         ConfigError: if a number of processes does not divide the largest.
     """
     case, counts = first_case(config), sorted({1, *config.benchmark.processes})
-    if uneven := [count for count in counts if counts[-1] % count]:
-        raise ConfigError(f"benchmark.processes: each must divide the largest, {counts[-1]}, got {uneven[0]}")
-    threads = max(1, (os.cpu_count() or 1) // counts[-1])
+    largest = max(counts)
+    if uneven := [count for count in counts if largest % count]:
+        raise ConfigError(f"benchmark.processes: each must divide the largest, {largest}, got {uneven[0]}")
+    threads = max(1, (os.cpu_count() or 1) // largest)
     report: dict[str, Any] = {"dtype": case.dtype, "threads_per_process": threads}
     for kind in ("weak", "strong"):
         rows: list[dict[str, float]] = []
         for count in counts:
-            batch = case.batch if kind == "weak" else case.batch * counts[-1] // count
+            batch = case.batch if kind == "weak" else case.batch * largest // count
             part = case.model_copy(update={"batch": batch, "networks": ("ours",), "processes": count})
             timed = in_fresh_process(part, threads=threads)
             step_s = float(np.median(timed.step_s["ours"]))

@@ -97,6 +97,10 @@ def test_every_score_stands_in_both_files(run_dir: Path, written: report.ReportR
     assert set(evaluation["per_class"]) <= set(page.cells)
 
 
+def test_the_first_table_has_the_last_step_and_the_time_of_all(written: report.ReportResult) -> None:
+    assert re.search(r"^\| first \|.* 30 \| 15 s \|$", written.markdown.read_text(), re.MULTILINE)
+
+
 def test_charts_and_pictures_are_named_for_those_who_do_not_see_them(page: Page) -> None:
     names = [value for tag, name, value in page.attributes if tag == "svg" and name == "aria-label"]
     assert "total loss: first ends at 0.1" in names

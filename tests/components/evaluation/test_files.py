@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ import cuda_ops
 from components import evaluate
 from components.config import Config
 from components.evaluation.detect import Results
-from components.evaluation.files import evaluation_report
+from components.evaluation.files import evaluation_report, write_plots
 from model.data.index import CocoIndex
 from model.scoring.coco import evaluate_results, load_ground_truth
 
@@ -83,3 +84,15 @@ def test_plots_show_curves_and_some_images(
     assert len(rows) == 101
     assert list(rows[0]) == ["recall", "bbox_50", "bbox_75", "bbox_mean", "segm_50", "segm_75", "segm_mean"]
     assert len(list((folder / "predictions").glob("*.jpg"))) == 2
+
+
+def test_each_picture_shows_the_objects_of_its_own_image(trained_run: Config, tmp_path: Path) -> None:
+    index = CocoIndex.open(trained_run.data.prepared_dir, "val")
+    coco = load_ground_truth(index.ground_truth_path)
+    ids = sorted(index.image_ids.tolist())
+    found = {"image_id": ids[1], "category_id": index.category_ids[0], "bbox": [5.0, 5.0, 60.0, 40.0], "score": 0.9}
+    pictures = []
+    for name, detections in (("without", []), ("with", [found])):
+        write_plots(tmp_path / name, Results(detections, [], [], "box"), None, index, coco, len(ids))
+        pictures.append({id: (tmp_path / name / f"plots/predictions/{id}.jpg").read_bytes() for id in ids})
+    assert [id for id in ids if pictures[0][id] != pictures[1][id]] == [ids[1]]
