@@ -252,13 +252,24 @@ def mutants(files: Iterable[str], sample: int, seed: int) -> list[Mutant]:
     print(f"{len(chosen)} of {len(places)} places in {len(texts)} files, seed {seed}")
     found = []
     for file, start, end in chosen:  # in the order drawn, so that a run that is broken off is a sample too
-        name, occurrence = dice.choice(places[file, start, end])
-        mutated = mutate_code(texts[file], operators[name], occurrence)
-        assert mutated is not None
-        found.append(
-            Mutant(file, start[0], statement(texts[file], start[0]), name.removeprefix("core/"), texts[file], mutated)
-        )
+        mistakes = places[file, start, end]
+        for name, occurrence in dice.sample(mistakes, len(mistakes)):
+            mutated = mutate_code(texts[file], operators[name], occurrence)
+            assert mutated is not None
+            if is_python(mutated):
+                lines = statement(texts[file], start[0])
+                found.append(Mutant(file, start[0], lines, name.removeprefix("core/"), texts[file], mutated))
+                break
     return found
+
+
+def is_python(text: str) -> bool:
+    """Whether a text can be parsed: the `*` of a signature taken for a product cannot, and no test has to notice."""
+    try:
+        ast.parse(text)
+    except SyntaxError:
+        return False
+    return True
 
 
 def annotations(text: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
