@@ -39,7 +39,15 @@ def parse_config(text: str, overrides: Iterable[str] = (), where: str = "params"
     Raises:
         ConfigError: as `load_config`.
     """
-    tree = _parse_yaml(text, where)
+    return build_config(parse_yaml(text, where), overrides, where)
+
+
+def build_config(tree: dict[str, Any], overrides: Iterable[str] = (), where: str = "params") -> Config:
+    """The configuration of a parameter file's values, which overrides change in place.
+
+    Raises:
+        ConfigError: if a key is unknown, or a value out of range.
+    """
     for override in overrides:
         _apply_override(tree, override)
     return _validate(tree, where)
@@ -60,7 +68,7 @@ def load_stored(path: str | Path) -> Config:
     Raises:
         ConfigError: as `load_config`.
     """
-    return config_from_dict(_parse_yaml(_read_text(Path(path)), str(path)), str(path))
+    return config_from_dict(parse_yaml(_read_text(Path(path)), str(path)), str(path))
 
 
 def save_config(config: Config, path: str | Path) -> None:
@@ -82,7 +90,7 @@ def read_flat(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: if it is no parameter file at all.
     """
-    return flatten(_with_present_names(_parse_yaml(_read_text(Path(path)), str(path))))
+    return flatten(_with_present_names(parse_yaml(_read_text(Path(path)), str(path))))
 
 
 def _read_text(path: Path) -> str:
@@ -94,9 +102,18 @@ def _read_text(path: Path) -> str:
         raise ConfigError(f"{path}: not YAML: {error}") from error
 
 
-def _parse_yaml(text: str, where: str) -> dict[str, Any]:
+def parse_yaml(text: str, where: str, *, comments: bool = False) -> dict[str, Any]:
+    """The values of a parameter file's text, unchecked.
+
+    Args:
+        where: names its place in errors.
+        comments: each section is a mapping of ruamel.yaml, which holds the comments in its `ca`.
+
+    Raises:
+        ConfigError: if it is not YAML, or holds no sections.
+    """
     try:
-        tree = YAML(typ="safe", pure=True).load(text)
+        tree = YAML(typ="rt" if comments else "safe", pure=True).load(text)
     except YAMLError as error:
         raise ConfigError(f"{where}: not YAML: {error}") from error
     if tree is None:
@@ -149,6 +166,10 @@ def _validate(tree: dict[str, Any], where: str) -> Config:
 def _explain(problem: Any, where: str) -> str:
     location = [str(part) for part in problem["loc"]]
     name = ".".join(location)
+    if name == "extends":
+        return (
+            f"{where}: extends: only recipes have it; `maskrcnn recipe NAME` writes a recipe's complete parameter file"
+        )
     if problem["type"] == "extra_forbidden":
         return f"{where}: {name}: unknown key{_nearest(location)}"
     if problem["type"] == "value_error":

@@ -16,13 +16,13 @@ from rich.console import Console
 
 from components.cli import parse, stage_parser, user_errors
 from components.evaluation.error_types import ErrorAnalysis, ErrorTypes
-from components.recipe import nearest_recipe
 from components.reports import outcome, setup
 from components.reports.layout import Chapter, Gallery, markdown_table
 from components.reports.pictures import worst_and_best
 from components.reports.readme import update_readme
 from components.reports.speed import speed
 from components.runs.files import RunData, read_run
+from components.runs.recipes import nearest_recipe
 from model.errors import UserError
 from model.files import write_atomically
 from model.scoring.names import IOU_TYPES

@@ -20,7 +20,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from components.cli import parse, stage_parser, user_errors
 from components.config import Config
 from components.launch import handled, relaunch
-from components.recipe import nearest_recipe
+from components.runs.recipes import nearest_recipe
 from components.tracking.tracker import NullTracker, Tracker, open_tracker
 from components.training.loop import Training
 from model.distributed import is_main, pick_device, process_group

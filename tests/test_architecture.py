@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 FLOORS = ("pipelines", "components", "model", "cuda_ops")  # each may import those to its right
 FILES = [path for floor in FLOORS for path in sorted((REPOSITORY / floor).rglob("*.py"))]
 SHARED = ("cli", "config", "launch", "params")  # right below components/, beside the stages
-MAX_ARROWS = {"components": 98, "model": 24}  # one more is a reason to ask whether a name stands in the wrong room
+MAX_ARROWS = {"components": 95, "model": 24}  # one more is a reason to ask whether a name stands in the wrong room
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS = 400, 60, 6
 
 # Packages that only some files may import: patterns of paths.
@@ -162,11 +162,7 @@ def test_rooms_are_files_and_folders_and_a_cycle_of_them_is_found():
 
 
 def test_a_wing_imports_no_stage(sources: dict[str, str]):
-    found = {path: stages for path, source in sources.items() if (stages := stages_of(path, source))}
-    assert found.keys() <= {
-        "components/reports/readme.py",
-        "components/reports/setup.py",
-    }  # which ask `recipe` for names
+    assert not {path: stages for path, source in sources.items() if (stages := stages_of(path, source))}
 
 
 @pytest.mark.parametrize(
@@ -213,7 +209,7 @@ def test_a_function_has_six_arguments_at_most():
 
 def test_what_names_and_reads_runs_is_quick_to_import():
     """Importing torch takes more than a second, pycocotools and numpy a tenth."""
-    light = ("cli", "launch", "recipe", "runs.figures", "runs.identity", "runs.journal", "runs.result")
+    light = ("cli", "launch", "recipe", "runs.figures", "runs.identity", "runs.journal", "runs.recipes", "runs.result")
     modules = [*(f"components.{name}" for name in light), "model.files", "model.scoring.names"]
     told = f"import sys, {', '.join(modules)}; print(*{{'torch', 'numpy', 'pycocotools'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", told], cwd=REPOSITORY, capture_output=True, check=True, text=True)

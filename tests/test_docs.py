@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from components.config import Config
-from components.recipe import list_recipes
+from components.runs.recipes import recipe_names
 from pipelines.cli import STAGES
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -31,9 +31,7 @@ def test_stages_and_recipes_exist(document: Path):
     # A namespace and an experiment have the program's name too.
     words = re.findall(r"(?<!-n )(?<!experiment )maskrcnn (?!-)([a-z]+)", document.read_text())
     assert set(words) <= set(STAGES)
-    assert set(re.findall(r"maskrcnn recipe ([a-z0-9_]+)", document.read_text())) <= {
-        recipe.name for recipe in list_recipes()
-    }
+    assert set(re.findall(r"maskrcnn recipe ([a-z0-9_]+)", document.read_text())) <= set(recipe_names())
 
 
 @by_document

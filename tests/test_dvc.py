@@ -48,7 +48,7 @@ IDLE_CODE = {
         "runs/journal",
         "launch",
         "tracking/outbox",
-        "recipe",
+        "runs/recipes",
         "runs/result",
         "tracking/tracker",
         "tracking/monitor",

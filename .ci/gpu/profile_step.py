@@ -7,7 +7,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from components.benchmarks.case import Case, build_steps
-from components.params import load_config
+from components.runs.recipes import load_recipe
 
 ROWS = 30
 
@@ -17,7 +17,7 @@ def main() -> None:
     device, dtype, path = torch.device(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
     on_cuda = device.type == "cuda"
     overrides = ["model.weights=none", "model.freeze_stages=2", *([] if on_cuda else ["model.backbone=resnet18"])]
-    model = load_config("recipes/coco2017_r50_fpn_1x.yaml", overrides).model
+    model = load_recipe("coco2017_r50_fpn_1x", overrides).model
     batch, height, width = (16, 800, 1344) if on_cuda else (1, 96, 128)
     case = Case(
         mode="train", networks=("ours",), dtype=dtype, batch=batch, height=height, width=width, warmup=0, steps=1,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import cuda_ops
 from components.benchmarks.case import Case, build_steps
-from components.params import load_config
+from components.runs.recipes import load_recipe
 from cuda_ops import benchmark, library
 from cuda_ops.selfcheck import CHECKS, differences
 
@@ -87,7 +87,7 @@ def roi_align(dtype: torch.dtype, deterministic: bool) -> str | None:
 def training_step(dtype: str) -> str | None:
     """Two steps of a small network: is anything not finite, or skipped?"""
     overrides = ["model.weights=none", "model.freeze_stages=2", "model.backbone=resnet18"]
-    model = load_config("recipes/coco2017_r50_fpn_1x.yaml", overrides).model
+    model = load_recipe("coco2017_r50_fpn_1x", overrides).model
     case = Case(
         mode="train", networks=("ours",), dtype=dtype, batch=2, height=128, width=160, warmup=0, steps=1,
         device=str(DEVICE), model=model,

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from components.recipe import nearest_recipe
 from components.reports.layout import Table, markdown_table
 from components.reports.setup import commit_of
 from components.reports.speed import training_time_s
 from components.runs.environment import hardware_name
 from components.runs.figures import DASH, duration, number
 from components.runs.files import RunData, read_run
+from components.runs.recipes import nearest_recipe
 from components.studies import tables
 from model.errors import UserError
 from model.files import write_atomically

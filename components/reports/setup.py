@@ -5,13 +5,12 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from components.params import read_flat
-from components.recipe import RECIPES, Nearest
 from components.reports.layout import Chapter, Table
 from components.reports.speed import training_time_s
 from components.runs.figures import DASH, duration, number
 from components.runs.files import RunData
 from components.runs.identity import deciding, differences
+from components.runs.recipes import Nearest, load_recipe
 from model.scoring.names import TITLES
 
 _SHOWN_CLASSES = 100
@@ -117,10 +116,8 @@ def reproduce(runs: Sequence[RunData], nearest: Mapping[str, Nearest]) -> Chapte
         commit = commit_of(run)
         if commit:
             commands.append(f"git checkout {commit.removesuffix('-dirty')}")
-        recipe, changes = (
-            read_flat(RECIPES / f"{near.recipe}.yaml"),
-            {key: ours for key, (_, ours) in near.changes.items()},
-        )
+        recipe = load_recipe(near.recipe).flat()
+        changes = {key: ours for key, (_, ours) in near.changes.items()}
         changes |= {key: run.config[key] for key in _PLACES if run.config.get(key) not in (None, recipe[key])}
         overrides = [shlex.quote(f"{key}={_yaml(value)}") for key, value in changes.items()]
         commands += [" ".join(["maskrcnn recipe", near.recipe, *overrides]), "dvc repro"]

@@ -5,16 +5,14 @@ from pathlib import Path
 import pytest
 
 from components import evaluate, prepare, train
-from components.params import load_config
-
-RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "coco_tiny.yaml"
+from components.runs.recipes import load_recipe
 
 
 @pytest.mark.slow
 def test_eight_images_are_learned_by_heart(best_coco: Path, tmp_path: Path) -> None:
     """ResNet-18-FPN from scratch, trained and evaluated on the first eight images of train2017, small objects and all."""
-    config = load_config(
-        RECIPE,
+    config = load_recipe(
+        "coco_tiny",
         [
             f"data.raw_dir={best_coco}", f"data.prepared_dir={tmp_path}/prepared", f"train.output_dir={tmp_path}/run",
             "data.val_images=train2017", "data.val_annotations=annotations/instances_train2017.json",
@@ -47,8 +45,8 @@ FAMILY = {
 @pytest.mark.slow
 @pytest.mark.parametrize("member", FAMILY)
 def test_four_images_are_learned_by_heart(member: str, best_coco: Path, tmp_path: Path) -> None:
-    config = load_config(
-        RECIPE,
+    config = load_recipe(
+        "coco_tiny",
         [
             f"data.raw_dir={best_coco}", f"data.prepared_dir={tmp_path}/prepared", f"train.output_dir={tmp_path}/run",
             "data.val_images=train2017", "data.val_annotations=annotations/instances_train2017.json",

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from components.params import ConfigError, load_config
-from components.recipe import RECIPES, Nearest, RecipeError, main, nearest_recipe, run
+from components.recipe import main, recipe_text, run
+from components.runs.recipes import RecipeError, load_recipe, recipe_names
 
 
 @pytest.fixture
@@ -13,31 +14,20 @@ def output(tmp_path: Path) -> Path:
     return tmp_path / "params.yaml"
 
 
-def test_without_overrides_the_file_is_copied_with_its_comments(output: Path):
-    run("coco_tiny", output=output)
-    assert output.read_text() == (RECIPES / "coco_tiny.yaml").read_text()
-
-
 def test_overrides_change_just_their_values(output: Path):
     run("shapes_demo", ["train.seed=3", "data.shapes.seed=4"], output=output)
-    before, after = load_config(RECIPES / "shapes_demo.yaml").flat(), load_config(output).flat()
+    before, after = load_recipe("shapes_demo").flat(), load_config(output).flat()
     assert {key: value for key, value in after.items() if value != before[key]} == {
         "train.seed": 3,
         "data.shapes.seed": 4,
     }
 
 
-def test_a_configuration_is_told_by_its_recipe_and_what_differs():
-    overrides = ["train.base_lr=0.007", "train.output_dir=elsewhere", "tracking.enabled=false"]
-    near = nearest_recipe(load_config(RECIPES / "coco_tiny.yaml", overrides).flat())
-    assert near == Nearest("coco_tiny", {"train.base_lr": (0.02, 0.007)})
-
-
 def test_overrides_keep_comments_and_are_told_on_top(output: Path):
     run("shapes_demo", ["train.seed=3"], output=output)
     first, second = output.read_text().splitlines()[:2]
     assert first == "# shapes_demo with train.seed=3"
-    assert second == (RECIPES / "shapes_demo.yaml").read_text().splitlines()[0]
+    assert second == recipe_text("shapes_demo").splitlines()[0]
 
 
 def test_one_recipe_may_replace_another(output: Path):
@@ -83,7 +73,7 @@ def test_a_wrong_override_writes_nothing(output: Path):
 def test_the_list_tells_every_recipe_with_its_hardware_time_and_ap(capsys: pytest.CaptureFixture[str]):
     main(["--list"])
     blocks = capsys.readouterr().out.strip().split("\n\n")
-    assert [block.split("\n")[0] for block in blocks] == sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    assert [block.split("\n")[0] for block in blocks] == recipe_names()
     for block in blocks:
         _, purpose, hardware, time, ap = block.split("\n")
         assert purpose.strip()

@@ -14,10 +14,10 @@ import pytest
 from components import evaluate, report
 from components.config import Config
 from components.params import load_config, save_config
-from components.recipe import RECIPES, nearest_recipe
 from components.runs.files import read_run
 from components.runs.identity import deciding
 from components.runs.journal import Journal
+from components.runs.recipes import load_recipe, nearest_recipe
 from model.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -127,7 +127,7 @@ def test_the_commands_at_the_end_make_the_run_again(run_dir: Path, written: repo
     """The recipe with the overrides is the run's configuration, in all that decides a result."""
     line = re.search(r"^maskrcnn recipe (\w+) (.*)$", written.markdown.read_text(), re.MULTILINE)
     assert line is not None
-    again = load_config(RECIPES / f"{line[1]}.yaml", shlex.split(line[2]))
+    again = load_recipe(line[1], shlex.split(line[2]))
     assert deciding(again.flat()) == deciding(load_config(run_dir / "config.yaml").flat())
     assert again.train.output_dir == run_dir
     assert again.data.raw_dir == load_config(run_dir / "config.yaml").data.raw_dir
@@ -232,7 +232,7 @@ def test_a_name_cannot_break_out_of_the_page(run_dir: Path, tmp_path: Path) -> N
 
 def test_an_unchanged_recipe_is_recognised(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    shutil.copy(REPOSITORY / "recipes" / "coco2014_r50_fpn_1x_bs64.yaml", tmp_path / "run" / "config.yaml")
+    save_config(load_recipe("coco2014_r50_fpn_1x_bs64"), tmp_path / "run" / "config.yaml")
     near = nearest_recipe(read_run(tmp_path / "run").config)
     assert (near.recipe, near.changes) == ("coco2014_r50_fpn_1x_bs64", {})
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from components.params import load_config
-from components.recipe import RECIPES
+from components.runs.recipes import load_recipe, recipe_names
 from cuda_ops import library
 from model.config import EvaluateConfig, ModelConfig, TrainConfig
 from model.engine.average import WeightAverage
@@ -36,13 +35,13 @@ Config, Shapes = Callable[..., ModelConfig], Callable[..., Batch]
 def networks() -> dict[str, ModelConfig]:
     """Each network of the recipes once, by the first recipe that has it. ResNet-101's blocks are ResNet-50's."""
     found: dict[str, tuple[str, ModelConfig]] = {}
-    for path in sorted(RECIPES.glob("*.yaml")):
-        config = load_config(path).model
+    for name in recipe_names():
+        config = load_recipe(name).model
         changes = {"weights": "none", "freeze_stages": config.frozen_stages}
         if config.backbone == "resnet101":
             changes["backbone"] = "resnet50"
         config = config.model_copy(update=changes)
-        found.setdefault(config.model_dump_json(), (path.stem, config))
+        found.setdefault(config.model_dump_json(), (name, config))
     return dict(found.values())
 
 
