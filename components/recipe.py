@@ -3,12 +3,16 @@
     maskrcnn recipe --list
     maskrcnn recipe coco2017_r50_fpn_1x train.base_lr=0.01
 
-A file as a recipe left it is overwritten. A file that was changed since stays unless --force is given.
+A file that this command wrote is overwritten. One that has been edited since, or came from elsewhere, stays unless --force is given.
 """
 
 import argparse
+import hashlib
 import io
+import json
+import math
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -24,8 +28,12 @@ from components.runs.recipes import RecipeError, read_header, read_recipe, recip
 from model.config import Section
 
 _KEYS = "# Keys: model/config.py and components/config.py say what each means and allows.\n"
-_PLAIN = re.compile(r"[\w./][\w./:=-]*", re.ASCII)
-_PLAIN_IN_LIST = re.compile(r"\w+", re.ASCII)
+# The first line of a written file. Its fingerprint is of the command and of all lines below, so an edit of either shows.
+_WRITTEN = re.compile(r"# Written by: (?P<command>.*) \(fingerprint (?P<fingerprint>[0-9a-f]+)\)")
+# Text that YAML 1.1 and 1.2 both read as it stands; other text is quoted.
+_PLAIN = re.compile(r"([A-Za-z_/]|\.\.?/)[\w./:=-]*(?<!:)|\d+[KMGT]i", re.ASCII)
+_PLAIN_IN_LIST = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+_NO_TEXT = {"true", "false", "yes", "no", "on", "off", "y", "n", "null"}
 
 
 @dataclass(frozen=True)
@@ -44,11 +52,10 @@ def run(name: str, overrides: Sequence[str] = (), *, output: Path, force: bool =
         ConfigError: if an override cannot be used.
     """
     text = recipe_text(name, overrides)
-    if output.is_file() and not force and not _is_pristine(output.read_text(encoding="utf-8"), text):
-        raise RecipeError(
-            f"{output}: must be as a recipe left it to be overwritten, but it was changed since; "
-            "keep a copy and give --force, or name another file with --output"
-        )
+    if output.is_dir():
+        raise RecipeError(f"{output}: must be a file, is a folder; name a file in it with --output FILE")
+    if output.exists() and not force:
+        _refuse_to_lose(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text, encoding="utf-8")
     return RecipeResult(name, output)
@@ -63,8 +70,9 @@ def recipe_text(name: str, overrides: Sequence[str] = ()) -> str:
     recipe = read_recipe(name)
     config = recipe.overridden(overrides)
     values = "\n".join(_lines(Config, config.model_dump(mode="json"), recipe.comments))
-    told = f"# {name} with {' '.join(overrides)}\n" if overrides else ""
-    return f"{told}{recipe.header}{_KEYS}{values}\n"
+    content = f"{recipe.header}{_KEYS}{values}\n"
+    command = " ".join(shlex.join(["maskrcnn", "recipe", name, *overrides]).split())  # on one line
+    return f"# Written by: {command} (fingerprint {_fingerprint(command, content)})\n{content}"
 
 
 @dataclass(frozen=True)
@@ -93,9 +101,24 @@ def _summary(name: str, header: str) -> Summary:
     return Summary(name, purpose, said["Hardware"], said["Time"], said["AP"])
 
 
-def _is_pristine(present: str, text: str) -> bool:
-    """Whether nothing of the user's is lost when `present` is overwritten by `text`."""
-    return present == text or any(present == recipe_text(name) for name in recipe_names())
+def _refuse_to_lose(output: Path) -> None:
+    """Raise a RecipeError unless `output` is as `run` wrote it."""
+    first, _, content = output.read_text(encoding="utf-8", errors="replace").partition("\n")
+    written = _WRITTEN.fullmatch(first)
+    if written is None:
+        reason = "must be a file that `maskrcnn recipe` wrote, got another"
+    elif written["fingerprint"] != _fingerprint(written["command"], content):
+        reason = f"must be as `{written['command']}` wrote it, but has been edited"
+    else:
+        return
+    raise RecipeError(
+        f"{output}: {reason}; it would be overwritten. Pass --force, or write elsewhere with --output FILE"
+    )
+
+
+def _fingerprint(command: str, content: str) -> str:
+    """What an edit changes, but neither the ends of lines nor a newline at the end of the file."""
+    return hashlib.sha256(f"{command}\n{content.rstrip()}".encode()).hexdigest()[:16]
 
 
 def _lines(
@@ -120,21 +143,10 @@ def _inline(value: Any, plain: re.Pattern[str] = _PLAIN) -> str:
     if isinstance(value, list):
         return f"[{', '.join(_inline(one, _PLAIN_IN_LIST) for one in value)}]"
     if isinstance(value, str):
-        return value if plain.fullmatch(value) and _stays_text(value) else _quoted(value)
+        return value if plain.fullmatch(value) and value.lower() not in _NO_TEXT else _quoted(value)
     if isinstance(value, float) and 1e-9 < abs(value) < 1e16:
         return f"{Decimal(repr(value)):f}"  # 0.00004 for 4e-05
-    return {None: "null", True: "true", False: "false"}[value] if isinstance(value, bool | None) else repr(value)
-
-
-def _stays_text(text: str) -> bool:
-    """Whether YAML 1.1 and 1.2 both read it as it is, unlike `off`, `1e5` or `a:`."""
-    return all(_loaded(text, version) == text for version in ((1, 1), (1, 2)))
-
-
-def _loaded(text: str, version: tuple[int, int]) -> Any:
-    yaml = YAML(typ="safe", pure=True)
-    yaml.version = version
-    return yaml.load(text)
+    return ".inf" if value == math.inf else json.dumps(value)
 
 
 def _quoted(text: str) -> str:

@@ -1,12 +1,17 @@
 """Writing a recipe to params.yaml."""
 
+import json
 from pathlib import Path
 
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
 
-from components.params import ConfigError, load_config
+from components.params import ConfigError, load_config, parse_config
 from components.recipe import main, recipe_text, run
-from components.runs.recipes import RecipeError, load_recipe, recipe_names
+from components.runs import recipes
+from components.runs.recipes import RECIPES, RecipeError, load_recipe, read_header, recipe_names
 
 
 @pytest.fixture
@@ -23,45 +28,125 @@ def test_overrides_change_just_their_values(output: Path):
     }
 
 
-def test_overrides_keep_comments_and_are_told_on_top(output: Path):
-    run("shapes_demo", ["train.seed=3"], output=output)
-    first, second = output.read_text().splitlines()[:2]
-    assert first == "# shapes_demo with train.seed=3"
-    assert second == recipe_text("shapes_demo").splitlines()[0]
+def test_overrides_keep_comments_and_stand_in_the_command_on_top(output: Path):
+    overrides = ["train.clip_grad_norm=5.0", "tracking.run_name='two  words\nand a line'"]
+    run("shapes_demo", overrides, output=output)
+    first, second, *lines = output.read_text().splitlines()
+    assert first.startswith("# Written by: maskrcnn recipe shapes_demo train.clip_grad_norm=5.0 ")
+    assert second == read_header("shapes_demo").splitlines()[0]
+    assert "  clip_grad_norm: 5.0  # from scratch: a rare large gradient must not undo what was learned" in lines
+    assert load_config(output) == load_recipe("shapes_demo", overrides)
 
 
-def test_one_recipe_may_replace_another(output: Path):
-    run("shapes_demo", output=output)
-    run("coco_tiny", output=output)
-    assert load_config(output).train.output_dir == Path("runs/coco_tiny")
+@settings(max_examples=20, deadline=None)
+@given(st.text(), st.lists(st.from_regex("[A-Z_]+=.*", fullmatch=True), max_size=2), st.floats(0, 1e30))
+def test_any_value_is_read_back_as_it_was(text: str, env: list[str], number: float):
+    overrides = [f"{key}={json.dumps(value)}" for key, value in (("tracking.run_name", text), ("cluster.env", env))]
+    overrides += [f"train.clip_grad_norm={number!r}", "tracking.system_metrics_s=.inf"]
+    try:
+        config = load_recipe("coco_tiny", overrides)
+    except ConfigError:  # what YAML itself cannot say: half a surrogate pair
+        assume(False)
+    assert parse_config(recipe_text("coco_tiny", overrides)) == config
 
 
-def test_what_the_user_changed_is_not_overwritten(output: Path):
-    run("shapes_demo", output=output)
-    output.write_text(output.read_text() + "# mine\n")
-    with pytest.raises(RecipeError, match="--force"):
-        run("coco_tiny", output=output)
-    assert output.read_text().endswith("# mine\n")
-    run("coco_tiny", output=output, force=True)
-    assert "# mine" not in output.read_text()
+def test_text_that_yaml_would_read_as_something_else_is_quoted(output: Path):
+    for text in (
+        "off",
+        "No",
+        "1e5",
+        "0x1F",
+        "1:30",
+        "null",
+        "~",
+        "a:",
+        ".5",
+        "",
+        "two words",
+        "#",
+        "'",
+        "☃",
+        "a\u2028b",
+    ):
+        run("shapes_demo", [f"tracking.run_name={json.dumps(text)}"], output=output)
+        for version in ((1, 1), (1, 2)):
+            yaml = YAML(typ="safe", pure=True)
+            yaml.version = version
+            assert yaml.load(output)["tracking"]["run_name"] == text
 
 
-def test_writing_the_same_twice_is_no_change(output: Path):
-    run("shapes_demo", ["train.seed=3"], output=output)
-    written = output.read_text()
-    run("shapes_demo", ["train.seed=3"], output=output)
-    assert output.read_text() == written
+def test_what_recipe_wrote_itself_is_overwritten(output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    five, six = ["train.max_iters=5"], ["train.max_iters=6"]
+    demo, tiny = "shapes_demo", "coco_tiny"
+    for first, second in [
+        ((demo, five), (demo, six)), ((demo, five), (demo, [])), ((demo, []), (demo, five)), ((demo, six), (tiny, [])),
+        ((tiny, []), (demo, five)), ((demo, five), (demo, five)), ((tiny, ["data.raw_dir='a  b'"]), (tiny, [])),
+    ]:  # fmt: skip
+        output.unlink(missing_ok=True)
+        run(*first, output=output)
+        run(*second, output=output)
+        assert output.read_text() == recipe_text(*second), (first, second)
+    written = recipe_text(demo, five)
+    for case, content in {
+        "as checked out": (RECIPES.parent / "params.yaml").read_bytes(),
+        "CRLF": written.replace("\n", "\r\n").encode(),
+        "no newline at the end": written.rstrip("\n").encode(),
+        "one more at the end": f"{written}\n".encode(),
+        "by a version with other values": written_by_another_version(tmp_path, monkeypatch),
+    }.items():
+        output.write_bytes(content)
+        run(demo, output=output)
+        assert output.read_text() == recipe_text(demo), case
 
 
-def test_an_unknown_recipe_names_the_nearest(output: Path):
-    with pytest.raises(RecipeError, match="did you mean coco_tiny"):
-        run("coco_tinny", output=output)
-    assert not output.exists()
+def written_by_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
+    with monkeypatch.context() as patch:
+        patch.setattr(recipes, "RECIPES", tmp_path)
+        (tmp_path / "shapes_demo.yaml").write_text("# An earlier header.\n\ntrain:\n  max_iters: 7\n")
+        return recipe_text("shapes_demo").encode()
 
 
-def test_a_path_is_no_recipe(output: Path):
-    with pytest.raises(RecipeError, match="is not a recipe"):
-        run("../recipes/coco_tiny", output=output)
+def test_what_has_been_edited_or_came_from_elsewhere_is_overwritten_by_force_alone(output: Path):
+    written = recipe_text("shapes_demo", ["train.max_iters=5"])
+    edited = (
+        r"must be as `maskrcnn recipe shapes_demo train\.max_iters=\d` wrote it, but has been edited; it would be over"
+    )
+    foreign = "must be a file that `maskrcnn recipe` wrote, got another; it would be overwritten"
+    for content, told in {
+        written.replace("max_iters: 5", "max_iters: 50"): edited,
+        written.replace("# from scratch", "# from nothing"): edited,
+        written.replace("# Hardware:  2", "# Hardware:  4"): edited,
+        written.replace("train.max_iters=5", "train.max_iters=9"): edited,
+        written.replace("train:\n", "train:\n\n"): edited,
+        f"{written}# mine\n": edited,
+        f"# mine\n{written}": foreign,
+        written.partition("\n")[2]: foreign,
+        "train:\n  max_iters: 5\n": foreign,
+        "not YAML: [": foreign,
+        "": foreign,
+        "\udcff": foreign,  # not UTF-8
+    }.items():
+        output.write_text(content, encoding="utf-8", errors="surrogateescape")
+        before = output.read_bytes()
+        with pytest.raises(RecipeError, match=told) as error:
+            run("shapes_demo", output=output)
+        assert str(error.value).startswith(f"{output}: ")
+        assert str(error.value).endswith("Pass --force, or write elsewhere with --output FILE")
+        assert output.read_bytes() == before, content
+        main(["shapes_demo", "--output", str(output), "--force"])
+        assert output.read_text() == recipe_text("shapes_demo")
+
+
+def test_another_file_may_be_written_beside_an_edited_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text("mine\n")
+    with pytest.raises(SystemExit):
+        main(["shapes_demo"])
+    main(["shapes_demo", "--output", "new/folder/params.yaml"])
+    assert Path("params.yaml").read_text() == "mine\n"
+    assert Path("new/folder/params.yaml").read_text() == recipe_text("shapes_demo")
+    with pytest.raises(RecipeError, match=r"new/folder: must be a file, is a folder; .*--output FILE"):
+        run("shapes_demo", output=Path("new/folder"), force=True)
 
 
 def test_a_wrong_override_writes_nothing(output: Path):
