@@ -95,8 +95,9 @@ def list_recipes() -> list[Summary]:
 
 
 def _summary(name: str, header: str) -> Summary:
-    """The first line is the purpose, lines of `# Word: …` are what the word names."""
-    purpose, *lines = [line[1:].strip() for line in header.splitlines()]
+    """The first line is the purpose; `# Word: …` is what the word names, with the indented lines that follow it."""
+    unfolded = re.sub(r"\n#  +", " ", header)
+    purpose, *lines = [line[1:].strip() for line in unfolded.splitlines()]
     said = {word: text.strip() for word, _, text in (line.partition(":") for line in lines)}
     return Summary(name, purpose, said["Hardware"], said["Time"], said["AP"])
 

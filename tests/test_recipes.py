@@ -48,6 +48,12 @@ def test_a_header_states_command_hardware_time_and_ap_and_their_origin():
             assert any(word in said[figure] for word in ("measured", "cited", "computed")), said[figure]
 
 
+def test_lines_of_recipes_and_of_what_they_write_have_120_columns_at_most():
+    for name in NAMES:
+        text = (RECIPES / f"{name}.yaml").read_text() + recipe_text(name)
+        assert [line for line in text.splitlines() if len(line) > 120] == [], name
+
+
 def test_each_recipe_has_a_run_of_its_own():
     assert {name: load_recipe(name).train.output_dir for name in NAMES} == {name: Path("runs") / name for name in NAMES}
 

@@ -166,6 +166,7 @@ def test_the_list_tells_every_recipe_with_its_hardware_time_and_ap(capsys: pytes
         assert time.startswith("  Time: ")
         assert ap.startswith("  AP: ")
     fpn = next(block for block in blocks if block.startswith("mask_rcnn_r50_fpn_1x\n"))
+    assert any(block.endswith("with MSRA's weights: 0.429, 0.386); not measured here") for block in blocks)  # two lines
     assert "8 GPUs of 16 GB" in fpn
     assert "6.5 h" in fpn
     assert "box 0.382, mask 0.347 (cited" in fpn
