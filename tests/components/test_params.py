@@ -115,6 +115,12 @@ def test_a_file_that_is_no_parameter_file_is_told(tmp_path: Path, text: str, tol
         load_config(tmp_path / "params.yaml")
 
 
+def test_a_recipe_that_extends_another_is_no_parameter_file(tmp_path: Path):
+    (tmp_path / "mine.yaml").write_text("extends: shapes_demo\ntrain:\n  seed: 1\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: extends: only recipes have it; `maskrcnn recipe NAME` writes"):
+        load_config(tmp_path / "mine.yaml")
+
+
 def test_an_absent_file_is_told_with_the_way_out(tmp_path: Path):
     with pytest.raises(ConfigError, match="maskrcnn recipe shapes_demo"):
         load_config(tmp_path / "params.yaml")
