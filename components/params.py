@@ -2,8 +2,8 @@
 
     config = load_config("params.yaml", ["train.base_lr=0.01", "data.workers=4"])
 
-Command-line overrides are `section.key=value`, the value read as YAML. Errors name the file or override, the key, what it must
-be and what it got; an unknown key names the nearest known one.
+Command-line overrides are `section.key=value`, the value read as YAML. Errors name the file or override, the key, what
+it must be and what it got; an unknown key names the nearest known one.
 """
 
 import difflib
@@ -79,7 +79,7 @@ def save_config(config: Config, path: str | Path) -> None:
 def config_text(config: Config) -> str:
     """Every value, defaults too, as the text of a parameter file; the same each time for the same configuration."""
     yaml, stream = YAML(typ="safe", pure=True), io.StringIO()
-    yaml.default_flow_style = False  # what ruamel writes in flow style it cannot always read: ":'" in a mapping
+    yaml.default_flow_style = False  # ruamel cannot read all that it writes in flow style: ":'" in a mapping
     yaml.dump(config.model_dump(mode="json"), stream)
     return stream.getvalue()
 
@@ -178,7 +178,7 @@ def _explain(problem: Any, where: str) -> str:
 
 
 def _nearest(location: list[str]) -> str:
-    """Where an unknown key may have been meant to stand: a like one in its section, or in another."""
+    """Suggest a key in place of an unknown one: a like one in its section, or in another."""
     section = ".".join(location[:-1])
     known = {key.rpartition("."): key for key in _key_names(Config)}
     siblings = {name: key for (parent, _, name), key in known.items() if parent == section}

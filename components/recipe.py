@@ -3,7 +3,8 @@
     maskrcnn recipe --list
     maskrcnn recipe coco2017_r50_fpn_1x train.base_lr=0.01
 
-A file that this command wrote is overwritten. One that has been edited since, or came from elsewhere, stays unless --force is given.
+A file that this command wrote is overwritten. One that has been edited since, or came from elsewhere, stays unless
+--force is given.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from components.runs.recipes import RecipeError, read_header, read_recipe, recip
 from model.config import Section
 
 _KEYS = "# Keys: model/config.py and components/config.py say what each means and allows.\n"
-# The first line of a written file. Its fingerprint is of the command and of all lines below, so an edit of either shows.
+# The first line of a written file. The fingerprint is of the command and of all lines below: an edit of either shows.
 _WRITTEN = re.compile(r"# Written by: (?P<command>.*) \(fingerprint (?P<fingerprint>[0-9a-f]+)\)")
 # Text that YAML 1.1 and 1.2 both read as it stands; other text is quoted.
 _PLAIN = re.compile(r"([A-Za-z_/]|\.\.?/)[\w./:=-]*(?<!:)|\d+[KMGT]i", re.ASCII)
@@ -38,7 +39,7 @@ _NO_TEXT = {"true", "false", "yes", "no", "on", "off", "y", "n", "null"}
 
 @dataclass(frozen=True)
 class RecipeResult:
-    """What was written where."""
+    """The recipe that was written, and where to."""
 
     recipe: str
     output: Path
@@ -48,7 +49,7 @@ def run(name: str, overrides: Sequence[str] = (), *, output: Path, force: bool =
     """Write the recipe `name`, complete, with overrides applied and comments kept, to `output`.
 
     Raises:
-        RecipeError: if there is no such recipe, or `output` is a file that this function did not write and `force` is false.
+        RecipeError: if there is no such recipe, or `output` is not as this function wrote it and `force` is false.
         ConfigError: if an override cannot be used.
     """
     text = recipe_text(name, overrides)
@@ -62,7 +63,7 @@ def run(name: str, overrides: Sequence[str] = (), *, output: Path, force: bool =
 
 
 def recipe_text(name: str, overrides: Sequence[str] = ()) -> str:
-    """The parameter file of a recipe: the command that writes it, the recipe's header, and every value with its comment.
+    """The parameter file of a recipe: the command that writes it, the recipe's header, every value with its comment.
 
     Raises:
         RecipeError, ConfigError: as `run`.
@@ -77,12 +78,12 @@ def recipe_text(name: str, overrides: Sequence[str] = ()) -> str:
 
 @dataclass(frozen=True)
 class Summary:
-    """What the header of a recipe says."""
+    """The header of a recipe, in parts."""
 
     name: str
     purpose: str
     hardware: str
-    time: str  # each of time and ap: and whether measured, cited or computed
+    time: str  # with its origin: measured, cited or computed
     ap: str
 
     def __str__(self) -> str:
@@ -107,7 +108,7 @@ def _refuse_to_lose(output: Path) -> None:
     first, _, content = output.read_text(encoding="utf-8", errors="replace").partition("\n")
     written = _WRITTEN.fullmatch(first)
     if written is None:
-        reason = "must be a file that `maskrcnn recipe` wrote, got another"
+        reason = "must be a file that `maskrcnn recipe` wrote, but its first line does not say so"
     elif written["fingerprint"] != _fingerprint(written["command"], content):
         reason = f"must be as `{written['command']}` wrote it, but has been edited"
     else:
@@ -118,14 +119,14 @@ def _refuse_to_lose(output: Path) -> None:
 
 
 def _fingerprint(command: str, content: str) -> str:
-    """What an edit changes, but neither the ends of lines nor a newline at the end of the file."""
+    """A hash that every edit changes, but neither other ends of lines nor a newline at the end of the file."""
     return hashlib.sha256(f"{command}\n{content.rstrip()}".encode()).hexdigest()[:16]
 
 
 def _lines(
     section: type[Section], values: Mapping[str, Any], comments: Mapping[str, str], prefix: str = ""
 ) -> Iterator[str]:
-    """A section's keys in the order of their declaration, each with the recipe's comment, or else with what its field says."""
+    """A section's keys in the order of their declaration, each with the recipe's comment, or else with its field's."""
     indent = "  " * prefix.count(".")
     for name, field in section.model_fields.items():
         value = values[name]

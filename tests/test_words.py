@@ -15,8 +15,6 @@ PACKAGES = ("components", "model")
 EXEMPT = (
     "components/cli.py",
     "components/config.py",
-    "components/params.py",
-    "components/recipe.py",
     "components/runs",
     "model/engine/checkpoint.py",
     "model/files.py",

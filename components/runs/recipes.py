@@ -2,9 +2,9 @@
 
     config = load_recipe("coco2017_r50_fpn_1x", ["train.base_lr=0.01"])
 
-`recipes/<name>.yaml` holds a header of comments and the values that differ from the defaults of the configuration classes, or from the
-recipe that `extends: <name>` names. A comment beside a value is inherited with it. `recipes/` lies beside `components/`, in the
-repository and where the package is installed.
+`recipes/<name>.yaml` holds a header of comments and the values that differ from the defaults of the configuration
+classes, or from the recipe that `extends: <name>` names. A comment beside a value is inherited with it. `recipes/` lies
+beside `components/`, in the repository and where the package is installed.
 """
 
 import difflib
@@ -46,7 +46,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Nearest:
-    """The recipe that a configuration is most like, and what it changes there: name → (recipe's value, its own value)."""
+    """The recipe that is most like a configuration, and the changes: key → (recipe's value, configuration's value)."""
 
     recipe: str
     changes: dict[str, tuple[Any, Any]]
@@ -86,7 +86,11 @@ def read_header(name: str) -> str:
 
 
 def nearest_recipe(flat: dict[str, Any]) -> Nearest:
-    """The recipe with the fewest other deciding values than a configuration by dotted names (of an older version, maybe)."""
+    """Find the recipe with the fewest other deciding values.
+
+    Args:
+        flat: a configuration by dotted names, maybe of an older version.
+    """
     ours, found = deciding(flat), []
     for name in recipe_names():
         theirs = {key: value for key, value in deciding(load_recipe(name).flat()).items() if key in ours}
@@ -105,7 +109,7 @@ def _hint(name: str) -> str:
 
 
 def _read(name: str, extending: tuple[str, ...]) -> Recipe:
-    """Read a recipe for those that extend it, the first of which was asked for."""
+    """Read a recipe; `extending` are the recipes that lead to it, from the one that the caller asked for."""
     path = _path(name)
     own = parse_yaml(path.read_text(encoding="utf-8"), str(path), comments=True)
     if "extends" in own:

@@ -111,7 +111,7 @@ def test_what_has_been_edited_or_came_from_elsewhere_is_overwritten_by_force_alo
     edited = (
         r"must be as `maskrcnn recipe shapes_demo train\.max_iters=\d` wrote it, but has been edited; it would be over"
     )
-    foreign = "must be a file that `maskrcnn recipe` wrote, got another; it would be overwritten"
+    foreign = "must be a file that `maskrcnn recipe` wrote, but its first line does not say so; it would be overwritten"
     for content, told in {
         written.replace("max_iters: 5", "max_iters: 50"): edited,
         written.replace("# from scratch", "# from nothing"): edited,
