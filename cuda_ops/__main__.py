@@ -4,24 +4,23 @@ import sys
 
 import torch
 
-from cuda_ops import library
-from cuda_ops.selfcheck import CHECKS, differences
+from cuda_ops import library, operators
+from cuda_ops.selfcheck import differences
 
 
 def main() -> int:
-    """Print a table of operators; the exit status is 1 where one of them disagrees with its reference."""
+    """Print a table of operators; the exit status is 1 where one disagrees with its reference, or the library cannot be used."""
     if not library.HAS_CPU:
-        print("cuda_ops: not compiled, so plain torch serves, slower. For the compiled operators: a C++ compiler, and")
-        print("  pip install --no-build-isolation -e .      (its output says what it found and built)")
-        return 0
+        print(f"cuda_ops: {library.REASON}; until then plain torch serves, slower")
+        return int(library.find() is not None)
     print(f"cuda_ops: {library.PATH}\n  {torch.ops.cuda_ops.build_info()}; running on torch {torch.__version__}")
     devices = ["cpu"] + (["cuda"] if library.HAS_CUDA and torch.cuda.is_available() else [])
     has_failed = False
-    for name in CHECKS:
+    for operator in operators.ALL:
         for device in devices:
-            found = differences(name, torch.device(device))
+            found = differences(operator, torch.device(device))
             has_failed |= found is not None
-            print(f"  {name:22} {device:5} {found or 'equals its reference'}")
+            print(f"  {operator.name:22} {device:5} {found or 'equals its reference'}")
     if len(devices) == 1:
         print(f"  no GPU to try; CUDA kernels are {'there' if library.HAS_CUDA else 'not built'}")
     return int(has_failed)

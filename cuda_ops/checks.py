@@ -1,11 +1,14 @@
 """The border's checks of arguments: what must be, and what was given, in one sentence that names operator and argument."""
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from cuda_ops.reference.anchors import CONVENTIONS
+Conventions = Literal["detectron2", "torchvision"]
+CONVENTIONS: tuple[str, ...] = get_args(Conventions)
+KERNEL_DTYPES = (torch.float32, torch.float64)  # where an operator takes more, plain torch serves the others
 
 
 def require_one_device(op: str, **arguments: Tensor | None) -> None:

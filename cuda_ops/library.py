@@ -6,7 +6,7 @@ Python. Where it was not built, the references serve.
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -16,12 +16,6 @@ import torch
 Backend = Literal["compiled", "reference"]
 BACKENDS: tuple[Backend, ...] = ("compiled", "reference")
 VARIABLE = "CUDA_OPS_BACKEND"
-ROI_ALIGN_BACKWARDS = ("scatter", "gather")
-ROI_ALIGN_VARIABLE = "CUDA_OPS_ROI_ALIGN_BACKWARD"
-OPERATORS = (
-    "batched_nms", "box_iou", "encode_masks", "enlarge_bilinear", "generate_anchors", "match_boxes", "multilevel_roi_align",
-    "rasterize_polygons", "select_proposals",
-)  # fmt: skip
 BUILD = "`pip install --no-build-isolation -e .`"
 
 
@@ -29,31 +23,62 @@ class LibraryError(ImportError):
     """The compiled operators are asked for, but cannot be had."""
 
 
-def _load() -> Path | None:
-    """Load the library if it was built, from sources of these operators: its path, or None."""
-    found = sorted(Path(__file__).parent.glob("_C*.so"))
-    if not found:
-        return None
-    try:
-        torch.ops.load_library(found[0])
-    except OSError as error:
-        warnings.warn(f"cuda_ops: {found[0].name} does not load, so plain torch serves: {error}", stacklevel=2)
-        return None
-    missing = [name for name in OPERATORS if not hasattr(torch.ops.cuda_ops, name)]
-    if missing:
-        warnings.warn(
-            f"cuda_ops: {found[0].name} was built from older sources, without {', '.join(missing)}, so plain torch serves; run {BUILD}",
-            stacklevel=2,
-        )
-        return None
-    return found[0]
-
-
-PATH = _load()
-HAS_CPU = PATH is not None
-HAS_CUDA = HAS_CPU and torch._C._dispatch_has_kernel_for_dispatch_key("cuda_ops::box_iou", "CUDA")
+PATH: Path | None = None
+HAS_CPU = False
+HAS_CUDA = False
+REASON = ""  # why there are no compiled operators
 _chosen: Backend | None = None
 _has_warned = False
+
+
+def load(schemas: Sequence[str]) -> None:
+    """Load the library, if it was built; `cuda_ops.operators` does it once, at import.
+
+    A library that does not load, or whose operators have other schemas than these, is left alone with a warning.
+    """
+    global PATH, HAS_CPU, HAS_CUDA, REASON
+    found = find()
+    if found is None:
+        REASON = f"the compiled operators were not built; install a C++ compiler and run {BUILD}"
+        return
+    REASON = fault(found, schemas) or ""
+    if REASON:
+        warnings.warn(f"cuda_ops: {REASON}; until then plain torch serves, slower", stacklevel=2)
+        return
+    PATH, HAS_CPU = found, True
+    HAS_CUDA = any(
+        torch._C._dispatch_has_kernel_for_dispatch_key(f"cuda_ops::{_name(schema)}", "CUDA") for schema in schemas
+    )
+
+
+def find() -> Path | None:
+    """The library's file, where it was built."""
+    return next(iter(sorted(Path(__file__).parent.glob("_C*.so"))), None)
+
+
+def fault(path: Path, schemas: Sequence[str]) -> str | None:
+    """Why this library cannot serve, and what to do."""
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        return f"{path.name} does not load, run {BUILD} to rebuild it: {error}"
+    differences = [difference for schema in schemas if (difference := _difference(schema))]
+    if not differences:
+        return None
+    return f"{path.name} was built from older sources, run {BUILD} to rebuild it: {'; '.join(differences)}"
+
+
+def _difference(schema: str) -> str | None:
+    """How the loaded library's operator differs from its schema."""
+    built = getattr(torch.ops.cuda_ops, _name(schema), None)
+    if built is None:
+        return f"it lacks {_name(schema)}"
+    expected = torch._C.parse_schema(f"cuda_ops::{schema}")
+    return None if str(built.default._schema) == str(expected) else f"it has {built.default._schema}, not {expected}"
+
+
+def _name(schema: str) -> str:
+    return schema.partition("(")[0]
 
 
 @contextmanager
@@ -91,22 +116,8 @@ def serves(device: torch.device) -> bool:
     return False
 
 
-def gathers_roi_gradients() -> bool:
-    """Whether a GPU gathers RoIAlign's gradient cell by cell, the same bits every time, rather than scatter it by atomic additions.
-
-    The environment's CUDA_OPS_ROI_ALIGN_BACKWARD says scatter (the default) or gather; where torch must be deterministic it gathers.
-
-    Raises:
-        ValueError: if the variable says something else.
-    """
-    way = os.environ.get(ROI_ALIGN_VARIABLE) or "scatter"
-    if way not in ROI_ALIGN_BACKWARDS:
-        raise ValueError(f"cuda_ops: {ROI_ALIGN_VARIABLE} must be {' or '.join(ROI_ALIGN_BACKWARDS)}, got {way}")
-    return way == "gather" or torch.are_deterministic_algorithms_enabled()
-
-
 def _check(name: str) -> None:
     if name not in BACKENDS:
         raise ValueError(f"cuda_ops: backend must be {' or '.join(BACKENDS)}, got {name}")
     if name == "compiled" and not HAS_CPU:
-        raise LibraryError(f"cuda_ops: the compiled operators were not built; install a C++ compiler and run {BUILD}")
+        raise LibraryError(f"cuda_ops: {REASON}")

@@ -25,7 +25,7 @@ def test_the_tests_for_a_gpu_and_the_stages_need_neither_mlflow_nor_kfp():
     done = subprocess.run([sys.executable, "-c", COLLECT], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "tests/model/engine/test_steps_gpu.py" in done.stdout
-    assert "tests/cuda_ops/test_roi_align.py" in done.stdout
+    assert "tests/cuda_ops/test_multilevel_roi_align.py" in done.stdout
     assert "tests/components" not in done.stdout
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 import cuda_ops
 from components.benchmarks.case import Case, build_steps
 from components.runs.recipes import load_recipe
-from cuda_ops import benchmark, library
-from cuda_ops.selfcheck import CHECKS, differences
+from cuda_ops import benchmark, library, operators
+from cuda_ops.selfcheck import differences
 
 CPU, DEVICE = torch.device("cpu"), torch.device(sys.argv[1])
 LOST = (
@@ -59,12 +59,19 @@ def far(got: Tensor | tuple[Tensor, ...], want: Tensor | tuple[Tensor, ...], tol
     return None
 
 
-def full_size(make: Callable[[torch.device], benchmark.Case]) -> str | None:
-    """An operator's benchmark on the device beside the CPU's."""
-    got, want = make(DEVICE).ours(), make(CPU).ours()
-    if isinstance(want, list):
-        return None if got == want else f"{sum(a != b for a, b in zip(got, want, strict=True))} of {len(want)} differ"
-    return far(got, want)
+def full_size(operator: str) -> str | None:
+    """An operator's benchmark on the device beside the CPU's, row by row: the first that differs."""
+    rows = (benchmark.cases_of(operator, device) for device in (DEVICE, CPU))
+    for ours, theirs in zip(*rows, strict=False):  # a device may have none
+        got, want = ours.ours(), theirs.ours()
+        if isinstance(want, list):
+            differing = sum(a != b for a, b in zip(got, want, strict=True))
+            told = f"{differing} of {len(want)} differ" if differing else None
+        else:
+            told = far(got, want)
+        if told:
+            return f"{ours.name}: {told}"
+    return None
 
 
 def roi_align(dtype: torch.dtype, deterministic: bool) -> str | None:
@@ -106,17 +113,10 @@ def main() -> None:
     print(library.PATH, torch.ops.cuda_ops.build_info() if library.HAS_CPU else "not compiled", torch.__version__)
     if DEVICE.type == "cuda" and not library.HAS_CUDA:
         sys.exit("FAIL the library has no CUDA kernels")
-    for name in CHECKS:
-        check(name, lambda name=name: differences(name, DEVICE))
-    cases = {
-        "generate_anchors": benchmark.anchor_case, "box_iou": benchmark.iou_case, "select_proposals": benchmark.proposal_case,
-        "match_boxes": lambda device: benchmark.match_case(64, device),
-        "batched_nms": lambda device: benchmark.nms_case(8819, 5, device),
-        "rasterize_polygons": benchmark.rasterize_case,
-        "encode_masks": lambda device: benchmark.encode_case(device, "detectron2"),
-    }  # fmt: skip
-    for name, make in cases.items():
-        check(f"{name}, full size, beside the CPU's", lambda make=make: full_size(make))
+    for operator in operators.ALL:
+        check(operator.name, lambda operator=operator: differences(operator, DEVICE))
+    for name in (operator.name for operator in operators.ALL if operator.name != "multilevel_roi_align"):  # see below
+        check(f"{name}, full size, beside the CPU's", lambda name=name: full_size(name))
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for deterministic in (False, True):
             told = f"multilevel_roi_align {dtype}{', deterministic' if deterministic else ''}"

@@ -1,4 +1,4 @@
-// Anchors of one cell. The order of operations is that of reference/anchors.py, so results agree in every bit. Both
+// Anchors of one cell. The order of operations is that of operators/generate_anchors.py, so results agree in every bit. Both
 // kernels get them from the host: there are a dozen or so.
 #pragma once
 

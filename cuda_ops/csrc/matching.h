@@ -1,5 +1,5 @@
 // Matching of boxes to ground truth: what the CPU and the CUDA kernels must decide alike, nan included, and as
-// reference/matching.py does.
+// operators/match_boxes.py does.
 #pragma once
 
 #include "boxes.h"

@@ -1,5 +1,5 @@
 // Edges of polygons on a small grid: what columns an edge inverts, and from which row. Reasons, and the order of
-// operations, are those of reference/polygons.py.
+// operations, are those of operators/rasterize_polygons.py.
 #pragma once
 
 #include <cmath>

@@ -1,5 +1,5 @@
 // Proposals: how anchors are ranked, moved, clipped and marked. The order of operations is that of
-// reference/proposals.py and reference/boxes.py; exp may differ from torch's in the last bit.
+// operators/select_proposals.py and boxes.py; exp may differ from torch's in the last bit.
 #pragma once
 
 #include <cmath>

@@ -1,5 +1,5 @@
 // RoIAlign over a pyramid: which level a box belongs to, and what its bins sample along one axis. The order of
-// operations is that of reference/roi_align.py, so levels, cells and weights agree with it in every bit.
+// operations is that of roi_sampling.py, so levels, cells and weights agree with it in every bit.
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,8 @@ import cuda_ops
 from cuda_ops import library
 
 RandomBoxes = Callable[..., Tensor]
+Seeds = Callable[..., Iterator[int]]
+SEED = pytest.StashKey[int]()
 
 
 @pytest.fixture(params=library.BACKENDS, autouse=True)
@@ -64,8 +67,58 @@ def cuda(request: pytest.FixtureRequest, backend: library.Backend) -> Iterator[t
     emulator.faults()
     with emulator.serving():
         yield torch.device("cpu")
+    assert_no_faults(emulator)
+
+
+def assert_no_faults(emulator: Any) -> None:
     faults = emulator.faults()
     assert not faults, "\n".join(faults)
+
+
+@pytest.fixture
+def seeds(request: pytest.FixtureRequest) -> Seeds:
+    """`for seed in seeds(200): …` is a loop over random cases; where the test fails, the message names the seed.
+
+    With the fixture `cuda` emulated kernels run each case in another order, and a fault is told with its seed.
+    """
+    params = getattr(getattr(request.node, "callspec", None), "params", {})
+    emulator = request.getfixturevalue("emulator") if params.get("cuda") == "emulated" else None
+
+    def count(*bounds: int) -> Iterator[int]:
+        for seed in range(*bounds):
+            request.node.stash[SEED] = seed
+            if emulator:
+                emulator.schedule(zlib.crc32(f"{request.node.nodeid} {seed}".encode()))
+            yield seed
+            if emulator:
+                assert_no_faults(emulator)
+        del request.node.stash[SEED]
+
+    return count
+
+
+@pytest.fixture(scope="session")
+def no_waiting(no_sync: Any) -> Callable[[torch.device], AbstractContextManager[Any]]:
+    """`with no_waiting(device): …` fails where the host would wait for the device: a GPU's driver refuses it."""
+
+    @contextmanager
+    def by_the_driver() -> Iterator[None]:
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    return lambda device: by_the_driver() if device.type == "cuda" else no_sync()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Add the seed to the message of a test that failed in a loop of `seeds`."""
+    if call.excinfo is not None and SEED in item.stash:
+        call.excinfo.value.add_note(f"with seed {item.stash[SEED]}")
+    return (yield)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

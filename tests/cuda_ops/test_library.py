@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,8 @@ import pytest
 import torch
 
 import cuda_ops
-from cuda_ops import library
-from cuda_ops.selfcheck import CHECKS, differences
+from cuda_ops import library, operators
+from cuda_ops.selfcheck import differences
 
 CSRC = Path(library.__file__).parent / "csrc"
 needs_library = pytest.mark.skipif(
@@ -21,11 +22,7 @@ needs_cuda_kernels = pytest.mark.skipif(
     not library.HAS_CUDA and not os.environ.get("CI"),
     reason="needs the CUDA kernels, which FORCE_CUDA=1 builds, without a GPU too",
 )
-ON_THE_HOST = {"enlarge_bilinear"}  # images are loaded there
-
-
-def test_every_operator_is_checked() -> None:
-    assert set(CHECKS) == set(library.OPERATORS)
+OPERATORS = {operator.name: operator for operator in operators.ALL}
 
 
 def python(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -44,10 +41,11 @@ def backend() -> None:
 
 
 @needs_cuda_kernels
-@pytest.mark.parametrize("name", library.OPERATORS)
-def test_every_operator_has_a_kernel_for_both_devices(name: str) -> None:
-    for key in ("CPU",) if name in ON_THE_HOST else ("CPU", "CUDA"):
-        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"cuda_ops::{name}", key)
+def test_every_operator_has_kernels_for_both_devices() -> None:
+    for operator in operators.ALL:
+        for kernel in operator.kernels:
+            for key in ("CPU", "CUDA") if operator.has_cuda_kernel else ("CPU",):
+                assert torch._C._dispatch_has_kernel_for_dispatch_key(f"cuda_ops::{kernel.name}", key), kernel.name
 
 
 @needs_cuda_kernels
@@ -64,9 +62,9 @@ def test_every_cuda_kernel_of_the_sources_is_in_the_library() -> None:
 
 
 @needs_library
-@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize("name", OPERATORS)
 def test_selfcheck_finds_no_difference(name: str) -> None:
-    assert differences(name, torch.device("cpu")) is None
+    assert differences(OPERATORS[name], torch.device("cpu")) is None
 
 
 def test_backend_is_restored_after_an_error() -> None:
@@ -86,30 +84,85 @@ def test_environment_chooses_the_backend() -> None:
     assert python("-c", asked, CUDA_OPS_BACKEND="reference").stdout == "False\n"
 
 
-def test_without_the_library_the_references_serve_with_one_warning(tmp_path: Path) -> None:
-    """A copy of the package without the compiled file, as on a machine without a compiler."""
-    package = tmp_path / "cuda_ops"
-    for path in CSRC.parent.rglob("*.py"):
+# Computes twice, tries to compile, then checks as `python -m cuda_ops` does.
+SCRIPT = """
+import torch, cuda_ops
+from cuda_ops.__main__ import main
+boxes = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
+print(*[cuda_ops.box_iou(boxes, boxes).item() for _ in range(2)])
+try:
+    with cuda_ops.backend("compiled"):
+        pass
+except cuda_ops.LibraryError as error:
+    print(error)
+print("status", main())
+"""
+
+
+def copy_package(folder: Path, *patterns: str) -> Path:
+    """A copy of those files of the package, in a folder of its own."""
+    package = folder / "cuda_ops"
+    for path in (path for pattern in patterns for path in CSRC.parent.rglob(pattern)):
         (package / path.relative_to(CSRC.parent)).parent.mkdir(parents=True, exist_ok=True)
-        (package / path.relative_to(CSRC.parent)).write_text(path.read_text())
-    script = "import torch, cuda_ops; b = torch.tensor([[0., 0., 2., 2.]]); [print(cuda_ops.box_iou(b, b).item()) for _ in '12']"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
-    assert done.stdout == "1.0\n1.0\n"
+        shutil.copy(path, package / path.relative_to(CSRC.parent))
+    return package
+
+
+def run_script(package: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, cwd=package.parent)
+
+
+def test_without_the_library_the_references_serve_with_one_warning(tmp_path: Path) -> None:
+    """As on a machine without a compiler."""
+    done = run_script(copy_package(tmp_path, "*.py"))
+    absent = "cuda_ops: the compiled operators were not built; install a C++ compiler and run `pip install"
+    numbers, error, told, status = done.stdout.splitlines()
+    assert (numbers, status) == ("1.0 1.0", "status 0")
+    assert error.startswith(absent)
+    assert told.startswith(absent)
     assert done.stderr.count("no compiled operators for cpu, so plain torch serves") == 1
-    done = subprocess.run([sys.executable, "-m", "cuda_ops"], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0
-    assert "not compiled" in done.stdout
 
 
 @needs_library
-def test_a_library_of_older_sources_is_passed_over_with_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "OPERATORS", (*library.OPERATORS, "of_tomorrow"))
-    with pytest.warns(UserWarning, match=r"built from older sources, without of_tomorrow, .*run `pip install"):
-        assert library._load() is None
+def test_a_library_of_older_sources_is_not_used_and_the_message_says_to_rebuild_it(tmp_path: Path) -> None:
+    """Its operator takes other arguments than those that it would be called with."""
+    package = copy_package(tmp_path, "*.py", "_C*.so")
+    operator = package / "operators" / "box_iou.py"
+    operator.write_text(operator.read_text().replace("boxes2) -> Tensor", "boxes2, float eps) -> Tensor"))
+    done = run_script(package)
+    stale = (
+        "was built from older sources, run `pip install --no-build-isolation -e .` to rebuild it: it has "
+        "cuda_ops::box_iou(Tensor boxes1, Tensor boxes2) -> Tensor, "
+        "not cuda_ops::box_iou(Tensor boxes1, Tensor boxes2, float eps) -> Tensor"
+    )
+    numbers, error, told, status = done.stdout.splitlines()
+    assert (numbers, status) == ("1.0 1.0", "status 1")
+    assert stale in error
+    assert stale in told
+    assert done.stderr.count(stale) == 1
+
+
+@needs_library
+def test_schemas_that_the_library_lacks_are_named() -> None:
+    assert library.PATH is not None
+    own = [kernel.schema for operator in operators.ALL for kernel in operator.kernels]
+    assert library.fault(library.PATH, own) is None
+    told = library.fault(library.PATH, [*own, "of_tomorrow(Tensor x) -> Tensor", "box_iou(Tensor boxes1) -> Tensor"])
+    assert told is not None
+    assert re.search(
+        "built from older sources, run `pip install.*: it lacks of_tomorrow; it has cuda_ops::box_iou", told
+    )
+
+
+def test_a_library_that_does_not_load_is_named(tmp_path: Path) -> None:
+    (tmp_path / "_C.abi3.so").write_text("no library")
+    told = library.fault(tmp_path / "_C.abi3.so", [])
+    assert told is not None
+    assert re.match("_C.abi3.so does not load, run `pip install.* to rebuild it: ", told)
 
 
 @needs_library
 def test_module_tells_what_is_built() -> None:
     done = python("-m", "cuda_ops")
     assert done.returncode == 0, done.stdout
-    assert all(name in done.stdout for name in CHECKS)
+    assert all(name in done.stdout for name in OPERATORS)

@@ -9,8 +9,7 @@ import torch
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
-import cuda_ops.reference
-from cuda_ops import generate_anchors
+from cuda_ops import generate_anchors, reference
 
 compiled_only = pytest.mark.parametrize("backend", ["compiled"], indirect=True)
 BITS = {torch.float16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
@@ -37,15 +36,15 @@ def test_pyramid_anchors_equal_those_of_torchvision(image_size):
     assert torch.equal(rounded_anchors(*arguments), torchvision_anchors(*arguments))
 
 
-@pytest.mark.parametrize("seed", range(200))
-def test_anchors_of_odd_sizes_and_ratios_equal_those_of_torchvision(seed):
-    generator = torch.Generator().manual_seed(seed)
-    sizes = (torch.rand(2, 1 + seed % 5, generator=generator) * 300 + 1).tolist()
-    ratios = (torch.rand(3, generator=generator) * 4 + 0.1).tolist()
-    feature_sizes = [tuple(size) for size in torch.randint(1, 9, (2, 2), generator=generator).tolist()]
-    image_size = tuple(torch.randint(16, 99, (2,), generator=generator).tolist())
-    arguments = (feature_sizes, image_size, sizes, ratios)
-    assert torch.equal(rounded_anchors(*arguments), torchvision_anchors(*arguments))
+def test_anchors_of_odd_sizes_and_ratios_equal_those_of_torchvision(seeds):
+    for seed in seeds(200):
+        generator = torch.Generator().manual_seed(seed)
+        sizes = (torch.rand(2, 1 + seed % 5, generator=generator) * 300 + 1).tolist()
+        ratios = (torch.rand(3, generator=generator) * 4 + 0.1).tolist()
+        feature_sizes = [tuple(size) for size in torch.randint(1, 9, (2, 2), generator=generator).tolist()]
+        image_size = tuple(torch.randint(16, 99, (2,), generator=generator).tolist())
+        arguments = (feature_sizes, image_size, sizes, ratios)
+        assert torch.equal(rounded_anchors(*arguments), torchvision_anchors(*arguments))
 
 
 def test_corners_that_are_halves_are_rounded_to_even():
@@ -73,25 +72,25 @@ conventions_of_both = pytest.mark.parametrize("conventions", ["torchvision", "de
 @conventions_of_both
 @compiled_only
 @pytest.mark.parametrize("dtype", BITS)
-@pytest.mark.parametrize("seed", range(100))
-def test_compiled_anchors_equal_those_of_the_reference_in_every_bit(seed, dtype, conventions):
-    case = random_case(seed)
-    anchors, expected = (
-        generate(*case, dtype=dtype, conventions=conventions)
-        for generate in (generate_anchors, cuda_ops.reference.generate_anchors)
-    )
-    assert torch.equal(anchors.view(BITS[dtype]), expected.view(BITS[dtype]))
+def test_compiled_anchors_equal_those_of_the_reference_in_every_bit(seeds, dtype, conventions):
+    for seed in seeds(100):
+        case = random_case(seed)
+        anchors, expected = (
+            generate(*case, dtype=dtype, conventions=conventions)
+            for generate in (generate_anchors, reference.generate_anchors)
+        )
+        assert torch.equal(anchors.view(BITS[dtype]), expected.view(BITS[dtype]))
 
 
 @conventions_of_both
 @compiled_only
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("seed", range(20))
-def test_anchors_of_cuda_equal_those_of_the_reference_in_every_bit(seed, dtype, conventions, cuda):
-    case = random_case(seed)
-    anchors = generate_anchors(*case, device=cuda, dtype=dtype, conventions=conventions)
-    expected = cuda_ops.reference.generate_anchors(*case, dtype=dtype, conventions=conventions)
-    assert torch.equal(anchors.cpu().view(BITS[dtype]), expected.view(BITS[dtype]))
+def test_anchors_of_cuda_equal_those_of_the_reference_in_every_bit(seeds, dtype, conventions, cuda):
+    for seed in seeds(20):
+        case = random_case(seed)
+        anchors = generate_anchors(*case, device=cuda, dtype=dtype, conventions=conventions)
+        expected = reference.generate_anchors(*case, dtype=dtype, conventions=conventions)
+        assert torch.equal(anchors.cpu().view(BITS[dtype]), expected.view(BITS[dtype]))
 
 
 def test_anchors_are_made_on_the_device_and_in_the_dtype_asked_for():
@@ -137,18 +136,20 @@ def test_several_sizes_on_one_level_equal_those_of_detectron2(stride):
     assert torch.equal(anchors, detectron2_anchors(feature_sizes, (stride,), sizes, ratios))
 
 
-@compiled_only
-def test_torch_knows_the_compiled_operator():
-    feature_sizes, _, sizes, ratios = CASE
-    sides = [side for size in feature_sizes for side in size]
-    for rounded in (True, False):
-        arguments = (
-            torch.empty(0),
-            sides,
-            [8] * len(sides),
-            [side for level in sizes for side in level],
-            ratios,
-            rounded,
-        )
-        results = torch.library.opcheck(torch.ops.cuda_ops.generate_anchors.default, arguments)
-        assert set(results.values()) == {"SUCCESS"}
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"sizes": ((8,),)}, r"sizes must be one a level, 2, got 1"),
+        ({"sizes": ((8,), (16, 32))}, r"sizes must be as many for each level"),
+        ({"feature_sizes": [(4, 0), (2, 2)]}, r"feature_sizes must be positive, got \[\(4, 0\)"),
+        ({"aspect_ratios": ()}, r"aspect_ratios must be positive, at least one, got \[\]"),
+        ({"image_size": (0, 64)}, r"image_size and sizes must be positive"),
+        ({"conventions": "torchvison"}, r"conventions must be detectron2 or torchvision, got 'torchvison'$"),
+        ({"conventions": "Detectron2"}, r"conventions must be detectron2 or torchvision, got 'Detectron2'$"),
+        ({"conventions": ""}, r"conventions must be detectron2 or torchvision, got ''$"),
+    ],
+)
+def test_wrong_input_is_named(wrong, message):
+    case = dict(zip(("feature_sizes", "image_size", "sizes", "aspect_ratios"), CASE, strict=True))
+    with pytest.raises(ValueError, match=f"^generate_anchors: {message}"):
+        generate_anchors(**case | wrong)

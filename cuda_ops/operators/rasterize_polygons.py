@@ -9,10 +9,17 @@ the middle of a column at most once, so edges × columns, all at once, tell the 
 Source: COCO API, rleFrPoly; the crop is detectron2's rasterize_polygons_within_box.
 """
 
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from cuda_ops import examples
+from cuda_ops.checks import is_integer, kind, require, require_boxes, require_one_device
+from cuda_ops.declaration import Kernel, Operator
+
+__all__ = ["rasterize_polygons"]
 
 FIFTHS = 5
 MIN_SIDE_PX = 0.1
@@ -35,9 +42,44 @@ class PackedPolygons(Protocol):
     def max_parts(self) -> int: ...  # at least the parts of any one instance
 
 
-@torch.no_grad()
 def rasterize_polygons(boxes: Tensor, instance_idxs: Tensor, polygons: PackedPolygons, size: int) -> Tensor:
-    """See `cuda_ops.rasterize_polygons`."""
+    """Cut instances out by boxes and fill them: the targets of a mask head.
+
+    Args:
+        boxes: [N, R, 4] float, pixels of the polygons.
+        instance_idxs: [N, R] int, row of the instance in its image, 0 … G - 1.
+        polygons: N·G instances, packed; an instance without parts is empty everywhere.
+        size: side of a mask in cells; a box is stretched over size × size of them, its sides taken as at least 0.1 px.
+
+    Returns:
+        [N, R, size, size] float32 of 0 and 1, whatever the numbers: a coordinate of a box that is nan counts as 0, a box of infinite
+        length cuts out nothing, and a vertex that is nan lies on the first corner of its box.
+
+    Raises:
+        ValueError: if a shape or dtype is not as above, or the instances do not divide evenly among the images.
+
+    Source: equals, bit for bit, detectron2's rasterize_polygons_within_box on pycocotools (frPyObjects, merge, decode).
+    """
+    op = "rasterize_polygons"
+    require_boxes(boxes, op, "boxes", dims=(3,))
+    shape = boxes.shape[:2]
+    require(
+        is_integer(instance_idxs) and instance_idxs.shape == shape,
+        op,
+        "instance_idxs",
+        f"{list(shape)} int",
+        kind(instance_idxs),
+    )
+    num_instances = polygons.instance_offsets.numel() - 1
+    is_even = num_instances % shape[0] == 0 if shape[0] else num_instances == 0
+    require(is_even, op, "polygons", f"the same number of instances for {shape[0]} images", num_instances)
+    require(size > 0, op, "size", "positive", size)
+    require_one_device(op, boxes=boxes, instance_idxs=instance_idxs, xy=polygons.xy)
+    return OPERATOR.on(boxes.device)(boxes, instance_idxs, polygons, size)
+
+
+@torch.no_grad()
+def _reference(boxes: Tensor, instance_idxs: Tensor, polygons: PackedPolygons, size: int) -> Tensor:
     num_images, num_boxes = instance_idxs.shape
     num_edges = min(polygons.max_vertices, len(polygons.xy))
     if not num_edges or not instance_idxs.numel() or polygons.part_offsets.numel() < 2:
@@ -132,3 +174,61 @@ def _fill(row: Tensor, part: Tensor, num_parts: int) -> Tensor:
     inverted = inverted.view(num_boxes, num_parts, size, stride)[..., :size]  # wraps at 256, which keeps parity
     is_inside = inverted.cumsum(-1, dtype=torch.int32).bitwise_and_(1).amax(dim=1)  # [B, column, row]
     return is_inside.transpose(1, 2).float()
+
+
+def _compiled(boxes: Tensor, instance_idxs: Tensor, polygons: PackedPolygons, size: int) -> Tensor:
+    is_double = torch.float64 in (boxes.dtype, polygons.xy.dtype)
+    dtype = torch.float64 if is_double else torch.float32  # neither loses anything
+    return torch.ops.cuda_ops.rasterize_polygons(
+        boxes.to(dtype),
+        instance_idxs.to(torch.int64),
+        polygons.xy.to(dtype),
+        polygons.part_offsets.to(torch.int32),
+        polygons.instance_offsets.to(torch.int32),
+        size,
+    )
+
+
+def _fake(
+    boxes: Tensor, instance_idxs: Tensor, xy: Tensor, part_offsets: Tensor, instance_offsets: Tensor, size: int
+) -> Tensor:
+    return boxes.new_empty(boxes.shape[0], boxes.shape[1], size, size, dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class Polygons:
+    """Packed polygons and nothing besides; `PackedPolygons` says what the fields are."""
+
+    xy: Tensor
+    part_offsets: Tensor
+    instance_offsets: Tensor
+    max_vertices: int
+    max_parts: int
+
+
+def _example(device: torch.device) -> dict[str, Any]:
+    """Two images of two instances, a square each."""
+    corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]], device=device)
+    xy = (corners[None] * 60 + examples.uniform(4, 1, 2, device=device) * 100).reshape(-1, 2)
+    offsets = torch.arange(5, dtype=torch.int32, device=device)
+    return {
+        "boxes": examples.boxes(2, 20, device=device),
+        "instance_idxs": torch.arange(40, device=device).view(2, 20) % 2,
+        "polygons": Polygons(xy, offsets * 4, offsets, max_vertices=4, max_parts=1),
+        "size": 28,
+    }
+
+
+OPERATOR = Operator(
+    function=rasterize_polygons,
+    reference=_reference,
+    compiled=_compiled,
+    kernels=(
+        Kernel(
+            "rasterize_polygons(Tensor boxes, Tensor instance_idxs, Tensor xy, Tensor part_offsets,"
+            " Tensor instance_offsets, int size) -> Tensor",
+            fake=_fake,
+        ),
+    ),
+    example=_example,
+)

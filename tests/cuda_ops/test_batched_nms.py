@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchvision
 
-from cuda_ops import batched_nms, box_iou, library, reference
+from cuda_ops import batched_nms, box_iou, reference
 
 BOXES = torch.tensor([[[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 8.0], [50.0, 50.0, 60.0, 60.0]]])
 
@@ -56,20 +56,20 @@ def test_different_groups_do_not_suppress_each_other():
     assert kept_lists(same, torch.tensor([[0.9, 0.8, 0.7]]), 0.5, 3, torch.tensor([[1, 2, 1]])) == [[0, 1]]
 
 
-@pytest.mark.parametrize("seed", range(200))
-def test_kept_boxes_equal_those_of_torchvision(seed, random_boxes):
-    num_boxes = [1, 63, 64, 65, 150, 9][seed % 6]
-    boxes = random_boxes(3, num_boxes, seed=seed, whole=bool(seed % 2))
-    generator = torch.Generator().manual_seed(seed)
-    scores = torch.rand(3, num_boxes, generator=generator)
-    scores = (scores * 20).round() / 20 if seed % 4 < 2 else scores
-    scores[scores < 0.1] = -torch.inf
-    groups = torch.randint(0, 3, (3, num_boxes), generator=generator) if seed % 3 else None
-    threshold = [0.3, 0.5, 0.7, 0.05][seed % 4]
-    rows = [None] * 3 if groups is None else groups
-    expected = [torchvision_kept(*row, threshold, group) for *row, group in zip(boxes, scores, rows, strict=True)]
-    assert kept_lists(boxes, scores, threshold, num_boxes + 5, groups) == expected
-    assert kept_lists(boxes, scores, threshold, 3, groups) == [row[:3] for row in expected]
+def test_kept_boxes_equal_those_of_torchvision(seeds, random_boxes):
+    for seed in seeds(200):
+        num_boxes = [1, 63, 64, 65, 150, 9][seed % 6]
+        boxes = random_boxes(3, num_boxes, seed=seed, whole=bool(seed % 2))
+        generator = torch.Generator().manual_seed(seed)
+        scores = torch.rand(3, num_boxes, generator=generator)
+        scores = (scores * 20).round() / 20 if seed % 4 < 2 else scores
+        scores[scores < 0.1] = -torch.inf
+        groups = torch.randint(0, 3, (3, num_boxes), generator=generator) if seed % 3 else None
+        threshold = [0.3, 0.5, 0.7, 0.05][seed % 4]
+        rows = [None] * 3 if groups is None else groups
+        expected = [torchvision_kept(*row, threshold, group) for *row, group in zip(boxes, scores, rows, strict=True)]
+        assert kept_lists(boxes, scores, threshold, num_boxes + 5, groups) == expected
+        assert kept_lists(boxes, scores, threshold, 3, groups) == [row[:3] for row in expected]
 
 
 def test_a_suppressed_box_without_height_does_not_shield_later_ones(random_boxes):
@@ -122,22 +122,22 @@ def awkward_case(seed, random_boxes):
     return boxes, scores, [0.0, 0.3, 0.5, 0.7, 0.95, 1.0][seed % 6], max_output, groups
 
 
-@pytest.mark.parametrize("seed", range(240))
-def test_every_element_equals_that_of_the_reference(seed, random_boxes):
-    case = awkward_case(seed, random_boxes)
-    for got, expected in zip(batched_nms(*case), reference.batched_nms(*case), strict=True):
-        assert got.dtype == expected.dtype == torch.int64
-        assert torch.equal(got, expected)
+def test_every_element_equals_that_of_the_reference(seeds, random_boxes):
+    for seed in seeds(240):
+        case = awkward_case(seed, random_boxes)
+        for got, expected in zip(batched_nms(*case), reference.batched_nms(*case), strict=True):
+            assert got.dtype == expected.dtype == torch.int64
+            assert torch.equal(got, expected)
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_every_element_of_cuda_equals_that_of_the_reference(seed, random_boxes, cuda):
-    boxes, scores, threshold, max_output, groups = awkward_case(seed, random_boxes)
-    ids = None if groups is None else groups.to(cuda)
-    on_cuda = batched_nms(boxes.to(cuda), scores.to(cuda), threshold, max_output, ids)
-    expected = reference.batched_nms(boxes, scores, threshold, max_output, groups)
-    for got, of_cpu in zip(on_cuda, expected, strict=True):
-        assert torch.equal(got.cpu(), of_cpu)
+def test_every_element_of_cuda_equals_that_of_the_reference(seeds, random_boxes, cuda):
+    for seed in seeds(60):
+        boxes, scores, threshold, max_output, groups = awkward_case(seed, random_boxes)
+        ids = None if groups is None else groups.to(cuda)
+        on_cuda = batched_nms(boxes.to(cuda), scores.to(cuda), threshold, max_output, ids)
+        expected = reference.batched_nms(boxes, scores, threshold, max_output, groups)
+        for got, of_cpu in zip(on_cuda, expected, strict=True):
+            assert torch.equal(got.cpu(), of_cpu)
 
 
 @pytest.mark.parametrize(("num_boxes", "max_output"), [(1024, 1024), (1100, 1100), (1100, 300), (2100, 100)])
@@ -243,7 +243,7 @@ def test_inputs_that_require_gradients_are_served_without_them(random_boxes):
     assert not counts.requires_grad
 
 
-@pytest.mark.skipif(not library.HAS_CPU, reason="needs the compiled operators")
+@pytest.mark.parametrize("backend", ["compiled"], indirect=True)
 @pytest.mark.parametrize("shape", [(2, 9), (0, 9), (2, 0)])
 def test_the_compiled_operator_is_a_good_citizen(shape, random_boxes):
     boxes, scores = random_boxes(*shape, seed=3), torch.rand(shape)
@@ -251,3 +251,19 @@ def test_the_compiled_operator_is_a_good_citizen(shape, random_boxes):
     for ids in (None, groups):
         checks = torch.library.opcheck(torch.ops.cuda_ops.batched_nms.default, (boxes, scores, 0.5, 4, ids))
         assert set(checks.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"boxes": BOXES[0]}, r"boxes must be \[…, boxes, 4\] float, got \[3, 4\]"),
+        ({"scores": torch.zeros(1, 2)}, r"scores must be \[1, 3\], got \[1, 2\]"),
+        ({"iou_threshold": 1.5}, r"iou_threshold must be 0 to 1, got 1.5"),
+        ({"max_output": -1}, r"max_output must be 0 or more, got -1"),
+        ({"groups": torch.tensor([3])}, r"groups must be \[1, 3\], got \[1\]"),
+    ],
+)
+def test_wrong_input_is_named(wrong, message):
+    right = {"boxes": BOXES, "scores": torch.zeros(1, 3), "iou_threshold": 0.5, "max_output": 3}
+    with pytest.raises(ValueError, match=f"^batched_nms: {message}"):
+        batched_nms(**right | wrong)

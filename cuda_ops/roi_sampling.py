@@ -1,10 +1,9 @@
-"""RoIAlign over a feature pyramid, as one weighted sum of table rows for each output bin.
+"""Where the samples of RoIAlign lie and what they weigh, in plain torch.
 
-Shapes: N images, R boxes an image, B = N·R, L levels of [N, C, H_l, W_l], O output size, S samples of a bin on one axis. Heads
-differ in R, O and S. Boxes are (x1, y1, x2, y2) in input pixels. A bin averages S × S samples of 4 corners each: 2S rows × 2S
-columns of the feature map with weights that factor into a row part and a column part. Where sampling is adaptive, S is the most
-that a box within its image may need, and what a box does not need weighs 0. Gathering and weighing is `embedding_bag`'s work,
-whose backward is the gradient of the features, of all heads in one; boxes get none.
+Shapes: N images, R boxes an image, B = N·R, L levels of [N, C, H_l, W_l], O output size, S samples of a bin on one axis.
+Boxes are (x1, y1, x2, y2) in input pixels. A bin averages S × S samples of 4 corners each: 2S rows × 2S columns of the feature
+map with weights that factor into a row part and a column part. Where sampling is adaptive, S is the most that a box within its
+image may need, and what a box does not need weighs 0.
 Source: Mask R-CNN (arXiv:1703.06870), section 3; FPN (arXiv:1612.03144), equation 1; borders are torchvision's.
 """
 
@@ -14,11 +13,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 CANONICAL_SIZE_PX = 224
 CANONICAL_LEVEL = 4
-MAX_CHUNK_BYTES = 64 * 2**20  # of indices and weights at once
 
 # Table offsets and weights of the rows, then of the columns, that each bin's samples touch: four [B, O, 2S].
 Corners = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -35,7 +32,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class _Pyramid:
+class Pyramid:
     """Features of all levels and images as rows of one table: level, image, y, x."""
 
     table: Tensor  # [Σ N·H_l·W_l, C]
@@ -43,7 +40,7 @@ class _Pyramid:
     num_images: int
 
 
-def _flatten_pyramid(features: Sequence[Tensor]) -> _Pyramid:
+def flatten_pyramid(features: Sequence[Tensor]) -> Pyramid:
     """Lay features [N, C, H_l, W_l] out as a table; free of charge but one copy if they are channels-last in memory.
 
     Half precision becomes float32, in which all that falls on a cell is summed; its gradient is rounded once.
@@ -51,60 +48,11 @@ def _flatten_pyramid(features: Sequence[Tensor]) -> _Pyramid:
     rows = [level.permute(0, 2, 3, 1).reshape(-1, level.shape[1]) for level in features]
     shapes = tuple((level.shape[2], level.shape[3]) for level in features)
     table = torch.cat(rows)
-    return _Pyramid(table.to(torch.promote_types(table.dtype, torch.float32)), shapes, features[0].shape[0])
+    return Pyramid(table.to(torch.promote_types(table.dtype, torch.float32)), shapes, features[0].shape[0])
 
 
-def multilevel_roi_align(
-    features: Sequence[Tensor],
-    boxes: Sequence[Tensor],
-    *,
-    image_size: tuple[int, int],
-    output_sizes: Sequence[int],
-    sampling_ratio: int,
-    aligned: bool,
-) -> list[Tensor]:
-    """See `cuda_ops.multilevel_roi_align_heads`."""
-    pyramid = _flatten_pyramid(features)
-    longest = max(max(shape) for shape in pyramid.level_shapes)
-    heads = []
-    with torch.no_grad():
-        for own, size in zip(boxes, output_sizes, strict=True):
-            sampling = Sampling(size, sampling_ratio or -(-longest // size), sampling_ratio == 0, aligned)
-            heads.append(_corners(pyramid, own, image_size, sampling))
-    num_chunks = max(1, -(-sum(map(_bag_bytes, heads)) // MAX_CHUNK_BYTES))
-    chunks = zip(*(zip(*(part.tensor_split(num_chunks) for part in head), strict=True) for head in heads), strict=True)
-    pooled = [_pool(pyramid.table, chunk) for chunk in chunks]  # [chunks][heads]
-    results = []
-    for own, size, parts in zip(boxes, output_sizes, zip(*pooled, strict=True), strict=True):
-        flat = (parts[0] if num_chunks == 1 else torch.cat(parts)).to(features[0].dtype)  # [B·O·O, C]
-        results.append(flat.view(*own.shape[:2], size, size, flat.shape[1]).permute(0, 1, 4, 2, 3))
-    return results
-
-
-def _bag_bytes(corners: Corners) -> int:
-    """What the indices and weights of all bins of a head take."""
-    row_idx, row_weight, column_idx, _ = corners
-    taps = row_idx.shape[2] * column_idx.shape[2]
-    return row_idx.shape[0] * row_idx.shape[1] ** 2 * taps * (row_idx.element_size() + row_weight.element_size())
-
-
-def _pool(table: Tensor, heads: Sequence[Corners]) -> Sequence[Tensor]:
-    """Weighted sums of table rows, one for each of the O × O bins of each head's boxes: [B·O·O, C] a head."""
-    idxs, weights, offsets, first = [], [], [], 0
-    with torch.no_grad():
-        for row_idx, row_weight, column_idx, column_weight in heads:
-            idx = (row_idx[:, :, None, :, None] + column_idx[:, None, :, None, :]).flatten()
-            idxs.append(idx)
-            weights.append((row_weight[:, :, None, :, None] * column_weight[:, None, :, None, :]).flatten())
-            taps = row_idx.shape[2] * column_idx.shape[2]
-            offsets.append(torch.arange(first, first + len(idx), taps, dtype=idx.dtype, device=idx.device))
-            first += len(idx)
-        weight = torch.cat(weights).to(table.dtype)
-    bags = F.embedding_bag(torch.cat(idxs), table, torch.cat(offsets), per_sample_weights=weight, mode="sum")
-    return bags.split([len(of_head) for of_head in offsets])
-
-
-def _corners(pyramid: _Pyramid, boxes: Tensor, image_size: tuple[int, int], sampling: Sampling) -> Corners:
+def sample_corners(pyramid: Pyramid, boxes: Tensor, image_size: tuple[int, int], sampling: Sampling) -> Corners:
+    """The corners of all samples of boxes [N, R, 4], each in the level that suits its size."""
     num_images, num_boxes = boxes.shape[:2]
     shapes = pyramid.level_shapes
     boxes = boxes.detach().nan_to_num().reshape(-1, 4)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import cuda_ops
 from cuda_ops import rasterize_polygons
-from cuda_ops.reference import polygons as implementation
+from cuda_ops.operators import rasterize_polygons as implementation
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # within pycocotools
 
@@ -83,31 +83,31 @@ def test_parts_unite_where_they_overlap():
     assert rasterize_polygons(torch.tensor([[[0.0, 0.0, 4.0, 4.0]]]), torch.tensor([[0]]), packed, 4).all()
 
 
-@pytest.mark.parametrize("seed", range(200))
-def test_random_polygons_are_filled_as_pycocotools_fills_them(seed):
+def test_random_polygons_are_filled_as_pycocotools_fills_them(seeds):
     """Self-crossing, of several parts or none, of every size, in boxes that cut them, miss them, or have no area."""
-    rng = np.random.default_rng(seed)
-    num_images, num_rows, num_boxes = 1 + seed % 2, 1 + seed % 4, 1 + seed % 6
-    size = [28, 14, 1, 5, 28, 56][seed % 6]
-    instances = [[random_part(rng, seed % 4) for _ in range(seed % 3)] for _ in range(num_images * num_rows - 1)]
-    instances.append([random_part(rng, seed % 4)])
-    start = rng.uniform(-50, 300, (num_images, num_boxes, 2))
-    side = rng.choice([0, 3, 20, 300], start.shape) * rng.uniform(0.5, 1, start.shape)
-    boxes = np.concatenate((start, start + side), axis=-1)
-    boxes = (boxes.round() if seed % 2 else boxes).astype(np.float32)
-    idxs = rng.integers(0, num_rows, (num_images, num_boxes))
-    assert_filled_as_coco(boxes, idxs, instances, size, pack(instances, padding=seed % 3))
+    for seed in seeds(200):
+        rng = np.random.default_rng(seed)
+        num_images, num_rows, num_boxes = 1 + seed % 2, 1 + seed % 4, 1 + seed % 6
+        size = [28, 14, 1, 5, 28, 56][seed % 6]
+        instances = [[random_part(rng, seed % 4) for _ in range(seed % 3)] for _ in range(num_images * num_rows - 1)]
+        instances.append([random_part(rng, seed % 4)])
+        start = rng.uniform(-50, 300, (num_images, num_boxes, 2))
+        side = rng.choice([0, 3, 20, 300], start.shape) * rng.uniform(0.5, 1, start.shape)
+        boxes = np.concatenate((start, start + side), axis=-1)
+        boxes = (boxes.round() if seed % 2 else boxes).astype(np.float32)
+        idxs = rng.integers(0, num_rows, (num_images, num_boxes))
+        assert_filled_as_coco(boxes, idxs, instances, size, pack(instances, padding=seed % 3))
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_vertices_on_the_grid_and_slopes_of_whole_fifths_are_filled_as_pycocotools_fills_them(seed):
+def test_vertices_on_the_grid_and_slopes_of_whole_fifths_are_filled_as_pycocotools_fills_them(seeds):
     """Where rounding meets ties: vertices at fifths of a cell, many edges steep, flat, diagonal, or of no length."""
-    rng = np.random.default_rng(seed)
-    part = (rng.integers(-10, 80, (40, 2)) / 5).astype(np.float32)
-    part[1::4] = part[0::4]
-    part[2::4, 0] = part[1::4, 0]
-    boxes = np.array([[[0, 0, 14, 14], [-3, 2, 11, 16]]], np.float32)
-    assert_filled_as_coco(boxes, np.zeros((1, 2), np.int64), [[part]], 14, pack([[part]]))
+    for seed in seeds(20):
+        rng = np.random.default_rng(seed)
+        part = (rng.integers(-10, 80, (40, 2)) / 5).astype(np.float32)
+        part[1::4] = part[0::4]
+        part[2::4, 0] = part[1::4, 0]
+        boxes = np.array([[[0, 0, 14, 14], [-3, 2, 11, 16]]], np.float32)
+        assert_filled_as_coco(boxes, np.zeros((1, 2), np.int64), [[part]], 14, pack([[part]]))
 
 
 @pytest.mark.parametrize("size", [28, 14, 33])
@@ -136,20 +136,20 @@ def test_outlines_of_coco_are_filled_as_pycocotools_fills_them(either_coco, spli
     assert_filled_as_coco(boxes, np.arange(len(instances))[None], instances, size, pack(instances))
 
 
-@pytest.mark.parametrize("seed", range(100))
-def test_degenerate_outlines_are_filled_as_pycocotools_fills_them(seed):
+def test_degenerate_outlines_are_filled_as_pycocotools_fills_them(seeds):
     """Vertices twice or on one line, in tiny boxes, in boxes far away, and in boxes within the outline."""
-    rng = np.random.default_rng(seed)
-    part = random_part(rng, 1)
-    part = part[np.sort(rng.integers(0, len(part), 9))]
-    line = np.repeat(rng.uniform(0, 200, (1, 2)), 5, axis=0) + np.arange(5)[:, None] * rng.integers(-3, 4, (1, 2))
-    centre = part.mean(0)
-    boxes = np.array(
-        [[*centre, *centre + 0.01], [*centre - 2, *centre + 2], [*centre + 9999, *centre + 10020]], np.float32
-    )
-    boxes = np.concatenate([boxes, [[*part.min(0), *part.max(0)]]]).astype(np.float32)[None]
-    instances = [[part, line.astype(np.float32)]]
-    assert_filled_as_coco(boxes, np.zeros((1, 4), np.int64), instances, [28, 14, 40][seed % 3], pack(instances))
+    for seed in seeds(100):
+        rng = np.random.default_rng(seed)
+        part = random_part(rng, 1)
+        part = part[np.sort(rng.integers(0, len(part), 9))]
+        line = np.repeat(rng.uniform(0, 200, (1, 2)), 5, axis=0) + np.arange(5)[:, None] * rng.integers(-3, 4, (1, 2))
+        centre = part.mean(0)
+        boxes = np.array(
+            [[*centre, *centre + 0.01], [*centre - 2, *centre + 2], [*centre + 9999, *centre + 10020]], np.float32
+        )
+        boxes = np.concatenate([boxes, [[*part.min(0), *part.max(0)]]]).astype(np.float32)[None]
+        instances = [[part, line.astype(np.float32)]]
+        assert_filled_as_coco(boxes, np.zeros((1, 4), np.int64), instances, [28, 14, 40][seed % 3], pack(instances))
 
 
 def random_case(seed):
@@ -188,22 +188,22 @@ def unruly_case(seed):
 
 
 @pytest.mark.parametrize("backend", ["compiled"], indirect=True)
-@pytest.mark.parametrize("seed", range(200))
-def test_compiled_masks_equal_those_of_the_reference(seed):
-    boxes, idxs, packed, size = random_case(seed)
-    masks = rasterize_polygons(boxes, idxs, packed, size)
-    with cuda_ops.backend("reference"):
-        assert torch.equal(masks, rasterize_polygons(boxes, idxs, packed, size))
+def test_compiled_masks_equal_those_of_the_reference(seeds):
+    for seed in seeds(200):
+        boxes, idxs, packed, size = random_case(seed)
+        masks = rasterize_polygons(boxes, idxs, packed, size)
+        with cuda_ops.backend("reference"):
+            assert torch.equal(masks, rasterize_polygons(boxes, idxs, packed, size))
 
 
 @pytest.mark.parametrize("backend", ["compiled"], indirect=True)
 @pytest.mark.parametrize("make_case", [random_case, unruly_case])
-@pytest.mark.parametrize("seed", range(40))
-def test_masks_of_cuda_equal_those_of_the_reference(seed, make_case, cuda):
-    boxes, idxs, packed, size = make_case(seed)
-    masks = rasterize_polygons(boxes.to(cuda), idxs.to(cuda), packed.to(cuda), size)
-    with cuda_ops.backend("reference"):
-        assert torch.equal(masks.cpu(), rasterize_polygons(boxes, idxs, packed, size))
+def test_masks_of_cuda_equal_those_of_the_reference(seeds, make_case, cuda):
+    for seed in seeds(40):
+        boxes, idxs, packed, size = make_case(seed)
+        masks = rasterize_polygons(boxes.to(cuda), idxs.to(cuda), packed.to(cuda), size)
+        with cuda_ops.backend("reference"):
+            assert torch.equal(masks.cpu(), rasterize_polygons(boxes, idxs, packed, size))
 
 
 @pytest.mark.parametrize("backend", ["compiled"], indirect=True)
@@ -267,10 +267,28 @@ def test_a_box_of_infinite_length_cuts_out_nothing_and_nan_in_a_box_counts_as_0(
 
 
 @pytest.mark.parametrize("backend", ["compiled"], indirect=True)
-@pytest.mark.parametrize("seed", range(40))
-def test_compiled_masks_of_numbers_that_are_none_equal_those_of_the_reference(seed):
-    case = unruly_case(seed)
-    with cuda_ops.backend("reference"):
-        expected = rasterize_polygons(*case)
-    assert ((expected == 0) | (expected == 1)).all()
-    assert torch.equal(rasterize_polygons(*case), expected)
+def test_compiled_masks_of_numbers_that_are_none_equal_those_of_the_reference(seeds):
+    for seed in seeds(40):
+        case = unruly_case(seed)
+        with cuda_ops.backend("reference"):
+            expected = rasterize_polygons(*case)
+        assert ((expected == 0) | (expected == 1)).all()
+        assert torch.equal(rasterize_polygons(*case), expected)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"instance_idxs": torch.zeros(2, 3)}, r"instance_idxs must be \[2, 3\] int, got \[2, 3\] torch.float32"),
+        ({"size": 0}, r"size must be positive, got 0"),
+        (
+            {"polygons": pack([[np.ones((3, 2))]] * 3)},
+            r"polygons must be the same number of instances for 2 images, got 3",
+        ),
+    ],
+)
+def test_wrong_input_is_named(wrong, message):
+    idxs, polygons = torch.zeros(2, 3, dtype=torch.int64), pack([[np.ones((3, 2))]] * 2)
+    right = {"boxes": torch.zeros(2, 3, 4), "instance_idxs": idxs, "polygons": polygons, "size": 4}
+    with pytest.raises(ValueError, match=f"^rasterize_polygons: {message}"):
+        rasterize_polygons(**right | wrong)

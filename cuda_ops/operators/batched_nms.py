@@ -4,22 +4,57 @@ Shapes: R rows (an image, or an image × level), K boxes a row, B boxes of a blo
 """
 
 import struct
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cuda_ops.reference.boxes import box_area
+from cuda_ops import examples
+from cuda_ops.boxes import box_area, widened
+from cuda_ops.checks import require, require_boxes, require_one_device, shape_of
+from cuda_ops.declaration import Kernel, Operator
+
+__all__ = ["batched_nms"]
 
 BLOCK = 64  # boxes decided one after another; the steps grow with K, the work inside blocks with K × BLOCK
 
 
-@torch.no_grad()
 def batched_nms(
     boxes: Tensor, scores: Tensor, iou_threshold: float, max_output: int, groups: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """See `cuda_ops.batched_nms`.
+    """Greedy non-maximum suppression of each row on its own.
 
-    Boxes are sorted by score and taken in blocks. Inside a block the decisions follow one another; then the survivors of
+    Args:
+        boxes: [R, K, 4] float; a row is an image, or a level of an image. One whose IoU is no number (nan or an infinite area)
+            neither suppresses nor is suppressed.
+        scores: [R, K] float; -inf marks boxes that are never kept and suppress nothing.
+        iou_threshold: 0 to 1; a box goes if its IoU with a kept, better one is greater. Of equals the first is better.
+        max_output: boxes to keep of a row, at most.
+        groups: [R, K] int; boxes of different groups never suppress each other.
+
+    Returns:
+        indices [R, max_output] int64 into K by descending score, 0 from counts on, and counts [R] int64.
+
+    Raises:
+        ValueError: if a shape or dtype is not as above, iou_threshold is not 0 to 1, or max_output < 0.
+
+    Source: keeps what torchvision.ops.nms keeps of each row and group.
+    """
+    op = "batched_nms"
+    require_boxes(boxes, op, "boxes", dims=(3,))
+    require(scores.shape == boxes.shape[:2], op, "scores", list(boxes.shape[:2]), scores.shape)
+    require(groups is None or groups.shape == scores.shape, op, "groups", list(scores.shape), shape_of(groups))
+    require(0 <= iou_threshold <= 1, op, "iou_threshold", "0 to 1", iou_threshold)
+    require(max_output >= 0, op, "max_output", "0 or more", max_output)
+    require_one_device(op, boxes=boxes, scores=scores, groups=groups)
+    return OPERATOR.on(boxes.device)(widened(boxes), scores, iou_threshold, max_output, groups)
+
+
+@torch.no_grad()
+def _reference(
+    boxes: Tensor, scores: Tensor, iou_threshold: float, max_output: int, groups: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Boxes are sorted by score and taken in blocks. Inside a block the decisions follow one another; then the survivors of
     the block suppress all later boxes at once. So only pairs above the diagonal are computed, and K / BLOCK large steps
     replace K small ones.
     """
@@ -87,3 +122,45 @@ def _comparable(threshold: float, dtype: torch.dtype) -> float:
         return rounded
     (bits,) = struct.unpack("i", struct.pack("f", rounded))
     return struct.unpack("f", struct.pack("i", bits - 1))[0]
+
+
+@torch.no_grad()
+def _compiled(
+    boxes: Tensor, scores: Tensor, iou_threshold: float, max_output: int, groups: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    return torch.ops.cuda_ops.batched_nms(
+        boxes, scores, iou_threshold, max_output, None if groups is None else groups.long()
+    )
+
+
+def _fake(
+    boxes: Tensor, scores: Tensor, iou_threshold: float, max_output: int, groups: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    num_rows = boxes.shape[0]
+    return boxes.new_empty(num_rows, max_output, dtype=torch.int64), boxes.new_empty(num_rows, dtype=torch.int64)
+
+
+def _example(device: torch.device) -> dict[str, Any]:
+    return {
+        "boxes": examples.boxes(2, 300, device=device),
+        "scores": examples.uniform(2, 300, device=device),
+        "iou_threshold": 0.5,
+        "max_output": 100,
+        "groups": torch.arange(300, device=device).expand(2, -1) % 2,
+    }
+
+
+OPERATOR = Operator(
+    function=batched_nms,
+    reference=_reference,
+    compiled=_compiled,
+    kernels=(
+        Kernel(
+            "batched_nms(Tensor boxes, Tensor scores, float iou_threshold, int max_output, Tensor? groups=None)"
+            " -> (Tensor indices, Tensor counts)",
+            fake=_fake,
+        ),
+    ),
+    example=_example,
+)

@@ -178,31 +178,31 @@ def random_case(seed):
     return probs, boxes, size, threshold, pasted
 
 
-@pytest.mark.parametrize("seed", range(240))
-def test_codes_equal_those_of_the_pasted_masks_of_torchvision(seed):
-    probs, boxes, size, threshold, pasted = random_case(seed)
-    assert encode_on_whole_pixels(probs, boxes, size, threshold) == [coded(mask > threshold) for mask in pasted]
+def test_codes_equal_those_of_the_pasted_masks_of_torchvision(seeds):
+    for seed in seeds(240):
+        probs, boxes, size, threshold, pasted = random_case(seed)
+        assert encode_on_whole_pixels(probs, boxes, size, threshold) == [coded(mask > threshold) for mask in pasted]
 
 
 @only_compiled
-@pytest.mark.parametrize("seed", range(240, 480))
-def test_compiled_codes_equal_those_of_the_reference(seed):
-    probs, boxes, size, threshold, _ = random_case(seed)
-    for conventions in CONVENTIONS:
-        codes = encode_masks(probs, boxes, size, threshold, conventions)
+def test_compiled_codes_equal_those_of_the_reference(seeds):
+    for seed in seeds(240, 480):
+        probs, boxes, size, threshold, _ = random_case(seed)
+        for conventions in CONVENTIONS:
+            codes = encode_masks(probs, boxes, size, threshold, conventions)
+            with cuda_ops.backend("reference"):
+                assert codes == encode_masks(probs, boxes, size, threshold, conventions), conventions
+
+
+@only_compiled
+def test_codes_of_cuda_equal_those_of_the_pasted_masks_of_torchvision_and_of_plain_torch(seeds, cuda):
+    for seed in seeds(60):
+        probs, boxes, size, threshold, pasted = random_case(seed)
+        codes = encode_on_whole_pixels(probs.to(cuda), boxes.to(cuda), size, threshold)
+        assert codes == [coded(mask > threshold) for mask in pasted]
+        exact = encode_masks(probs.to(cuda), boxes.to(cuda), size, threshold)
         with cuda_ops.backend("reference"):
-            assert codes == encode_masks(probs, boxes, size, threshold, conventions), conventions
-
-
-@only_compiled
-@pytest.mark.parametrize("seed", range(60))
-def test_codes_of_cuda_equal_those_of_the_pasted_masks_of_torchvision_and_of_plain_torch(seed, cuda):
-    probs, boxes, size, threshold, pasted = random_case(seed)
-    codes = encode_on_whole_pixels(probs.to(cuda), boxes.to(cuda), size, threshold)
-    assert codes == [coded(mask > threshold) for mask in pasted]
-    exact = encode_masks(probs.to(cuda), boxes.to(cuda), size, threshold)
-    with cuda_ops.backend("reference"):
-        assert exact == encode_masks(probs, boxes, size, threshold)
+            assert exact == encode_masks(probs, boxes, size, threshold)
 
 
 @only_compiled
@@ -269,3 +269,20 @@ def test_a_score_that_is_no_number_does_no_harm(value, conventions):
     code, unharmed = encode_masks(probs, boxes, (12, 15), 0.5, conventions)
     assert coco_mask.decode(code).shape == (12, 15)
     assert [unharmed] == encode_masks(probs[1:], boxes[1:], (12, 15), 0.5, conventions)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"mask_probs": torch.rand(3, 4, 5)}, r"mask_probs must be \[D, M, M\] float, got \[3, 4, 5\]"),
+        ({"mask_probs": torch.rand(2, 4, 4)}, r"boxes must be 2 as mask_probs, got 3"),
+        ({"image_size": (9, 0)}, r"image_size must be positive, got \(9, 0\)"),
+        ({"conventions": "torchvison"}, r"conventions must be detectron2 or torchvision, got 'torchvison'$"),
+        ({"conventions": "Detectron2"}, r"conventions must be detectron2 or torchvision, got 'Detectron2'$"),
+        ({"conventions": ""}, r"conventions must be detectron2 or torchvision, got ''$"),
+    ],
+)
+def test_wrong_input_is_named(wrong, message):
+    right = {"mask_probs": torch.rand(3, 4, 4), "boxes": torch.zeros(3, 4), "image_size": (9, 9)}
+    with pytest.raises(ValueError, match=f"^encode_masks: {message}"):
+        encode_masks(**right | wrong)

@@ -5,7 +5,7 @@ import torch
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import clip_boxes_to_image, remove_small_boxes
 
-from cuda_ops import decode_boxes, library, reference, select_proposals
+from cuda_ops import decode_boxes, reference, select_proposals
 
 compiled_only = pytest.mark.parametrize("backend", ["compiled"], indirect=True)
 
@@ -37,19 +37,21 @@ def make_case(random_boxes):
     return make
 
 
-@pytest.mark.parametrize("seed", range(200))
-def test_proposals_equal_those_of_torchvision(seed, make_case):
-    level_sizes = [(60, 15, 3), (7,), (12, 1, 30, 5)][seed % 3]
-    objectness, deltas, anchors, image_sizes = make_case(seed, level_sizes)
-    top_n, min_size = 1 + seed % 20, [1e-3, 5.0][seed % 2]
-    boxes, scores = select_proposals(objectness, deltas, anchors, image_sizes, level_sizes, top_n, min_size)
-    assert boxes.shape == (2, len(level_sizes), min(top_n, max(level_sizes)), 4)
-    for n, image_size in enumerate(image_sizes.tolist()):
-        expected = torchvision_proposals(objectness[n], deltas[n], anchors, image_size, level_sizes, top_n, min_size)
-        for level, (level_boxes, level_scores) in enumerate(expected):
-            keep = scores[n, level] > -torch.inf
-            torch.testing.assert_close(boxes[n, level][keep], level_boxes, rtol=1e-6, atol=1e-5)
-            torch.testing.assert_close(scores[n, level][keep], level_scores, rtol=1e-6, atol=0)
+def test_proposals_equal_those_of_torchvision(seeds, make_case):
+    for seed in seeds(200):
+        level_sizes = [(60, 15, 3), (7,), (12, 1, 30, 5)][seed % 3]
+        objectness, deltas, anchors, image_sizes = make_case(seed, level_sizes)
+        top_n, min_size = 1 + seed % 20, [1e-3, 5.0][seed % 2]
+        boxes, scores = select_proposals(objectness, deltas, anchors, image_sizes, level_sizes, top_n, min_size)
+        assert boxes.shape == (2, len(level_sizes), min(top_n, max(level_sizes)), 4)
+        for n, image_size in enumerate(image_sizes.tolist()):
+            expected = torchvision_proposals(
+                objectness[n], deltas[n], anchors, image_size, level_sizes, top_n, min_size
+            )
+            for level, (level_boxes, level_scores) in enumerate(expected):
+                keep = scores[n, level] > -torch.inf
+                torch.testing.assert_close(boxes[n, level][keep], level_boxes, rtol=1e-6, atol=1e-5)
+                torch.testing.assert_close(scores[n, level][keep], level_scores, rtol=1e-6, atol=0)
 
 
 def test_a_box_that_is_clipped_away_is_marked(make_case):
@@ -122,33 +124,33 @@ def assert_same(got, expected):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-4 if one.dim() == 4 else 1e-12, equal_nan=True)
 
 
-@pytest.mark.parametrize("seed", range(240))
-def test_boxes_and_scores_equal_those_of_the_reference(seed, make_case):
-    objectness, *case = awkward_case(seed, make_case)
-    objectness[:, ::37] = (
-        torch.arange(0, objectness.shape[1], 37) * -1e-3 + 20
-    )  # no ties: torch.topk takes any of equals
-    assert_same(select_proposals(objectness, *case), reference.select_proposals(objectness, *case))
+def test_boxes_and_scores_equal_those_of_the_reference(seeds, make_case):
+    for seed in seeds(240):
+        objectness, *case = awkward_case(seed, make_case)
+        objectness[:, ::37] = (
+            torch.arange(0, objectness.shape[1], 37) * -1e-3 + 20
+        )  # no ties: torch.topk takes any of equals
+        assert_same(select_proposals(objectness, *case), reference.select_proposals(objectness, *case))
 
 
-@pytest.mark.parametrize("seed", range(240))
-def test_of_equal_logits_the_first_are_taken_when_compiled(seed, make_case, backend):
-    objectness, *case, _ = awkward_case(seed, make_case)
-    objectness = (objectness * 2).round() / 2
-    boxes, scores = select_proposals(objectness, *case, min_size=-1.0)  # marks nothing: only the choice is compared
-    expected_boxes, expected_scores = first_of_equals(objectness, *case, min_size=-1.0)
-    torch.testing.assert_close(scores, expected_scores, rtol=1e-5, atol=1e-12, equal_nan=True)
-    if backend == "compiled":
-        assert_same((boxes, scores), (expected_boxes, expected_scores))
+def test_of_equal_logits_the_first_are_taken_when_compiled(seeds, make_case, backend):
+    for seed in seeds(240):
+        objectness, *case, _ = awkward_case(seed, make_case)
+        objectness = (objectness * 2).round() / 2
+        boxes, scores = select_proposals(objectness, *case, min_size=-1.0)  # marks nothing: only the choice is compared
+        expected_boxes, expected_scores = first_of_equals(objectness, *case, min_size=-1.0)
+        torch.testing.assert_close(scores, expected_scores, rtol=1e-5, atol=1e-12, equal_nan=True)
+        if backend == "compiled":
+            assert_same((boxes, scores), (expected_boxes, expected_scores))
 
 
 @compiled_only
-@pytest.mark.parametrize("seed", range(60))
-def test_cuda_takes_the_boxes_that_the_cpu_takes(seed, make_case, cuda):
-    objectness, deltas, anchors, image_sizes, *rest = awkward_case(seed, make_case)
-    objectness = (objectness * 2).round() / 2 if seed % 2 else objectness
-    on_cuda = select_proposals(*(part.to(cuda) for part in (objectness, deltas, anchors, image_sizes)), *rest)
-    assert_same([part.cpu() for part in on_cuda], first_of_equals(objectness, deltas, anchors, image_sizes, *rest))
+def test_cuda_takes_the_boxes_that_the_cpu_takes(seeds, make_case, cuda):
+    for seed in seeds(60):
+        objectness, deltas, anchors, image_sizes, *rest = awkward_case(seed, make_case)
+        objectness = (objectness * 2).round() / 2 if seed % 2 else objectness
+        on_cuda = select_proposals(*(part.to(cuda) for part in (objectness, deltas, anchors, image_sizes)), *rest)
+        assert_same([part.cpu() for part in on_cuda], first_of_equals(objectness, deltas, anchors, image_sizes, *rest))
 
 
 CHUNK, SHARED_KEYS = 16384, 4096  # anchors of a block of the first launch; keys that shared memory holds in the second
@@ -201,10 +203,28 @@ def test_inputs_that_require_gradients_are_served_without_them(make_case):
     assert not scores.requires_grad
 
 
-@pytest.mark.skipif(not library.HAS_CPU, reason="needs the compiled operators")
+@compiled_only
 @pytest.mark.parametrize("num_images", [0, 2])
 def test_the_compiled_operator_is_a_good_citizen(num_images, make_case):
     objectness, deltas, anchors, image_sizes = make_case(6, (9, 4), num_images)
     case = objectness, deltas, anchors, image_sizes.float(), [9, 4], 5, 1e-3
     checks = torch.library.opcheck(torch.ops.cuda_ops.select_proposals.default, case)
     assert set(checks.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize(
+    ("position", "wrong", "message"),
+    [
+        (0, torch.zeros(2, 2), r"objectness must be \[2, 3\], got \[2, 2\]"),
+        (2, torch.zeros(2, 4), r"anchors must be 3 as box_deltas, got 2"),
+        (3, torch.tensor([3, 0]), r"image_sizes must be \[2, 2\], got \[2\]"),
+        (4, (2, 2), r"level_sizes must be a split of 3, got \[2, 2\]"),
+        (4, (4, -1), r"level_sizes must be a split of 3, got \[4, -1\]"),
+        (5, 0, r"pre_nms_top_n must be positive, got 0"),
+    ],
+)
+def test_wrong_input_is_named(position, wrong, message, make_case):
+    case = [*make_case(7, (2, 1)), (2, 1), 2]
+    case[position] = wrong
+    with pytest.raises(ValueError, match=f"^select_proposals: {message}"):
+        select_proposals(*case)

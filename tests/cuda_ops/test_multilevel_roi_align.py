@@ -10,8 +10,8 @@ from torchvision.ops import MultiScaleRoIAlign
 
 import cuda_ops
 from cuda_ops import multilevel_roi_align, multilevel_roi_align_heads
-from cuda_ops.library import ROI_ALIGN_VARIABLE
-from cuda_ops.reference import roi_align
+from cuda_ops.operators import multilevel_roi_align as implementation
+from cuda_ops.roi_sampling import assign_levels
 
 IMAGE_SIZE = (128, 192)
 STRIDES = (4, 8, 16, 32)
@@ -45,7 +45,7 @@ def torchvision_pooled(features, boxes, output_size, sampling_ratio):
 def roi_aligned(features, boxes, output_size, sampling_ratio, aligned):
     """torchvision's RoIAlign of one level, which knows `aligned` and adaptive sampling, on the level of each box."""
     scales = [1 / stride for stride in STRIDES[: len(features)]]
-    levels = roi_align.assign_levels(boxes.flatten(0, 1), scales)
+    levels = assign_levels(boxes.flatten(0, 1), scales)
     image = torch.arange(len(boxes)).repeat_interleave(boxes.shape[1])
     rois = torch.cat((image[:, None].to(boxes), boxes.flatten(0, 1)), 1)
     pooled = features[0].new_zeros(len(rois), features[0].shape[1], output_size, output_size)
@@ -125,26 +125,26 @@ def pooled_and_gradients(features, boxes, layout, output_size, sampling_ratio, a
     return pooled, *torch.autograd.grad(pooled, features, direction)
 
 
-@pytest.mark.parametrize("seed", range(200))
 @compiled_only
-def test_compiled_output_and_gradient_equal_those_of_plain_torch(seed):
-    case = random_case(seed)
-    with cuda_ops.backend("reference"):
-        expected = pooled_and_gradients(*case)
-    results = pooled_and_gradients(*case)
-    torch.testing.assert_close(results, expected, rtol=1e-4, atol=1e-5)
-    assert results[0].stride() == expected[0].stride()
+def test_compiled_output_and_gradient_equal_those_of_plain_torch(seeds):
+    for seed in seeds(200):
+        case = random_case(seed)
+        with cuda_ops.backend("reference"):
+            expected = pooled_and_gradients(*case)
+        results = pooled_and_gradients(*case)
+        torch.testing.assert_close(results, expected, rtol=1e-4, atol=1e-5)
+        assert results[0].stride() == expected[0].stride()
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
-@pytest.mark.parametrize("seed", range(80))
 @compiled_only
-def test_output_and_gradient_on_cuda_equal_those_of_plain_torch(seed, deterministic, cuda):
-    with cuda_ops.backend("reference"):
-        expected = pooled_and_gradients(*random_case(seed))
-    with repeatable(deterministic):
-        results = pooled_and_gradients(*random_case(seed, cuda))
-    torch.testing.assert_close([result.cpu() for result in results], list(expected), rtol=1e-4, atol=1e-5)
+def test_output_and_gradient_on_cuda_equal_those_of_plain_torch(seeds, deterministic, cuda):
+    for seed in seeds(80):
+        with cuda_ops.backend("reference"):
+            expected = pooled_and_gradients(*random_case(seed))
+        with repeatable(deterministic):
+            results = pooled_and_gradients(*random_case(seed, cuda))
+        torch.testing.assert_close([result.cpu() for result in results], list(expected), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("deterministic", "width", "dtype"), [(False, 400, torch.float64), (True, 780, torch.float32)])
@@ -191,27 +191,27 @@ def heads_case(seed, dtype=torch.float32, device="cpu"):
     return features, heads, LAYOUTS[seed % 5], (3, 7, 5, 1), *((0, True), (2, False))[seed % 3 % 2]
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_heads_pooled_at_once_give_the_values_and_the_gradients_of_a_call_each(seed):
-    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
-        case = heads_case(seed, dtype)
-        pooled, gradients = heads_and_gradients(*case)
-        each, expected = heads_and_gradients(*case, at_once=False)
-        assert all(torch.equal(a, b) for a, b in zip(pooled, each, strict=True))
-        assert [a.stride() for a in pooled] == [b.stride() for b in each]
-        torch.testing.assert_close(gradients, expected, rtol=tolerance, atol=tolerance)
+def test_heads_pooled_at_once_give_the_values_and_the_gradients_of_a_call_each(seeds):
+    for seed in seeds(10):
+        for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
+            case = heads_case(seed, dtype)
+            pooled, gradients = heads_and_gradients(*case)
+            each, expected = heads_and_gradients(*case, at_once=False)
+            assert all(torch.equal(a, b) for a, b in zip(pooled, each, strict=True))
+            assert [a.stride() for a in pooled] == [b.stride() for b in each]
+            torch.testing.assert_close(gradients, expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
-@pytest.mark.parametrize("seed", range(10))
 @compiled_only
-def test_heads_pooled_at_once_on_cuda_equal_those_of_plain_torch(seed, deterministic, cuda):
-    with cuda_ops.backend("reference"):
-        expected = heads_and_gradients(*heads_case(seed))
-    with repeatable(deterministic):
-        results = heads_and_gradients(*heads_case(seed, device=cuda))
-    for parts, wanted in zip(results, expected, strict=True):
-        torch.testing.assert_close([part.cpu() for part in parts], list(wanted), rtol=1e-4, atol=1e-5)
+def test_heads_pooled_at_once_on_cuda_equal_those_of_plain_torch(seeds, deterministic, cuda):
+    for seed in seeds(10):
+        with cuda_ops.backend("reference"):
+            expected = heads_and_gradients(*heads_case(seed))
+        with repeatable(deterministic):
+            results = heads_and_gradients(*heads_case(seed, device=cuda))
+        for parts, wanted in zip(results, expected, strict=True):
+            torch.testing.assert_close([part.cpu() for part in parts], list(wanted), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -288,14 +288,14 @@ def test_the_environment_chooses_how_a_gpu_adds_gradients(emulator, monkeypatch)
         ("gather", False, 1),
         ("scatter", True, 1),
     ):
-        monkeypatch.delenv(ROI_ALIGN_VARIABLE, raising=False)
+        monkeypatch.delenv(implementation.VARIABLE, raising=False)
         if way is not None:
-            monkeypatch.setenv(ROI_ALIGN_VARIABLE, way)
+            monkeypatch.setenv(implementation.VARIABLE, way)
         emulator.launches()
         with emulator.serving(), repeatable(deterministic):
             heads_and_gradients(*heads_case(1))
         assert emulator.launches().get("gather_kernel<T, W>", 0) == gathers
-    monkeypatch.setenv(ROI_ALIGN_VARIABLE, "fast")
+    monkeypatch.setenv(implementation.VARIABLE, "fast")
     with pytest.raises(ValueError, match="CUDA_OPS_ROI_ALIGN_BACKWARD must be scatter or gather, got fast"):
         heads_and_gradients(*heads_case(1))
 
@@ -311,35 +311,39 @@ def test_deterministic_gradient_on_cuda_repeats_in_every_bit(layout, cuda):
         assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
-@pytest.mark.parametrize("seed", range(200))
-def test_output_and_gradient_equal_those_of_torchvision(seed):
-    output_size, sampling_ratio = [(7, 2), (1, 1), (3, 3), (5, 2)][seed % 4]
-    features, boxes = make_features(seed), make_boxes(seed, 1 + seed % 12)
-    ours = pool(features, boxes, output_size, sampling_ratio)
-    theirs = torchvision_pooled(features, boxes, output_size, sampling_ratio)
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    direction = torch.randn(ours.shape, generator=torch.Generator().manual_seed(seed))
-    for our_gradient, their_gradient in zip(
-        torch.autograd.grad(ours, features, direction), torch.autograd.grad(theirs, features, direction), strict=True
-    ):
-        torch.testing.assert_close(our_gradient, their_gradient, rtol=1e-4, atol=1e-4)
+def test_output_and_gradient_equal_those_of_torchvision(seeds):
+    for seed in seeds(200):
+        output_size, sampling_ratio = [(7, 2), (1, 1), (3, 3), (5, 2)][seed % 4]
+        features, boxes = make_features(seed), make_boxes(seed, 1 + seed % 12)
+        ours = pool(features, boxes, output_size, sampling_ratio)
+        theirs = torchvision_pooled(features, boxes, output_size, sampling_ratio)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        direction = torch.randn(ours.shape, generator=torch.Generator().manual_seed(seed))
+        for our_gradient, their_gradient in zip(
+            torch.autograd.grad(ours, features, direction),
+            torch.autograd.grad(theirs, features, direction),
+            strict=True,
+        ):
+            torch.testing.assert_close(our_gradient, their_gradient, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("sampling_ratio", [0, 2])
 @pytest.mark.parametrize("aligned", [False, True])
-@pytest.mark.parametrize("seed", range(24))
-def test_aligned_and_adaptive_output_and_gradient_equal_those_of_torchvision(seed, aligned, sampling_ratio):
-    output_size = (7, 1, 3, 14)[seed % 4]
-    features, boxes = make_features(seed), make_boxes(seed, 1 + seed % 12)
-    boxes = boxes.clamp(min=0).minimum(torch.tensor([192.0, 128.0]).repeat(2))  # as proposals are
-    ours = pool(features, boxes, output_size, sampling_ratio, aligned)
-    theirs = roi_aligned(features, boxes, output_size, sampling_ratio, aligned)
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    direction = torch.randn(ours.shape, generator=torch.Generator().manual_seed(seed))
-    for our_gradient, their_gradient in zip(
-        torch.autograd.grad(ours, features, direction), torch.autograd.grad(theirs, features, direction), strict=True
-    ):
-        torch.testing.assert_close(our_gradient, their_gradient, rtol=1e-4, atol=1e-4)
+def test_aligned_and_adaptive_output_and_gradient_equal_those_of_torchvision(seeds, aligned, sampling_ratio):
+    for seed in seeds(24):
+        output_size = (7, 1, 3, 14)[seed % 4]
+        features, boxes = make_features(seed), make_boxes(seed, 1 + seed % 12)
+        boxes = boxes.clamp(min=0).minimum(torch.tensor([192.0, 128.0]).repeat(2))  # as proposals are
+        ours = pool(features, boxes, output_size, sampling_ratio, aligned)
+        theirs = roi_aligned(features, boxes, output_size, sampling_ratio, aligned)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        direction = torch.randn(ours.shape, generator=torch.Generator().manual_seed(seed))
+        for our_gradient, their_gradient in zip(
+            torch.autograd.grad(ours, features, direction),
+            torch.autograd.grad(theirs, features, direction),
+            strict=True,
+        ):
+            torch.testing.assert_close(our_gradient, their_gradient, rtol=1e-4, atol=1e-4)
 
 
 def test_an_aligned_box_over_whole_cells_pools_these_cells():
@@ -466,7 +470,7 @@ def test_a_box_within_rounding_of_a_level_goes_where_plain_torch_puts_it():
     is_rounded_well = (
         area.sqrt() == area.double().sqrt().float()
     )  # torch's square root may be one off in the last place
-    differs = levels != roi_align.assign_levels(boxes, [1 / stride for stride in STRIDES])
+    differs = levels != assign_levels(boxes, [1 / stride for stride in STRIDES])
     assert not (differs & is_rounded_well).any()
     assert differs.float().mean() < 0.01
     assert (levels.bincount(minlength=4) > 100).all()
@@ -495,7 +499,7 @@ def test_output_flattens_to_a_channels_last_batch_without_a_copy():
 def test_chunks_change_nothing(monkeypatch):
     features, boxes = make_features(4), make_boxes(4, 9)
     whole = pool(features, boxes)
-    monkeypatch.setattr(roi_align, "MAX_CHUNK_BYTES", 4000)
+    monkeypatch.setattr(implementation, "MAX_CHUNK_BYTES", 4000)
     assert torch.equal(pool(features, boxes), whole)
 
 
@@ -558,3 +562,60 @@ def test_no_boxes_pool_to_nothing_and_still_give_a_gradient():
     assert pooled.shape == (2, 0, 3, 3, 3)
     pooled.sum().backward()
     assert all((level.grad == 0).all() for level in features)
+
+
+def test_the_host_never_waits_for_several_heads_or_in_the_backward_pass(no_waiting):
+    features, *case = heads_case(1)
+    expected, _ = heads_and_gradients(features, *case)
+    with no_waiting(torch.device("cpu")):
+        pooled, gradients = heads_and_gradients(features, *case)
+    torch.testing.assert_close(pooled, expected)
+    assert all(gradient is not None for gradient in gradients)
+
+
+@compiled_only
+def test_on_cuda_the_host_never_waits_for_several_heads(cuda, no_waiting):
+    features, *case = heads_case(1, device=cuda)
+    with no_waiting(cuda):
+        pooled = pool_heads(features, *case)
+    assert {head.device.type for head in pooled} == {cuda.type}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"features": []}, r"features must be one level at least, got 0"),
+        ({"features": [torch.zeros(2, 3, 16, 16), torch.zeros(1, 3, 8, 8)]}, r"features must be \[N, C, H_l, W_l\]"),
+        ({"boxes": torch.zeros(1, 3, 4)}, r"boxes must be of 2 images, got \[1, 3, 4\]"),
+        ({"image_size": (0, 64)}, r"image_size must be positive"),
+        ({"output_size": 0}, r"output_size must be positive"),
+        ({"sampling_ratio": -1}, r"sampling_ratio must be 0 or more, got -1"),
+    ],
+)
+def test_wrong_input_is_named(wrong, message):
+    right = {"features": make_features(0), "boxes": torch.zeros(2, 3, 4), "image_size": IMAGE_SIZE}
+    with pytest.raises(ValueError, match=f"^multilevel_roi_align: {message}"):
+        multilevel_roi_align(**right | {"output_size": 2, "sampling_ratio": 2} | wrong)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        ([], "of 1 to 4 heads, with an output size each, got 0"),
+        ([(2, 3, 4)], "of 1 to 4 heads, with an output size each, got 1"),
+        ([(2, 3, 4), (1, 3, 4)], r"of 2 images, got \[1, 3, 4\]"),
+        ([(2, 3, 4), (2, 3, 3)], r"\[…, boxes, 4\] float, got \[2, 3, 3\]"),
+    ],
+)
+def test_wrong_boxes_of_a_head_are_named(boxes, message):
+    how = {"image_size": IMAGE_SIZE, "output_sizes": (2, 3), "sampling_ratio": 2}
+    with pytest.raises(ValueError, match=f"^multilevel_roi_align: boxes must be {message}"):
+        multilevel_roi_align_heads(make_features(0), [torch.zeros(shape) for shape in boxes], **how)
+
+
+def test_a_head_with_boxes_elsewhere_is_named():
+    boxes = [torch.zeros(2, 3, 4), torch.zeros(2, 3, 4, device="meta")]
+    with pytest.raises(ValueError, match=r"^multilevel_roi_align: boxes\[0\] and .* must be on one device"):
+        multilevel_roi_align_heads(
+            make_features(0), boxes, image_size=IMAGE_SIZE, output_sizes=(2, 3), sampling_ratio=2
+        )

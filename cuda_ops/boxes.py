@@ -1,4 +1,4 @@
-"""Boxes: overlap, and the code by which a regressor moves one box onto another.
+"""Boxes in plain torch: area, and the code by which a regressor moves one box onto another.
 
 Shapes: A, B boxes; leading dimensions broadcast. Boxes are (x1, y1, x2, y2) in pixels; deltas are (dx, dy, dw, dh).
 Source: R-CNN (arXiv:1311.2524), appendix C; clamping and order of arithmetic are torchvision's.
@@ -21,18 +21,9 @@ def box_area(boxes: Tensor) -> Tensor:
     return area.clamp_(min=torch.finfo(area.dtype).tiny)
 
 
-def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """See `cuda_ops.box_iou`."""
-    one, two = boxes1[..., :, None, :], boxes2[..., None, :, :]
-    inter = _overlap(one, two, axis=0).mul_(_overlap(one, two, axis=1))
-    union = (box_area(boxes1)[..., :, None] + box_area(boxes2)[..., None, :]).sub_(inter)
-    return inter.div_(union)
-
-
-def _overlap(one: Tensor, two: Tensor, axis: int) -> Tensor:
-    """Length that boxes share along x (axis 0) or y (axis 1)."""
-    start = torch.maximum(one[..., axis], two[..., axis])
-    return torch.minimum(one[..., axis + 2], two[..., axis + 2]).sub_(start).clamp_(min=0)
+def widened(boxes: Tensor) -> Tensor:
+    """Boxes as float32 at least: float16 holds no area beyond 65,504 px², bfloat16 three digits of one."""
+    return boxes.to(torch.promote_types(boxes.dtype, torch.float32))
 
 
 def encode_boxes(gt_boxes: Tensor, anchors: Tensor, weights: BoxWeights = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
