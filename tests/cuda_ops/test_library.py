@@ -12,7 +12,8 @@ import torch
 
 import cuda_ops
 from cuda_ops import library, operators
-from cuda_ops.selfcheck import differences
+from cuda_ops.__main__ import main
+from cuda_ops.declaration import Kernel, Operator
 
 CSRC = Path(library.__file__).parent / "csrc"
 needs_library = pytest.mark.skipif(
@@ -23,16 +24,6 @@ needs_cuda_kernels = pytest.mark.skipif(
     reason="needs the CUDA kernels, which FORCE_CUDA=1 builds, without a GPU too",
 )
 OPERATORS = {operator.name: operator for operator in operators.ALL}
-
-
-def python(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *command],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-        cwd=CSRC.parents[1],
-    )
 
 
 @pytest.fixture(autouse=True)
@@ -61,12 +52,6 @@ def test_every_cuda_kernel_of_the_sources_is_in_the_library() -> None:
     assert {name for name in kernels if name.encode() not in content} == set()
 
 
-@needs_library
-@pytest.mark.parametrize("name", OPERATORS)
-def test_selfcheck_finds_no_difference(name: str) -> None:
-    assert differences(OPERATORS[name], torch.device("cpu")) is None
-
-
 def test_backend_is_restored_after_an_error() -> None:
     before = library.serves(torch.device("cpu"))
     with pytest.raises(ValueError, match="box_iou"), cuda_ops.backend("reference"):
@@ -79,15 +64,17 @@ def test_unknown_backend_is_named() -> None:
         pass
 
 
-def test_environment_chooses_the_backend() -> None:
-    asked = "import torch; from cuda_ops import library; print(library.serves(torch.device('cpu')))"
-    assert python("-c", asked, CUDA_OPS_BACKEND="reference").stdout == "False\n"
+def test_environment_chooses_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_OPS_BACKEND", "reference")
+    assert not library.serves(torch.device("cpu"))
+    monkeypatch.setenv("CUDA_OPS_BACKEND", "fast")
+    with pytest.raises(ValueError, match="backend must be compiled or reference, got fast"):
+        library.serves(torch.device("cpu"))
 
 
-# Computes twice, tries to compile, then checks as `python -m cuda_ops` does.
+# Computes twice, asks for the compiled operators, and is `python -m cuda_ops` then.
 SCRIPT = """
-import torch, cuda_ops
-from cuda_ops.__main__ import main
+import runpy, torch, cuda_ops
 boxes = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
 print(*[cuda_ops.box_iou(boxes, boxes).item() for _ in range(2)])
 try:
@@ -95,7 +82,7 @@ try:
         pass
 except cuda_ops.LibraryError as error:
     print(error)
-print("status", main())
+runpy.run_module("cuda_ops", run_name="__main__")
 """
 
 
@@ -116,8 +103,8 @@ def test_without_the_library_the_references_serve_with_one_warning(tmp_path: Pat
     """As on a machine without a compiler."""
     done = run_script(copy_package(tmp_path, "*.py"))
     absent = "cuda_ops: the compiled operators were not built; install a C++ compiler and run `pip install"
-    numbers, error, told, status = done.stdout.splitlines()
-    assert (numbers, status) == ("1.0 1.0", "status 0")
+    numbers, error, told = done.stdout.splitlines()
+    assert (numbers, done.returncode) == ("1.0 1.0", 0)
     assert error.startswith(absent)
     assert told.startswith(absent)
     assert done.stderr.count("no compiled operators for cpu, so plain torch serves") == 1
@@ -135,8 +122,8 @@ def test_a_library_of_older_sources_is_not_used_and_the_message_says_to_rebuild_
         "cuda_ops::box_iou(Tensor boxes1, Tensor boxes2) -> Tensor, "
         "not cuda_ops::box_iou(Tensor boxes1, Tensor boxes2, float eps) -> Tensor"
     )
-    numbers, error, told, status = done.stdout.splitlines()
-    assert (numbers, status) == ("1.0 1.0", "status 1")
+    numbers, error, told = done.stdout.splitlines()
+    assert (numbers, done.returncode) == ("1.0 1.0", 1)
     assert stale in error
     assert stale in told
     assert done.stderr.count(stale) == 1
@@ -162,7 +149,27 @@ def test_a_library_that_does_not_load_is_named(tmp_path: Path) -> None:
 
 
 @needs_library
-def test_module_tells_what_is_built() -> None:
-    done = python("-m", "cuda_ops")
-    assert done.returncode == 0, done.stdout
-    assert all(name in done.stdout for name in OPERATORS)
+def test_module_tells_what_is_built_and_that_each_operator_equals_its_reference(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    status = main()
+    told = capsys.readouterr().out
+    assert status == 0, told
+    assert f"cuda_ops: {library.PATH}\n  C++ " in told
+    assert all(re.search(rf"{name} +cpu +equals its reference", told) for name in OPERATORS)
+
+
+@needs_library
+def test_module_tells_which_operator_differs_from_its_reference(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong: Operator = Operator(
+        function=lambda x: wrong.on(x.device)(x),
+        reference=lambda x: x,
+        compiled=lambda x: x + 1,
+        kernels=(Kernel("off_by_one(Tensor x) -> Tensor", fake=torch.empty_like),),
+        example=lambda device: {"x": torch.zeros(2, device=device)},
+    )
+    monkeypatch.setattr(operators, "ALL", (wrong,))
+    assert main() == 1
+    assert re.search("off_by_one +cpu +Tensor-likes are not close!", capsys.readouterr().out)
