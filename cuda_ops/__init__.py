@@ -1,8 +1,8 @@
 """Operators of the detector: what torch and torchvision lack, or do slower or with waiting. Imports torch only.
 
-Shapes: N images, A anchors or boxes, G ground-truth rows (padded), L levels, K boxes of a row, R rows or RoIs, M mask side.
-Boxes are (x1, y1, x2, y2) in pixels; sizes are (height, width). Apart from `encode_masks`, output shapes follow from input
-shapes and no operator makes the host wait for the device.
+Shapes: N images, A anchors or boxes, G ground-truth rows (padded), L levels, K boxes of a row, R rows or RoIs, M mask
+side. Boxes are (x1, y1, x2, y2) in pixels; sizes are (height, width). Apart from `encode_masks`, output shapes follow
+from input shapes and no operator makes the host wait for the device.
 """
 
 from typing import TYPE_CHECKING

@@ -9,7 +9,7 @@ from cuda_ops.selfcheck import differences
 
 
 def main() -> int:
-    """Print a table of operators; the exit status is 1 where one disagrees with its reference, or the library cannot be used."""
+    """Print a table of operators; exit status 1: one differs from its reference, or the library cannot be used."""
     if not library.HAS_CPU:
         print(f"cuda_ops: {library.REASON}; until then plain torch serves, slower")
         return int(library.find() is not None)

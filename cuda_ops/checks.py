@@ -1,4 +1,4 @@
-"""The border's checks of arguments: what must be, and what was given, in one sentence that names operator and argument."""
+"""Checks of arguments: what must be and what was given, in one sentence that names operator and argument."""
 
 from collections.abc import Sequence
 from typing import Literal, get_args

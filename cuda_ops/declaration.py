@@ -1,4 +1,4 @@
-"""The declaration that ends each file of `cuda_ops/operators/`: from it operators are loaded, checked, tested and measured."""
+"""The declaration at the end of each file of `cuda_ops/operators/`, by which they are loaded, checked and tested."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Kernel:
-    """An operator of the compiled library, `torch.ops.cuda_ops.<name>`, and what torch must know of it besides its kernels.
+    """An operator of the compiled library, `torch.ops.cuda_ops.<name>`, and what torch must know of it besides.
 
     With output shapes and gradients it works under autograd, torch.compile, torch.export and FakeTensorMode.
     """

@@ -1,7 +1,7 @@
 """The compiled library: whether it is there, and what it can do.
 
-It is one file, `_C.*.so`, built by setup.py against the stable ABI of libtorch, so it serves every torch from 2.11 on and every
-Python. Where it was not built, the references serve.
+It is one file, `_C.*.so`, built by setup.py against the stable ABI of libtorch, so it serves every torch from 2.11 on
+and every Python. Where it was not built, the references serve.
 """
 
 import os
@@ -57,7 +57,7 @@ def find() -> Path | None:
 
 
 def fault(path: Path, schemas: Sequence[str]) -> str | None:
-    """Why this library cannot serve, and what to do."""
+    """The reason why this library cannot be used, and what to do; None where it can."""
     try:
         torch.ops.load_library(path)
     except OSError as error:
@@ -69,7 +69,7 @@ def fault(path: Path, schemas: Sequence[str]) -> str | None:
 
 
 def _difference(schema: str) -> str | None:
-    """How the loaded library's operator differs from its schema."""
+    """Compare the loaded library's operator with its schema: the difference, or None."""
     built = getattr(torch.ops.cuda_ops, _name(schema), None)
     if built is None:
         return f"it lacks {_name(schema)}"
@@ -83,7 +83,7 @@ def _name(schema: str) -> str:
 
 @contextmanager
 def backend(name: Backend) -> Iterator[None]:
-    """Within it the operators are computed by this implementation.
+    """Compute the operators by this implementation within the context.
 
     Raises:
         ValueError: if there is none of that name.
@@ -99,7 +99,7 @@ def backend(name: Backend) -> Iterator[None]:
 
 
 def serves(device: torch.device) -> bool:
-    """Whether the compiled operators compute what is asked for on this device; says so once where they cannot."""
+    """Tell whether the compiled operators compute on this device; warn once where they cannot."""
     global _has_warned
     name = _chosen or os.environ.get(VARIABLE)
     if name is not None:
@@ -110,7 +110,8 @@ def serves(device: torch.device) -> bool:
     if not _has_warned:
         _has_warned = True
         warnings.warn(
-            f"cuda_ops: no compiled operators for {device.type}, so plain torch serves, slower; `python -m cuda_ops` tells more",
+            f"cuda_ops: no compiled operators for {device.type}, so plain torch serves, slower; "
+            "`python -m cuda_ops` tells more",
             stacklevel=3,
         )
     return False

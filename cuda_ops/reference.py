@@ -1,7 +1,9 @@
-"""The operators in plain torch, `cuda_ops.reference.<operator>`: specification, fallback, and oracle of the compiled ones.
+"""The operators in plain torch, `cuda_ops.reference.<operator>`: specification, fallback, and oracle of the compiled
+ones.
 
-All but `encode_masks` have output shapes that follow from input shapes, never wait for the device, and run the same code on
-CPU and GPU. They stand in `cuda_ops/operators/`, each beside the public function, which checks the arguments: these do not.
+All but `encode_masks` have output shapes that follow from input shapes, never wait for the device, and run the same
+code on CPU and GPU. They stand in `cuda_ops/operators/`, each beside the public function, which checks the arguments:
+these do not.
 """
 
 from cuda_ops import operators

@@ -1,9 +1,9 @@
-"""Where the samples of RoIAlign lie and what they weigh, in plain torch.
+"""Positions and weights of RoIAlign's samples, in plain torch.
 
-Shapes: N images, R boxes an image, B = N·R, L levels of [N, C, H_l, W_l], O output size, S samples of a bin on one axis.
-Boxes are (x1, y1, x2, y2) in input pixels. A bin averages S × S samples of 4 corners each: 2S rows × 2S columns of the feature
-map with weights that factor into a row part and a column part. Where sampling is adaptive, S is the most that a box within its
-image may need, and what a box does not need weighs 0.
+Shapes: N images, R boxes an image, B = N·R, L levels of [N, C, H_l, W_l], O output size, S samples of a bin on one
+axis. Boxes are (x1, y1, x2, y2) in input pixels. A bin averages S × S samples of 4 corners each: 2S rows × 2S columns
+of the feature map with weights that factor into a row part and a column part. Where sampling is adaptive, S is the most
+that a box within its image may need, and what a box does not need weighs 0.
 Source: Mask R-CNN (arXiv:1703.06870), section 3; FPN (arXiv:1612.03144), equation 1; borders are torchvision's.
 """
 
@@ -23,7 +23,7 @@ Corners = tuple[Tensor, Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How bins are sampled on either axis."""
+    """The sampling of bins on either axis."""
 
     output_size: int  # O
     max_samples: int  # S

@@ -10,7 +10,7 @@ TOLERANCE = 1e-5
 
 
 def differences(operator: Operator, device: torch.device) -> str | None:
-    """How the compiled operator's result differs from the reference's on this device; None where it does not."""
+    """Compare the compiled operator's result with the reference's on this device: the difference, or None."""
     results = []
     for implementation in ("compiled", "reference"):
         with backend(implementation):

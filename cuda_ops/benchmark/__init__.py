@@ -1,7 +1,7 @@
 """Each operator at its real size, beside its reference and beside what a user would otherwise call; see __main__.py.
 
-A file an operator, with a function `cases`. Sizes are those of a batch of 800 × 1344 images: 268,569 anchors, 512 RoIs an image,
-100 detections. Boxes are (x1, y1, x2, y2) in pixels.
+A file an operator, with a function `cases`. Sizes are those of a batch of 800 × 1344 images: 268,569 anchors, 512 RoIs
+an image, 100 detections. Boxes are (x1, y1, x2, y2) in pixels.
 """
 
 import math
@@ -47,6 +47,6 @@ def random_boxes(*shape: int, device: torch.device) -> Tensor:
 
 
 def anchors(device: torch.device) -> Tensor:
-    """As torchvision's generator makes them."""
+    """The anchors that torchvision's generator makes."""
     sizes = [(size,) for size in ANCHOR_SIZES]
     return cuda_ops.generate_anchors(LEVEL_SHAPES, IMAGE_SIZE, sizes, RATIOS, device, conventions="torchvision")

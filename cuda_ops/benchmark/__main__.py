@@ -1,7 +1,8 @@
-"""Each operator at its real size beside its reference and beside what a user would otherwise call: `python -m cuda_ops.benchmark`.
+"""`python -m cuda_ops.benchmark`: each operator at its real size, beside its reference and a rival.
 
-Contestants take turns in one process, so that a slow moment of the machine hits all; the median counts. Sizes are those of a batch
-of 800 × 1344 images: 268,569 anchors, 512 RoIs an image, 100 detections. Boxes are (x1, y1, x2, y2) in pixels.
+Contestants take turns in one process, so that a slow moment of the machine hits all; the median counts. Sizes are those
+of a batch of 800 × 1344 images: 268,569 anchors, 512 RoIs an image, 100 detections. Boxes are (x1, y1, x2, y2) in
+pixels.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Codes of 100 masks in an image of 800 × 1333, beside the masks pasted by either convention and encoded by pycocotools."""
+"""Codes of 100 masks in an image of 800 × 1333, beside pasted masks that pycocotools encodes."""
 
 import numpy as np
 import pycocotools.mask as coco_mask
@@ -38,7 +38,7 @@ def _case(device: torch.device, conventions: Conventions) -> Case:
 
 
 def _paste_exactly(probs: Tensor, box: Tensor, size: tuple[int, int]) -> Tensor:
-    """Whether each pixel of an image [1, height, width] belongs to a mask [M, M], sampled as Detectron2 does: on a CPU within the box alone."""
+    """A mask [M, M] pasted into an image [1, height, width] bool as Detectron2 does: on a CPU within the box alone."""
     height, width = size
     x1, y1, x2, y2 = box
     left, top, right, bottom = 0, 0, width, height

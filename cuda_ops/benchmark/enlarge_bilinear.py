@@ -1,4 +1,4 @@
-"""An image of 480 × 640 enlarged to a shorter side of 800, beside Pillow's resize. Images are loaded by the host alone."""
+"""An image of 480 × 640 enlarged to a shorter side of 800, beside Pillow's resize. Hosts alone load images."""
 
 import torch
 from PIL import Image

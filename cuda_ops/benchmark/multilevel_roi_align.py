@@ -54,7 +54,7 @@ def _case(
 
 @contextmanager
 def _backward_by(way: str) -> Iterator[None]:
-    """Within it a GPU scatters or gathers the gradient."""
+    """Have a GPU scatter or gather the gradient within the context."""
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = way
     try:
@@ -67,7 +67,7 @@ def _backward_by(way: str) -> Iterator[None]:
 
 
 def _heads_case(way: str, device: torch.device) -> Case:
-    """What a training step pools, forward and backward: the box head's RoIs and those of the mask head, which are the first of them."""
+    """The pooling of a training step, forward and backward: the box head's RoIs, and the first of them for masks."""
     dtype = torch.float16 if device.type == "cuda" else torch.float32  # torchvision's kernel takes no bfloat16
     features = [
         torch.randn(4, CHANNELS, *shape, device=device, dtype=dtype)

@@ -1,8 +1,9 @@
-"""The operators, a file each: public function, plain-torch twin, call of the kernels, their fakes and gradients, an example.
+"""The operators, a file each: public function, plain-torch twin, call of the kernels with fakes and gradients, example.
 
-A file that is added here is loaded, checked (`python -m cuda_ops`), tested (tests/cuda_ops/test_operators.py) and exported by
-`cuda_ops` without being named anywhere. Its kernels lie in csrc/<operator>.cpp and csrc/cuda/<operator>.cu, its tests in
-tests/cuda_ops/test_<operator>.py, its benchmark in benchmark/<operator>.py. It ends with its declaration, OPERATOR.
+A file that is added here is loaded, checked (`python -m cuda_ops`), tested (tests/cuda_ops/test_operators.py) and
+exported by `cuda_ops` without being named anywhere. Its kernels lie in csrc/<operator>.cpp and csrc/cuda/<operator>.cu,
+its tests in tests/cuda_ops/test_<operator>.py, its benchmark in benchmark/<operator>.py. It ends with its declaration,
+OPERATOR.
 """
 
 from importlib import import_module

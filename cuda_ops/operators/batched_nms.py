@@ -25,8 +25,8 @@ def batched_nms(
     """Greedy non-maximum suppression of each row on its own.
 
     Args:
-        boxes: [R, K, 4] float; a row is an image, or a level of an image. One whose IoU is no number (nan or an infinite area)
-            neither suppresses nor is suppressed.
+        boxes: [R, K, 4] float; a row is an image, or a level of an image. One whose IoU is no number (nan or an
+            infinite area) neither suppresses nor is suppressed.
         scores: [R, K] float; -inf marks boxes that are never kept and suppress nothing.
         iou_threshold: 0 to 1; a box goes if its IoU with a kept, better one is greater. Of equals the first is better.
         max_output: boxes to keep of a row, at most.
@@ -54,9 +54,9 @@ def batched_nms(
 def _reference(
     boxes: Tensor, scores: Tensor, iou_threshold: float, max_output: int, groups: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Boxes are sorted by score and taken in blocks. Inside a block the decisions follow one another; then the survivors of
-    the block suppress all later boxes at once. So only pairs above the diagonal are computed, and K / BLOCK large steps
-    replace K small ones.
+    """Boxes are sorted by score and taken in blocks. Inside a block the decisions follow one another; then the
+    survivors of the block suppress all later boxes at once. So only pairs above the diagonal are computed, and
+    K / BLOCK large steps replace K small ones.
     """
     num_boxes = scores.shape[1]
     scores, order = scores.sort(dim=1, descending=True, stable=True)
@@ -91,7 +91,7 @@ def _iou(one: Tensor, two: Tensor, groups: Tensor | None, block: slice, other: s
 
 
 def _decide(suppresses: Tensor, is_dead: Tensor) -> Tensor:
-    """Which boxes of a block die, given who would suppress whom [R, B, B] and who is dead already [R, B]."""
+    """Boxes of a block that die, given who would suppress whom [R, B, B] and who is dead already [R, B]."""
     rows = suppresses.triu_(diagonal=1).permute(1, 2, 0).contiguous().unbind(0)  # B of [B, R]
     dead = is_dead.t().contiguous()
     for row, is_suppressor_dead in zip(rows, dead.unbind(0), strict=True):

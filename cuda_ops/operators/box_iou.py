@@ -24,8 +24,8 @@ def box_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
         boxes2: [..., B, 4] float, same dtype; leading dimensions broadcast.
 
     Returns:
-        [..., A, B], 0 to 1, dtype of the boxes; what is less than float32 is computed in it. Two boxes without area have IoU 0.
-        Gradient flows to both; plain torch computes it.
+        [..., A, B], 0 to 1, dtype of the boxes; what is less than float32 is computed in it. Two boxes without area
+        have IoU 0. Gradient flows to both; plain torch computes it.
 
     Raises:
         ValueError: if a shape or dtype is not as above.

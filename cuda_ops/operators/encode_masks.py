@@ -1,8 +1,8 @@
 """Compressed run-length codes of detected masks, from the box alone.
 
-Shapes: D detections, M side of a mask in the frame of its box, S = M + 2 with a border of zeros. Boxes are (x1, y1, x2, y2) in pixels of
-the original image. Source: Mask R-CNN (arXiv:1703.06870), section 3.1; where pixels take from is Detectron2's or torchvision's
-paste_masks_in_image, by `conventions`; the text is that of COCO API's rleToString.
+Shapes: D detections, M side of a mask in the frame of its box, S = M + 2 with a border of zeros. Boxes are (x1, y1, x2,
+y2) in pixels of the original image. Source: Mask R-CNN (arXiv:1703.06870), section 3.1; where pixels take from is
+Detectron2's or torchvision's paste_masks_in_image, by `conventions`; the text is that of COCO API's rleToString.
 """
 
 from itertools import pairwise
@@ -51,13 +51,14 @@ def encode_masks(
 
     Args:
         mask_probs: [D, M, M] float, 0 to 1, each in the frame of its box.
-        boxes: [D, 4] float, pixels of the original image; may reach out of it. A box with a corner that is not finite, or with x1 > x2
-            or y1 > y2, has an empty mask.
+        boxes: [D, 4] float, pixels of the original image; may reach out of it. A box with a corner that is not finite,
+            or with x1 > x2 or y1 > y2, has an empty mask.
         image_size: (height, width) of the original image.
-        threshold: a pixel belongs to the mask if its probability is greater (torchvision), or at least this (detectron2).
-        conventions: detectron2: a pixel has the probability at its centre, interpolated between the centres of the cells, 0 beyond them.
-            torchvision: the mask is stretched over whole pixels, its box widened by two cells and one pixel: larger than the object, the
-            more so the smaller it is.
+        threshold: a pixel belongs to the mask if its probability is greater (torchvision), or at least this
+            (detectron2).
+        conventions: detectron2: a pixel has the probability at its centre, interpolated between the centres of the
+            cells, 0 beyond them. torchvision: the mask is stretched over whole pixels, its box widened by two cells and
+            one pixel: larger than the object, the more so the smaller it is.
 
     Returns:
         D dictionaries {"size": [height, width], "counts": bytes}: COCO's compressed column-major RLE.
@@ -96,7 +97,7 @@ def _reference(
 def _paste_exactly(
     padded: Tensor, box: Tensor, image_size: tuple[int, int], threshold: float
 ) -> tuple[Tensor, int, int]:
-    """Mask [S, S] sampled at the centres of pixels: those that it may set, [h, w] bool, and the first one's row and column."""
+    """Mask [S, S] sampled at the centres of pixels: pixels that it may set, [h, w] bool; first row and column."""
     dtype = torch.promote_types(torch.promote_types(padded.dtype, box.dtype), torch.float32)
     padded, box = padded.to(dtype), box.to(dtype)
     rows, top = _exact_positions(box[1], box[3], len(padded), image_size[0])
@@ -145,7 +146,7 @@ def _paste_on_whole_pixels(
 
 
 def _frame(box: Tensor, cells: int) -> list[int]:
-    """First and last pixels of a box with its border, cut to whole pixels; not farther from the image than any image reaches."""
+    """First and last pixels of a box with its border, cut to whole pixels; at most FARTHEST_PX from the image."""
     half_size = (box[2:] - box[:2]) * 0.5 * (cells / (cells - 2))
     centre = (box[2:] + box[:2]) * 0.5
     corners = torch.cat((centre - half_size, centre + half_size)).nan_to_num(nan=-FARTHEST_PX)
@@ -175,7 +176,7 @@ def _run_lengths(crop: Tensor, top: int, left: int, image_size: tuple[int, int])
 
 
 def _compress(counts: Tensor) -> bytes:
-    """Counts [runs] int64 as COCO's text: five bits a character, lowest first, and a sixth that says whether more follow."""
+    """Counts [runs] int64 as COCO's text: five bits a character, lowest first, and a sixth: more follow."""
     numbers = counts.clone()
     numbers[3:] -= counts[1:-2]  # two before, a run of the same kind, is of about that length
     rests = numbers[:, None] >> torch.arange(MAX_CHARACTERS + 1) * BITS  # [runs, characters + 1]

@@ -1,7 +1,8 @@
 """Pyramid anchors.
 
 Shapes: L levels, A anchors of one image over all levels. Boxes are (x1, y1, x2, y2) in input pixels.
-Source: Faster R-CNN (arXiv:1506.01497), FPN (arXiv:1612.03144); torchvision's AnchorGenerator, Detectron2's DefaultAnchorGenerator.
+Source: Faster R-CNN (arXiv:1506.01497), FPN (arXiv:1612.03144); torchvision's AnchorGenerator, Detectron2's
+DefaultAnchorGenerator.
 """
 
 import math
@@ -37,17 +38,19 @@ def generate_anchors(
         aspect_ratios: height / width, shared by all levels.
         device: where the anchors are made.
         dtype: a floating type.
-        conventions: torchvision: corners relative to the cell are rounded to whole pixels, and a level's stride is image_size // feature
-            size on either axis. detectron2: nothing is rounded, and strides are powers of two.
+        conventions: torchvision: corners relative to the cell are rounded to whole pixels, and a level's stride is
+            image_size // feature size on either axis. detectron2: nothing is rounded, and strides are powers of two.
 
     Returns:
-        [A, 4], ordered by level, y, x, and within a cell by ratio and size (torchvision) or by size and ratio (detectron2).
+        [A, 4], ordered by level, y, x, and within a cell by ratio and size (torchvision) or by size and ratio
+        (detectron2).
 
     Raises:
-        ValueError: if the levels of feature_sizes and sizes differ, an argument is empty or not positive, or the conventions are unknown.
+        ValueError: if the levels of feature_sizes and sizes differ, an argument is empty or not positive, or the
+            conventions are unknown.
 
-    Source: Faster R-CNN (arXiv:1506.01497), FPN (arXiv:1612.03144); equals torchvision's AnchorGenerator, or Detectron2's
-        DefaultAnchorGenerator.
+    Source: Faster R-CNN (arXiv:1506.01497), FPN (arXiv:1612.03144); equals torchvision's AnchorGenerator, or
+        Detectron2's DefaultAnchorGenerator.
     """
     op = "generate_anchors"
     require_conventions(op, conventions)
@@ -87,7 +90,7 @@ def _reference(
 def anchor_strides(
     feature_sizes: Sequence[tuple[int, int]], image_size: tuple[int, int], conventions: Conventions
 ) -> list[tuple[int, int]]:
-    """Pixels between neighbouring cells of each level, (y, x): torchvision counts the cells, Detectron2 takes the powers of two.
+    """Pixels between neighbouring cells of each level, (y, x): torchvision divides, Detectron2 takes powers of two.
 
     They differ where a level has a cell more than fits the image, as P6 of an odd P5 has.
     """
@@ -100,7 +103,7 @@ def anchor_strides(
 
 
 def _rounded_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float], like: Tensor) -> Tensor:
-    """torchvision's anchors of a cell, centred on 0 and rounded, by ratio (height / width) and size: [ratios · sizes, 4]."""
+    """torchvision's anchors of a cell, centred on 0 and rounded, by ratio and size: [ratios · sizes, 4]."""
     # Filled, not copied from a list: a copy from host memory would make the host wait for the device.
     ratios = torch.stack([like.new_full((), ratio) for ratio in aspect_ratios])[:, None]
     h_ratios = torch.sqrt(ratios)

@@ -1,4 +1,4 @@
-"""Which ground truth each box should learn.
+"""Matching of boxes with the ground truth that they should learn.
 
 Shapes: N images, A boxes, G ground-truth rows (padded). Boxes are (x1, y1, x2, y2) in input pixels.
 Source: Faster R-CNN (arXiv:1506.01497), section 3.1.2.
@@ -33,8 +33,8 @@ def match_boxes(
         num_gt: [N] int, on the same device. 0 is allowed.
         fg_iou: IoU from which a box learns its best ground truth (of equals, the lowest row).
         bg_iou: IoU below which a box is background; between the two it is ignored.
-        low_quality: whether boxes that overlap some ground truth more than any other box does also learn (their own best
-            ground truth), however low their IoU is, unless it is 0.
+        low_quality: whether boxes that overlap some ground truth more than any other box does also learn (their own
+            best ground truth), however low their IoU is, unless it is 0.
 
     Returns:
         [N, A] int64: a row of gt_boxes, or BACKGROUND (-1), or IGNORE (-2).
@@ -85,7 +85,7 @@ def _reference(
 
 
 def _iou_rows(boxes: Tensor, gt_boxes: Tensor, num_gt: Tensor) -> Iterator[Tensor]:
-    """IoU of all boxes with ground-truth row 0, 1, …: [N, A], overwritten by the next. A padding row has IoU 0 with all."""
+    """IoU of all boxes with ground-truth row 0, 1, …: [N, A], overwritten by the next. Padding has IoU 0 with all."""
     num_rows = gt_boxes.shape[1]
     is_padding = torch.arange(num_rows, device=num_gt.device) >= num_gt[:, None]  # [N, G]
     gt_area = box_area(gt_boxes.masked_fill(is_padding[..., None], 0))  # padding may hold anything, nan too

@@ -1,8 +1,9 @@
 """RoIAlign over a feature pyramid, as one weighted sum of table rows for each output bin.
 
-Shapes: N images, R boxes an image, B = N·R, L levels of [N, C, H_l, W_l], O output size, S samples of a bin on one axis. Heads
-differ in R, O and S. Boxes are (x1, y1, x2, y2) in input pixels. roi_sampling.py says where the samples lie. In plain torch,
-gathering and weighing is `embedding_bag`'s work, whose backward is the gradient of the features, of all heads in one; boxes get none.
+Shapes: N images, R boxes an image, B = N·R, L levels of [N, C, H_l, W_l], O output size, S samples of a bin on one
+axis. Heads differ in R, O and S. Boxes are (x1, y1, x2, y2) in input pixels. roi_sampling.py says where the samples
+lie. In plain torch, gathering and weighing is `embedding_bag`'s work, whose backward is the gradient of the features,
+of all heads in one; boxes get none.
 Source: Mask R-CNN (arXiv:1703.06870), section 3; FPN (arXiv:1612.03144), equation 1; borders are torchvision's.
 """
 
@@ -36,7 +37,7 @@ def multilevel_roi_align(
     sampling_ratio: int,
     aligned: bool = False,
 ) -> Tensor:
-    """Pool each box from the pyramid level that suits its size: `multilevel_roi_align_heads` for one head, [N, R, C, O, O]."""
+    """Pool each box from the pyramid level that suits its size: `multilevel_roi_align_heads` for one head."""
     (pooled,) = multilevel_roi_align_heads(
         features,
         [boxes],
@@ -59,29 +60,31 @@ def multilevel_roi_align_heads(
 ) -> list[Tensor]:
     """Pool the boxes of several heads, each box from the pyramid level that suits its size.
 
-    As many calls for one head give the same values, but each a gradient of its own of the whole pyramid, and autograd adds these:
-    here the heads' gradients meet in one, which is zeroed once and, in half precision, rounded once.
+    As many calls for one head give the same values, but each a gradient of its own of the whole pyramid, and autograd
+    adds these: here the heads' gradients meet in one, which is zeroed once and, in half precision, rounded once.
 
     Args:
-        features: one [N, C, H_l, W_l] float a level, finest first; N, C, dtype and device are the same everywhere. Channels-last
-            memory is fastest.
-        boxes: one [N, R, 4] float a head, input pixels; 1 to 4 heads. They get no gradient; padding (without area, even nan) pools
-            finite values.
+        features: one [N, C, H_l, W_l] float a level, finest first; N, C, dtype and device are the same everywhere.
+            Channels-last memory is fastest.
+        boxes: one [N, R, 4] float a head, input pixels; 1 to 4 heads. They get no gradient; padding (without area, even
+            nan) pools finite values.
         image_size: padded (height, width) of the input in pixels; level l has scale 2 ** round(log2(H_l / height)).
         output_sizes: O of each head, bins on either axis.
-        sampling_ratio: samples of a bin on either axis; 0: adaptive, as many as the bin is cells long, rounded up, on each axis. (A box longer
-            than its level, so one that reaches out of the image, has no more of them than one as long as the longest side of a level.)
-        aligned: whether the centre of cell 0 lies half a cell from the image's border, as it should, rather than on it. Then boxes may also be
-            less than a cell wide; else they are widened to one.
+        sampling_ratio: samples of a bin on either axis; 0: adaptive, as many as the bin is cells long, rounded up, on
+            each axis. (A box longer than its level, so one that reaches out of the image, has no more of them than one
+            as long as the longest side of a level.)
+        aligned: whether the centre of cell 0 lies half a cell from the image's border, as it should, rather than on it.
+            Then boxes may also be less than a cell wide; else they are widened to one.
 
     Returns:
-        One [N, R, C, O, O] a head, dtype of the features, channels-last in memory: flattened over N and R, a channels-last batch.
+        One [N, R, C, O, O] a head, dtype of the features, channels-last in memory: flattened over N and R, a
+        channels-last batch.
 
     Raises:
         ValueError: if a shape or dtype is not as above, or a number is out of range.
 
-    Source: Mask R-CNN (arXiv:1703.06870), FPN (arXiv:1612.03144); equals torchvision's MultiScaleRoIAlign, which is not aligned, and with
-        `aligned` Detectron2's ROIPooler with ROIAlignV2.
+    Source: Mask R-CNN (arXiv:1703.06870), FPN (arXiv:1612.03144); equals torchvision's MultiScaleRoIAlign, which is not
+        aligned, and with `aligned` Detectron2's ROIPooler with ROIAlignV2.
     """
     op = "multilevel_roi_align"
     require(
@@ -135,7 +138,7 @@ def _reference(
 
 
 def _bag_bytes(corners: Corners) -> int:
-    """What the indices and weights of all bins of a head take."""
+    """Bytes of the indices and weights of all bins of a head."""
     row_idx, row_weight, column_idx, _ = corners
     taps = row_idx.shape[2] * column_idx.shape[2]
     return row_idx.shape[0] * row_idx.shape[1] ** 2 * taps * (row_idx.element_size() + row_weight.element_size())
@@ -218,7 +221,7 @@ def _fake_backward(
 
 
 def _save_pyramid(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    """Of the features the backward pass needs the shapes and layouts alone."""
+    """The backward pass needs the shapes and layouts of the features, not their values."""
     features, boxes, ctx.scales, _, ctx.sampling_ratio, ctx.aligned = inputs
     ctx.save_for_backward(*boxes)
     ctx.sizes = [side for level in features for side in level.shape[2:]]
@@ -226,7 +229,7 @@ def _save_pyramid(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> No
 
 
 def _pyramid_gradients(ctx: Any, grads: list[Tensor]) -> tuple[list[Tensor], list[None], None, None, None, None]:
-    """Gradients of the features in their layouts. Asked to be deterministic, it is, with another kernel, instead of an error."""
+    """Gradients of the features in their layouts; where torch must be deterministic, by another kernel."""
     gradients = torch.ops.cuda_ops.multilevel_roi_align_backward(
         grads,
         list(ctx.saved_tensors),
@@ -255,9 +258,11 @@ def _gradients_of_heads(ctx: Any, features: list[Tensor]) -> tuple[Any, ...]:
 
 
 def gathers_gradients() -> bool:
-    """Whether a GPU gathers the gradient cell by cell, the same bits every time, rather than scatter it by atomic additions.
+    """Tell whether a GPU gathers the gradient cell by cell, the same bits every time, rather than scatter it by atomic
+    additions.
 
-    The environment's CUDA_OPS_ROI_ALIGN_BACKWARD says scatter (the default) or gather; where torch must be deterministic it gathers.
+    The environment's CUDA_OPS_ROI_ALIGN_BACKWARD says scatter (the default) or gather; where torch must be
+    deterministic it gathers.
 
     Raises:
         ValueError: if the variable says something else.

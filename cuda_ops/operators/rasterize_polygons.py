@@ -1,11 +1,12 @@
 """Polygons cropped to boxes and filled on a small grid, bit for bit as pycocotools fills them.
 
-Shapes: N images, R boxes an image, B boxes at a time, G instances an image, V vertices, T parts, E edges of one instance
-(padded), M side of the grid. Boxes are (x1, y1, x2, y2) in pixels of the polygons.
+Shapes: N images, R boxes an image, B boxes at a time, G instances an image, V vertices, T parts, E edges of one
+instance (padded), M side of the grid. Boxes are (x1, y1, x2, y2) in pixels of the polygons.
 
-pycocotools rounds vertices to fifths of a cell, walks along each edge in steps of a fifth, notes where the walk passes the
-middle of a column (from fifth 5c + 2 to 5c + 3), and fills each column below an odd number of such crossings. An edge passes
-the middle of a column at most once, so edges × columns, all at once, tell the same; only the arithmetic of a step must agree.
+pycocotools rounds vertices to fifths of a cell, walks along each edge in steps of a fifth, notes where the walk passes
+the middle of a column (from fifth 5c + 2 to 5c + 3), and fills each column below an odd number of such crossings. An
+edge passes the middle of a column at most once, so edges × columns, all at once, tell the same; only the arithmetic of
+a step must agree.
 Source: COCO API, rleFrPoly; the crop is detectron2's rasterize_polygons_within_box.
 """
 
@@ -52,8 +53,8 @@ def rasterize_polygons(boxes: Tensor, instance_idxs: Tensor, polygons: PackedPol
         size: side of a mask in cells; a box is stretched over size × size of them, its sides taken as at least 0.1 px.
 
     Returns:
-        [N, R, size, size] float32 of 0 and 1, whatever the numbers: a coordinate of a box that is nan counts as 0, a box of infinite
-        length cuts out nothing, and a vertex that is nan lies on the first corner of its box.
+        [N, R, size, size] float32 of 0 and 1, whatever the numbers: a coordinate of a box that is nan counts as 0, a
+        box of infinite length cuts out nothing, and a vertex that is nan lies on the first corner of its box.
 
     Raises:
         ValueError: if a shape or dtype is not as above, or the instances do not divide evenly among the images.

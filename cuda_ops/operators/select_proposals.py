@@ -1,7 +1,8 @@
 """From objectness and deltas to the boxes that go into non-maximum suppression.
 
 Shapes: N images, A anchors of one image over all levels, L levels, K proposals of one level.
-Boxes are (x1, y1, x2, y2) in input pixels. Source: FPN (arXiv:1612.03144), section 4.1; order of steps is torchvision's.
+Boxes are (x1, y1, x2, y2) in input pixels. Source: FPN (arXiv:1612.03144), section 4.1; order of steps is
+torchvision's.
 """
 
 from collections.abc import Sequence

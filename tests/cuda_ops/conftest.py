@@ -55,7 +55,8 @@ def emulator(emulation: ModuleType) -> Any:
 
 @pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
 def cuda(request: pytest.FixtureRequest, backend: library.Backend) -> Iterator[torch.device]:
-    """The device of tests of CUDA kernels: a GPU; or the CPU, where the compiled operators then are the emulated kernels.
+    """The device of tests of CUDA kernels: a GPU; or the CPU, where the compiled operators then are the emulated
+    kernels.
 
     Emulated, each test has its own order of blocks and threads, and also fails where a kernel did wrong: see emulator/.
     """

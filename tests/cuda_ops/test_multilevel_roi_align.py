@@ -1,4 +1,4 @@
-"""RoIAlign: torchvision's MultiScaleRoIAlign and, aligned or adaptive, its RoIAlign of one level; forward and backward."""
+"""RoIAlign, forward and backward: torchvision's MultiScaleRoIAlign and, aligned or adaptive, its RoIAlign of one level."""
 
 import random
 from contextlib import contextmanager

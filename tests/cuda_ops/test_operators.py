@@ -1,4 +1,4 @@
-"""What every operator of cuda_ops/operators/ must be: complete, known to torch, and without a wait of the host. Examples are its own."""
+"""Every operator of cuda_ops/operators/, by its own example: complete, known to torch, and without a wait of the host."""
 
 import ast
 import re
