@@ -8,7 +8,7 @@ from torch import Tensor
 
 Conventions = Literal["detectron2", "torchvision"]
 CONVENTIONS: tuple[str, ...] = get_args(Conventions)
-KERNEL_DTYPES = (torch.float32, torch.float64)  # where an operator takes more, plain torch serves the others
+KERNEL_DTYPES = (torch.float32, torch.float64)  # plain torch serves the others that an operator takes
 
 
 def require_one_device(op: str, **arguments: Tensor | None) -> None:

@@ -19,7 +19,7 @@ class Kernel:
     With output shapes and gradients it works under autograd, torch.compile, torch.export and FakeTensorMode.
     """
 
-    schema: str  # as csrc/<operator>.cpp defines it
+    schema: str  # the definition in csrc/<operator>.cpp
     fake: Callable[..., Any]  # outputs without data, from inputs without data
     setup_context: Callable[..., None] | None = None  # keeps what the backward pass needs
     backward: Callable[..., Any] | None = None  # the gradients of all inputs
@@ -41,11 +41,11 @@ class Operator(Generic[P, R]):
 
     function: Callable[..., Any]
     reference: Callable[P, R]  # in plain torch: specification, fallback, and oracle of the kernels
-    compiled: Callable[P, R]  # by the kernels, with the same signature
+    compiled: Callable[P, R]  # calls the kernels, with the same signature
     kernels: tuple[Kernel, ...]  # the first has the operator's name
     example: Callable[[torch.device], dict[str, Any]]  # keyword arguments of `function`, small enough for a check
     has_cuda_kernel: bool = True
-    waits: bool = False  # whether the host waits for the device in it
+    waits: bool = False  # the host waits for the device in it
 
     @property
     def name(self) -> str:

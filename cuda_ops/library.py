@@ -26,7 +26,7 @@ class LibraryError(ImportError):
 PATH: Path | None = None
 HAS_CPU = False
 HAS_CUDA = False
-REASON = ""  # why there are no compiled operators
+REASON = ""  # there are no compiled operators because of this
 _chosen: Backend | None = None
 _has_warned = False
 

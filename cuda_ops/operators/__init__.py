@@ -14,7 +14,7 @@ from cuda_ops import library
 from cuda_ops.declaration import Operator
 
 _modules = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
-ALL: tuple[Operator, ...] = tuple(module.OPERATOR for module in _modules)  # by name
+ALL: tuple[Operator, ...] = tuple(module.OPERATOR for module in _modules)  # sorted by name
 PUBLIC: dict[str, Any] = {name: getattr(module, name) for module in _modules for name in module.__all__}
 
 library.load([kernel.schema for operator in ALL for kernel in operator.kernels])

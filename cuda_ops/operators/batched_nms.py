@@ -72,7 +72,7 @@ def _reference(
         if start + BLOCK < num_boxes:
             planes[..., block].masked_fill_(is_dead[:, block], 0)  # no area: the dead suppress nothing
             outside = _iou(planes[..., block], planes[..., later], groups, block, later) > threshold
-            is_dead[:, later] |= outside.any(dim=1)  # of the highest IoU, nan would hide the others
+            is_dead[:, later] |= outside.any(dim=1)  # not the highest IoU: nan would hide the others
     return _first_alive(is_dead, order, max_output)
 
 

@@ -26,8 +26,8 @@ from cuda_ops.declaration import Kernel, Operator
 
 __all__ = ["encode_masks"]
 
-BITS = 5  # of a number in a character of a code
-MAX_CHARACTERS = 7  # of a number: a run of 2 ** 32 pixels, and its sign
+BITS = 5  # bits of a number in a character of a code
+MAX_CHARACTERS = 7  # characters of a number: a run of 2 ** 32 pixels, and its sign
 FIRST_CHARACTER = 48
 FARTHEST_PX = 2**40  # no image reaches there
 MAX_FRAME = 2**28  # pixels of a frame that is painted whole

@@ -25,7 +25,7 @@ __all__ = ["multilevel_roi_align", "multilevel_roi_align_heads"]
 
 BACKWARDS = ("scatter", "gather")
 VARIABLE = "CUDA_OPS_ROI_ALIGN_BACKWARD"
-MAX_CHUNK_BYTES = 64 * 2**20  # of indices and weights at once
+MAX_CHUNK_BYTES = 64 * 2**20  # indices and weights that are there at once
 
 
 def multilevel_roi_align(
