@@ -2,7 +2,8 @@
 
 Writes a single HTML file (no other files, no web requests), and a Markdown file of the same name without charts and
 pictures. For several runs it shows their differences and compares their figures; missing parts are listed. With
---readme, the figures of the runs are stored in docs/results/, and the marked tables of README.md are regenerated.
+--readme, the figures of the runs are stored in docs/results/, and the marked tables of README.md and docs/results.md
+are regenerated.
 """
 
 import datetime
@@ -154,7 +155,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--pictures", type=int, default=4, help="number of worst and of best images per run (%(default)s)"
     )
     parser.add_argument(
-        "--readme", action="store_true", help="regenerate README's tables from docs/results/ and these runs"
+        "--readme",
+        action="store_true",
+        help="store the runs' figures; regenerate the tables of README.md and docs/results.md",
     )
     with user_errors():
         args, config = parse(parser, argv)

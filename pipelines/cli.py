@@ -19,7 +19,7 @@ STAGES = {
     "compare": "is one configuration better than another, or is it noise?",
     "register": "take an evaluated model into MLflow's registry",
     "export": "a program of torch.export for each image size, for use without this code",
-    "report": "one page about finished runs; README's tables",
+    "report": "one page about finished runs; the tables of README and docs/results.md",
     "pytorchjob": "train on Kubernetes: submit a PyTorchJob and follow it to its end",
     "pipeline": "all of these as one pipeline, on Kubeflow or on this machine",
 }

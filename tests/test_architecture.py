@@ -5,6 +5,7 @@ A room is a file right below a floor, or a folder there (a wing). An arrow goes 
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -220,3 +221,12 @@ def test_right_below_components_lie_stages_and_what_all_of_them_share():
     """What a stage is made of lies in a folder beside them."""
     below = {path.stem for path in (REPOSITORY / "components").glob("*.py")} - {"__init__"}
     assert below - {*SHARED} == {*STAGES} - {"pipeline"}
+
+
+def test_every_folder_of_components_and_model_is_on_the_map():
+    text = (REPOSITORY / "docs" / "architecture.md").read_text()
+    drawing = text.partition("```mermaid")[2].partition("```")[0]
+    for floor in ("components", "model"):
+        rooms = {path.parent.name for path in (REPOSITORY / floor).glob("*/__init__.py")}
+        assert {f"{floor}/{room}/" for room in rooms if f"`{floor}/{room}/`" not in text} == set()
+        assert {room for room in rooms if not re.search(rf"\b{room}\b", drawing)} == set()

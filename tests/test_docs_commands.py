@@ -18,7 +18,6 @@ from pipelines.cli import STAGES
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 KUBEFLOW = REPOSITORY / "docs" / "kubeflow.md"
-DOCUMENTS = [REPOSITORY / "README.md", KUBEFLOW]
 # Quoted in the table of failures, but said by pip, Kubernetes, MLflow or the system.
 SAID_BY_OTHERS = {
     "ResolutionImpossible", "unbound immediate PersistentVolumeClaims", 'secret "mlflow" not found', "Invalid Host header",
@@ -43,12 +42,19 @@ def command_lines(document: Path) -> list[str]:
     return sorted({line.strip() for line in lines if line.strip().startswith("maskrcnn ") and "<" not in line})
 
 
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+DOCUMENTS = [page for page in PAGES if shell_blocks(page)]
+EXAMPLES = {"maskrcnn count", "maskrcnn train train.nesterov=true"}  # what CONTRIBUTING.md shows how to add
+
+
 class ParsedError(Exception):
     """A command line was read without fault."""
 
 
 @pytest.mark.parametrize(
-    "line", [line for document in DOCUMENTS for line in command_lines(document)], ids=lambda line: line[:60]
+    "line",
+    [line for document in DOCUMENTS for line in command_lines(document) if line not in EXAMPLES],
+    ids=lambda line: line[:60],
 )
 def test_command_lines_are_read_by_their_parsers(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The stage's own `main` is called, and left as soon as it has read the command line and the parameters."""
@@ -81,11 +87,14 @@ def test_a_wrong_command_line_is_found(words: list[str]):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_shell_blocks_are_shell(document: Path):
-    assert shell_blocks(document)
     for block in shell_blocks(document):
         text = re.sub(r"<[a-z ]+>", "PLACE", block)
         done = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{block}\n{done.stderr}"
+
+
+def test_documents_with_commands_are_found():
+    assert {"README.md", "kubeflow.md", "stability.md"} <= {document.name for document in DOCUMENTS}
 
 
 def test_paths_exist():

@@ -1,4 +1,4 @@
-"""Tables of README.md, generated from measured runs: `maskrcnn report --readme RUN…`.
+"""Tables of README.md and docs/results.md, generated from measured runs: `maskrcnn report --readme RUN…`.
 
 The figures of each run are kept in docs/results/<run>.json, so that the tables can be regenerated anywhere and tested:
 the text between `<!-- table:NAME -->` and `<!-- /table -->` is a function of these files. A run that is given again
@@ -24,30 +24,34 @@ from model.errors import UserError
 from model.files import write_atomically
 
 RESULTS = Path("docs/results")
+# The documents, relative to the repository's root, and the tables that each of them marks.
+DOCUMENTS = {"README.md": ("summary",), "docs/results.md": ("accuracy", "stability", "training", "inference")}
 _BLOCK = re.compile(r"(<!-- table:(?P<name>[\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 _OWN_COLUMN = ("train.dtype", "train.compile", "train.cuda_graph")  # shown in the column of the precision
 Record = dict[str, Any]
 
 
 def update_readme(run_dirs: Sequence[Path], root: Path) -> list[str]:
-    """Store the figures of some runs, and regenerate the tables of `root`/README.md from all stored figures.
+    """Store the figures of some runs, and regenerate the tables below `root` from all stored figures.
 
     Returns:
-        Names of the blocks that changed.
+        Names of the tables that changed.
 
     Raises:
-        UserError: if a folder has no run, or README.md marks an unknown table or lacks one.
+        UserError: if a folder has no run, or a document marks a table that is not its own or lacks one.
     """
-    folder, readme = root / RESULTS, root / "README.md"
+    folder = root / RESULTS
     folder.mkdir(parents=True, exist_ok=True)
     for run_dir in run_dirs:
         record = record_of(run_dir)
         text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
         write_atomically(folder / f"{record['name']}.json", text)
-    before = readme.read_text(encoding="utf-8")
-    blocks = blocks_of(read_records(folder))
-    write_atomically(readme, fill_blocks(before, blocks))
-    return [name for name, text in blocks.items() if text not in before]
+    blocks, changed = blocks_of(read_records(folder)), []
+    for document, names in DOCUMENTS.items():
+        before = (root / document).read_text(encoding="utf-8")
+        write_atomically(root / document, fill_blocks(document, before, blocks))
+        changed += [name for name in names if blocks[name] not in before]
+    return changed
 
 
 def record_of(run_dir: Path) -> Record:
@@ -81,18 +85,40 @@ def blocks_of(records: Iterable[Record]) -> dict[str, str]:
     return {name: make(kept) or _nothing(command) for name, (make, command) in _TABLES.items()}
 
 
-def fill_blocks(text: str, blocks: dict[str, str]) -> str:
-    """Replace the content of the marked blocks of a document.
+def fill_blocks(document: str, text: str, blocks: dict[str, str]) -> str:
+    """Replace the content of the marked tables in the text of one of DOCUMENTS.
 
     Raises:
-        UserError: if it marks an unknown block, or lacks one.
+        UserError: if it marks a table that is not its own, or lacks one.
     """
-    marked = [match["name"] for match in _BLOCK.finditer(text)]
-    if sorted(marked) != sorted(blocks):
+    marked, names = [match["name"] for match in _BLOCK.finditer(text)], DOCUMENTS[document]
+    if sorted(marked) != sorted(names):
         raise UserError(
-            f"README.md: must mark the tables {', '.join(blocks)}, each once; got {', '.join(marked) or 'none'}"
+            f"{document}: must mark the tables {', '.join(names)}, each once; got {', '.join(marked) or 'none'}"
         )
     return _BLOCK.sub(lambda match: f"{match[1]}\n{blocks[match['name']]}\n\n{match[3]}", text)
+
+
+def summary_table(records: Sequence[Record]) -> str:
+    """Make README's table: a row per training of an unchanged recipe, with mean ± std over seeds if studied."""
+    trainings = [record["training"] for record in records if "training" in record]
+    studies = {record["name"]: record["stability"] for record in records if "stability" in record}
+    head = ["recipe", "hardware", "precision", "training", "box AP", "mask AP", "box AP over seeds", "mask AP over seeds",
+            "made"]  # fmt: skip
+    rows = [
+        [
+            _title(one),
+            _machine(one, one["processes"]),
+            _precision(one),
+            duration(one["time_s"]),
+            *(number((one[iou_type] or {}).get("AP")) for iou_type in ("bbox", "segm")),
+            *(_over_seeds(studies.get(f"{one['recipe']}_stability"), one, iou_type) for iou_type in ("bbox", "segm")),
+            _made(one),
+        ]
+        for one in trainings
+        if not one["changes"]
+    ]
+    return markdown_table(Table(head, rows)) if rows else ""
 
 
 def accuracy_table(records: Sequence[Record]) -> str:
@@ -202,6 +228,7 @@ def _scaling_table(records: Sequence[Record]) -> str:
 
 
 _TABLES: dict[str, tuple[Callable[[Sequence[Record]], str], str]] = {
+    "summary": (summary_table, "maskrcnn train"),
     "accuracy": (accuracy_table, "maskrcnn train"),
     "stability": (stability_table, "maskrcnn stability"),
     "training": (training_table, "maskrcnn benchmark train scaling"),
@@ -259,6 +286,12 @@ def _speedup(
             if _precision(other) == precision and key(other) == key(one) and mine and base:
                 return f"{mine / base:.2f}"
     return DASH
+
+
+def _over_seeds(study: Record | None, one: Record, iou_type: str) -> str:
+    """Mean ± standard deviation of a study with the data of this training; a dash if there is none."""
+    score = study.get(iou_type, {}).get("AP") if study and study["data_hash"] == one["data_hash"] else None
+    return DASH if not score or score["deviation"] is None else f"{score['mean']:.3f} ± {score['deviation']:.3f}"
 
 
 def _precision(one: Record) -> str:

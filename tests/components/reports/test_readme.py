@@ -1,4 +1,4 @@
-"""README's tables come from docs/results/ and say what is there."""
+"""The tables of README.md and docs/results.md come from docs/results/ and say what is there."""
 
 import json
 import re
@@ -52,12 +52,37 @@ def columns(table: str) -> dict[str, list[str]]:
     return {title: [row[k] for row in rows[2:]] for k, title in enumerate(rows[0])}
 
 
-def test_readme_is_what_the_figures_give():
+@pytest.mark.parametrize("document", readme.DOCUMENTS)
+def test_tables_are_generated_from_the_figures(document: str):
     """Not by hand: after a change of either, `maskrcnn report --readme`."""
-    text = (REPOSITORY / "README.md").read_text()
+    text = (REPOSITORY / document).read_text()
     records = readme.read_records(REPOSITORY / readme.RESULTS)
     assert records
-    assert readme.fill_blocks(text, readme.blocks_of(records)) == text
+    assert readme.fill_blocks(document, text, readme.blocks_of(records)) == text
+
+
+def test_every_table_has_its_document():
+    assert sorted(name for names in readme.DOCUMENTS.values() for name in names) == sorted(readme.blocks_of([]))
+
+
+def test_the_summary_has_unchanged_recipes_and_their_studies():
+    def study(name: str, data_hash: str) -> dict[str, Any]:
+        ap = {"AP": {"mean": 0.38, "deviation": 0.0042}}
+        return {"name": name, "stability": {"bbox": ap, "data_hash": data_hash}}
+
+    records = [training("a", "float32", 7200), training("b", "float16", 3600, **{"train.dtype": "float16"})]
+    for record in records:
+        record["training"]["data_hash"] = "ab"
+    for studies, over_seeds in (
+        ([], "–"),
+        ([study("coco_stability", "ab")], "0.380 ± 0.004"),
+        ([study("coco_stability", "other data")], "–"),
+        ([study("coco_lr_stability", "ab")], "–"),
+    ):
+        table = columns(readme.summary_table([*records, *studies]))
+        assert (table["recipe"], table["precision"], table["box AP"]) == (["coco"], ["float32"], ["0.377"])
+        assert table["box AP over seeds"] == [over_seeds]
+        assert table["mask AP over seeds"] == ["–"]
 
 
 def test_training_in_half_the_time_is_twice_as_fast():
@@ -112,7 +137,9 @@ def test_weak_scaling_of_two_precisions_stands_side_by_side():
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A repository with nothing measured, and a run in it that is done."""
-    shutil.copy(REPOSITORY / "README.md", tmp_path / "README.md")
+    for document in readme.DOCUMENTS:
+        (tmp_path / document).parent.mkdir(exist_ok=True)
+        shutil.copy(REPOSITORY / document, tmp_path / document)
     run = tmp_path / "runs" / "mine"
     journal = Journal(run / "log.jsonl")
     for number in (1, 2):
@@ -130,7 +157,7 @@ def test_a_run_is_taken_up_once_and_kept(tree: Path, monkeypatch: pytest.MonkeyP
     save_config(Config(), tree / "params.yaml")
     monkeypatch.chdir(tree)
     report.main(["--readme", "runs/mine"])
-    text = (tree / "README.md").read_text()
+    text = (tree / "docs" / "results.md").read_text()
     block = re.search(r"<!-- table:accuracy -->(.*?)<!-- /table -->", text, re.DOTALL)
     assert block is not None
     table = columns(block[1])
@@ -139,7 +166,7 @@ def test_a_run_is_taken_up_once_and_kept(tree: Path, monkeypatch: pytest.MonkeyP
     assert "Not measured yet; run `maskrcnn benchmark inference`" in text
     shutil.rmtree(tree / "runs")
     report.main(["--readme"])
-    assert (tree / "README.md").read_text() == text
+    assert (tree / "docs" / "results.md").read_text() == text
 
 
 def test_a_stability_study_is_shown_as_it_tells_of_itself(tree: Path):
@@ -156,9 +183,9 @@ def test_a_stability_study_is_shown_as_it_tells_of_itself(tree: Path):
     (tree / "study").mkdir()
     (tree / "study" / "stability.json").write_text(json.dumps(study))
     assert "stability" in readme.update_readme([tree / "study"], tree)
-    assert stability_markdown(study) in (tree / "README.md").read_text()
+    assert stability_markdown(study) in (tree / "docs" / "results.md").read_text()
 
 
 def test_a_document_with_other_marks_is_refused():
-    with pytest.raises(UserError, match="got accuracies"):
-        readme.fill_blocks("<!-- table:accuracies -->\n<!-- /table -->", {"accuracy": ""})
+    with pytest.raises(UserError, match=r"README\.md: must mark the tables summary, each once; got accuracy"):
+        readme.fill_blocks("README.md", "<!-- table:accuracy -->\n<!-- /table -->", {"accuracy": "", "summary": ""})
