@@ -1,4 +1,4 @@
-"""The documents name only what exists: parameters, recipes, targets, files, sections."""
+"""The documents name only what exists: parameters, recipes, targets, files, sections. They are short, and their lines too."""
 
 import json
 import re
@@ -16,7 +16,7 @@ README = REPOSITORY / "README.md"
 PAGES = sorted((REPOSITORY / "docs").glob("*.md"))
 DOCUMENTS = [README, REPOSITORY / "CONTRIBUTING.md", REPOSITORY / "SECURITY.md", *PAGES]
 by_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-MAX_README_LINES = 150
+MAX_README_LINES, MAX_COLUMNS = 150, 120
 # The examples of CONTRIBUTING.md: what they would add.
 EXAMPLES = {"train.nesterov", "components/count.py", "components/counting/", "tests/components/test_count.py", "count"}
 
@@ -119,3 +119,8 @@ def prose(text: str) -> Iterator[str]:
         is_code ^= line.lstrip().startswith("```")
         if not is_code and not line.startswith("|"):
             yield line
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, REPOSITORY / "CHANGELOG.md"], ids=lambda path: path.name)
+def test_lines_of_prose_end_in_time(document: Path):
+    assert [line for line in prose(document.read_text()) if len(line) > MAX_COLUMNS] == []
