@@ -73,7 +73,7 @@ class DataConfig(Section):
     # then cropped to crop_size_px (height, width) at random; min_sizes_px and max_size_px are not used then. Empty:
     # off.
     scale_jitter: Annotated[tuple[PositiveFloat, ...], Field(max_length=2)] = ()
-    crop_size_px: tuple[PositiveInt, PositiveInt] = Field((1024, 1024), description="with scale_jitter only")
+    crop_size_px: tuple[PositiveInt, PositiveInt] = Field(default=(1024, 1024), description="with scale_jitter only")
     workers: NonNegativeInt = 2  # decoding processes; 0 decodes in the training process
     shapes: ShapesConfig = ShapesConfig()
 
@@ -146,7 +146,7 @@ class ModelConfig(Section):
     aspect_ratios: tuple[PositiveFloat, ...] = (0.5, 1.0, 2.0)
     # Region proposal network.
     rpn_fg_iou: Fraction = 0.7
-    rpn_bg_iou: Fraction = Field(0.3, description="0.3 in NVIDIA's code, 0.5 in its README")
+    rpn_bg_iou: Fraction = Field(default=0.3, description="0.3 in NVIDIA's code, 0.5 in its README")
     rpn_batch_size: PositiveInt = 256
     rpn_positive_fraction: Fraction = 0.5
     rpn_nms_iou: Fraction = 0.7
@@ -335,8 +335,8 @@ class EvaluateConfig(Section):
     backend: Literal["auto", "hotcoco", "pycocotools"] = "auto"  # library that computes AP; auto: hotcoco if installed
     every_epoch: bool = False  # also evaluate during training, after each epoch
     # Early stop, with every_epoch: training ends when both are reached (or the only one that model.task has); 0: never.
-    target_bbox_ap: Fraction = Field(0.0, description="with every_epoch only")
-    target_segm_ap: Fraction = Field(0.0, description="with every_epoch only")
+    target_bbox_ap: Fraction = Field(default=0.0, description="with every_epoch only")
+    target_segm_ap: Fraction = Field(default=0.0, description="with every_epoch only")
     skip_eval: bool = False  # write predictions only
     split: Literal["train", "val"] = "val"
     drawn_images: NonNegativeInt = 16  # number of images drawn with their predictions

@@ -139,14 +139,15 @@ def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     tree = dict(base)
     for name, value in own.items():
         section = base.get(name)
-        both = isinstance(section, dict) and isinstance(value, dict)
-        tree[name] = _merged(section, value) if both else value
+        if isinstance(section, dict) and isinstance(value, dict):
+            value = _merged(section, value)
+        tree[name] = value
     return tree
 
 
 def _stated(tree: Any, prefix: str = "") -> dict[str, str]:
     """The keys that a file states, by dotted name, each with the comment beside it; empty where there is none."""
-    stated = {}
+    stated: dict[str, str] = {}
     for name, value in tree.items():
         if isinstance(value, dict):
             stated |= _stated(value, f"{prefix}{name}.")
