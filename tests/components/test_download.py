@@ -344,7 +344,7 @@ def test_a_custom_folder_is_only_looked_at(tmp_path: Path):
     for name in ("images_train", "images_val", "my"):
         (tmp_path / name).mkdir()
     (tmp_path / "instances_train.json").touch()
-    with pytest.raises(UserError, match=r"my/val.json: no such annotation file; data.val_annotations"):
+    with pytest.raises(UserError, match=r"my/val.json: no such annotation file; set data.val_annotations"):
         run(Config(data=data))
     (tmp_path / "my" / "val.json").touch()
     before = sorted(tmp_path.rglob("*"))
@@ -353,5 +353,5 @@ def test_a_custom_folder_is_only_looked_at(tmp_path: Path):
 
 
 def test_a_missing_custom_folder_is_named(tmp_path: Path):
-    with pytest.raises(DownloadError, match=r"images_train: no such image folder; data.train_images"):
+    with pytest.raises(DownloadError, match=r"images_train: no such image folder; set data.train_images"):
         run(Config(data=DataConfig(source="custom", raw_dir=tmp_path)))
