@@ -27,9 +27,12 @@ train:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(recipes, "RECIPES", tmp_path)
-    (tmp_path / "base.yaml").write_text(BASE)
-    return tmp_path
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    monkeypatch.setattr(recipes, "RECIPES", folder)
+    (folder / "base.yaml").write_text(BASE)
+    (tmp_path / "outside.yaml").write_text(BASE)
+    return folder
 
 
 def test_a_recipe_has_the_defaults_but_for_what_it_states(folder: Path):
@@ -72,7 +75,7 @@ WRONG = {
     "extends: bose": r"other\.yaml: extends: must be the name of a recipe, got 'bose'; did you mean base\?",
     "extends: [base]": r"other\.yaml: extends: must be the name of a recipe, got \['base'\]",
     "extends:": r"other\.yaml: extends: must be the name of a recipe, got None",
-    "extends: ../base": r"other\.yaml: extends: must be the name of a recipe, got '\.\./base'",
+    "extends: ../outside": r"other\.yaml: extends: must be the name of a recipe, got '\.\./outside'",
     "extends: other": r"other\.yaml: extends: must not lead back to the recipe itself, got other → other",
     "extends: round": r"round\.yaml: extends: must not lead back to the recipe itself, got other → round → other",
     "extends: wrong": r"wrong\.yaml: train\.base_lr: .* greater than 0, got -1",
@@ -99,7 +102,7 @@ def test_what_a_recipe_gets_wrong_is_told_with_file_and_key(folder: Path):
 def test_an_unknown_recipe_names_the_nearest(folder: Path):
     for name, told in {
         "bases": "did you mean base?",
-        "../base": "base",
+        "../outside": "known: base",
         "": "known: base",
         "qqq": "known: base",
     }.items():
