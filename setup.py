@@ -183,6 +183,7 @@ setup(
         "filelock>=3.12",
         "dvc>=3.50,<4",
         "requests>=2.31",
+        "urllib3>=2.2,<3",  # read1
         "rich>=13",
         "matplotlib>=3.8",
         "jinja2>=3.1,<4",
