@@ -295,6 +295,29 @@ def test_a_wrong_byte_without_md5_is_found_by_the_zips_own_checksums(server: Fil
     with pytest.raises(DownloadError, match=r"train2017.zip: must be a valid zip file, but is damaged .*was deleted"):
         run(config(tmp_path, server))
     assert files_below(tmp_path) == {}
+    server.files[TRAIN] = good
+    run(config(tmp_path, server))
+    assert files_below(tmp_path) == expected(server)
+
+
+def test_a_full_disk_leaves_no_half_stamp_and_the_zip_that_was_fetched(server: FileServer, tmp_path: Path):
+    stamp = tmp_path / ".download" / "train2017.zip.json"
+    stamp.parent.mkdir()
+    stamp.with_name(f"partial-{stamp.name}").symlink_to("/dev/full")
+    with pytest.raises(DownloadError, match=r"must be readable and writable, got No space left on device. Free space"):
+        run(config(tmp_path, server))
+    assert not stamp.exists()
+    run(config(tmp_path, server))
+    assert server.bodies(TRAIN) == [0]
+    assert files_below(tmp_path) == expected(server)
+
+
+def test_a_raw_dir_that_cannot_be_written_is_a_clear_error(server: FileServer, tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        DownloadError, match=r"file.*: must be readable and writable, got (Not a directory|File exists)"
+    ):
+        run(config(tmp_path / "file", server))
 
 
 def test_too_small_a_disk_is_told_before_anything_is_fetched(
