@@ -9,6 +9,8 @@ from torch import Tensor
 Conventions = Literal["detectron2", "torchvision"]
 CONVENTIONS: tuple[str, ...] = get_args(Conventions)
 KERNEL_DTYPES = (torch.float32, torch.float64)  # plain torch serves the others that an operator takes
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)  # torch computes little with others
+MAX_PYRAMID_LEVELS = 8  # kMaxLevels of csrc/roi_align.h
 
 
 def require_one_device(op: str, **arguments: Tensor | None) -> None:
@@ -29,13 +31,14 @@ def require_boxes(boxes: Tensor, op: str, argument: str, dims: tuple[int, ...] =
 
 
 def require_pyramid(features: Sequence[Tensor], op: str) -> None:
-    require(len(features) > 0, op, "features", "one level at least", 0)
+    require(0 < len(features) <= MAX_PYRAMID_LEVELS, op, "features", f"1 to {MAX_PYRAMID_LEVELS} levels", len(features))
     kinds = [(level.dim(), *level.shape[:2], level.dtype) for level in features]
+    is_uniform = kinds == kinds[:1] * len(kinds) and features[0].dim() == 4 and features[0].is_floating_point()
     require(
-        kinds == kinds[:1] * len(kinds) and features[0].dim() == 4 and features[0].is_floating_point(),
+        is_uniform and all(min(level.shape[1:]) > 0 for level in features),
         op,
         "features",
-        "[N, C, H_l, W_l] float with the same N, C and dtype",
+        "[N, C, H_l, W_l] float with the same N, C and dtype, and C, H_l and W_l at least 1",
         [kind(level) for level in features],
     )
 
@@ -46,13 +49,15 @@ def require(condition: bool, op: str, argument: str, must: object, got: object) 
         raise ValueError(f"{op}: {argument} must be {must}, got {got}")
 
 
+def require_whole(op: str, **arguments: object) -> None:
+    for name, value in arguments.items():
+        entries = value if isinstance(value, Sequence) else [value]
+        require(not any(isinstance(entry, float) for entry in entries), op, name, "whole", value)
+
+
 def is_integer(tensor: Tensor) -> bool:
-    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+    return tensor.dtype in INTEGERS
 
 
 def kind(tensor: Tensor) -> str:
     return f"{list(tensor.shape)} {tensor.dtype}"
-
-
-def shape_of(tensor: Tensor | None) -> list[int] | None:
-    return None if tensor is None else list(tensor.shape)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cuda_ops import examples
 from cuda_ops.boxes import box_area, widened
-from cuda_ops.checks import require, require_boxes, require_one_device, shape_of
+from cuda_ops.checks import is_integer, kind, require, require_boxes, require_one_device, require_whole
 from cuda_ops.declaration import Kernel, Operator
 
 __all__ = ["batched_nms"]
@@ -30,10 +30,11 @@ def batched_nms(
         scores: [R, K] float; -inf marks boxes that are never kept and suppress nothing.
         iou_threshold: 0 to 1; a box goes if its IoU with a kept, better one is greater. Of equals the first is better.
         max_output: boxes to keep of a row, at most.
-        groups: [R, K] int; boxes of different groups never suppress each other.
+        groups: [R, K] int (uint8, int8 to int64); boxes of different groups never suppress each other.
 
     Returns:
-        indices [R, max_output] int64 into K by descending score, 0 from counts on, and counts [R] int64.
+        indices [R, max_output] int64 into K by descending score, of equal scores the lowest index first, 0 from counts
+        on, and counts [R] int64.
 
     Raises:
         ValueError: if a shape or dtype is not as above, iou_threshold is not 0 to 1, or max_output < 0.
@@ -43,9 +44,13 @@ def batched_nms(
     op = "batched_nms"
     require_boxes(boxes, op, "boxes", dims=(3,))
     require(scores.shape == boxes.shape[:2], op, "scores", list(boxes.shape[:2]), scores.shape)
-    require(groups is None or groups.shape == scores.shape, op, "groups", list(scores.shape), shape_of(groups))
+    require(scores.is_floating_point(), op, "scores", "float", scores.dtype)
+    if groups is not None:
+        is_right = is_integer(groups) and groups.shape == scores.shape
+        require(is_right, op, "groups", f"{list(scores.shape)} int", kind(groups))
     require(0 <= iou_threshold <= 1, op, "iou_threshold", "0 to 1", iou_threshold)
     require(max_output >= 0, op, "max_output", "0 or more", max_output)
+    require_whole(op, max_output=max_output)
     require_one_device(op, boxes=boxes, scores=scores, groups=groups)
     return OPERATOR.on(boxes.device)(widened(boxes), scores, iou_threshold, max_output, groups)
 

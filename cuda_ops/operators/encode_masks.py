@@ -21,13 +21,14 @@ from cuda_ops.checks import (
     require_boxes,
     require_conventions,
     require_one_device,
+    require_whole,
 )
 from cuda_ops.declaration import Kernel, Operator
 
 __all__ = ["encode_masks"]
 
 BITS = 5  # bits of a number in a character of a code
-MAX_CHARACTERS = 7  # characters of a number: a run of 2 ** 32 pixels, and its sign
+MAX_CHARACTERS = 12  # characters of a number: a run of up to 2 ** 59 pixels, and its sign
 FIRST_CHARACTER = 48
 FARTHEST_PX = 2**40  # no image reaches there
 MAX_FRAME = 2**28  # pixels of a frame that is painted whole
@@ -76,6 +77,7 @@ def encode_masks(
     require(is_square and mask_probs.is_floating_point(), op, "mask_probs", "[D, M, M] float", kind(mask_probs))
     require(len(mask_probs) == len(boxes), op, "boxes", f"{len(mask_probs)} as mask_probs", len(boxes))
     require(min(image_size) > 0, op, "image_size", "positive", image_size)
+    require_whole(op, image_size=image_size)
     require_one_device(op, mask_probs=mask_probs, boxes=boxes)
     return OPERATOR.on(mask_probs.device)(mask_probs, boxes, image_size, threshold, conventions)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cuda_ops import examples
-from cuda_ops.checks import kind, require
+from cuda_ops.checks import kind, require, require_whole
 from cuda_ops.declaration import Kernel, Operator
 
 __all__ = ["enlarge_bilinear"]
@@ -36,6 +36,7 @@ def enlarge_bilinear(image: Tensor, size: tuple[int, int], is_mirrored: bool = F
     require(is_image, op, "image", "[h, w, 3] uint8, at least 2 × 2", kind(image))
     is_larger = size[0] >= image.shape[0] and size[1] >= image.shape[1]
     require(is_larger, op, "size", f"at least {list(image.shape[:2])}", size)
+    require_whole(op, size=size)
     return OPERATOR.on(image.device)(image, size, is_mirrored)
 
 

@@ -60,6 +60,10 @@ def cuda(request: pytest.FixtureRequest, backend: library.Backend) -> Iterator[t
 
     Emulated, each test has its own order of blocks and threads, and also fails where a kernel did wrong: see emulator/.
     """
+    yield from serve_cuda(request)
+
+
+def serve_cuda(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     if request.param == "gpu":
         yield torch.device("cuda")
         return
@@ -69,6 +73,15 @@ def cuda(request: pytest.FixtureRequest, backend: library.Backend) -> Iterator[t
     with emulator.serving():
         yield torch.device("cpu")
     assert_no_faults(emulator)
+
+
+@pytest.fixture(params=["as it is", "emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
+def cuda_or_cpu(request: pytest.FixtureRequest, backend: library.Backend) -> Iterator[torch.device]:
+    """The device of tests that every implementation passes: the CPU, then as `cuda`."""
+    if request.param == "as it is":
+        yield torch.device("cpu")
+    else:
+        yield from serve_cuda(request)
 
 
 def assert_no_faults(emulator: Any) -> None:
@@ -83,7 +96,8 @@ def seeds(request: pytest.FixtureRequest) -> Seeds:
     With the fixture `cuda` emulated kernels run each case in another order, and a fault is told with its seed.
     """
     params = getattr(getattr(request.node, "callspec", None), "params", {})
-    emulator = request.getfixturevalue("emulator") if params.get("cuda") == "emulated" else None
+    is_emulated = "emulated" in (params.get("cuda"), params.get("cuda_or_cpu"))
+    emulator = request.getfixturevalue("emulator") if is_emulated else None
 
     def count(*bounds: int) -> Iterator[int]:
         for seed in range(*bounds):
@@ -125,7 +139,9 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out plain torch on the emulator, which runs compiled kernels alone."""
     params = [getattr(getattr(item, "callspec", None), "params", {}) for item in items]
-    is_void = [row.get("cuda") == "emulated" and row.get("backend") == "reference" for row in params]
+    is_void = [
+        "emulated" in (row.get("cuda"), row.get("cuda_or_cpu")) and row.get("backend") == "reference" for row in params
+    ]
     config.hook.pytest_deselected(items=[item for item, void in zip(items, is_void, strict=True) if void])
     items[:] = [item for item, void in zip(items, is_void, strict=True) if not void]
 

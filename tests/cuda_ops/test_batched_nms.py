@@ -51,6 +51,18 @@ def test_of_equal_scores_the_first_wins():
     assert kept_lists(BOXES[:, [0, 0, 0]], torch.full((1, 3), 0.5), 0.5, 3) == [[0]]
 
 
+def test_equal_scores_are_kept_in_the_order_of_their_indices(cuda_or_cpu):
+    """Whatever their number and dtype; 0 equals -0, and what is no number equals what is none."""
+    for num_boxes in (5, 17, 300, 1100):
+        corner = torch.arange(float(num_boxes))[None, :, None] * 20
+        boxes = (corner + torch.tensor([0.0, 0.0, 10.0, 10.0])).to(cuda_or_cpu)
+        for dtype in (torch.float32, torch.float64, torch.bfloat16):
+            for values in ((0.5,), (0.0, -0.0), (torch.nan,), (1.0, 0.5)):
+                scores = torch.tensor(values, dtype=dtype).repeat(num_boxes)[None, :num_boxes]
+                expected = [k for value in range(len(set(values))) for k in range(value, num_boxes, len(set(values)))]
+                assert kept_lists(boxes, scores.to(cuda_or_cpu), 0.5, num_boxes) == [expected]
+
+
 def test_different_groups_do_not_suppress_each_other():
     same = BOXES[:, [0, 0, 0]]
     assert kept_lists(same, torch.tensor([[0.9, 0.8, 0.7]]), 0.5, 3, torch.tensor([[1, 2, 1]])) == [[0, 1]]
@@ -260,7 +272,11 @@ def test_the_compiled_operator_is_a_good_citizen(shape, random_boxes):
         ({"scores": torch.zeros(1, 2)}, r"scores must be \[1, 3\], got \[1, 2\]"),
         ({"iou_threshold": 1.5}, r"iou_threshold must be 0 to 1, got 1.5"),
         ({"max_output": -1}, r"max_output must be 0 or more, got -1"),
-        ({"groups": torch.tensor([3])}, r"groups must be \[1, 3\], got \[1\]"),
+        ({"max_output": 2.0}, r"max_output must be whole, got 2.0"),
+        ({"groups": torch.tensor([3])}, r"groups must be \[1, 3\] int, got \[1\]"),
+        ({"groups": torch.zeros(1, 3)}, r"groups must be \[1, 3\] int, got \[1, 3\] torch.float32"),
+        ({"groups": torch.zeros(1, 3).bool()}, r"groups must be \[1, 3\] int, got \[1, 3\] torch.bool"),
+        ({"scores": torch.zeros(1, 3).long()}, r"scores must be float, got torch.int64"),
     ],
 )
 def test_wrong_input_is_named(wrong, message):

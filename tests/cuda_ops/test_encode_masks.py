@@ -237,6 +237,29 @@ def test_runs_that_go_on_over_columns_are_one(size):
     assert [int(coco_mask.area(exact[k])) for k in (0, 2)] == [10 * height, height * width]
 
 
+def test_runs_of_tens_of_billions_of_pixels_are_written_whole():
+    """In an image of 4e10 pixels: one run takes eight characters."""
+    codes = encode_masks(
+        torch.stack((torch.zeros(4, 4), torch.ones(4, 4))), torch.tensor([[3.0, 5.0, 7.0, 9.0]] * 2), (200_000,) * 2
+    )
+    runs = [[4 * 10**10], [600_005, 4, 199_996, 4, 199_996, 4, 199_996, 4, 4 * 10**10 - 1_200_009]]
+    assert [numbers_of(code["counts"]) for code in codes] == runs
+
+
+def numbers_of(text):
+    """Lengths of runs from COCO's text, by Python's integers."""
+    numbers, number, shift = [], 0, 0
+    for character in text:
+        bits = character - 48
+        number |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            number -= (1 << shift) if bits & 16 else 0
+            numbers.append(number + (numbers[-2] if len(numbers) > 2 else 0))
+            number, shift = 0, 0
+    return numbers
+
+
 def test_no_detections_have_no_codes():
     assert encode_masks(torch.zeros(0, 28, 28), torch.zeros(0, 4), (5, 5)) == []
 
@@ -277,6 +300,7 @@ def test_a_score_that_is_no_number_does_no_harm(value, conventions):
         ({"mask_probs": torch.rand(3, 4, 5)}, r"mask_probs must be \[D, M, M\] float, got \[3, 4, 5\]"),
         ({"mask_probs": torch.rand(2, 4, 4)}, r"boxes must be 2 as mask_probs, got 3"),
         ({"image_size": (9, 0)}, r"image_size must be positive, got \(9, 0\)"),
+        ({"image_size": (9.0, 9)}, r"image_size must be whole, got \(9.0, 9\)"),
         ({"conventions": "torchvison"}, r"conventions must be detectron2 or torchvision, got 'torchvison'$"),
         ({"conventions": "Detectron2"}, r"conventions must be detectron2 or torchvision, got 'Detectron2'$"),
         ({"conventions": ""}, r"conventions must be detectron2 or torchvision, got ''$"),

@@ -101,6 +101,7 @@ def test_on_a_gpu_pixels_are_the_same():
         ),
         (noise(1, 4), (8, 8), "image must be"),
         (noise(4, 4)[..., :2], (8, 8), "image must be"),
+        (noise(4, 4), (8, 8.5), r"size must be whole, got \(8, 8.5\)"),
         (noise(4, 4), (8, 3), r"size must be at least \[4, 4\], got \(8, 3\)"),
     ],
 )

@@ -226,6 +226,8 @@ def test_boxes_that_learn_elsewhere_get_no_gradient_here(random_boxes):
         ({"boxes": torch.zeros(2, 3, 4)}, r"boxes must be of 1 images, got \[2, 3, 4\]"),
         ({"gt_boxes": GT.long()}, r"gt_boxes must be \[…, boxes, 4\] float, got .* torch.int64"),
         ({"num_gt": ONE.float()}, r"num_gt must be \[1\] int, got \[1\] torch.float32"),
+        ({"num_gt": ONE.bool()}, r"num_gt must be \[1\] int, got \[1\] torch.bool"),
+        ({"num_gt": ONE.to(torch.uint64)}, r"num_gt must be \[1\] int, got \[1\] torch.uint64"),
         ({"bg_iou": 0.8}, r"bg_iou must be at most fg_iou \(0.7\), got 0.8"),
     ],
 )
