@@ -199,8 +199,10 @@ ROI_ALIGN_POOL(BFloat16)
 ROI_ALIGN_SCATTER(float)
 ROI_ALIGN_SCATTER(double)
 
-int32_t max_width(const Pyramid& pyramid) {
-  return *std::max_element(pyramid.widths, pyramid.widths + kMaxLevels);
+// Columns that the widest window of a plane has.
+template <class T>
+int64_t max_window(const Levels<T>& levels, const Pyramid& pyramid) {
+  return levels.any_planar ? *std::max_element(pyramid.widths, pyramid.widths + kMaxLevels) : 0;
 }
 
 template <class T>
@@ -215,9 +217,8 @@ void pool(const Levels<const T>& levels, const Tensor& boxes, const Pyramid& pyr
   // A thread walks the boxes of an image for one slice, then for the next: what neighbours share stays in the cache.
   torch::stable::parallel_for(0, num_slices * num_boxes, grain, [&](int64_t begin, int64_t end) {
     Scratch<W> scratch;
-    const int64_t max_cells = int64_t{grid.max_taps()} * grid.output_size;
-    scratch.sums.resize((levels.any_planar ? max_width(pyramid) : max_cells) * slice);
-    scratch.offsets.resize(max_cells);
+    scratch.sums.resize(std::max(plan.max_cells(), max_window(levels, pyramid)) * slice);  // levels may differ in layout
+    scratch.offsets.resize(plan.max_cells());
     for (int64_t i = begin; i < end; ++i) {
       const int64_t box = plan.box_at(i % num_boxes), first = i / num_boxes * slice;
       const auto& level = levels.levels[plan.level(box)];
@@ -309,7 +310,7 @@ void scatter(const std::vector<Head<T>>& heads, const Pyramid& pyramid, const Le
   torch::stable::parallel_for(0, num_images * num_slices, 1, [&](int64_t begin, int64_t end) {
     Scratch<W> scratch;
     const int64_t padded = whole_vectors<W>(slice);
-    const int64_t length = levels.any_planar ? whole_vectors<W>(max_width(pyramid)) : 1;
+    const int64_t length = std::max<int64_t>(1, whole_vectors<W>(max_window(levels, pyramid)));
     scratch.sums.resize(length * output_size * padded);
     scratch.lines.resize(length * output_size * Lanes<W>::kCount);
     scratch.bins.resize(output_size * output_size * padded);

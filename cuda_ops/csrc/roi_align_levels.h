@@ -58,8 +58,9 @@ inline std::vector<int64_t> sizes_of(const std::vector<Tensor>& features) {
   return sizes;
 }
 
+// The stride of a dimension of size 1 says nothing: a row of one cell is dense, whatever it is.
 inline bool is_planar(const Tensor& level) {
-  return level.stride(3) == 1;
+  return level.stride(3) == 1 || (level.size(3) == 1 && level.stride(1) != 1);
 }
 
 // The features themselves; copied are those whose neither rows nor channels are dense.

@@ -79,6 +79,11 @@ class Plan {
     return levels_[box];
   }
 
+  // Cells that one axis of a box lists, at most: more than its level has, where a box turned inside out lists them again.
+  int64_t max_cells() const {
+    return max_taps_;
+  }
+
   Axis<W> rows(int64_t box) const {
     return axis(2 * box);
   }

@@ -17,7 +17,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cuda_ops import examples
-from cuda_ops.checks import KERNEL_DTYPES, require, require_boxes, require_one_device, require_pyramid
+from cuda_ops.checks import (
+    KERNEL_DTYPES,
+    require,
+    require_boxes,
+    require_one_device,
+    require_pyramid,
+    require_whole,
+)
 from cuda_ops.declaration import Kernel, Operator
 from cuda_ops.roi_sampling import Corners, Sampling, flatten_pyramid, sample_corners
 
@@ -25,6 +32,7 @@ __all__ = ["multilevel_roi_align", "multilevel_roi_align_heads"]
 
 BACKWARDS = ("scatter", "gather")
 VARIABLE = "CUDA_OPS_ROI_ALIGN_BACKWARD"
+MAX_SAMPLES = 128  # samples of a bin on one axis: plain torch adds up four cells for each of its square, in float32
 MAX_CHUNK_BYTES = 64 * 2**20  # indices and weights that are there at once
 
 
@@ -64,14 +72,14 @@ def multilevel_roi_align_heads(
     adds these: here the heads' gradients meet in one, which is zeroed once and, in half precision, rounded once.
 
     Args:
-        features: one [N, C, H_l, W_l] float a level, finest first; N, C, dtype and device are the same everywhere.
-            Channels-last memory is fastest.
+        features: one [N, C, H_l, W_l] float a level, finest first, 1 to 8 levels of one cell at least; N, C, dtype and
+            device are the same everywhere. Channels-last memory is fastest.
         boxes: one [N, R, 4] float a head, input pixels; 1 to 4 heads. They get no gradient; padding (without area, even
             nan) pools finite values.
         image_size: padded (height, width) of the input in pixels; level l has scale 2 ** round(log2(H_l / height)).
         output_sizes: O of each head, bins on either axis.
-        sampling_ratio: samples of a bin on either axis; 0: adaptive, as many as the bin is cells long, rounded up, on
-            each axis. (A box longer than its level, so one that reaches out of the image, has no more of them than one
+        sampling_ratio: samples of a bin on either axis, 1 to 128; 0: adaptive, as many as the bin is cells long, rounded
+            up, on each axis. (A box longer than its level, so one that reaches out of the image, has no more of them than one
             as long as the longest side of a level.)
         aligned: whether the centre of cell 0 lies half a cell from the image's border, as it should, rather than on it.
             Then boxes may also be less than a cell wide; else they are widened to one.
@@ -91,13 +99,13 @@ def multilevel_roi_align_heads(
         0 < len(boxes) == len(output_sizes) <= 4, op, "boxes", "of 1 to 4 heads, with an output size each", len(boxes)
     )
     require_pyramid(features, op)
-    num_images = features[0].shape[0]
     for own in boxes:
         require_boxes(own, op, "boxes", dims=(3,))
-        require(own.shape[0] == num_images, op, "boxes", f"of {num_images} images", own.shape)
+        require(len(own) == len(features[0]), op, "boxes", f"of {len(features[0])} images", own.shape)
     require(min(image_size) > 0, op, "image_size", "positive", image_size)
     require(min(output_sizes) > 0, op, "output_size", "positive", min(output_sizes))
-    require(sampling_ratio >= 0, op, "sampling_ratio", "0 or more", sampling_ratio)
+    require(0 <= sampling_ratio <= MAX_SAMPLES, op, "sampling_ratio", f"0 to {MAX_SAMPLES}", sampling_ratio)
+    require_whole(op, output_size=output_sizes, sampling_ratio=sampling_ratio)
     arguments = {f"boxes[{head}]": own for head, own in enumerate(boxes)}
     arguments |= {f"features[{level}]": feature for level, feature in enumerate(features)}
     require_one_device(op, **arguments)

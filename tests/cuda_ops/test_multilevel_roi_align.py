@@ -592,12 +592,19 @@ def test_on_cuda_the_host_never_waits_for_several_heads(cuda, no_waiting):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"features": []}, r"features must be one level at least, got 0"),
+        ({"features": []}, r"features must be 1 to 8 levels, got 0"),
+        ({"features": [torch.zeros(2, 3, 2, 2)] * 9}, r"features must be 1 to 8 levels, got 9"),
+        ({"features": [torch.zeros(2, 3, 0, 4)]}, r"features must be .* at least 1, got \['\[2, 3, 0, 4\]"),
+        ({"features": [torch.zeros(2, 3, 4, 0)]}, r"features must be .* at least 1, got \['\[2, 3, 4, 0\]"),
+        ({"features": [torch.zeros(2, 0, 4, 4)]}, r"features must be .* at least 1, got \['\[2, 0, 4, 4\]"),
         ({"features": [torch.zeros(2, 3, 16, 16), torch.zeros(1, 3, 8, 8)]}, r"features must be \[N, C, H_l, W_l\]"),
         ({"boxes": torch.zeros(1, 3, 4)}, r"boxes must be of 2 images, got \[1, 3, 4\]"),
         ({"image_size": (0, 64)}, r"image_size must be positive"),
         ({"output_size": 0}, r"output_size must be positive"),
-        ({"sampling_ratio": -1}, r"sampling_ratio must be 0 or more, got -1"),
+        ({"sampling_ratio": -1}, r"sampling_ratio must be 0 to 128, got -1"),
+        ({"sampling_ratio": 129}, r"sampling_ratio must be 0 to 128, got 129"),
+        ({"sampling_ratio": 2.5}, r"sampling_ratio must be whole, got 2.5"),
+        ({"output_size": 2.5}, r"output_size must be whole, got \[2.5\]"),
     ],
 )
 def test_wrong_input_is_named(wrong, message):

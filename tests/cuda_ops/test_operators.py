@@ -4,6 +4,7 @@ import ast
 import re
 from contextlib import nullcontext
 from dataclasses import is_dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,85 @@ def test_on_a_gpu_without_values_results_are_laid_out_as_on_the_cpu(name, fake_g
     for result, wanted in zip(results, expected, strict=True):
         assert result.device.type == "cuda"
         assert (result.shape, result.dtype, result.stride()) == (wanted.shape, wanted.dtype, wanted.stride())
+
+
+def cut_to_one(value, size, num_dims):
+    """The same, but of the first num_dims dimensions each of this size is cut to its first entry."""
+
+    def cut(tensor):
+        is_cut = [side == size and dim < num_dims for dim, side in enumerate(tensor.shape)]
+        return tensor[tuple(slice(1 if one else None) for one in is_cut)]
+
+    return moved(value, cut)
+
+
+def shapes_of(arguments):
+    shapes = []
+    moved([*arguments.values()], lambda tensor: shapes.append(tuple(tensor.shape)))
+    return shapes
+
+
+def cases_of_one(arguments):
+    """The arguments with dimensions of each of their sizes cut to 1: only the first ones, then all; each case once."""
+    seen = [shapes_of(arguments)]
+    for size, num_dims in product(sorted({side for shape in seen[0] for side in shape}), (1, 4)):
+        cut = {key: cut_to_one(value, size, num_dims) for key, value in arguments.items()}
+        if (shapes := shapes_of(cut)) not in seen:
+            seen.append(shapes)
+            yield shapes, cut
+
+
+def strided(tensor, odd, is_reversed):
+    """The same values, where dimensions of size 1 have an odd stride; the others from last to first if asked."""
+    order = range(tensor.dim())[::-1] if is_reversed else range(tensor.dim())
+    dense = tensor.permute(*order).clone(memory_format=torch.contiguous_format).permute(*order)
+    strides = [odd if side == 1 else stride for side, stride in zip(tensor.shape, dense.stride(), strict=True)]
+    return dense.as_strided(tensor.shape, strides)
+
+
+def results_and_gradients(operator, arguments, place):
+    """Results with tensors placed in memory by `place`, and the gradients of those that have one."""
+    leaves = []
+
+    def placed(tensor):
+        leaf = place(tensor).requires_grad_(tensor.is_floating_point())
+        leaves.append(leaf)
+        return leaf
+
+    results = tensors_of(operator.function(**{key: moved(value, placed) for key, value in arguments.items()}))
+    learned = [result for result in results if isinstance(result, torch.Tensor) and result.requires_grad]
+    if not learned:
+        return results
+    directions = [
+        torch.linspace(-1, 1, one.numel(), dtype=one.dtype, device=one.device).view(one.shape) for one in learned
+    ]
+    inputs = [leaf for leaf in leaves if leaf.requires_grad]
+    return [*results, *torch.autograd.grad(learned, inputs, directions, allow_unused=True)]
+
+
+def test_strides_of_dimensions_of_size_1_do_not_matter(cuda_or_cpu):
+    """torch leaves them to chance, and calls a tensor contiguous whatever they are."""
+    counts = dict.fromkeys(OPERATORS, 0)
+    for name, operator in OPERATORS.items():
+        for shapes, arguments in cases_of_one(operator.example(cuda_or_cpu)):
+            try:
+                expected = results_and_gradients(operator, arguments, lambda tensor: strided(tensor, 1, False))
+            except ValueError:  # what was cut must not be 1
+                continue
+            counts[name] += 1
+            for how in ((0, False), (7, False), (1, True), (2**33, True)):
+                results = results_and_gradients(operator, arguments, lambda tensor, how=how: strided(tensor, *how))
+                assert_close(results, expected, f"{name}, {shapes}, strides {how}")
+    assert {name for name, count in counts.items() if not count} == {"generate_anchors", "enlarge_bilinear"}
+    assert counts["multilevel_roi_align"] > 5  # channels, rows and columns among them
+
+
+def assert_close(results, expected, what):
+    for result, wanted in zip(results, expected, strict=True):
+        if isinstance(wanted, torch.Tensor):
+            torch.testing.assert_close(result, wanted, rtol=1e-5, atol=1e-5, msg=lambda text: f"{what}: {text}")
+        else:
+            assert result == wanted, what
 
 
 class Calls(TorchDispatchMode):
