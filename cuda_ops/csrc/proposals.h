@@ -50,9 +50,10 @@ HOST_DEVICE Box<T> decode_box(const Deltas<T>& deltas, const Box<T>& anchor) {
   return {x - half_width, y - half_height, x + half_width, y + half_height};
 }
 
+// As torch.minimum does it: where the limit is no number, neither is the result.
 template <class T>
 HOST_DEVICE T clip(T value, T limit) {
-  return smaller(larger(value, T(0)), limit);
+  return limit != limit ? limit : smaller(larger(value, T(0)), limit);
 }
 
 template <class T>

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from cuda_ops import examples
 from cuda_ops.boxes import decode_boxes
-from cuda_ops.checks import KERNEL_DTYPES, require, require_boxes, require_one_device
+from cuda_ops.checks import KERNEL_DTYPES, require, require_boxes, require_one_device, require_whole
 from cuda_ops.declaration import Kernel, Operator
 from cuda_ops.operators import generate_anchors
 
 __all__ = ["select_proposals"]
+
+MAX_LEVELS = 32  # kMaxLevels of csrc/cuda/select_proposals.cu
 
 
 def select_proposals(
@@ -36,14 +38,14 @@ def select_proposals(
         box_deltas: [N, A, 4] float.
         anchors: [A, 4] float; its dtype is that of the result.
         image_sizes: [N, 2] (height, width) inside the padding, in pixels.
-        level_sizes: anchors of each level; they sum to A.
+        level_sizes: anchors of each level, 1 to 32 levels; they sum to A.
         pre_nms_top_n: boxes to take of a level, at most.
         min_size: in pixels; boxes with a shorter side are marked.
 
     Returns:
-        boxes [N, L, K, 4] with K = min(pre_nms_top_n, largest level), and scores [N, L, K] (probabilities), descending
-        apart from marks: -inf marks boxes shorter than min_size and, where a level has fewer than K anchors, padding.
-        No gradient flows.
+        boxes [N, L, K, 4] with K = min(pre_nms_top_n, largest level), and scores [N, L, K] (probabilities), by
+        descending objectness, of equals the lowest anchor first; nan counts as the highest. -inf marks boxes shorter
+        than min_size and, where a level has fewer than K anchors, padding. No gradient flows.
 
     Raises:
         ValueError: if a shape or dtype is not as above, or pre_nms_top_n < 1.
@@ -57,11 +59,14 @@ def select_proposals(
     require(
         objectness.shape == (num_images, num_anchors), op, "objectness", [num_images, num_anchors], objectness.shape
     )
+    require(objectness.is_floating_point(), op, "objectness", "float", objectness.dtype)
     require(len(anchors) == num_anchors, op, "anchors", f"{num_anchors} as box_deltas", len(anchors))
     require(image_sizes.shape == (num_images, 2), op, "image_sizes", [num_images, 2], image_sizes.shape)
+    require(len(level_sizes) <= MAX_LEVELS, op, "level_sizes", f"at most {MAX_LEVELS} levels", len(level_sizes))
     is_split = sum(level_sizes) == num_anchors > 0 and min(level_sizes) >= 0
     require(is_split, op, "level_sizes", f"a split of {num_anchors}", list(level_sizes))
     require(pre_nms_top_n > 0, op, "pre_nms_top_n", "positive", pre_nms_top_n)
+    require_whole(op, level_sizes=level_sizes, pre_nms_top_n=pre_nms_top_n)
     require_one_device(op, objectness=objectness, box_deltas=box_deltas, anchors=anchors, image_sizes=image_sizes)
     return OPERATOR.on(box_deltas.device)(
         objectness, box_deltas, anchors, image_sizes, level_sizes, pre_nms_top_n, min_size
@@ -85,8 +90,9 @@ def _reference(
     limits = image_sizes.flip(-1).to(anchors.dtype)[:, None]  # [N, 1, 2]: (width, height)
     first = 0
     for level, size in enumerate(level_sizes):
-        logits, idx = objectness[:, first : first + size].topk(min(top_n, size), dim=1)  # [N, k]
-        idx = idx + first
+        # topk would take any of equals: a sort that is stable takes the first.
+        logits, idx = objectness[:, first : first + size].sort(dim=1, descending=True, stable=True)
+        logits, idx = logits[:, :top_n], idx[:, :top_n] + first  # [N, k]
         deltas = box_deltas.gather(1, idx[..., None].expand(-1, -1, 4)).to(anchors.dtype)
         boxes = _clip_boxes(decode_boxes(deltas, anchors[idx]), limits)
         scores = logits.to(anchors.dtype).sigmoid_()

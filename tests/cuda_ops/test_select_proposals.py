@@ -74,7 +74,8 @@ def test_low_precision_logits_and_strides_do_not_matter(make_case):
     strided = objectness.t().contiguous().t(), deltas.permute(2, 1, 0).contiguous().permute(2, 1, 0)
     boxes, scores = select_proposals(*strided, anchors, image_sizes, (40, 8), 6)
     assert boxes.dtype == torch.float32
-    assert torch.equal(scores.sort(-1).values, expected[1].sort(-1).values)
+    assert torch.equal(boxes, expected[0])
+    assert torch.equal(scores, expected[1])
 
 
 def test_logits_that_are_not_numbers_keep_the_shape(make_case):
@@ -99,7 +100,7 @@ def awkward_case(seed, make_case):
 
 
 def first_of_equals(objectness, deltas, anchors, image_sizes, level_sizes, top_n, min_size):
-    """What the reference gives, but of equal logits the first are taken: torch.topk takes any."""
+    """What is specified, image by image and level by level: of equal logits the first are taken."""
     top_k = min(top_n, max(level_sizes))
     boxes = anchors.new_zeros(len(objectness), len(level_sizes), top_k, 4)
     scores = anchors.new_full(boxes.shape[:3], -torch.inf)
@@ -127,21 +128,37 @@ def assert_same(got, expected):
 def test_boxes_and_scores_equal_those_of_the_reference(seeds, make_case):
     for seed in seeds(240):
         objectness, *case = awkward_case(seed, make_case)
-        objectness[:, ::37] = (
-            torch.arange(0, objectness.shape[1], 37) * -1e-3 + 20
-        )  # no ties: torch.topk takes any of equals
         assert_same(select_proposals(objectness, *case), reference.select_proposals(objectness, *case))
 
 
-def test_of_equal_logits_the_first_are_taken_when_compiled(seeds, make_case, backend):
+def test_of_equal_logits_the_lowest_anchors_come_first():
+    anchors = torch.arange(40.0)[:, None] + torch.tensor([0.0, 0.0, 8.0, 8.0])
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        objectness = torch.ones(1, 40, dtype=dtype)
+        objectness[:, ::3] = 0.5
+        boxes, _ = select_proposals(objectness, torch.zeros(1, 40, 4), anchors, torch.tensor([[99, 99]]), [40], 30)
+        ones, halves = [k for k in range(40) if k % 3], [k for k in range(40) if k % 3 == 0]
+        assert boxes[0, 0, :, 0].tolist() == (ones + halves)[:30]
+
+
+def test_of_equal_logits_the_first_are_taken(seeds, make_case):
+    """Also in low precision, in which a training step has thousands of equals."""
     for seed in seeds(240):
         objectness, *case, _ = awkward_case(seed, make_case)
-        objectness = (objectness * 2).round() / 2
-        boxes, scores = select_proposals(objectness, *case, min_size=-1.0)  # marks nothing: only the choice is compared
-        expected_boxes, expected_scores = first_of_equals(objectness, *case, min_size=-1.0)
-        torch.testing.assert_close(scores, expected_scores, rtol=1e-5, atol=1e-12, equal_nan=True)
-        if backend == "compiled":
-            assert_same((boxes, scores), (expected_boxes, expected_scores))
+        objectness = objectness.bfloat16() if seed % 3 == 1 else (objectness * 2).round() / 2
+        results = select_proposals(objectness, *case, min_size=-1.0)  # marks nothing: only the choice is compared
+        assert_same(results, first_of_equals(objectness, *case, min_size=-1.0))
+
+
+def test_images_whose_size_is_no_number_have_marked_boxes_that_are_none(make_case, cuda_or_cpu):
+    objectness, deltas, anchors, _ = make_case(3, (9, 4))
+    image_sizes = torch.tensor([[torch.nan, 50.0], [-8.0, torch.nan]])
+    case = [part.to(cuda_or_cpu) for part in (objectness, deltas, anchors, image_sizes)]
+    boxes, scores = (part.cpu() for part in select_proposals(*case, (9, 4), 4))
+    assert (scores == -torch.inf).all()
+    assert boxes[0, ..., 1::2].isnan().all()
+    assert boxes[1, ..., 0::2].isnan().all()
+    assert_same((boxes, scores), first_of_equals(objectness, deltas, anchors, image_sizes, (9, 4), 4, 1e-3))
 
 
 @compiled_only
@@ -176,13 +193,6 @@ def test_cuda_takes_the_boxes_that_the_cpu_takes_of_levels_larger_than_a_block(
     on_cuda = select_proposals(*(part.to(cuda) for part in (objectness, *case)), level_sizes, top_n, -1.0)
     expected = first_of_equals(objectness, *case, level_sizes, top_n, -1.0)
     assert_same([part.cpu() for part in on_cuda], expected)
-
-
-@compiled_only
-def test_cuda_refuses_more_levels_than_a_launch_takes(make_case, cuda):
-    case = [part.to(cuda) for part in make_case(9, (1,) * 33)]
-    with pytest.raises(RuntimeError, match="at most 32 levels, got 33"):
-        select_proposals(*case, (1,) * 33, 5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -220,7 +230,11 @@ def test_the_compiled_operator_is_a_good_citizen(num_images, make_case):
         (3, torch.tensor([3, 0]), r"image_sizes must be \[2, 2\], got \[2\]"),
         (4, (2, 2), r"level_sizes must be a split of 3, got \[2, 2\]"),
         (4, (4, -1), r"level_sizes must be a split of 3, got \[4, -1\]"),
+        (0, torch.zeros(2, 3).long(), r"objectness must be float, got torch.int64"),
+        (4, (1,) * 33, r"level_sizes must be at most 32 levels, got 33"),
+        (4, (2.0, 1.0), r"level_sizes must be whole, got \(2.0, 1.0\)"),
         (5, 0, r"pre_nms_top_n must be positive, got 0"),
+        (5, 1.5, r"pre_nms_top_n must be whole, got 1.5"),
     ],
 )
 def test_wrong_input_is_named(position, wrong, message, make_case):
