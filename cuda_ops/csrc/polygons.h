@@ -13,13 +13,27 @@ constexpr double kMinSidePx = 0.1;
 constexpr int64_t kWordBits = 32;
 constexpr double kFarthest = 1125899906842624.0;  // 2^50 fifths of a cell; a point farther out is moved here
 
-// Instance i owns parts instance_offsets[i] to [i + 1], part t owns vertices part_offsets[t] to [t + 1].
+// Instance i owns parts instance_offsets[i] to [i + 1], part t owns vertices part_offsets[t] to [t + 1]; offsets never fall.
 template <class T>
 struct Polygons {
   const T* xy;
   const int32_t* part_offsets;
   const int32_t* instance_offsets;
+  int64_t per_image;  // instances
 };
+
+// Parts [first, end).
+struct Parts {
+  int32_t first, end;
+};
+
+// A row that its image does not have has no parts.
+template <class T>
+HOST_DEVICE Parts parts_of(const Polygons<T>& polygons, int64_t image, int64_t row) {
+  if (row < 0 || row >= polygons.per_image) return {0, 0};
+  const int32_t* offsets = polygons.instance_offsets + image * polygons.per_image + row;
+  return {offsets[0], offsets[1]};
+}
 
 // What moves a point into the frame of a box.
 struct Crop {

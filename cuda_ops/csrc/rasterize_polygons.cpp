@@ -45,9 +45,8 @@ inline void write_mask(const Columns& columns, float* mask) {
 }
 
 template <class T>
-inline void rasterize(const Box<T>& box, const Polygons<T>& polygons, int64_t instance, Columns& columns, float* mask) {
-  const int32_t first_part = polygons.instance_offsets[instance], last_part = polygons.instance_offsets[instance + 1];
-  if (first_part == last_part) {
+inline void rasterize(const Box<T>& box, const Polygons<T>& polygons, Parts parts, Columns& columns, float* mask) {
+  if (parts.first == parts.end) {
     std::fill_n(mask, columns.size * columns.size, 0.0f);
     return;
   }
@@ -56,7 +55,7 @@ inline void rasterize(const Box<T>& box, const Polygons<T>& polygons, int64_t in
   const auto invert = [&columns](int64_t column, int64_t row) {
     columns.inversions[row / kWordBits * columns.size + column] ^= 1u << row % kWordBits;
   };
-  for (int32_t part = first_part; part < last_part; ++part) {
+  for (int32_t part = parts.first; part < parts.end; ++part) {
     const int32_t begin = polygons.part_offsets[part], end = polygons.part_offsets[part + 1];
     if (begin == end) continue;
     GridPoint from = grid_point(polygons.xy + 2 * (end - 1), crop);
@@ -71,13 +70,13 @@ inline void rasterize(const Box<T>& box, const Polygons<T>& polygons, int64_t in
 }
 
 [[gnu::flatten]] VECTORIZED void rasterize_of(
-    const Box<float>& box, const Polygons<float>& polygons, int64_t instance, Columns& columns, float* mask) {
-  rasterize(box, polygons, instance, columns, mask);
+    const Box<float>& box, const Polygons<float>& polygons, Parts parts, Columns& columns, float* mask) {
+  rasterize(box, polygons, parts, columns, mask);
 }
 
 [[gnu::flatten]] VECTORIZED void rasterize_of(
-    const Box<double>& box, const Polygons<double>& polygons, int64_t instance, Columns& columns, float* mask) {
-  rasterize(box, polygons, instance, columns, mask);
+    const Box<double>& box, const Polygons<double>& polygons, Parts parts, Columns& columns, float* mask) {
+  rasterize(box, polygons, parts, columns, mask);
 }
 
 Tensor rasterize_polygons_cpu(
@@ -94,14 +93,14 @@ Tensor rasterize_polygons_cpu(
   dispatch_float(box.scalar_type(), "rasterize_polygons", [&](auto zero) {
     using T = decltype(zero);
     const auto* crops = reinterpret_cast<const Box<T>*>(box.const_data_ptr());
-    const Polygons<T> polygons{data_of<T>(vertices), data_of<int32_t>(parts), data_of<int32_t>(instances)};
+    const Polygons<T> polygons{data_of<T>(vertices), data_of<int32_t>(parts), data_of<int32_t>(instances), per_image};
     const auto* rows = data_of<int64_t>(idxs);
     float* out = mutable_data_of<float>(masks);
     torch::stable::parallel_for(0, num_images * num_boxes, kGrainRois, [&](int64_t begin, int64_t end) {
       Columns columns(size);
       for (int64_t roi = begin; roi < end; ++roi) {
-        const int64_t instance = roi / num_boxes * per_image + rows[roi];
-        rasterize_of(crops[roi], polygons, instance, columns, out + roi * size * size);
+        const Parts of_row = parts_of(polygons, roi / num_boxes, rows[roi]);
+        rasterize_of(crops[roi], polygons, of_row, columns, out + roi * size * size);
       }
     });
   });

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cuda_ops import examples
-from cuda_ops.checks import is_integer, kind, require, require_boxes, require_one_device
+from cuda_ops.checks import is_integer, kind, require, require_boxes, require_one_device, require_whole
 from cuda_ops.declaration import Kernel, Operator
 
 __all__ = ["rasterize_polygons"]
@@ -29,7 +29,10 @@ CHUNK_CROSSINGS = 2**18  # edge × column pairs at once: some 30 MiB of temporar
 
 
 class PackedPolygons(Protocol):
-    """Instance i owns parts instance_offsets[i] to [i + 1], part t owns vertices part_offsets[t] to [t + 1]."""
+    """Instance i owns parts instance_offsets[i] to [i + 1], part t owns vertices part_offsets[t] to [t + 1].
+
+    An offset beyond the last part or vertex counts as the end, one below an earlier one as that one.
+    """
 
     @property
     def xy(self) -> Tensor: ...  # [V, 2] float, pixels
@@ -48,7 +51,7 @@ def rasterize_polygons(boxes: Tensor, instance_idxs: Tensor, polygons: PackedPol
 
     Args:
         boxes: [N, R, 4] float, pixels of the polygons.
-        instance_idxs: [N, R] int, row of the instance in its image, 0 … G - 1.
+        instance_idxs: [N, R] int, row of the instance in its image, 0 … G - 1; any other row is an empty instance.
         polygons: N·G instances, packed; an instance without parts is empty everywhere.
         size: side of a mask in cells; a box is stretched over size × size of them, its sides taken as at least 0.1 px.
 
@@ -71,32 +74,65 @@ def rasterize_polygons(boxes: Tensor, instance_idxs: Tensor, polygons: PackedPol
         f"{list(shape)} int",
         kind(instance_idxs),
     )
+    _require_polygons(polygons)
     num_instances = polygons.instance_offsets.numel() - 1
     is_even = num_instances % shape[0] == 0 if shape[0] else num_instances == 0
     require(is_even, op, "polygons", f"the same number of instances for {shape[0]} images", num_instances)
     require(size > 0, op, "size", "positive", size)
-    require_one_device(op, boxes=boxes, instance_idxs=instance_idxs, xy=polygons.xy)
-    return OPERATOR.on(boxes.device)(boxes, instance_idxs, polygons, size)
+    require_whole(op, size=size)
+    tensors = {"xy": polygons.xy, "part_offsets": polygons.part_offsets, "instance_offsets": polygons.instance_offsets}
+    require_one_device(op, boxes=boxes, instance_idxs=instance_idxs, **tensors)
+    return OPERATOR.on(boxes.device)(boxes, instance_idxs, _within_bounds(polygons), size)
+
+
+def _require_polygons(polygons: PackedPolygons) -> None:
+    xy = polygons.xy
+    is_right = xy.dim() == 2 and xy.shape[1] == 2 and xy.is_floating_point()
+    require(is_right, "rasterize_polygons", "polygons.xy", "[V, 2] float", kind(xy))
+    for name, offsets in (("part", polygons.part_offsets), ("instance", polygons.instance_offsets)):
+        is_right = is_integer(offsets) and offsets.dim() == 1 and offsets.numel() > 0
+        require(is_right, "rasterize_polygons", f"polygons.{name}_offsets", "[1 or more] int", kind(offsets))
+
+
+def _within_bounds(polygons: PackedPolygons) -> "Polygons":
+    """The same with offsets that point at what is there and never fall: kernels read memory at them, and the host would
+    have to wait for the device to refuse wrong ones.
+    """
+    return Polygons(
+        polygons.xy,
+        _ascending(polygons.part_offsets, len(polygons.xy)),
+        _ascending(polygons.instance_offsets, polygons.part_offsets.numel() - 1),
+        polygons.max_vertices,
+        polygons.max_parts,
+    )
+
+
+def _ascending(offsets: Tensor, end: int) -> Tensor:
+    wide = offsets.to(torch.promote_types(offsets.dtype, torch.int32))
+    return wide.clamp(0, end).cummax(0).values
 
 
 @torch.no_grad()
 def _reference(boxes: Tensor, instance_idxs: Tensor, polygons: PackedPolygons, size: int) -> Tensor:
     num_images, num_boxes = instance_idxs.shape
     num_edges = min(polygons.max_vertices, len(polygons.xy))
-    if not num_edges or not instance_idxs.numel() or polygons.part_offsets.numel() < 2:
-        return torch.zeros(num_images, num_boxes, size, size, device=boxes.device)
     num_instances = polygons.instance_offsets.numel() - 1
-    first = torch.arange(num_images, device=boxes.device)[:, None] * (num_instances // num_images)
-    instances = (instance_idxs + first).flatten()
+    if not (num_edges and num_instances) or not instance_idxs.numel() or polygons.part_offsets.numel() < 2:
+        return torch.zeros(num_images, num_boxes, size, size, device=boxes.device)
+    per_image = num_instances // num_images
+    is_row = (instance_idxs >= 0) & (instance_idxs < per_image)
+    first = torch.arange(num_images, device=boxes.device)[:, None] * per_image
+    instances = (instance_idxs.long().clamp(0, per_image - 1) + first).flatten()
     next_vertex, part = _edges(polygons.part_offsets.long(), len(polygons.xy))
     chunk = max(1, CHUNK_CROSSINGS // (num_edges * size))
     masks = []
-    for crop, idx in zip(boxes.reshape(-1, 4).split(chunk), instances.split(chunk), strict=True):
+    rows = zip(*(values.split(chunk) for values in (boxes.reshape(-1, 4), instances, is_row.flatten())), strict=True)
+    for crop, idx, exists in rows:
         first_part = polygons.instance_offsets[idx].long()
         start = polygons.part_offsets[first_part].long()
         stop = polygons.part_offsets[polygons.instance_offsets[idx + 1].long()].long()
         vertex = start[:, None] + torch.arange(num_edges, device=boxes.device)  # [B, E]
-        is_real = vertex < stop[:, None]
+        is_real = (vertex < stop[:, None]) & exists[:, None]
         vertex = vertex.clamp_(max=len(polygons.xy) - 1)
         ends = torch.stack((vertex, next_vertex[vertex]))
         x, y = _to_fifths(polygons.xy[ends], crop, size).unbind(-1)  # [2, B, E] each
@@ -177,6 +213,7 @@ def _fill(row: Tensor, part: Tensor, num_parts: int) -> Tensor:
     return is_inside.transpose(1, 2).float()
 
 
+@torch.no_grad()
 def _compiled(boxes: Tensor, instance_idxs: Tensor, polygons: PackedPolygons, size: int) -> Tensor:
     is_double = torch.float64 in (boxes.dtype, polygons.xy.dtype)
     dtype = torch.float64 if is_double else torch.float32  # neither loses anything

@@ -250,6 +250,60 @@ def test_images_without_any_polygon_give_zeros(num_vertices):
     assert not masks.any()
 
 
+SQUARE, ROOF = np.array([[0, 0], [4, 0], [4, 4], [0, 4]]), np.array([[0, 4], [2, 0], [4, 4]])
+
+
+def test_a_row_that_no_instance_has_is_empty(cuda_or_cpu):
+    packed = pack([[SQUARE], [ROOF], [ROOF], [SQUARE]])
+    idxs = torch.tensor([[0, 1, -1, 2, 10**9], [-(2**62), 1, 0, 2**62, -3]])
+    boxes = torch.tensor([0.0, 0.0, 4.0, 4.0]).expand(2, 5, 4)
+    masks = rasterize_polygons(boxes.to(cuda_or_cpu), idxs.to(cuda_or_cpu), packed.to(cuda_or_cpu), 4).cpu()
+    assert masks.any(-1).any(-1).tolist() == [[True, True, False, False, False], [False, True, True, False, False]]
+    known = rasterize_polygons(boxes, idxs.clamp(0, 1), packed, 4)
+    assert torch.equal(masks, known * ((idxs == 0) | (idxs == 1))[..., None, None])
+
+
+def test_images_without_instances_have_empty_rows(cuda_or_cpu):
+    packed = replace(pack([[SQUARE]]), instance_offsets=torch.zeros(1, dtype=torch.int32)).to(cuda_or_cpu)
+    boxes, idxs = torch.tensor([[[0.0, 0.0, 4.0, 4.0]]]).to(cuda_or_cpu), torch.zeros(1, 1).long().to(cuda_or_cpu)
+    assert not rasterize_polygons(boxes, idxs, packed, 4).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_offsets_beyond_the_end_count_as_the_end_and_none_falls(dtype, cuda_or_cpu):
+    """The same masks in every implementation: of the offsets that the wrong ones count as."""
+    whole = pack([[SQUARE], [ROOF, SQUARE + 1]])  # vertices 0, 4, 7, 11; parts 0, 1, 3
+    cases = (
+        ({"part_offsets": [0, 4, 7, 400_000_000]}, {}),
+        ({"part_offsets": [-(2**31), 4, 7, 2**31 - 1]}, {}),
+        ({"part_offsets": [0, 4, 50, 11]}, {"part_offsets": [0, 4, 11, 11]}),
+        ({"part_offsets": [4, 0, 7, 11]}, {"part_offsets": [4, 4, 7, 11]}),
+        ({"part_offsets": [0, 7, 4, 11]}, {"part_offsets": [0, 7, 7, 11]}),
+        ({"instance_offsets": [0, 1, 2**31 - 1]}, {}),
+        ({"instance_offsets": [-5, 1, 3]}, {}),
+        ({"instance_offsets": [0, 9, 2]}, {"instance_offsets": [0, 3, 3]}),
+        ({"instance_offsets": [3, 1, 0]}, {"instance_offsets": [3, 3, 3]}),
+    )
+    boxes, idxs = (
+        torch.tensor([[[0.0, 0.0, 4.0, 4.0], [1.0, 0.0, 5.0, 6.0]]]).repeat(1, 2, 1),
+        torch.tensor([[0, 0, 1, 1]]),
+    )
+    for wrong, right in cases:
+        expected = replace(
+            whole, max_vertices=11, max_parts=3, **{key: torch.tensor(value) for key, value in right.items()}
+        )
+        packed = replace(expected, **{key: torch.tensor(value, dtype=dtype) for key, value in wrong.items()})
+        masks = rasterize_polygons(boxes.to(cuda_or_cpu), idxs.to(cuda_or_cpu), packed.to(cuda_or_cpu), 6).cpu()
+        with cuda_ops.backend("reference"):
+            assert torch.equal(masks, rasterize_polygons(boxes, idxs, expected, 6)), wrong
+
+
+def test_boxes_and_vertices_get_no_gradient():
+    packed = pack([[SQUARE]])
+    boxes, xy = torch.tensor([[[0.0, 0.0, 4.0, 4.0]]]).requires_grad_(), packed.xy.requires_grad_()
+    assert not rasterize_polygons(boxes, torch.zeros(1, 1).long(), replace(packed, xy=xy), 4).requires_grad
+
+
 def test_no_boxes_give_no_masks():
     idxs = torch.zeros(1, 0, dtype=torch.int64)
     assert rasterize_polygons(torch.zeros(1, 0, 4), idxs, pack([[np.ones((3, 2))]]), 4).shape == (1, 0, 4, 4)
@@ -280,7 +334,21 @@ def test_compiled_masks_of_numbers_that_are_none_equal_those_of_the_reference(se
     ("wrong", "message"),
     [
         ({"instance_idxs": torch.zeros(2, 3)}, r"instance_idxs must be \[2, 3\] int, got \[2, 3\] torch.float32"),
+        ({"instance_idxs": torch.zeros(2, 3).to(torch.uint64)}, r"instance_idxs must be .* got \[2, 3\] torch.uint64"),
         ({"size": 0}, r"size must be positive, got 0"),
+        ({"size": 2.0}, r"size must be whole, got 2.0"),
+        (
+            {"polygons": replace(pack([[np.ones((3, 2))]] * 2), xy=torch.ones(6, 2).long())},
+            r"polygons.xy must be \[V, 2\] float, got \[6, 2\] torch.int64",
+        ),
+        (
+            {"polygons": replace(pack([[np.ones((3, 2))]] * 2), part_offsets=torch.zeros(0).int())},
+            r"polygons.part_offsets must be \[1 or more\] int, got \[0\] torch.int32",
+        ),
+        (
+            {"polygons": replace(pack([[np.ones((3, 2))]] * 2), instance_offsets=torch.zeros(3))},
+            r"polygons.instance_offsets must be \[1 or more\] int, got \[3\] torch.float32",
+        ),
         (
             {"polygons": pack([[np.ones((3, 2))]] * 3)},
             r"polygons must be the same number of instances for 2 images, got 3",

@@ -43,18 +43,16 @@ __device__ void unite_part(const Tile& tile, uint32_t* inversions, uint32_t* fil
 
 template <class T>
 __global__ void rasterize_kernel(
-    const Box<T>* boxes, const int64_t* idxs, Polygons<T> polygons, int64_t num_boxes, int64_t per_image, Tile tile,
-    float* masks) {
+    const Box<T>* boxes, const int64_t* idxs, Polygons<T> polygons, int64_t num_boxes, Tile tile, float* masks) {
   extern __shared__ uint32_t inversions[];  // [words, columns] of the part at hand, then of all parts so far
   const int64_t bits = tile.words * tile.columns;
   uint32_t* filled = inversions + bits;
   const int64_t roi = blockIdx.x / tile.tiles, first = blockIdx.x % tile.tiles * tile.columns;
   for (int64_t i = threadIdx.x; i < 2 * bits; i += kThreadsOfRoi) inversions[i] = 0;
-  const int64_t instance = roi / num_boxes * per_image + idxs[roi];
-  const int32_t first_part = polygons.instance_offsets[instance], last_part = polygons.instance_offsets[instance + 1];
+  const Parts parts = parts_of(polygons, roi / num_boxes, idxs[roi]);
   const Crop crop = crop_of(boxes[roi], tile.size);
   __syncthreads();
-  for (int32_t part = first_part; part < last_part; ++part) {
+  for (int32_t part = parts.first; part < parts.end; ++part) {
     invert_part(polygons, part, crop, tile, first, inversions);
     __syncthreads();
     unite_part(tile, inversions, filled);
@@ -89,10 +87,10 @@ Tensor rasterize_polygons_cuda(
   const auto blocks = static_cast<unsigned>(num_images * num_boxes * tile.tiles);
   dispatch_float(box.scalar_type(), "rasterize_polygons", [&](auto zero) {
     using T = decltype(zero);
-    const Polygons<T> polygons{data_of<T>(vertices), data_of<int32_t>(parts), data_of<int32_t>(instances)};
+    const Polygons<T> polygons{data_of<T>(vertices), data_of<int32_t>(parts), data_of<int32_t>(instances), per_image};
     rasterize_kernel<<<blocks, kThreadsOfRoi, 2 * words * columns * sizeof(uint32_t), device.stream()>>>(
-        reinterpret_cast<const Box<T>*>(box.const_data_ptr()), data_of<int64_t>(idxs), polygons, num_boxes, per_image,
-        tile, mutable_data_of<float>(masks));
+        reinterpret_cast<const Box<T>*>(box.const_data_ptr()), data_of<int64_t>(idxs), polygons, num_boxes, tile,
+        mutable_data_of<float>(masks));
   });
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return masks;
