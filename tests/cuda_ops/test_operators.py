@@ -187,7 +187,7 @@ def test_strides_of_dimensions_of_size_1_do_not_matter(cuda_or_cpu):
             except ValueError:  # what was cut must not be 1
                 continue
             counts[name] += 1
-            for how in ((0, False), (7, False), (1, True), (2**33, True)):
+            for how in ((2**33, False), (1, True)):
                 results = results_and_gradients(operator, arguments, lambda tensor, how=how: strided(tensor, *how))
                 assert_close(results, expected, f"{name}, {shapes}, strides {how}")
     assert {name for name, count in counts.items() if not count} == {"generate_anchors", "enlarge_bilinear"}
