@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 REPOSITORY = Path(__file__).parents[1]
-PACKAGES = ("components", "model")
+PACKAGES = ("components", "cuda_ops", "model")
 # Files and folders whose words are still to be revised.
 EXEMPT = (
     "components/cli.py",
     "components/config.py",
     "components/runs",
     "model/engine/checkpoint.py",
-    "model/files.py",
     "model/inference/export.py",
 )
 # First words that leave a description without a subject: "Of one image." instead of "Objects found in one image."
