@@ -31,7 +31,8 @@ def test_the_tests_for_a_gpu_and_the_stages_need_neither_mlflow_nor_kfp():
 
 def summary_of(out: Path) -> str:
     command = [sys.executable, str(REPOSITORY / ".ci" / "gpu" / "summary.py"), str(out)]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "GIT_DIR": str(out / "no repository")}
+    environment.pop("MASKRCNN_COMMIT", None)
     return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True).stdout
 
 
@@ -39,7 +40,12 @@ def test_a_session_is_told_in_tables(tmp_path: Path):
     """Of a session whose smoke found a fault, whose figures are of one network, and whose demo ended in the middle of a write."""
     (tmp_path / "logs").mkdir()
     (tmp_path / "train_bf16").mkdir()
-    (tmp_path / "steps.txt").write_text("smoke | failed, status 1 | 12 | 40\ntrain_bf16 | ok | 30 | 70\n")
+    (tmp_path / "steps.txt").write_text(
+        "smoke | failed, status 1 | 12 | 40\ntrain_bf16 | ok | 30 | 70\n"
+        "gather_bf16 | ok | 9 | 79\ndemo_float32 | ok | 3 | 82\n"
+    )
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "benchmark.json").write_text("no step wrote this")
     (tmp_path / "logs" / "smoke.txt").write_text("ok   box_iou 0.1 s\nFAIL batched_nms 0.2 s differs\n1 failures\n")
     (tmp_path / "logs" / "tests_model.txt").write_text("FAILED tests/a.py::b\n== 1 failed, 8 passed in 3 s ==\n")
     row = {"mode": "train", "model": "ours", "dtype": "bfloat16", "batch": 16, "height": 800}
@@ -54,7 +60,7 @@ def test_a_session_is_told_in_tables(tmp_path: Path):
     (tmp_path / "gather_bf16" / "benchmark.json").write_text(json.dumps(gathered))
     operator = {"case": "box_iou", "rival_name": "torchvision", "compiled": 0.001, "reference": 0.002, "rival": 0.004}
     (tmp_path / "operators.jsonl").write_text(json.dumps(operator) + "\n")
-    (tmp_path / "evaluation_float32.json").write_text('{"bbox": {"AP"')
+    (tmp_path / "evaluation_demo_float32.json").write_text('{"bbox": {"AP"')
     told = summary_of(tmp_path)
     assert "| smoke | failed, status 1 | 12 | 40 |" in told
     assert "- FAIL batched_nms 0.2 s differs\n- 1 failures" in told
@@ -67,11 +73,27 @@ def test_a_session_is_told_in_tables(tmp_path: Path):
     assert "| box_iou | 1.000 ms | 2.000 ms | torchvision 4.000 ms | 4.0× |" in told
     assert "### Demo\n\nCannot be told: JSONDecodeError" in told
     assert "Sanitizers" not in told
+    assert "commit unknown, " in told  # outside git
+
+
+def interpreter(folder: Path, cases: str) -> str:
+    """An interpreter of Python but for the cases, which are those of a shell's `case` of all arguments."""
+    path = folder / "interpreter"
+    path.write_text(f'#!/bin/sh\ncase "$*" in\n{cases}\nesac\nexec {sys.executable} "$@"\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+def call(
+    script: str, *arguments: str, folder: Path = REPOSITORY, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    command = [str(REPOSITORY / ".ci" / "gpu" / script), *arguments]
+    settings = {**os.environ, **environment}
+    return subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True, timeout=120, check=False)
 
 
 def refused(script: str, *arguments: str, **environment: str) -> str:
-    command = [str(REPOSITORY / ".ci" / "gpu" / script), *arguments]
-    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60)
+    done = call(script, *arguments, **environment)
     assert (done.returncode, done.stdout) == (2, "")
     return done.stderr
 
@@ -79,18 +101,116 @@ def refused(script: str, *arguments: str, **environment: str) -> str:
 def test_what_the_session_does_not_know_ends_it_before_anything_runs(tmp_path: Path):
     out = {"OUT": str(tmp_path / "out"), "PYTHON": sys.executable}
     assert refused("session", "--dyr", **out) == "error: the only option is --dry, got --dyr\n"
-    assert refused("session", "--dry", ONLY="smoke nonsense", **out).endswith("phases_bf16 , got nonsense\n")
+    assert refused("session", "--dry", ONLY="smoke\nnonsense", **out).endswith("phases_bf16 , got nonsense\n")
+    for text in ("08", "0", "1.5", "abc", "-3"):
+        must = f"error: SESSION_S must be a whole number of seconds, 1 to 999999, got {text}\n"
+        assert refused("session", "--dry", SESSION_S=text, **out) == must
+    must = "error: PYTHON must be Python 3.11 or newer, got /nowhere/python\n"
+    assert refused("session", "--dry", **out | {"PYTHON": "/nowhere/python"}) == must
     assert not (tmp_path / "out").exists()
+    (tmp_path / "file").touch()
+    for variable in ("OUT", "TMPDIR"):
+        path = str(tmp_path / "file" / "folder")
+        must = f"error: {variable} must be a folder that can be written, got {path}\n"
+        assert refused("session", "--dry", **out | {variable: path}) == must
 
 
 def test_a_kit_replaces_nothing_but_a_kit(tmp_path: Path):
-    (tmp_path / "thesis").write_text("years of work")
     python = {"PYTHON": sys.executable}
-    assert "must be new, empty or a kit" in refused("make_kit", str(tmp_path), **python)
+    for held in ("wheels/mine.whl", "thesis", "MADE_BY_MAKE_KIT/thesis"):
+        path = tmp_path / held.replace("/", " ") / held
+        path.parent.mkdir(parents=True)
+        path.write_text("years of work")
+        assert "must be new, empty or a kit" in refused("make_kit", str(tmp_path / held.replace("/", " ")), **python)
+        assert "must be new, empty or a kit" in refused("make_kit", str(path), **python)
+        assert path.read_text() == "years of work"
+    assert "must be in a folder that can be written" in refused("make_kit", "/proc/nowhere/kit", **python)
     assert "takes one FOLDER, got --help" in refused("make_kit", "--help", **python)
     assert "must be an interpreter with pip" in refused("make_kit", PYTHON="/bin/false")
     assert "must be 3.11 to 3.14, got 2.7" in refused("make_kit", PYTHON_VERSION="2.7", **python)
-    assert (tmp_path / "thesis").read_text() == "years of work"
+
+
+def test_a_kit_is_made_where_the_caller_stands_and_one_that_cannot_be_made_leaves_the_one_before(tmp_path: Path):
+    download = 'while [ $1 != -d ]; do shift; done; mkdir -p "$2"; touch "$2/$WHEEL"; exit $STATUS ;;'
+    settings = {"PYTHON": interpreter(tmp_path, f'*"pip download"*) {download}'), "PREBUILT": "0"}
+
+    def make(folder: str, wheel: str, status: int = 0) -> bool:
+        return call("make_kit", folder, folder=tmp_path, WHEEL=wheel, STATUS=str(status), **settings).returncode == 0
+
+    def wheels() -> list[str]:
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["interpreter", "kit", "link"]
+        return [path.name for path in (tmp_path / "kit" / "wheels").iterdir()]
+
+    (tmp_path / "link").symlink_to("kit")  # to nothing as yet
+    assert make("link", "one.whl")
+    assert wheels() == ["one.whl"]
+    assert not make("kit", "two.whl", status=1)
+    assert wheels() == ["one.whl"]
+    assert make("kit", "three.whl")
+    assert wheels() == ["three.whl"]
+    assert (tmp_path / "link").is_symlink()
+    (tmp_path / "kit" / "thesis").write_text("years of work")
+    assert not make("kit", "four.whl")
+    assert (tmp_path / "kit" / "thesis").exists()
+
+
+def test_a_session_tells_no_figure_of_an_earlier_one_but_where_some_steps_alone_are_asked_for(tmp_path: Path):
+    """With an interpreter that does nothing but the summary, in a folder that also holds what no step writes."""
+    out = tmp_path / "out"
+    old = {
+        "profile.md": "kernels of last week", "operators.jsonl": "{}", "logs/smoke.txt": "FAIL of last week", "summary.md": "",
+        "steps.txt": "profile_bf16 | ok | 1 | 1\n", "train_bf16/benchmark.json": "{}", "evaluation_demo_float32.json": "{}",
+    }  # fmt: skip
+    foreign = ("thesis.md", "tests_model/benchmark.json", "mine/benchmark.json", "train_bf16/last_checkpoint")
+    settings = {
+        "PYTHON": interpreter(tmp_path, '*"import sys"* | *summary.py*) ;; *) exit 1 ;;'),
+        "OUT": "out",
+        "KIT": "none",
+    }
+
+    def fill() -> None:
+        for name, text in {**old, **dict.fromkeys(foreign, "")}.items():
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            (out / name).write_text(text)
+
+    fill()
+    done = call("session", "--dry", folder=tmp_path, **settings)
+    assert done.returncode == 1
+    assert "these steps failed or timed out: library smoke " in done.stderr
+    assert "last week" not in done.stdout
+    for name in ("profile.md", "operators.jsonl", "train_bf16/benchmark.json", "evaluation_demo_float32.json"):
+        assert not (out / name).exists() or not (out / name).read_text()
+    assert all((out / name).exists() for name in foreign)
+    fill()
+    done = call("session", "--dry", folder=tmp_path, ONLY="smoke operators", **settings)
+    assert done.returncode == 1
+    assert "kernels of last week" in done.stdout
+    assert "FAIL of last week" not in done.stdout
+    assert (out / "operators.jsonl").read_text() == ""
+    assert all((out / name).exists() for name in (*foreign, "profile.md", "train_bf16/benchmark.json"))
+    lines = (out / "steps.txt").read_text().splitlines()
+    assert lines[0] == "profile_bf16 | ok | 1 | 1"
+    assert lines[1].startswith("ONLY=smoke operators | ")
+    assert "Steps below the last row with ONLY ran in this call." in done.stdout
+
+
+def test_steps_side_by_side_end_with_the_session(tmp_path: Path):
+    out, steps = tmp_path / "out", "tests_model tests_operators demo_float32"
+    waiting = f"*'-m pytest'* | *components.download*) echo $$ >> {tmp_path}/pids; exec sleep 300 ;;"
+    python = interpreter(tmp_path, f'{waiting} *"import sys"* | *summary.py*) ;; *) exit 0 ;;')
+    settings = {**os.environ, "OUT": str(out), "PYTHON": python, "ONLY": steps, "KIT": "none"}
+    command = [str(REPOSITORY / ".ci" / "gpu" / "session"), "--dry"]
+    with subprocess.Popen(command, env=settings, stdout=subprocess.DEVNULL) as session:
+        until, pids = time.monotonic() + 60, []
+        while len(pids) < 3 and time.monotonic() < until:
+            time.sleep(0.1)
+            pids = (tmp_path / "pids").read_text().split() if (tmp_path / "pids").exists() else []
+        assert len(pids) == 3
+        session.terminate()
+        assert session.wait(60) == 143
+    assert not [pid for pid in pids if Path("/proc", pid).exists()]
+    ends = {line.split(" | ")[0] for line in (out / "steps.txt").read_text().splitlines() if "| interrupted |" in line}
+    assert ends == set(steps.split())
 
 
 def test_a_session_that_is_told_to_end_does_so_at_once_and_says_where_it_was(tmp_path: Path):

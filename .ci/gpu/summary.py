@@ -23,9 +23,24 @@ def log(name: str) -> list[str]:
     return path.read_text(errors="replace").splitlines() if path.is_file() else []
 
 
+def rows_of_steps() -> list[list[str]]:
+    """Name, result, seconds and time of each step, in their order."""
+    return [line.split(" | ") for line in (OUT / "steps.txt").read_text().splitlines()]
+
+
+def written(pattern: str) -> dict[str, Path]:
+    """The files that steps wrote, by the step's name: `*` of the pattern. Files of the same form from elsewhere are not of the session."""
+    paths = {name: OUT / pattern.replace("*", name) for name, *_ in rows_of_steps()}
+    return {name: path for name, path in sorted(paths.items()) if path.is_file()}
+
+
 def benchmarks() -> dict[str, dict[str, Any]]:
-    """benchmark.json of each step that measured the network."""
-    return {path.parent.name: json.loads(path.read_text()) for path in sorted(OUT.glob("*/benchmark.json"))}
+    """benchmark.json of each step that measured the network, with the day on which it was written."""
+    found = {}
+    for name, path in written("*/benchmark.json").items():
+        day = datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC).date()
+        found[name] = {"date": str(day), **json.loads(path.read_text())}
+    return found
 
 
 def machine() -> str:
@@ -35,14 +50,17 @@ def machine() -> str:
     hardware, versions = made["hardware"], made["versions"]
     told = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     return (
-        f"{datetime.datetime.now(datetime.UTC).date()}, commit {made['commit']}, {hardware['gpu'] or hardware['cpu']}, "
+        f"{datetime.datetime.now(datetime.UTC).date()}, commit {made['commit'] or 'unknown'}, {hardware['gpu'] or hardware['cpu']}, "
         f"{hardware['cores']} cores; {told}.\n`.ci/gpu/session`; steps of the network are waited for in groups of `benchmark.steps_per_wait`."
     )
 
 
 def steps() -> str:
-    lines = (OUT / "steps.txt").read_text().splitlines()
-    return table(["step", "", "s", "at s"], [line.split(" | ") for line in lines])
+    rows = rows_of_steps()
+    told = table(["step", "", "s", "at s"], rows)
+    if any(name.startswith("ONLY=") for name, *_ in rows):
+        told += "\n\nSteps below the last row with ONLY ran in this call. Others, and their figures below, are of earlier calls."
+    return told
 
 
 def smoke() -> str:
@@ -65,9 +83,9 @@ def tests() -> str:
 
 def demo() -> str:
     rows = []
-    for path in sorted(OUT.glob("evaluation_*.json")):
+    for name, path in written("evaluation_*.json").items():
         found = json.loads(path.read_text())
-        rows.append([path.stem.removeprefix("evaluation_"), *(f"{found[kind]['AP']:.3f}" for kind in ("bbox", "segm"))])
+        rows.append([name.removeprefix("demo_"), *(f"{found[kind]['AP']:.3f}" for kind in ("bbox", "segm"))])
     return table(["demo", "box AP", "mask AP"], rows)
 
 
@@ -75,9 +93,8 @@ def network(mode: str, gathers: bool = False) -> str:
     """Of the steps whose RoIAlign gradients were gathered, or of all others."""
     from components.reports import readme
 
-    today = str(datetime.datetime.now(datetime.UTC).date())
     records = [
-        {"name": name, "benchmark": {"date": today, **report}}
+        {"name": name, "benchmark": report}
         for name, report in benchmarks().items()
         if name.startswith("gather_") == gathers
     ]

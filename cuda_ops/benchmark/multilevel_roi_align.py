@@ -12,15 +12,16 @@ from cuda_ops.benchmark import IMAGE_SIZE, LEVEL_SHAPES, Case, random_boxes
 from cuda_ops.operators.multilevel_roi_align import BACKWARDS, VARIABLE
 
 CHANNELS = 256
+rois = 512  # an image, of the box head; __main__ sets it. The mask head has a quarter
 
 
 def cases(device: torch.device) -> list[Case]:
     return [
-        _case(512, 7, torch.channels_last, device),
-        _case(512, 7, torch.contiguous_format, device),
-        _case(512, 7, torch.channels_last, device, sampling_ratio=0),
-        _case(128, 14, torch.channels_last, device),
-        _case(128, 14, torch.contiguous_format, device),
+        _case(rois, 7, torch.channels_last, device),
+        _case(rois, 7, torch.contiguous_format, device),
+        _case(rois, 7, torch.channels_last, device, sampling_ratio=0),
+        _case(rois // 4, 14, torch.channels_last, device),
+        _case(rois // 4, 14, torch.contiguous_format, device),
         *(_heads_case(way, device) for way in (BACKWARDS if device.type == "cuda" else ("scatter",))),
     ]
 
@@ -75,8 +76,8 @@ def _heads_case(way: str, device: torch.device) -> Case:
         .requires_grad_()
         for shape in LEVEL_SHAPES[:4]
     ]
-    boxes, sizes = random_boxes(4, 512, device=device), (7, 14)
-    heads = [boxes, boxes[:, :128]]
+    boxes, sizes = random_boxes(4, rois, device=device), (7, 14)
+    heads = [boxes, boxes[:, : rois // 4]]
     gradients = [
         torch.randn(4 * own.shape[1], CHANNELS, size, size, device=device, dtype=dtype)
         for own, size in zip(heads, sizes, strict=True)
@@ -98,5 +99,5 @@ def _heads_case(way: str, device: torch.device) -> Case:
         ]
         torch.autograd.grad(pooled, features, gradients)
 
-    name = f"multilevel_roi_align_heads, 4 × (512 at 7×7, 128 at 14×14), {dtype}".replace("torch.", "")
+    name = f"multilevel_roi_align_heads, 4 × ({rois} at 7×7, {rois // 4} at 14×14), {dtype}".replace("torch.", "")
     return Case(f"{name}{', ' + way if device.type == 'cuda' else ''}", ours, "MultiScaleRoIAlign", theirs)
