@@ -116,7 +116,7 @@ def test_what_the_session_does_not_know_ends_it_before_anything_runs(tmp_path: P
 
 
 def test_a_kit_replaces_nothing_but_a_kit(tmp_path: Path):
-    python = {"PYTHON": sys.executable}
+    python = {"PYTHON": interpreter(tmp_path, '*"pip download"*) exit 1 ;;')}  # were it to go so far
     for held in ("wheels/mine.whl", "thesis", "MADE_BY_MAKE_KIT/thesis"):
         path = tmp_path / held.replace("/", " ") / held
         path.parent.mkdir(parents=True)
