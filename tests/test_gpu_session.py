@@ -157,10 +157,9 @@ def test_a_kit_is_made_where_the_caller_stands_and_one_that_cannot_be_made_leave
 def test_a_session_tells_no_figure_of_an_earlier_one_but_where_some_steps_alone_are_asked_for(tmp_path: Path):
     """With an interpreter that does nothing but the summary, in a folder that also holds what no step writes."""
     out = tmp_path / "out"
-    old = {
-        "profile.md": "kernels of last week", "operators.jsonl": "{}", "logs/smoke.txt": "FAIL of last week", "summary.md": "",
-        "steps.txt": "profile_bf16 | ok | 1 | 1\n", "train_bf16/benchmark.json": "{}", "evaluation_demo_float32.json": "{}",
-    }  # fmt: skip
+    old = {"profile.md": "kernels of last week", "logs/smoke.txt": "FAIL of last week"}
+    old |= {"steps.txt": "profile_bf16 | ok | 1 | 1\n"}
+    old |= dict.fromkeys(("operators.jsonl", "train_bf16/benchmark.json", "evaluation_demo_float32.json"), "{}")
     foreign = ("thesis.md", "tests_model/benchmark.json", "mine/benchmark.json", "train_bf16/last_checkpoint")
     settings = {
         "PYTHON": interpreter(tmp_path, '*"import sys"* | *summary.py*) ;; *) exit 1 ;;'),

@@ -29,7 +29,7 @@ def rows_of_steps() -> list[list[str]]:
 
 
 def written(pattern: str) -> dict[str, Path]:
-    """The files that steps wrote, by the step's name: `*` of the pattern. Files of the same form from elsewhere are not of the session."""
+    """The files that steps wrote, by the step's name, which is `*` of the pattern; others may lie beside them."""
     paths = {name: OUT / pattern.replace("*", name) for name, *_ in rows_of_steps()}
     return {name: path for name, path in sorted(paths.items()) if path.is_file()}
 
@@ -50,8 +50,8 @@ def machine() -> str:
     hardware, versions = made["hardware"], made["versions"]
     told = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     return (
-        f"{datetime.datetime.now(datetime.UTC).date()}, commit {made['commit'] or 'unknown'}, {hardware['gpu'] or hardware['cpu']}, "
-        f"{hardware['cores']} cores; {told}.\n`.ci/gpu/session`; steps of the network are waited for in groups of `benchmark.steps_per_wait`."
+        f"{datetime.datetime.now(datetime.UTC).date()}, commit {made['commit'] or 'unknown'}, "
+        f"{hardware['gpu'] or hardware['cpu']}, {hardware['cores']} cores; {told}.\n`.ci/gpu/session`; steps of the network are waited for in groups of `benchmark.steps_per_wait`."
     )
 
 
@@ -59,7 +59,9 @@ def steps() -> str:
     rows = rows_of_steps()
     told = table(["step", "", "s", "at s"], rows)
     if any(name.startswith("ONLY=") for name, *_ in rows):
-        told += "\n\nSteps below the last row with ONLY ran in this call. Others, and their figures below, are of earlier calls."
+        told += (
+            "\n\nSteps below the last row with ONLY ran in this call. Others, and their figures, are of earlier calls."
+        )
     return told
 
 
