@@ -78,9 +78,9 @@ def multilevel_roi_align_heads(
             nan) pools finite values.
         image_size: padded (height, width) of the input in pixels; level l has scale 2 ** round(log2(H_l / height)).
         output_sizes: O of each head, bins on either axis.
-        sampling_ratio: samples of a bin on either axis, 1 to 128; 0: adaptive, as many as the bin is cells long, rounded
-            up, on each axis. (A box longer than its level, so one that reaches out of the image, has no more of them than one
-            as long as the longest side of a level.)
+        sampling_ratio: samples of a bin on either axis, 1 to 128; 0: adaptive, as many as the bin is cells long,
+            rounded up, on each axis. (A box longer than its level, so one that reaches out of the image, has no more of
+            them than one as long as the longest side of a level.)
         aligned: whether the centre of cell 0 lies half a cell from the image's border, as it should, rather than on it.
             Then boxes may also be less than a cell wide; else they are widened to one.
 
