@@ -90,7 +90,9 @@ def with_modes(config: Config, words: Sequence[str]) -> Config:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line of `maskrcnn benchmark`."""
-    parser = stage_parser("benchmark", __doc__, operands=" | ".join(get_args(BenchmarkMode)))
+    parser = stage_parser(
+        "benchmark", __doc__, operands=" | ".join(get_args(BenchmarkMode)), operands_help="modes to run"
+    )
     with user_errors():
         args, config = parse(parser, argv)
         run(with_modes(config, args.operands))

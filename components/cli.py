@@ -1,6 +1,6 @@
-"""What the command lines of all stages share: `--params`, overrides, and errors without a traceback.
+"""Shared parts of the stages' command lines: `--params`, overrides, and errors without a traceback.
 
-    parser = stage_parser("predict", __doc__, operands="IMAGE")
+    parser = stage_parser("predict", __doc__, operands="IMAGE", operands_help="images to run on")
     parser.add_argument("--checkpoint", type=Path)
     with user_errors():
         args, config = parse(parser, argv)
@@ -23,8 +23,11 @@ from model.errors import UserError
 _OVERRIDE = re.compile(r"\w+(\.\w+)+=")
 
 
-def stage_parser(stage: str, description: str | None, *, operands: str = "") -> argparse.ArgumentParser:
-    """The parser of `maskrcnn <stage>`; `operands` names the words it takes besides overrides, if it takes any."""
+def stage_parser(
+    stage: str, description: str | None, *, operands: str = "", operands_help: str = ""
+) -> argparse.ArgumentParser:
+    """The parser of `maskrcnn <stage>`; `operands` names the other words it takes, `operands_help` explains them."""
+    override_help = "words section.key=value override the parameter file, such as train.base_lr=0.01"
     parser = argparse.ArgumentParser(
         prog=f"maskrcnn {stage}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -33,7 +36,7 @@ def stage_parser(stage: str, description: str | None, *, operands: str = "") -> 
         "overrides",
         nargs="*",
         metavar=f"{operands} | section.key=value" if operands else "section.key=value",
-        help="overrides of the parameter file, such as train.base_lr=0.01",
+        help=f"{operands_help}; {override_help}" if operands_help else override_help,
     )
     parser.set_defaults(operands=[], takes_operands=bool(operands))
     return parser
@@ -43,7 +46,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
     """Read the command line (sys.argv by default) and the parameter file it names.
 
     Returns:
-        The arguments, with `overrides` and `operands` (lists of str) told apart, and the configuration.
+        The arguments, with `overrides` and `operands` (lists of str) separated, and the configuration.
 
     Raises:
         ConfigError: if the parameter file or an override cannot be used.
@@ -58,7 +61,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """End the process with `error: …` on stderr and status 2 where the user can mend the cause; other errors pass."""
+    """End the process with `error: …` on stderr and status 2 where the user can fix the cause; other errors pass."""
     try:
         yield
     except UserError as error:

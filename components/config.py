@@ -1,5 +1,6 @@
-"""The sections of `params.yaml` and their defaults; `components/params.py` reads the file. `model/config.py` has the sections
-`data`, `model`, `train` and `evaluate`.
+"""The sections of `params.yaml` and their defaults; `components/params.py` reads the file.
+
+`model/config.py` has the sections `data`, `model`, `train` and `evaluate`.
 """
 
 from pathlib import Path
@@ -11,18 +12,18 @@ from model.config import DataConfig, EvaluateConfig, Fraction, ModelConfig, Sect
 
 
 class PredictConfig(Section):
-    """How `maskrcnn predict` reads images and draws on them."""
+    """Settings of `maskrcnn predict`: how it reads images and draws on them."""
 
     score_threshold: Fraction = 0.5  # drawn and written detections
     batch_size: PositiveInt = 4
-    images: PositiveInt = 8  # of the val split, when no image is named (the DVC stage)
+    images: PositiveInt = 8  # taken from the val split if no image is named (the DVC stage)
 
 
 BenchmarkMode = Literal["train", "inference", "phases", "scaling", "loader", "evaluator"]
 
 
 class BenchmarkConfig(Section):
-    """What `maskrcnn benchmark` measures."""
+    """Settings of `maskrcnn benchmark`: what it measures."""
 
     modes: tuple[BenchmarkMode, ...] = ("train", "inference")
     batch_sizes: tuple[PositiveInt, ...] = (2,)
@@ -30,19 +31,19 @@ class BenchmarkConfig(Section):
     warmup: NonNegativeInt = 2
     steps: PositiveInt = 10  # timed: each, or as many groups of steps_per_wait
     steps_per_wait: PositiveInt = 1  # more: steps follow one another without a wait for the device, as in training
-    memory: bool = True  # of several networks, each measured alone, in a process of its own
-    height_px: NonNegativeInt = 0  # of the synthetic images; 0 takes the first bucket
+    memory: bool = True  # peak memory of several networks, each measured in a process of its own
+    height_px: NonNegativeInt = 0  # height of the synthetic images; 0: the first bucket
     width_px: NonNegativeInt = 0
     torchvision: bool = True  # time torchvision's model in the same run
     evaluator_images: PositiveInt = 5000  # scored by boxes; as many as COCO's val split has
     evaluator_mask_images: PositiveInt = 500  # scored by masks
     evaluator_detections: PositiveInt = 100  # an image
     loader_images: PositiveInt = 100  # generated for the mode `loader`
-    processes: tuple[PositiveInt, ...] = (1, 2)  # of the mode `scaling`; each divides the largest
+    processes: tuple[PositiveInt, ...] = (1, 2)  # for the mode `scaling`; each divides the largest
 
 
 class StabilityConfig(Section):
-    """What `maskrcnn stability` repeats: the same training from several seeds."""
+    """Settings of `maskrcnn stability`: the same training from several seeds."""
 
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (1, 2, 3, 4, 5)  # train.seed of each run
     parallel: PositiveInt = (
@@ -71,7 +72,7 @@ class TrackingConfig(Section):
 
 
 class RegistryConfig(Section):
-    """Which models `maskrcnn register` takes into MLflow's registry, and under what name."""
+    """Settings of `maskrcnn register`: which models enter MLflow's registry, and under what name."""
 
     model_name: Annotated[str, Field(pattern=r"^[^/:]+$")] = "maskrcnn"
     min_bbox_ap: Fraction = 0.0  # a model of less is not registered
@@ -92,20 +93,21 @@ Toleration = Annotated[str, Field(pattern=r"^[^=:]+(=[^=:]*)?:(NoSchedule|Prefer
 
 
 class ClusterConfig(Section):
-    """Where and how `maskrcnn pytorchjob` trains on Kubernetes. Requests are limits: nothing is overcommitted."""
+    """Settings of `maskrcnn pytorchjob`: training on Kubernetes. Requests equal limits: nothing is overcommitted."""
 
     api: Literal["pytorchjob", "trainjob"] = "pytorchjob"  # kubeflow.org/v1, or Kubeflow Trainer's v1alpha1
-    # Of a PyTorchJob. In `master_worker` the operator adds an init container that the pod-security level "restricted" refuses.
+    # For a PyTorchJob. In `master_worker` the operator adds an init container, which the pod-security level
+    # "restricted" refuses.
     form: Literal["elastic", "master_worker"] = "elastic"
-    runtime: Label = "torch-distributed"  # of a TrainJob: the ClusterTrainingRuntime it refers to
-    context: str = ""  # of the kubeconfig; empty: the pod's own cluster, or the current context
+    runtime: Label = "torch-distributed"  # the ClusterTrainingRuntime that a TrainJob refers to
+    context: str = ""  # kubeconfig context; empty: the pod's own cluster, or the current context
     namespace: Label = "maskrcnn"
     service_account: Label = "trainer"
     image: str = ""
     image_pull_secret: LabelOrNone = ""
     working_dir: Annotated[str, Field(pattern="^/")] = "/workspace"  # relative paths of `data` and `train` start here
     nodes: PositiveInt = 1
-    min_nodes: NonNegativeInt = 0  # of an elastic PyTorchJob: training goes on with as few; 0: all
+    min_nodes: NonNegativeInt = 0  # fewest nodes with which an elastic PyTorchJob continues; 0: all
     gpus_per_node: NonNegativeInt = 1  # 0 trains on CPUs
     processes_per_node: NonNegativeInt = 0  # 0: one for each GPU, or one
     cpu: PositiveInt = 8  # cores a node
@@ -124,9 +126,9 @@ class ClusterConfig(Section):
     queue: LabelOrNone = ""
     node_selector: tuple[NodeLabel, ...] = ()  # label=value
     tolerations: tuple[Toleration, ...] = ()  # key:Effect, or key=value:Effect
-    restarts: NonNegativeInt = 3  # of each node's container, before a PyTorchJob fails
+    restarts: NonNegativeInt = 3  # restarts of each node's container before a PyTorchJob fails
     grace_s: Annotated[int, Field(ge=30)] = 120  # from SIGTERM to SIGKILL: a checkpoint must be written in it
-    ttl_s: PositiveInt = 86400  # how long a finished PyTorchJob stays to be looked at
+    ttl_s: PositiveInt = 86400  # time for which a finished PyTorchJob is kept
     pending_timeout_s: PositiveInt = 3600  # until the first pod runs; in a queue too
     stuck_timeout_s: PositiveInt = 300  # in which an image or a secret that cannot be had must turn up
     run_timeout_s: PositiveInt = 604800  # from there to the end
@@ -156,7 +158,7 @@ def _mib(memory: str) -> int:
 
 
 class Config(Section):
-    """Everything a run is told."""
+    """The whole configuration of a run."""
 
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()

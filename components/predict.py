@@ -179,7 +179,7 @@ def _print(result: PredictResult) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line of `maskrcnn predict`; exits with status 1 if an image could not be read."""
-    parser = stage_parser("predict", __doc__, operands="IMAGE_OR_FOLDER")
+    parser = stage_parser("predict", __doc__, operands="IMAGE_OR_FOLDER", operands_help="images or folders to run on")
     parser.add_argument("--checkpoint", default="last", help="last, best, or a path (%(default)s)")
     parser.add_argument("--output", type=Path, help="folder for drawings and predictions.json (./predictions)")
     with user_errors():

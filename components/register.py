@@ -164,7 +164,7 @@ def _version(registry: Registry, run_id: str, trained: Trained, scored: Scored, 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line of `maskrcnn register`."""
-    parser = stage_parser("register", __doc__, operands="RUN")
+    parser = stage_parser("register", __doc__, operands="RUN", operands_help="folder of a run")
     with user_errors():
         args, config = parse(parser, argv)
         if len(args.operands) > 1:

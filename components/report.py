@@ -146,7 +146,7 @@ def _code(text: str) -> Markup:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line of `maskrcnn report`; by default it reports on train.output_dir."""
-    parser = stage_parser("report", __doc__, operands="RUN")
+    parser = stage_parser("report", __doc__, operands="RUN", operands_help="folders of runs")
     parser.add_argument(
         "--output", type=Path, help="HTML file to write (<RUN>/report.html; runs/report.html for several runs)"
     )

@@ -12,16 +12,16 @@ STAGES = {
     "download": "fetch, generate or check the raw data set",
     "prepare": "check every image and annotation once; write the index",
     "train": "train from params.yaml; continues where it was interrupted",
-    "evaluate": "box and mask AP of a checkpoint, per class too",
+    "evaluate": "measure box and mask AP of a checkpoint, overall and per class",
     "predict": "find and draw the objects on any images",
-    "benchmark": "throughput, step time and memory, beside torchvision",
-    "stability": "train and evaluate several seeds: mean, deviation and interval of AP",
-    "compare": "is one configuration better than another, or is it noise?",
+    "benchmark": "measure throughput, step time and memory, also of torchvision",
+    "stability": "train and evaluate several seeds; report mean, std and interval of AP",
+    "compare": "test whether one configuration is better than another",
     "register": "take an evaluated model into MLflow's registry",
-    "export": "a program of torch.export for each image size, for use without this code",
-    "report": "one page about finished runs; the tables of README and docs/results.md",
+    "export": "write a torch.export program for each image size, for use without this code",
+    "report": "write an HTML page about finished runs, or the tables of README and docs/results.md",
     "pytorchjob": "train on Kubernetes: submit a PyTorchJob and follow it to its end",
-    "pipeline": "all of these as one pipeline, on Kubeflow or on this machine",
+    "pipeline": "run these stages as one pipeline, on Kubeflow or on this machine",
 }
 USAGE = "usage: maskrcnn <stage> [options] [section.key=value …]"
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _help() -> str:
     lines = [f"  {stage:<10} {purpose}" for stage, purpose in STAGES.items()]
-    ending = "`maskrcnn <stage> --help` tells a stage's options. Every stage reads params.yaml; `maskrcnn recipe` writes one."
+    ending = "`maskrcnn <stage> --help` shows a stage's options. Every stage reads params.yaml; `maskrcnn recipe` writes one."
     return "\n".join([USAGE, "", "stages:", *lines, "", ending])
 
 

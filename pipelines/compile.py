@@ -1,9 +1,9 @@
-"""A pipeline as text: the intermediate representation that Kubeflow Pipelines takes, the same bytes each time for the same request.
+"""A pipeline as text: the intermediate representation of Kubeflow Pipelines, the same bytes for the same request.
 
     text = compile_pipeline(Request("training", Path("params.yaml"), ["train.max_iters=90000"]))
 
-The parameter file becomes the default of the pipeline's parameter `params`, and overrides that of `overrides`, where a run can change
-both. Only what a pod is made of is compiled in, so an override of `cluster.*` goes into `params`.
+The parameter file becomes the default of the pipeline's parameter `params`, and overrides that of `overrides`, where a
+run can change both. Only what a pod is made of is compiled in, so an override of `cluster.*` goes into `params`.
 """
 
 import io
@@ -30,9 +30,9 @@ _NOT_ON_CLUSTER = "tracking.uri="  # pods take cluster.tracking_uri, and the URI
 
 @dataclass(frozen=True)
 class Request:
-    """What a command line asks for."""
+    """A request for a pipeline, from the command line."""
 
-    pipeline: str  # of PIPELINES
+    pipeline: str  # a key of PIPELINES
     params: Path
     overrides: Sequence[str]  # section.key=value
 
@@ -47,7 +47,7 @@ class Request:
         rest = [word for word in self.overrides if not word.startswith((*_COMPILED_IN, _NOT_ON_CLUSTER))]
         config = load_config(self.params, compiled_in)
         tracking = config.tracking.model_copy(update={"uri": config.cluster.tracking_uri})
-        cluster = config.cluster.model_copy(update={"context": ""})  # of this machine's kubeconfig; pods have none
+        cluster = config.cluster.model_copy(update={"context": ""})  # pods have no kubeconfig
         return config_text(config.model_copy(update={"tracking": tracking, "cluster": cluster})), rest
 
 
@@ -55,7 +55,7 @@ def compile_pipeline(request: Request, *, with_overrides: bool = True) -> str:
     """The pipeline of a request, checked as far as that can be done before it runs.
 
     Args:
-        with_overrides: make them the default of `overrides`; otherwise that is empty, and they are for each run to give.
+        with_overrides: make them the default of `overrides`; otherwise that is empty, and each run gives its own.
 
     Raises:
         ConfigError, ManifestError: if its steps or its training job could not run so.
@@ -68,7 +68,7 @@ def compile_pipeline(request: Request, *, with_overrides: bool = True) -> str:
 
 
 def _to_yaml(pipeline: BaseComponent) -> str:
-    """The documents that kfp's compiler writes. Its own file opens with a comment that a default of several lines breaks out of."""
+    """The documents that kfp's compiler writes, without its opening comment, which a multi-line default breaks."""
     yaml, stream = YAML(typ="safe", pure=True), io.StringIO()
     yaml.default_flow_style = False
     yaml.width = 4096

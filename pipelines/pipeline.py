@@ -5,8 +5,9 @@
   run-local  run the same pipeline on this machine, without a cluster
   manifest   print the training job that the pipeline would submit
 
---pipeline training (the default): download, prepare, train, evaluate, predict, benchmark, register. --pipeline stability: the same training from
-each of stability.seeds, and a table. `maskrcnn pipeline <action> --help` tells an action's options.
+--pipeline training (the default): download, prepare, train, evaluate, predict, benchmark, register.
+--pipeline stability: the same training from each of stability.seeds, and a table.
+`maskrcnn pipeline <action> --help` shows an action's options.
 """
 
 import argparse
@@ -33,19 +34,21 @@ _SUMMARIES = {
 def _parser(action: str) -> argparse.ArgumentParser:
     parser = stage_parser(f"pipeline {action}", _SUMMARIES[action])
     if action != "manifest":
-        parser.add_argument("--pipeline", choices=("training", "stability"), default="training", help="(%(default)s)")
+        parser.add_argument(
+            "--pipeline", choices=("training", "stability"), default="training", help="pipeline (%(default)s)"
+        )
     if action == "compile":
         parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the file to write, as YAML")
     if action == "submit":
         parser.add_argument(
-            "--endpoint", default="", metavar="URL", help="of Kubeflow Pipelines (KF_PIPELINES_ENDPOINT)"
+            "--endpoint", default="", metavar="URL", help="address of Kubeflow Pipelines (KF_PIPELINES_ENDPOINT)"
         )
         parser.add_argument(
-            "--namespace", default="", metavar="NS", help="of the experiment, where a server has many users"
+            "--namespace", default="", metavar="NS", help="namespace of the experiment, for multi-user servers"
         )
-        parser.add_argument("--experiment", default="", metavar="NAME", help="(tracking.experiment)")
+        parser.add_argument("--experiment", default="", metavar="NAME", help="experiment (tracking.experiment)")
         parser.add_argument(
-            "--service-account", default="", metavar="NAME", help="of the steps (the server's own default)"
+            "--service-account", default="", metavar="NAME", help="service account of the steps (the server's default)"
         )
         parser.add_argument("--token-file", type=Path, metavar="FILE", help="a file with the token")
         parser.add_argument("--wait", action="store_true", help="follow the run to its end")

@@ -1,4 +1,4 @@
-"""Where a pipeline's steps run: in pods of a cluster, as `cluster` says, or as processes of this machine.
+"""Placement of a pipeline's steps: in pods of a cluster, as `cluster` says, or as processes of this machine.
 
 Sources: kfp-kubernetes 2.17; the names, volumes and accounts are those of k8s/base.
 """
@@ -16,26 +16,26 @@ from components.kubeflow.context import COMPILED, compiled_values
 
 # NetworkPolicies go by these: `name` opens MLflow, `component` the API server, which training is launched through.
 LABELS = {"app.kubernetes.io/name": "maskrcnn", "app.kubernetes.io/component": "launcher"}
-_USER = 1000  # of the image; k8s/job/pod.yaml has the same
+_USER = 1000  # the image's user; k8s/job/pod.yaml has the same
 _ON_ACCELERATOR = {"evaluate", "predict", "benchmark"}  # training has pods of its own
 _LIGHT = {"train", "seeds", "finish"}  # these wait, or read a little
 _LIGHT_CPU, _LIGHT_MEMORY = "1", "4Gi"
-# A pod that was evicted, or whose node was lost, is begun again. kfp cannot tell that from an error of the step itself, so that is
-# repeated too: once, but for the network's sake more often.
+# A pod that was evicted, or whose node was lost, is started again. kfp cannot distinguish that from an error of the
+# step itself, which is therefore retried too: once, or more often for downloads.
 _RETRIES = {"download": 3}
 
 
 @dataclass(frozen=True)
 class Placement:
-    """How a step becomes what runs it."""
+    """Translation of steps into pods or local processes."""
 
     train: Callable[..., PipelineTask]
     parallel: int  # seeds of a study at a time
-    config: Config | None  # of the pods; None: this machine
+    config: Config | None  # configuration of the pods; None: this machine
 
     def place(self, step: str, task: PipelineTask) -> PipelineTask:
         """Prepare one task for where it will run; `step` is its component's name."""
-        # Every step reads or writes a volume or MLflow, which a cache knows nothing of. Stages see by themselves what is done already.
+        # Every step reads or writes a volume or MLflow, unseen by a cache. Stages skip by themselves what is done.
         task.set_caching_options(False)
         return task if self.config is None else _in_pod(step, task, self.config)
 

@@ -1,7 +1,8 @@
 """A pipeline on this machine: kfp's local runner takes the same definition, and each step is a process of this Python.
 
-The runner is kfp's own, with its limits: no step is tried again or cached, two seeds at most run at a time, and where one seed has
-failed the others are still trained. Images, volumes and resources mean nothing here; training takes `train.processes` processes.
+The runner is kfp's own, with its limits: no step is retried or cached, two seeds at most run at a time, and if one seed
+fails the others are still trained. Images, volumes and resources mean nothing here; training takes
+`train.processes` processes.
 """
 
 import os
@@ -26,7 +27,7 @@ _STEP = "kfp.dsl.executor_main"  # in the command line of every step
 
 
 def run_local(request: Request) -> int:
-    """Run the pipeline of a request; steps and their logs are told as they go.
+    """Run the pipeline of a request; steps and their logs are printed as they run.
 
     Returns:
         0, or 1 if a step failed.
@@ -40,7 +41,7 @@ def run_local(request: Request) -> int:
     with warnings.catch_warnings(), handled([signal.SIGTERM], _end_with_steps):
         warnings.filterwarnings("ignore", message="You may be attemping to run a task", category=RuntimeWarning)
         warnings.filterwarnings("ignore", category=FutureWarning, module="kfp")
-        scratch = tempfile.mkdtemp(prefix="maskrcnn-")  # which the runner deletes
+        scratch = tempfile.mkdtemp(prefix="maskrcnn-")  # deleted by the runner
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(outputs), workspace_root=scratch)
         try:
             pipeline()

@@ -34,7 +34,7 @@ class Server:
     def __init__(self, endpoint: str, token_file: Path | None, namespace: str) -> None:
         self.endpoint = (endpoint or os.environ.get(ENDPOINT, "")).rstrip("/")
         self.namespace = namespace
-        self.scope: dict[str, Any] = {"namespace": namespace} if namespace else {}  # of what has a namespace
+        self.scope: dict[str, Any] = {"namespace": namespace} if namespace else {}  # argument of namespaced calls
         if not self.endpoint.startswith(("http://", "https://")):
             raise PipelinesError(
                 f"--endpoint: must be the URL of Kubeflow Pipelines, http(s)://…, got {self.endpoint!r}; {ENDPOINT} serves too. From outside "
@@ -43,7 +43,7 @@ class Server:
         named = token_file or os.environ.get(TOKEN_FILE)
         self._token_file = Path(named) if named else None
         connection = kfp_server_api.Configuration(host=self.endpoint)
-        connection.retries = False  # of urllib3: `ask` repeats what may be repeated
+        connection.retries = False  # urllib3's; `ask` retries what may be retried
         connection.api_key_prefix["authorization"] = "Bearer"
         connection.refresh_api_key_hook = self._set_token  # before each call, since a mounted token is renewed
         self._set_token(connection)
@@ -54,7 +54,7 @@ class Server:
         self.experiments = kfp_server_api.ExperimentServiceApi(client)
 
     def link(self, kind: str, name: str) -> str:
-        """Where a browser finds something."""
+        """URL of an object in the web UI."""
         return f"{os.environ.get(UI_ENDPOINT, self.endpoint).rstrip('/')}/#/{kind}/details/{name}"
 
     def ask(self, what: str, call: Callable[..., T], *arguments: Any, patience_s: float = 0.0, **options: Any) -> T:
@@ -62,7 +62,7 @@ class Server:
 
         Args:
             what: for messages.
-            patience_s: how long a server that is away, or in trouble, is asked again.
+            patience_s: how long to retry while the server is unreachable or fails.
 
         Raises:
             PipelinesError: if it refuses, or gives no answer in time.
@@ -114,7 +114,7 @@ class Server:
 
 
 def _message(error: Any) -> str:
-    """What the server says, out of the JSON it says it in."""
+    """The message in the server's JSON answer."""
     try:
         told = json.loads(error.body)
         return str(told.get("message") or told.get("error") or told)

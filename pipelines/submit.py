@@ -1,7 +1,7 @@
 """Upload a pipeline to Kubeflow Pipelines where it is new or has changed, run it, and follow the run to its end.
 
-A pipeline of a name has versions, named after the digest of what was compiled. The same parameter file and cluster give the same version;
-overrides are the run's own arguments, so each run shows what was asked of it.
+A pipeline has versions, named after the digest of the compiled text. The same parameter file and cluster give the same
+version; overrides are the run's own arguments, so each run shows them.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ _ENDS = {"SUCCEEDED", "FAILED", "CANCELED", "SKIPPED"}
 
 
 class WaitError(UserError):
-    """How a run ends could not be learned in time."""
+    """The end of a run could not be determined in time."""
 
 
 def submit(

@@ -1,4 +1,4 @@
-"""What the local pipeline came to: the AP table, where the pictures lie, how to see more. `make demo` ends with it."""
+"""Summary of a local pipeline: the AP table, where the pictures lie, how to see more. `make demo` ends with it."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
 def summary_table(evaluation: dict[str, Any]) -> Table:
-    """Box and mask AP of an `evaluation.json`, or the recall of its proposals, as fractions; a dash where there is no score."""
+    """Box and mask AP of an `evaluation.json`, or its proposals' recall, as fractions; a dash if there is no score."""
     table = Table(title=f"{evaluation['images']} images, {evaluation['checkpoint']}")
     table.add_column("")
     names = RECALL_NAMES if "proposals" in evaluation else AP_NAMES

@@ -1,7 +1,7 @@
 """The pipelines: `training`, from raw data to a measured model, and `stability`, the same training from several seeds.
 
-The same definitions run on a cluster and on this machine. `Placement` makes the difference: what trains, and what a step's pod is like.
-Steps that write into one run's folder, and so into one MLflow run, go one after another.
+The same definitions run on a cluster and on this machine. `Placement` makes the difference: what trains, and what a
+step's pod is like. Steps that write into one run's folder, and so into one MLflow run, go one after another.
 """
 
 from kfp import dsl
@@ -15,7 +15,9 @@ NAMES = {"training": "maskrcnn-training", "stability": "maskrcnn-stability"}
 
 
 def training(placement: Placement, params: str, overrides: list[str]) -> BaseComponent:
-    """download → prepare → train → evaluate → predict → benchmark → register if it is good enough; then, whatever came of them, the MLflow run is marked as ended.
+    """download → prepare → train → evaluate → predict → benchmark → register if good enough.
+
+    The MLflow run is then marked as ended, even after a failure.
 
     Args:
         placement: where it will run.

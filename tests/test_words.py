@@ -10,15 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 REPOSITORY = Path(__file__).parents[1]
-PACKAGES = ("components", "cuda_ops", "model")
-# Files and folders whose words are still to be revised.
-EXEMPT = (
-    "components/cli.py",
-    "components/config.py",
-    "components/runs",
-    "model/engine/checkpoint.py",
-    "model/inference/export.py",
-)
+PACKAGES = ("components", "cuda_ops", "model", "pipelines")
 # First words that leave a description without a subject: "Of one image." instead of "Objects found in one image."
 MID_AIR = re.compile(r"(as|by|how|of|such|that|those|what|where|whether|which|whose|why)\b", re.IGNORECASE)
 BANNED = {
@@ -43,14 +35,12 @@ class Prose(NamedTuple):
 
 @cache
 def prose() -> list[Prose]:
-    """All docstrings and comments of PACKAGES but those of EXEMPT."""
+    """All docstrings and comments of PACKAGES."""
     found: list[Prose] = []
     for package in PACKAGES:
         for path in sorted((REPOSITORY / package).rglob("*.py")):
-            name = path.relative_to(REPOSITORY).as_posix()
-            if not any(name == exempt or name.startswith(f"{exempt}/") for exempt in EXEMPT):
-                source = path.read_text(encoding="utf-8")
-                found += [*docstrings(name, source), *comments(name, source)]
+            name, source = path.relative_to(REPOSITORY).as_posix(), path.read_text(encoding="utf-8")
+            found += [*docstrings(name, source), *comments(name, source)]
     return found
 
 

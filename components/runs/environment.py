@@ -1,4 +1,7 @@
-"""Where a result was made: commit, hardware, versions. Stands in MLflow tags, environment.json, evaluation.json and benchmark.json."""
+"""Environment of a result: commit, hardware, versions.
+
+It is stored in MLflow tags, environment.json, evaluation.json and benchmark.json.
+"""
 
 import hashlib
 import os
@@ -12,12 +15,12 @@ import torch
 
 
 def git_commit() -> str | None:
-    """The commit of the current directory, with `-dirty` where tracked files differ from it; outside git the image's, or None."""
+    """The commit of the current directory, `-dirty` if tracked files differ; outside git the image's, or None."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):  # no git, no repository, or no commit in it
-        return os.environ.get("MASKRCNN_COMMIT") or None  # which the Dockerfile sets
+        return os.environ.get("MASKRCNN_COMMIT") or None  # set by the Dockerfile
 
 
 def hardware() -> dict[str, str | int]:
@@ -29,7 +32,7 @@ def hardware() -> dict[str, str | int]:
 
 
 def hardware_name(machine: dict[str, Any], processes: int) -> str:
-    """What `hardware` found, as a table names it: a process of training uses a GPU where there are some."""
+    """Name of the hardware for tables: each training process uses a GPU if there are any."""
     if machine["gpus"]:
         return f"{processes} × {machine['gpu']}"
     return f"{machine['cpu']}, {machine['cores']} cores"
@@ -53,7 +56,7 @@ def run_tags() -> dict[str, str]:
     tags = {"commit": commit, "mlflow.source.git.commit": commit}  # the second fills the UI's column of versions
     if described is not None:
         tags["dirty"] = str(described.endswith("-dirty")).lower()
-    tags["dvc.lock_md5"] = _md5(Path("dvc.lock"))  # of what DVC had made when this was made
+    tags["dvc.lock_md5"] = _md5(Path("dvc.lock"))  # the state of DVC's outputs at this time
     tags |= {f"hardware.{name}": str(value) for name, value in hardware().items()}
     tags |= {f"version.{name}": value for name, value in versions().items()}
     return {name: value for name, value in tags.items() if value}

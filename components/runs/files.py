@@ -1,4 +1,4 @@
-"""What a report is made from: the files of finished runs, read as they lie. Nothing is computed here, nothing written.
+"""Readers of the files of finished runs, from which reports are made. Nothing is computed or written here.
 
 A run may lack any of its files; `missing` then says which, and which command would make them. Scores are fractions.
 """
@@ -29,8 +29,8 @@ class RunData:
     environment: dict[str, Any] | None
     precision_recall: dict[str, list[float]]
     data_report: dict[str, Any]  # split → counts, as `maskrcnn prepare` wrote them
-    split: str  # that was evaluated
-    index: CocoIndex | None  # of that split; None where the data are not here, or are others
+    split: str  # the evaluated split
+    index: CocoIndex | None  # index of the split; None if the data are absent or differ
     missing: list[str]
 
     @property

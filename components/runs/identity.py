@@ -1,4 +1,4 @@
-"""When two runs are the same: the values that decide a result, those that decide its last bits, and what sets two runs apart."""
+"""Identity of runs: the values that determine a result, those that change only its rounding, and differences."""
 
 import json
 from collections.abc import Sequence
@@ -6,15 +6,15 @@ from typing import Any
 
 from components.config import RENAMED, Config, flatten
 
-# What may differ between a run and its continuation: where and how long it goes on, and what it says meanwhile.
+# Keys that may differ between a run and its continuation: place, length, logging.
 FREE_TO_CHANGE = (
     "device", "processes", "compile", "cuda_graph", "keep_last", "log_period", "checkpoint_period", "max_iters", "output_dir", "resume", "timeout_s",
 )  # fmt: skip
-# How images are prepared for training; the images themselves are known by their hash.
+# Keys of image preparation for training; the images themselves are identified by their hash.
 _SEEN_IN_TRAINING = ("buckets", "min_sizes_px", "max_size_px", "horizontal_flip", "scale_jitter", "crop_size_px")
 
-# The sections that decide what is learned and how it is scored, and the keys in them that do not: where things lie, what is said
-# meanwhile. What training may be continued with is what training itself says; a data set is known by its hash.
+# The sections that determine what is learned and how it is scored, and the keys in them that do not: paths, logging.
+# FREE_TO_CHANGE is part of the latter except for max_iters; a data set is identified by its hash.
 _DECIDING = ("data.", "model.", "train.", "evaluate.")
 _NOT_DECIDING = {f"train.{key}" for key in FREE_TO_CHANGE if key != "max_iters"} | {
     "data.base_url",
@@ -24,22 +24,22 @@ _NOT_DECIDING = {f"train.{key}" for key in FREE_TO_CHANGE if key != "max_iters"}
     "evaluate.backend",
     "evaluate.drawn_images",
 }
-# Keys that decide nothing but a result's last bits: no part of its identity, yet worth telling where two results differ.
+# Keys that change only rounding: no part of the identity, but shown where two results differ.
 _LAST_BITS = ("train.compile", "train.cuda_graph", "train.device", "train.processes")
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """What a result depends on, under dotted names; the seed is one of them."""
+    """The values that determine a result, by dotted name, the seed included."""
     return deciding(config.flat())
 
 
 def deciding(flat: dict[str, Any]) -> dict[str, Any]:
-    """Those of a configuration's values, by dotted names, on which a result depends."""
+    """The values of a flat configuration that determine a result."""
     return {key: value for key, value in flat.items() if key.startswith(_DECIDING) and key not in _NOT_DECIDING}
 
 
 def description(config: Config) -> dict[str, Any]:
-    """What is worth telling of how a result was made: its identity less the seed, and what decides its last bits."""
+    """Values to show beside a result: its identity except the seed, and those that change only rounding."""
     flat, decides = config.flat(), identity(config)
     return {key: value for key, value in flat.items() if (key in decides or key in _LAST_BITS) and key != "train.seed"}
 
@@ -59,14 +59,14 @@ def differences_of_descriptions(descriptions: Sequence[dict[str, Any]]) -> dict[
 
 
 def differences_beside_seed(one: Config, other: Config) -> list[str]:
-    """What sets two configurations apart that should differ in the seed alone, as `key (value and value)`."""
+    """Differences, other than the seed, of two configurations, as `key (value and value)`."""
     found = differences([identity(one), identity(other)])
     found.pop("train.seed", None)
     return [f"{key} ({json.dumps(a)} and {json.dumps(b)})" for key, (a, b) in found.items()]
 
 
 def changes_since_checkpoint(state: dict[str, Any], config: Config, data_hash: str) -> list[str]:
-    """What sets a checkpoint's run apart from this one, as `key: then → now`; empty where it may be continued."""
+    """Differences of a checkpoint's run from this one, as `key: then → now`; empty if it may be continued."""
     now = config.flat()
     must_stay = [
         key

@@ -1,6 +1,6 @@
 """The local record of a run's metrics, which no outage can touch: `log.jsonl`, and `metrics.csv` made from it.
 
-A line is {"step": …, "time": seconds since 1970, "metrics": {name: value}}; null stands for a value that is absent or not finite.
+A line is {"step": …, "time": seconds since 1970, "metrics": {name: value}}; null: absent or not finite.
 """
 
 import csv

@@ -26,7 +26,7 @@ class ResultError(UserError):
 
 @dataclass(frozen=True)
 class Result:
-    """How a run was made, and how well it did."""
+    """Settings and scores of a run."""
 
     run_dir: Path
     config: Config
@@ -34,7 +34,7 @@ class Result:
 
     @property
     def seed(self) -> int:
-        """Of everything that is drawn in training."""
+        """train.seed of the run."""
         return self.config.train.seed
 
     @property

@@ -17,7 +17,7 @@ class Trained:
     """A checkpoint and how to use it."""
 
     loaded: LoadedModel
-    config: Config  # as trained, but for where the data lies and how it is read, and for tracking: as told now
+    config: Config  # the training's, but data paths, data loading and tracking as configured now
     name: str  # the checkpoint's path, below the run's folder where it lies there
 
 

@@ -1,7 +1,8 @@
-"""Checkpoints: written whole or not at all, found through `last_checkpoint`, read without running anybody's code.
+"""Checkpoints: written whole or not at all, found through `last_checkpoint`, never unpickled as code.
 
-A checkpoint holds all that continuing needs: weights, optimizer, step, configuration, classes, the data's hash, the MLflow run.
-There is no generator state in it because there is none: data order, augmentation and sampling are functions of seed and step.
+A checkpoint holds all that continuing needs: weights, optimizer, step, configuration, classes, the data's hash, the
+MLflow run. There is no generator state in it because there is none: data order, augmentation and sampling are functions
+of seed and step.
 """
 
 import json
@@ -29,7 +30,7 @@ class LoadedModel:
 
     model: MaskRCNN  # frozen, in evaluation mode, on the device asked for
     config: dict[str, Any]  # the whole configuration, as plain data
-    class_names: tuple[str, ...]  # of labels 1, 2, …
+    class_names: tuple[str, ...]  # names of labels 1, 2, …
     category_ids: tuple[int, ...]  # COCO's ids of labels 1, 2, …
     step: int
     data_hash: str
@@ -105,7 +106,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_model(path: Path, device: torch.device) -> LoadedModel:
-    """The network of a checkpoint, frozen and ready to detect: with the moving average of its weights where there is one."""
+    """The network of a checkpoint, frozen and ready to detect, with the moving average of its weights if it has one."""
     state = read_checkpoint(path)
     config, class_names = state["config"], tuple(state["class_names"])
     model = MaskRCNN(ModelConfig.model_validate_json(json.dumps(config["model"])), len(class_names))

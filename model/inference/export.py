@@ -1,6 +1,8 @@
-"""A trained network as a torch.export program, for those who have torch and the library of `cuda_ops`, but not this code.
+"""A trained network as a torch.export program, for use with torch and the library of `cuda_ops`, without this code.
 
-A program serves one bucket [H, W] on the device it was made for, and 1 to MAX_BATCH images, in float32. Its shapes follow from its inputs, so it looks at all candidates where our code looks at those there are, and always gives D = model.detections_per_image rows.
+A program serves one bucket [H, W] on the device it was made for, and 1 to MAX_BATCH images, in float32. Its shapes
+follow from its inputs: it processes padded candidates too, and always returns D = model.detections_per_image rows.
+
 Source: torch.export (PyTorch 2).
 """
 
@@ -30,8 +32,8 @@ class Detector(nn.Module):
 
         Returns:
             boxes [N, D, 4] float32 (x1, y1, x2, y2) in input pixels, scores [N, D] float32, labels [N, D] int64 from 1,
-            num_detections [N] int64 and, if the network has masks, mask_probs [N, D, M, M] float32 in the frame of the box. Best first;
-            rows from num_detections[n] on are padding.
+            num_detections [N] int64 and, if the network has masks, mask_probs [N, D, M, M] float32 in the frame of the
+            box. Best first; rows from num_detections[n] on are padding.
         """
         numbers = torch.zeros(images.shape[0], dtype=torch.int64, device=images.device)
         found = self.model(Batch(images, image_sizes, image_sizes, numbers, numbers))

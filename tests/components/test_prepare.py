@@ -35,7 +35,7 @@ def annotation(image_id: int, annotation_id: int, **changes: Any) -> dict[str, A
 
 
 class Custom:
-    """A folder in the seed's hierarchy: three images of 16 × 24 a split, an annotation each."""
+    """A folder in NVIDIA's hierarchy: three images of 16 × 24 a split, an annotation each."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
