@@ -47,7 +47,7 @@ VECTOR_TYPE(float4, float, 16, (float x, float y, float z, float w), x, y, z, w)
 
 using cudaStream_t = void*;
 using cudaError_t = int;
-constexpr cudaError_t cudaSuccess = 0, cudaErrorInvalidConfiguration = 9;
+constexpr cudaError_t cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9;
 cudaError_t cudaGetLastError();
 
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
@@ -87,6 +87,7 @@ void* shared_variable(const void* declaration, size_t bytes);
 unsigned synchronize(bool vote, Place place);  // threads that voted for it
 uint64_t shuffle(unsigned mask, uint64_t bits, unsigned from, const char* what, Place place);  // what that lane gave
 unsigned ballot(unsigned mask, bool vote, const char* what, Place place);  // lanes that voted for it
+void at_most(unsigned threads, unsigned = 0, unsigned = 0);  // what the kernel's __launch_bounds__ says
 void access(const void* address, size_t bytes, bool is_write, bool is_atomic, const void* code);
 
 // launch(…)(arguments) is kernel<<<…>>>(arguments). Arguments are copied once, as a launch copies them.
@@ -166,12 +167,12 @@ T __shfl_xor_sync(unsigned mask, T value, int lanes, PLACE) {
 template <class T>
 T __shfl_up_sync(unsigned mask, T value, unsigned by, PLACE) {
   const unsigned lane = emulator::lane();
-  return emulator::shuffled(mask, value, lane < by ? lane : lane - by, "__shfl_up_sync", place);
+  return emulator::shuffled(mask, value, by > 31 ? by : lane < by ? lane : lane - by, "__shfl_up_sync", place);
 }
 template <class T>
 T __shfl_down_sync(unsigned mask, T value, unsigned by, PLACE) {
   const unsigned lane = emulator::lane();
-  return emulator::shuffled(mask, value, lane + by > 31 ? lane : lane + by, "__shfl_down_sync", place);
+  return emulator::shuffled(mask, value, by > 31 ? by : lane + by > 31 ? lane : lane + by, "__shfl_down_sync", place);
 }
 #undef PLACE
 

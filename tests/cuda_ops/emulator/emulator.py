@@ -1,7 +1,10 @@
 """CUDA kernels on a CPU: the sources of cuda_ops/csrc/cuda, host code included, compiled by g++, run thread by thread.
 
-For small cases. Not seen: the GPU's own arithmetic (expf, log2f), streams and their races, speed. cuda_runtime.h,
-machine.cpp, memory.cpp and torch_host.cpp beside this file say what is emulated, and which faults are found.
+For small cases. cuda_runtime.h, machine.cpp, memory.cpp and torch_host.cpp beside this file say what is emulated, and
+which faults are found. Not seen: the GPU's own arithmetic (expf, log2f), streams and their races, speed; a thread's own
+variables and its stack, of 128 KiB; memcpy and memset within a kernel; host code that reads or writes device memory;
+writes to an input, reads of a freed tensor or of a static array of the host; two barriers in one line that threads of a
+block part at. Some of these end the process.
 """
 
 import ctypes
@@ -28,7 +31,8 @@ FLAGS = ["-std=c++20", "-fPIC", "-g1", "-w", "-fvisibility=hidden", "-ffp-contra
 MACROS = ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DUSE_CUDA", "-DEMULATED_ARCH=900"]
 KERNEL_FLAGS = ["-O1", "-fsanitize=thread,alignment", "--param=tsan-instrument-func-entry-exit=0"]
 EMULATOR_FLAGS = ["-O2", "-fno-tree-loop-distribute-patterns"]
-WRAPPED = (  # calls of libtorch's C interface that torch_host.cpp answers
+WRAPPED = (  # calls of libtorch's C interface that torch_host.cpp answers; failed assertions, which machine.cpp reports
+    "__assert_fail", "aoti_torch_aten_fill__Scalar",
     "torch_get_const_data_ptr", "torch_get_mutable_data_ptr", "aoti_torch_get_data_ptr", "torch_call_dispatcher",
     "aoti_torch_create_device_guard", "aoti_torch_delete_device_guard", "aoti_torch_get_current_cuda_stream",
     "torch_c10_cuda_check_msg", "torch_c10_cuda_free_error_msg", "aoti_torch_library_init_impl", "aoti_torch_library_init_fragment",
@@ -38,6 +42,7 @@ REWRITES = (  # what no header can define; lines keep their numbers
     (r"^( *)extern __shared__ (?:__align__\(\d+\) )?([\w ]+) (\w+)\[\];",
      r"\1static \2* const \3 = reinterpret_cast<\2*>(emulator::shared_memory);"),
     (r"^( *)__shared__ (.+) (\w+)((?:\[.*\])?);", r"\1auto& \3 = emulator::shared<\2\4, __COUNTER__>();"),
+    (r"(__launch_bounds__\(([^()]*)\)\s*\w+\([^(){}]*\)\s*\{)", r"\1 emulator::at_most(\2);"),
     (r"([\w:]+(?:<[^<>;]*>)?)<<<([^;]*?)>>>\(", r'emulator::launch("\1", [&](const auto&... args) { \1(args...); }, \2)('),
 )  # fmt: skip
 FILLS = (0xFF, 0x00, 0x7F, 0xAA)  # nan, 0, 3e38 and a small negative number in float32

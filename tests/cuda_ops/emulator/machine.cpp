@@ -1,8 +1,9 @@
 // Runs kernels, in an order of blocks and threads that the caller chooses. The threads of a block are fibers; one runs
 // until it meets a barrier or a primitive of its warp, then the next. Faults:
 //   sync    barriers that not all threads reach, or reach at different places; primitives of a warp with absent lanes
-//   launch  sizes that CUDA refuses
-//   hang    a block that goes on and on without touching memory, which memory.cpp would see
+//   launch  sizes that CUDA refuses, more threads than __launch_bounds__, and more blocks than can be run here
+//   hang    a block that goes on and on without touching memory, which memory.cpp would see; the launch ends with it
+//   value, assert  an integer divided by 0; an assertion that does not hold
 #include <setjmp.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -26,6 +27,7 @@ Now now;
 namespace {
 
 constexpr unsigned kMaxThreads = 1024, kWarp = 32;
+constexpr uint64_t kMostBlocks = 1 << 24;  // of a launch
 constexpr size_t kStackBytes = 128 << 10;
 constexpr int kTickMs = 250, kMostTicks = 8;  // of a block: two seconds of processor time
 
@@ -55,6 +57,7 @@ jmp_buf scheduler;
 void (*kernel_body)(const void*);
 const void* kernel_arguments;
 bool reads_grid;
+bool is_over;        // whether the rest of the launch is given up
 unsigned num_votes;  // at the last barrier
 volatile int ticks;  // of the block that runs
 cudaError_t last_error = cudaSuccess;
@@ -174,6 +177,7 @@ void run_block(dim3 block, dim3 size) {
       now.thread = {i % size.x, i / size.x % size.y, i / size.x / size.y};
       go_on(fibers[i]);
       if (fibers[i].state == State::kGivenUp) met = Met::kInVain;
+      if (is_over) break;
     }
     if (met == Met::kInVain) break;
     met = release_warps(threads);
@@ -188,10 +192,18 @@ void run_block(dim3 block, dim3 size) {
 void tick(int) {
   if (++ticks < kMostTicks || !is_watching) return;  // not in the midst of the emulator's own work
   report("hang", "a block that goes on and on");
-  give_up();
+  give_up(true);
 }
 
-// Lets this thread tick while it lives, in its own processor time, so that a busy machine makes no hang of what is slow.
+void divided(int, siginfo_t* info, void*) {
+  if (is_watching) {
+    report("value", "integer division by 0, or of the least by -1", static_cast<char*>(info->si_addr) + 1);
+    give_up();
+  }
+  signal(SIGFPE, SIG_DFL);  // not of a kernel: the instruction comes again, and ends the process
+}
+
+// Lets this thread tick and report divisions by 0; in its own processor time, so that a busy machine makes no hang.
 class Clock {
  public:
   Clock() {
@@ -199,6 +211,8 @@ class Clock {
     action.sa_handler = tick;
     action.sa_flags = SA_NODEFER | SA_RESTART;  // the handler may not return: its block is given up
     sigaction(SIGRTMAX, &action, &before_);
+    action.sa_sigaction = divided, action.sa_flags = SA_NODEFER | SA_SIGINFO;
+    sigaction(SIGFPE, &action, &before_division_);
     sigevent event{};
     event.sigev_notify = SIGEV_THREAD_ID, event.sigev_signo = SIGRTMAX, event._sigev_un._tid = gettid();
     timer_create(CLOCK_THREAD_CPUTIME_ID, &event, &timer_);
@@ -209,17 +223,19 @@ class Clock {
   ~Clock() {
     timer_delete(timer_);
     sigaction(SIGRTMAX, &before_, nullptr);
+    sigaction(SIGFPE, &before_division_, nullptr);
   }
 
  private:
   timer_t timer_;
-  struct sigaction before_ {};
+  struct sigaction before_ {}, before_division_{};
 };
 
 // Blocks are numbered x first. Those that stride are given max_grid blocks at most, on the axis x.
 void run_grid(dim3 grid, dim3 size) {
   const auto run_blocks = [&](unsigned first, unsigned end, unsigned width) {
     for (const unsigned i : ordered(end - first)) {
+      if (is_over) return;
       const unsigned block = first + i;
       run_block({block % width, block / width % grid.y, block / width / grid.y}, size);
     }
@@ -237,7 +253,8 @@ void run_grid(dim3 grid, dim3 size) {
 
 bool is_refused(dim3 grid, dim3 block, size_t shared_bytes) {
   const uint64_t threads = uint64_t{block.x} * block.y * block.z;
-  return grid.x == 0 || grid.x > 0x7fffffff || grid.y == 0 || grid.y > 65535 || grid.z == 0 || grid.z > 65535 ||
+  const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
+  return blocks == 0 || blocks > kMostBlocks || grid.y > 65535 || grid.z > 65535 ||
          threads == 0 || threads > kMaxThreads || block.z > 64 || shared_bytes > kMaxShared;
 }
 
@@ -252,8 +269,16 @@ bool is_of_fiber(uintptr_t at) {
   return at - uintptr_t(stacks) < kMaxThreads * kStackBytes;
 }
 
-void give_up() {
+void give_up(bool ends_launch) {
+  is_over = ends_launch;
   wait(State::kGivenUp, "", 0, Place::current());
+}
+
+void at_most(unsigned threads, unsigned, unsigned) {
+  if (now.block_size.x * now.block_size.y * now.block_size.z <= threads) return;
+  last_error = cudaErrorInvalidConfiguration;
+  report("launch", "refused: more threads than __launch_bounds__(" + std::to_string(threads) + ")");
+  give_up(true);
 }
 
 unsigned synchronize(bool vote, Place place) {
@@ -263,7 +288,10 @@ unsigned synchronize(bool vote, Place place) {
 }
 
 uint64_t shuffle(unsigned mask, uint64_t bits, unsigned from, const char* what, Place place) {
-  if (!(mask >> from & 1))
+  if (from >= kWarp) {
+    report("sync", std::string(what) + " at " + line_of(place) + " by 32 lanes or more");
+    from = running % kWarp;
+  } else if (!(mask >> from & 1))
     report("sync", std::string(what) + " from a lane that its mask leaves out, at " + line_of(place));
   fibers[running].value = bits;
   return wait(State::kAtWarp, what, mask, place).seen[from];
@@ -295,6 +323,7 @@ void run(
                       " bytes");
   } else {
     now.block_size = block;
+    is_over = false;
     begin_launch(shared_bytes);
     const Clock clock;
     run_grid(grid, block);
@@ -309,12 +338,23 @@ cudaError_t cudaGetLastError() {
 }
 
 cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t) {
+  if (!emulator::is_known(data, bytes)) {
+    emulator::report("memory", "cudaMemsetAsync outside the tensors of the call");
+    return cudaErrorInvalidValue;
+  }
   emulator::set_written(data, bytes, true);
   memset(data, value, bytes);
   return cudaSuccess;
 }
 
 extern "C" {
+
+void __real___assert_fail(const char*, const char*, unsigned, const char*);
+void __wrap___assert_fail(const char* claim, const char* file, unsigned line, const char* function) {
+  if (!emulator::is_watching) __real___assert_fail(claim, file, line, function);
+  emulator::report("assert", std::string(claim) + " does not hold", __builtin_return_address(0));
+  emulator::give_up(true);
+}
 
 // order: 0 forward, 1 reverse, 2 random. max_grid: blocks of kernels that stride, 0 for all. fill: what new memory
 // holds.

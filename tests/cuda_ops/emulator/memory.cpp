@@ -151,7 +151,7 @@ void access(const void* address, size_t bytes, bool is_write, bool is_atomic, co
   const Unwatched here;
   if (++num_accesses == kMostAccesses) {
     report("hang", "a block that goes on and on", code);
-    give_up();
+    give_up(true);
   }
   const size_t place = at - uintptr_t(shared_memory);
   Cell* cells = nullptr;
@@ -194,6 +194,10 @@ void add_tensor(const void* data, size_t bytes) {
   tensors.remove_if([&](const Region& it) { return std::count(overlapping.begin(), overlapping.end(), &it) > 0; });
   tensors.push_front(std::move(added));
   recent = nullptr;
+}
+
+bool is_known(const void* data, size_t bytes) {
+  return bytes == 0 || region_of(uintptr_t(data), bytes) != nullptr;
 }
 
 void set_written(const void* data, size_t bytes, bool is_written) {

@@ -13,18 +13,20 @@ extern bool is_watching;                 // whether the kernel's own code runs: 
 extern unsigned running;                 // thread of the block that runs
 extern unsigned char fill;               // what new memory holds
 
-// kind: sync, memory, init, race, launch or hang. code: the address after the instruction, if there is one.
+// kind: sync, memory, init, race, launch, hang, value or assert. code: the address after the instruction, if any.
 void report(const char* kind, const std::string& told, const void* code = nullptr);
 
 void begin_call();  // of an operator: forgets the tensors of the one before
 void add_tensor(const void* data, size_t bytes);
+bool is_known(const void* data, size_t bytes);  // whether it lies within one tensor of the call
 void set_written(
     const void* data, size_t bytes, bool is_written);  // of a tensor; if not, it is filled with the pattern
 
 void begin_launch(size_t shared_bytes);
 void begin_block();
 void pass_barrier();
-void give_up();  // the fiber that runs, and with it its block: after a fault that would harm this process
+// Ends the fiber that runs, and with it its block or launch: after a fault that would harm this process.
+void give_up(bool ends_launch = false);
 bool is_of_fiber(uintptr_t at);
 
 }  // namespace emulator

@@ -1,4 +1,6 @@
 // Kernels with one mistake each, and their corrections: the emulator must report the former and not the latter.
+#include <cassert>
+
 #include "cuda_common.h"
 
 namespace cuda_ops {
@@ -82,6 +84,24 @@ __global__ void endless_search_kernel(const float* values, float* sum) {
   *sum = float(low);
 }
 
+__global__ void far_shuffle_kernel(const float* values, float* sum) {
+  const float other = __shfl_xor_sync(0xffffffffu, values[threadIdx.x], 32) +
+                      __shfl_down_sync(0xffffffffu, values[threadIdx.x], unsigned(-1));
+  if (threadIdx.x == 0) *sum = other;
+}
+
+__global__ void divide_kernel(const float* values, float* sum) {
+  *sum = float(7 / int(values[0]));
+}
+
+__global__ void assert_kernel(const float* values, float* sum) {
+  assert(values[0] == 1);
+}
+
+__global__ void __launch_bounds__(kBlock / 2) bounded_kernel(const float* values, float* sum) {
+  if (threadIdx.x == 0) *sum = values[63];
+}
+
 // Adds 1 for each thread and primitive whose result is what CUDA says.
 __global__ void primitives_kernel(float* sum) {
   const int thread = threadIdx.x + blockDim.x * threadIdx.y, lane = thread % 32;
@@ -153,9 +173,29 @@ Tensor mistake(const Tensor& values, std::string name) {
   } else if (name == "more shared memory than a block may have") {
     add_kernel<<<1, kBlock, (48 << 10) + 1, stream>>>(from, to, kBlock, true);
   } else if (name == "a loop without an end") {
-    endless_kernel<<<1, 1, 0, stream>>>(from, to);
+    endless_kernel<<<4, 32, 0, stream>>>(from, to);
   } else if (name == "a loop without an end that touches no memory") {
-    endless_search_kernel<<<1, 1, 0, stream>>>(from, to);
+    endless_search_kernel<<<4, 32, 0, stream>>>(from, to);
+  } else if (name == "a shuffle by 32 lanes") {
+    far_shuffle_kernel<<<1, kBlock, 0, stream>>>(from, to);
+  } else if (name == "an integer divided by 0") {
+    divide_kernel<<<1, 1, 0, stream>>>(from, to);
+  } else if (name == "an assertion that does not hold") {
+    assert_kernel<<<2, 2, 0, stream>>>(from, to);
+  } else if (name == "more threads than __launch_bounds__") {
+    bounded_kernel<<<1, kBlock, 0, stream>>>(from, to);
+  } else if (name == "2^32 blocks") {
+    copy_kernel<<<dim3(1 << 16, 1 << 15, 2), 1, 0, stream>>>(from, to, 1);
+  } else if (name == "a memset past the end") {
+    STD_CUDA_CHECK(cudaMemsetAsync(to, 0, 8, stream));
+  } else if (name == "none: filled" || name == "none: copied") {
+    auto copy = torch::stable::new_empty(values, {kBlock});
+    if (name == "none: filled") {
+      torch::stable::fill_(copy, 2.0);
+    } else {
+      torch::stable::copy_(copy, values);
+    }
+    add_kernel<<<1, kBlock, 0, stream>>>(data_of<float>(copy), to, kBlock, true);
   } else {
     STD_TORCH_CHECK(false, "no kernel has this mistake: ", name);
   }

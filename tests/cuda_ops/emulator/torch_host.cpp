@@ -12,6 +12,8 @@
 
 #include "memory.h"
 
+extern "C" AOTITorchError __real_aoti_torch_get_data_ptr(AtenTensorHandle, void**);
+
 namespace {
 
 pthread_t caller;
@@ -48,6 +50,13 @@ void note(AtenTensorHandle tensor, const void* data) {
   emulator::add_tensor(data, bytes_of(tensor));
 }
 
+void set_contents(AtenTensorHandle tensor, bool is_written) {
+  void* data;
+  __real_aoti_torch_get_data_ptr(tensor, &data);
+  keep(tensor);
+  emulator::set_written(data, bytes_of(tensor), is_written);
+}
+
 void end_call() {
   emulator::begin_call();
   for (auto tensor : kept) aoti_torch_delete_tensor_object(tensor);
@@ -61,7 +70,7 @@ extern "C" {
 
 AOTITorchError __real_torch_get_const_data_ptr(AtenTensorHandle, const void**);
 AOTITorchError __real_torch_get_mutable_data_ptr(AtenTensorHandle, void**);
-AOTITorchError __real_aoti_torch_get_data_ptr(AtenTensorHandle, void**);
+AOTITorchError __real_aoti_torch_aten_fill__Scalar(AtenTensorHandle, double);
 AOTITorchError __real_torch_call_dispatcher(const char*, const char*, StableIValue*, uint64_t);
 AOTITorchError __real_aoti_torch_library_init_impl(
     const char*, const char*, const char*, uint32_t, TorchLibraryHandle*);
@@ -89,12 +98,15 @@ AOTITorchError __wrap_torch_call_dispatcher(
     const char* name, const char* overload, StableIValue* stack, uint64_t version) {
   const auto error = __real_torch_call_dispatcher(name, overload, stack, version);
   const bool is_empty = std::string(name).starts_with("aten::") && strstr(name, "empty") != nullptr;
-  if (error != AOTI_TORCH_SUCCESS || !is_of_call() || !(is_empty || !strcmp(name, "aten::zero_"))) return error;
-  const auto tensor = reinterpret_cast<AtenTensorHandle>(static_cast<uintptr_t>(stack[0]));
-  void* data;
-  __real_aoti_torch_get_data_ptr(tensor, &data);
-  keep(tensor);
-  emulator::set_written(data, bytes_of(tensor), !is_empty);
+  const bool is_filled = !strcmp(name, "aten::zero_") || !strcmp(name, "aten::copy_");
+  if (error != AOTI_TORCH_SUCCESS || !is_of_call() || !(is_empty || is_filled)) return error;
+  set_contents(reinterpret_cast<AtenTensorHandle>(static_cast<uintptr_t>(stack[0])), is_filled);
+  return error;
+}
+
+AOTITorchError __wrap_aoti_torch_aten_fill__Scalar(AtenTensorHandle tensor, double value) {
+  const auto error = __real_aoti_torch_aten_fill__Scalar(tensor, value);
+  if (error == AOTI_TORCH_SUCCESS && is_of_call()) set_contents(tensor, true);
   return error;
 }
 
