@@ -95,13 +95,13 @@ def multilevel_roi_align_heads(
         aligned, and with `aligned` Detectron2's ROIPooler with ROIAlignV2.
     """
     op = "multilevel_roi_align"
-    require(
-        0 < len(boxes) == len(output_sizes) <= 4, op, "boxes", "of 1 to 4 heads, with an output size each", len(boxes)
-    )
+    has_heads = 0 < len(boxes) == len(output_sizes) <= 4
+    require(has_heads, op, "boxes", "of 1 to 4 heads, with an output size each", len(boxes))
     require_pyramid(features, op)
+    num_images = features[0].shape[0]  # not len(), which would fix the number in an exported program
     for own in boxes:
         require_boxes(own, op, "boxes", dims=(3,))
-        require(len(own) == len(features[0]), op, "boxes", f"of {len(features[0])} images", own.shape)
+        require(own.shape[0] == num_images, op, "boxes", f"of {num_images} images", own.shape)
     require(min(image_size) > 0, op, "image_size", "positive", image_size)
     require(min(output_sizes) > 0, op, "output_size", "positive", min(output_sizes))
     require(0 <= sampling_ratio <= MAX_SAMPLES, op, "sampling_ratio", f"0 to {MAX_SAMPLES}", sampling_ratio)
