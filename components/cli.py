@@ -26,19 +26,26 @@ _OVERRIDE = re.compile(r"\w+(\.\w+)+=")
 def stage_parser(
     stage: str, description: str | None, *, operands: str = "", operands_help: str = ""
 ) -> argparse.ArgumentParser:
-    """The parser of `maskrcnn <stage>`; `operands` names the other words it takes, `operands_help` explains them."""
-    override_help = "words section.key=value override the parameter file, such as train.base_lr=0.01"
+    """The parser of `maskrcnn <stage>`.
+
+    Args:
+        stage: name of the stage.
+        description: what the stage does, for `--help`.
+        operands: placeholder of the words that the stage takes besides overrides; empty if it takes none.
+        operands_help: description of these words.
+    """
     parser = argparse.ArgumentParser(
         prog=f"maskrcnn {stage}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file (%(default)s)")
+    if operands:
+        parser.add_argument("operands", nargs="*", metavar=operands, help=operands_help)
     parser.add_argument(
         "overrides",
         nargs="*",
-        metavar=f"{operands} | section.key=value" if operands else "section.key=value",
-        help=f"{operands_help}; {override_help}" if operands_help else override_help,
+        metavar="section.key=value",
+        help="overrides of the parameter file, such as train.base_lr=0.01",
     )
-    parser.set_defaults(operands=[], takes_operands=bool(operands))
     return parser
 
 
@@ -46,14 +53,15 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
     """Read the command line (sys.argv by default) and the parameter file it names.
 
     Returns:
-        The arguments, with `overrides` and `operands` (lists of str) separated, and the configuration.
+        The arguments, with `overrides` and, where the stage takes them, `operands` (lists of str) separated; and the
+        configuration.
 
     Raises:
         ConfigError: if the parameter file or an override cannot be used.
     """
     args = parser.parse_intermixed_args(argv)
-    if args.takes_operands:
-        words = args.overrides
+    if "operands" in args:
+        words = args.operands + args.overrides  # argparse cannot tell them apart and takes all for operands
         args.overrides = [word for word in words if _OVERRIDE.match(word)]
         args.operands = [word for word in words if not _OVERRIDE.match(word)]
     return args, load_config(args.params, args.overrides)

@@ -40,6 +40,13 @@ def test_operands_and_overrides_are_told_apart(params: str):
     assert config.train.seed == 5
 
 
+def test_help_explains_operands_apart_from_overrides():
+    text = stage_parser("predict", "…", operands="IMAGE", operands_help="images, or folders").format_help()
+    lines = [line.split(maxsplit=1) for line in text.splitlines()]
+    assert ["IMAGE", "images, or folders"] in lines
+    assert any(line[0] == "section.key=value" and line[1].startswith("overrides of") for line in lines if line)
+
+
 def test_a_stage_without_operands_refuses_them(params: str):
     with pytest.raises(ConfigError, match=r"must be section\.key=value"):
         parse(stage_parser("train", "…"), ["--params", params, "a.jpg"])
