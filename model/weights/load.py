@@ -10,8 +10,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.models import get_model_weights
-from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, MaskRCNN_ResNet50_FPN_Weights
 
 from model.config import ModelConfig
 from model.network.layers import FrozenBatchNorm2d
@@ -64,6 +62,8 @@ def load_weights(
     if config.weights == "none":
         return WeightsReport("none", 0)
     if config.weights == "imagenet":
+        from torchvision.models import get_model_weights  # more than a second, which other weights need not pay
+
         published = get_model_weights(config.backbone)["IMAGENET1K_V1"]
         named = rename_weights(StoredWeights(_fetch(published)), config, str(published))
         return fit_weights(model, named, f"torchvision's {published}")
@@ -128,6 +128,8 @@ def _load_coco(
         raise WeightsError(
             f"model.weights=coco: needs model.backbone=resnet50, got {config.backbone}; set model.weights=imagenet"
         )
+    from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, MaskRCNN_ResNet50_FPN_Weights
+
     # Each detector was trained separately; for proposals, either would do.
     detector = MaskRCNN_ResNet50_FPN_Weights if config.task == "mask" else FasterRCNN_ResNet50_FPN_Weights
     published = detector.COCO_V1
