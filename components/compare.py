@@ -9,21 +9,16 @@ no verdict.
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from components.cli import user_errors
-from components.runs.identity import differences_of_descriptions
-from components.runs.result import read_result
-from components.studies.comparison import parameter_table, score_table, sentences
-from components.studies.intervals import CONFIDENCE, paired_difference, welch_difference
-from components.studies.tables import report_of
+from components.runs.result import Result, read_result
+from components.studies.comparison import parameter_table, score_table
 from model.errors import UserError
 from model.files import write_atomically
-from model.scoring.names import IOU_TYPES
 
 
 class CompareError(UserError):
@@ -46,40 +41,24 @@ def run(run_dirs: Sequence[Path]) -> list[dict[str, Any]]:
         raise CompareError(
             f"compare: must name at least two runs or studies, got {len(run_dirs)}; the others are compared with the first"
         )
-    first, *others = [(run_dir.as_posix(), _read(run_dir)) for run_dir in run_dirs]
-    return [_compare(first, other) for other in others]
+    found = [(run_dir.as_posix(), _read(run_dir)) for run_dir in run_dirs]
+    from components.studies.differences import compare, study_of
+
+    first, *others = [(name, study_of(one)) for name, one in found]
+    for other in others:
+        _require_same_evaluation(first, other)
+    return [compare(first, other) for other in others]
 
 
-def _read(run_dir: Path) -> dict[str, Any]:
-    """Read the stability.json of a study; a run is a study of one seed."""
+def _read(run_dir: Path) -> dict[str, Any] | Result:
+    """Read the stability.json of a study, or the result of a run."""
     path = run_dir / "stability.json"
     if not path.is_file():
-        return report_of([read_result(run_dir)], date="")
+        return read_result(run_dir)
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise CompareError(f"{path}: must be JSON ({error}); rewrite it with `maskrcnn stability --summary`") from error
-
-
-def _compare(before: tuple[str, dict[str, Any]], after: tuple[str, dict[str, Any]]) -> dict[str, Any]:
-    (name, one), (other_name, other) = before, after
-    _require_same_evaluation(before, after)
-    method = _method(one["seeds"], other["seeds"])
-    comparison: dict[str, Any] = {
-        "before": {"name": name, "seeds": one["seeds"]},
-        "after": {"name": other_name, "seeds": other["seeds"]},
-        "method": method,
-        "confidence": CONFIDENCE,
-        "images": one["images"],
-        "parameters": differences_of_descriptions([one["config"], other["config"]]),
-        "same_training_data": one.get("train_data_hash") == other.get("train_data_hash"),
-    }
-    for iou_type in IOU_TYPES:
-        if iou_type in one and iou_type in other:
-            comparison[iou_type] = {
-                score: _score(one[iou_type][score], other[iou_type][score], method) for score in one[iou_type]
-            }
-    return comparison | {"sentences": sentences(comparison)}
 
 
 def _require_same_evaluation(before: tuple[str, dict[str, Any]], after: tuple[str, dict[str, Any]]) -> None:
@@ -92,21 +71,6 @@ def _require_same_evaluation(before: tuple[str, dict[str, Any]], after: tuple[st
             f"{name} and {other_name}: must be evaluated on the same data, got {' and '.join(told)}; "
             "evaluate both with one data.prepared_dir and evaluate.split"
         )
-
-
-def _method(seeds: Sequence[int], other_seeds: Sequence[int]) -> str:
-    if min(len(seeds), len(other_seeds)) == 1:
-        return "none"
-    return "paired" if sorted(seeds) == sorted(other_seeds) else "welch"
-
-
-def _score(before: dict[str, Any], after: dict[str, Any], method: str) -> dict[str, Any]:
-    """Compare one score over the seeds, which a report lists in ascending order."""
-    if before["mean"] is None or after["mean"] is None:
-        return {"before": before["mean"], "after": after["mean"], "difference": None, "interval": None, "p": None}
-    difference = (paired_difference if method == "paired" else welch_difference)(before["values"], after["values"])
-    values = asdict(difference)
-    return {"before": before["mean"], "after": after["mean"], "difference": values.pop("mean"), **values}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -5,31 +5,19 @@ Writes evaluation.json, inference/ and plots/ into train.output_dir. Scores are 
 `evaluate.skip_eval=true` writes predictions without scores.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING
 
 from components.cli import parse, stage_parser, user_errors
 from components.config import Config
-from components.evaluation.detect import Results, detect
-from components.evaluation.files import evaluation_report, write_inference, write_plots
-from components.evaluation.score import class_metrics, score, score_metrics
 from components.launch import relaunch
-from components.runs.figures import number
-from components.runs.trained import Trained, load_trained, open_split
-from components.tracking.tracker import open_tracker
 from model.data.index import CocoIndex
-from model.distributed import from_main, pick_device, process_group
-from model.files import write_atomically
-from model.scoring.backends import Backend, choose_backend
-from model.scoring.coco import CocoEvaluation, load_ground_truth
-from model.scoring.names import TITLES
+from model.engine.pointers import require_checkpoint
 
-_MAX_CLASSES_IN_TABLE = 20
+if TYPE_CHECKING:
+    from model.scoring.coco import CocoEvaluation
 
 
 @dataclass(frozen=True)
@@ -38,7 +26,7 @@ class EvaluateResult:
 
     run_dir: Path
     checkpoint: str
-    evaluation: CocoEvaluation | None  # None with evaluate.skip_eval
+    evaluation: "CocoEvaluation | None"  # None with evaluate.skip_eval
 
 
 def run(config: Config, *, checkpoint: str = "last") -> EvaluateResult:
@@ -47,76 +35,10 @@ def run(config: Config, *, checkpoint: str = "last") -> EvaluateResult:
     Raises:
         UserError: if the checkpoint, prepared data with its classes, or evaluate.backend is missing.
     """
-    backend = choose_backend(config.evaluate.backend)  # fail before minutes of detection
-    with process_group(pick_device(config.train.device), config.train.timeout_s):
-        trained = load_trained(config, checkpoint)
-        index = open_split(trained, config.evaluate.split)
-        data, dtype = trained.config.data, trained.config.train.dtype
-        results = detect(trained.loaded.model, index, data, config.evaluate, dtype=dtype, keep_tensors=True)
-        evaluation = from_main(None if results is None else _finish(config, trained, index, results, backend))
-    return EvaluateResult(config.train.output_dir, trained.name, evaluation)
+    from components.evaluation.checkpoint import evaluate
 
-
-def _finish(
-    config: Config, trained: Trained, index: CocoIndex, results: Results, backend: Backend
-) -> CocoEvaluation | None:
-    """Score the results; write, log and print everything."""
-    run_dir = config.train.output_dir
-    ground_truth = load_ground_truth(index.ground_truth_path)
-    evaluation = None
-    if not config.evaluate.skip_eval:
-        evaluation = score(ground_truth, results, backend)
-    write_inference(run_dir / "inference", results, evaluation)
-    write_plots(run_dir, results, evaluation, index, ground_truth, config.evaluate.drawn_images)
-    report = evaluation_report(evaluation, results, index, trained.name)
-    report["train_data_hash"] = trained.loaded.data_hash
-    write_atomically(run_dir / "evaluation.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    _track(config, trained, index, evaluation)
-    _print(evaluation, run_dir, trained)
-    return evaluation
-
-
-def _track(config: Config, trained: Trained, index: CocoIndex, evaluation: CocoEvaluation | None) -> None:
-    run_dir, data = config.train.output_dir, trained.config.data
-    with open_tracker(trained.config, run_dir=run_dir, metrics_csv=False) as tracker:
-        tracker.log_dataset(
-            f"{data.source}_{config.evaluate.split}", index.data_hash, data.prepared_dir, context="evaluation"
-        )
-        if evaluation is not None:
-            scores = score_metrics(evaluation) | class_metrics(evaluation)
-            tracker.log_metrics(scores, trained.loaded.step)
-        tracker.log_artifact(run_dir / "evaluation.json")
-        tracker.log_artifact(run_dir / "plots", "plots")
-
-
-def _print(evaluation: CocoEvaluation | None, run_dir: Path, trained: Trained) -> None:
-    console = Console()
-    if evaluation is not None:
-        console.print(f"{trained.name} on {evaluation.num_images} images", highlight=False, soft_wrap=True)
-        console.print(score_table(evaluation))
-        if 0 < len(evaluation.per_class) <= _MAX_CLASSES_IN_TABLE:
-            console.print(class_table(evaluation))
-    console.print(f"drawn predictions: {run_dir / 'plots' / 'predictions'}", highlight=False, soft_wrap=True)
-
-
-def score_table(evaluation: CocoEvaluation) -> Table:
-    """Table of the twelve scores of boxes and masks, or of the recall of proposals."""
-    table = Table()
-    for column in ("", *(TITLES[kind] for kind in evaluation.scores)):
-        table.add_column(column, justify="right" if column else "left")
-    for name in next(iter(evaluation.scores.values())):
-        table.add_row(name, *(number(scores[name]) for scores in evaluation.scores.values()))
-    return table
-
-
-def class_table(evaluation: CocoEvaluation) -> Table:
-    """Table of AP per class."""
-    table = Table()
-    for column in ("class", *(f"{TITLES[kind]} AP" for kind in evaluation.scores)):
-        table.add_column(column, justify="left" if column == "class" else "right")
-    for name, scores in evaluation.per_class.items():
-        table.add_row(name, *(number(scores[kind]) for kind in evaluation.scores))
-    return table
+    name, evaluation = evaluate(config, checkpoint)
+    return EvaluateResult(config.train.output_dir, name, evaluation)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -125,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoint", default="last", help="last, best, or a path (%(default)s)")
     with user_errors():
         args, config = parse(parser, argv)
+        # Missing files are reported before torch is loaded.
+        require_checkpoint(config.train.output_dir, args.checkpoint)
+        CocoIndex.open(config.data.prepared_dir, config.evaluate.split)
         if not relaunch("evaluate", config.train.processes, argv):
             run(config, checkpoint=args.checkpoint)
 

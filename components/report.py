@@ -6,31 +6,15 @@ pictures. For several runs it shows their differences and compares their figures
 are regenerated.
 """
 
-import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
-from markupsafe import Markup, escape
 from rich.console import Console
 
 from components.cli import parse, stage_parser, user_errors
-from components.evaluation.error_types import ErrorAnalysis, ErrorTypes
-from components.reports import outcome, setup
-from components.reports.layout import Chapter, Gallery, markdown_table
-from components.reports.pictures import worst_and_best
-from components.reports.readme import update_readme
-from components.reports.speed import speed
-from components.runs.files import RunData, read_run
-from components.runs.recipes import nearest_recipe
+from components.runs.files import read_run
 from model.errors import UserError
-from model.files import write_atomically
-from model.scoring.names import IOU_TYPES
-
-TEMPLATES = Path(__file__).parent / "reports" / "templates"
-_PICTURE_BUDGET_BYTES = 3_500_000  # limit for pictures, so that the page stays below 5 MB
-_NO_ERRORS = "No error types; see Environment for what is missing."
 
 
 @dataclass(frozen=True)
@@ -39,15 +23,6 @@ class ReportResult:
 
     html: Path
     markdown: Path
-
-
-@dataclass(frozen=True)
-class Findings:
-    """Results of the error analysis for a report."""
-
-    errors: dict[str, dict[str, ErrorTypes]]  # run name → IoU type → error types
-    galleries: list[Gallery]
-    trouble: str = ""  # reason why there are none, other than missing files
 
 
 def run(run_dirs: Sequence[Path], *, output: Path, question: str = "", pictures: int = 4) -> ReportResult:
@@ -69,84 +44,16 @@ def run(run_dirs: Sequence[Path], *, output: Path, question: str = "", pictures:
     runs = [read_run(run_dir) for run_dir in run_dirs]
     if len({one.name for one in runs}) < len(runs):
         raise UserError(f"report: runs must have different names, got {', '.join(one.name for one in runs)}")
-    chapters = _chapters(runs, question, _analyse(runs, pictures))
-    title = " · ".join(one.name for one in runs)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    markdown = output.with_suffix(".md")
-    for path in (output, markdown):
-        write_atomically(path, render(path.suffix, title, runs, chapters))
-    return ReportResult(output, markdown)
+    from components.reports.page import write_report
 
-
-def render(suffix: str, title: str, runs: Sequence[RunData], chapters: Sequence[Chapter]) -> str:
-    """Render the report as text: Markdown for the suffix `.md`, else HTML."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=select_autoescape(["html"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"code": _code, "markdown_table": markdown_table}
-    template = environment.get_template("report.md" if suffix == ".md" else "report.html")
-    parts = {name: Markup((TEMPLATES / f"report.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
-    made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
-    return template.render(title=title, made=made, names=[one.name for one in runs], chapters=chapters, **parts)
-
-
-def _chapters(runs: Sequence[RunData], question: str, found: Findings) -> list[Chapter]:
-    nearest = {one.name: nearest_recipe(one.config) for one in runs if one.config}
-    return [
-        setup.question(runs, question),
-        setup.data(runs),
-        setup.configuration(runs, nearest),
-        outcome.losses(runs),
-        outcome.scores(runs),
-        outcome.classes(runs),
-        outcome.curves(runs),
-        outcome.sizes(runs),
-        outcome.errors(runs, found.errors, found.trouble or _NO_ERRORS),
-        outcome.pictures(found.galleries),
-        speed(runs),
-        setup.environment(runs),
-        setup.reproduce(runs, nearest),
-    ]
-
-
-def _analyse(runs: Sequence[RunData], pictures: int) -> Findings:
-    """Compute error types and pictures of the runs whose data and results are available."""
-    errors: dict[str, dict[str, ErrorTypes]] = {}
-    galleries: list[Gallery] = []
-    for one in runs:
-        results = {
-            iou_type: path
-            for iou_type in IOU_TYPES
-            if iou_type in one.scores and (path := one.inference_path(iou_type))
-        }
-        if one.index is None or not results:
-            continue
-        try:
-            analysis = ErrorAnalysis(one.index.ground_truth_path)
-        except ImportError as error:
-            return Findings(
-                {}, [], f"No error types and no pictures: hotcoco, which finds them, cannot be imported ({error})."
-            )
-        errors[one.name] = {iou_type: analysis.error_types(path, iou_type) for iou_type, path in results.items()}
-        budget_bytes = _PICTURE_BUDGET_BYTES // len(runs)
-        worst, best = worst_and_best(one.index, results, analysis, count=pictures, budget_bytes=budget_bytes)
-        galleries += [Gallery(f"{one.name}: worst", worst), Gallery(f"{one.name}: best", best)]
-    return Findings(errors, galleries)
-
-
-def _code(text: str) -> Markup:
-    """Convert plain text to HTML, with text between backticks as code."""
-    parts = str(escape(text)).split("`")
-    return Markup("".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts)))
+    return ReportResult(output, write_report(runs, output, question, pictures))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line of `maskrcnn report`; by default it reports on train.output_dir."""
-    parser = stage_parser("report", __doc__, operands="RUN", operands_help="folders of runs")
+    parser = stage_parser(
+        "report", __doc__, operands="RUN", operands_help="folders of finished runs (train.output_dir)"
+    )
     parser.add_argument(
         "--output", type=Path, help="HTML file to write (<RUN>/report.html; runs/report.html for several runs)"
     )
@@ -163,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         args, config = parse(parser, argv)
         run_dirs = [Path(word) for word in args.operands]
         if args.readme:
+            from components.reports.readme import update_readme
+
             update_readme(run_dirs, Path())
             return
         run_dirs = run_dirs or [config.train.output_dir]

@@ -6,26 +6,17 @@ Several processes (`train.processes`, or torchrun) share each batch, so any numb
 access to the same files. SIGTERM saves a checkpoint and exits with status 143.
 """
 
-import signal
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from rich.console import Console
-from torch.distributed.elastic.multiprocessing.errors import record
 
+from components import evaluate
 from components.cli import parse, stage_parser, user_errors
 from components.config import Config
-from components.launch import handled, relaunch
-from components.runs.recipes import nearest_recipe
-from components.tracking.tracker import NullTracker, Tracker, open_tracker
-from components.training.loop import Training
-from model.distributed import is_main, pick_device, process_group
-from model.engine.checkpoint import last_checkpoint
-from model.scoring.backends import choose_backend
+from components.launch import relaunch
+from model.data.index import CocoIndex
 
 
 @dataclass(frozen=True)
@@ -44,46 +35,17 @@ def run(config: Config, *, skip_test: bool = False) -> TrainResult:
     Raises:
         Preempted: if SIGTERM ended training early; a checkpoint was saved.
     """
+    from components.training.tracked import train
+    from model.distributed import is_main, pick_device, process_group
+    from model.scoring.backends import choose_backend
+
     choose_backend(config.evaluate.backend)  # fail before hours of training
     device = pick_device(config.train.device)
     with process_group(device, config.train.timeout_s):
-        result = _train(config, device, Console(quiet=not is_main()))
+        training, checkpoint = train(config, device, Console(quiet=not is_main()))
         if not skip_test:
-            from components import evaluate
-
             evaluate.run(config)
-    return result
-
-
-def _train(config: Config, device: torch.device, console: Console) -> TrainResult:
-    training = Training(config, device, console)
-    began = time.perf_counter()
-    with _tracker(training) as tracker, handled([signal.SIGTERM], lambda *_: training.sigterm.set()):
-        tracker.rewind(training.step)
-        training.run(tracker)
-        tracker.log_artifact(training.run_dir / "config.yaml")
-        checkpoint = last_checkpoint(training.run_dir)
-        assert checkpoint is not None
-        if config.tracking.log_checkpoints:
-            tracker.log_artifact(checkpoint, "checkpoints")
-    minutes = (time.perf_counter() - began) / 60
-    console.print(f"trained to step {training.step} in {minutes:.1f} min: {checkpoint}", highlight=False)
     return TrainResult(training.run_dir, checkpoint, training.step, training.reached_target)
-
-
-@contextmanager
-def _tracker(training: Training) -> Iterator[Tracker]:
-    if not is_main():
-        yield NullTracker()
-        return
-    near = nearest_recipe(training.config.flat())
-    tags = {"recipe": near.recipe}
-    if near.changes:
-        tags["recipe.changes"] = " ".join(f"{name}={own}" for name, (_, own) in near.changes.items())
-    with open_tracker(
-        training.config, run_dir=training.run_dir, data_hash=training.index.data_hash, tags=tags
-    ) as tracker:
-        yield tracker
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -92,7 +54,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--skip-test", action="store_true", help="do not evaluate after training")
     with user_errors():
         args, config = parse(parser, argv)
+        CocoIndex.open(config.data.prepared_dir, "train")  # reported, if missing, before torch is loaded
         if not relaunch("train", config.train.processes, argv):
+            from torch.distributed.elastic.multiprocessing.errors import record
+
             record(run)(config, skip_test=args.skip_test)  # torchrun then reports why a process failed
 
 

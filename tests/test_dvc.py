@@ -114,6 +114,7 @@ def test_a_stage_depends_on_the_code_that_it_runs(stage: str):
             for name in (
                 "evaluation/before_after",
                 "evaluate",
+                "evaluation/checkpoint",
                 "evaluation/detect",
                 "evaluation/files",
                 "evaluation/plots",

@@ -16,6 +16,8 @@ import time
 for name in ("mlflow", "kfp", "kfp_server_api", "dvc", "kubernetes", "kubeflow"):
     sys.modules[name] = None
 import components.benchmark, components.download, components.prepare, components.train
+import components.benchmarks.measures, components.datasets.coco, components.datasets.preparation
+import components.evaluation.checkpoint, components.training.tracked
 import pytest
 sys.exit(pytest.main(["-m", "gpu", "--collect-only", "-q", "-p", "no:cacheprovider"]))
 """

@@ -12,7 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from components.benchmark import MEASURES, BenchmarkResult
+from components.benchmark import BenchmarkResult
+from components.benchmarks.measures import MEASURES
 from components.config import Config
 from components.download import DownloadResult
 from components.predict import PredictResult
@@ -20,9 +21,9 @@ from components.prepare import PrepareResult
 from components.register import RegisterResult
 from components.runs.environment import git_commit
 from components.runs.figures import number
-from components.stability import StabilityResult
+from components.studies.result import StabilityResult
 from model.data.index import CocoIndex
-from model.engine.checkpoint import CheckpointError, last_checkpoint
+from model.engine.pointers import CheckpointError, last_checkpoint
 from model.scoring.names import IOU_TYPES, TITLES
 
 _SHOWN_PICTURES = 4

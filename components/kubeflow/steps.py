@@ -120,11 +120,11 @@ def summarise(
     params: str, overrides: list[str], evaluations: Input[list[Metrics]], metrics: Output[Metrics], page: Output[HTML]
 ) -> None:
     """Compute mean and standard deviation of AP over the seeds of a study."""
-    from components import stability
     from components.kubeflow import artifacts, context
+    from components.studies import study
 
     with context.configured(params, overrides) as config:
-        artifacts.describe_study(metrics, page, stability.summarise_study(config))
+        artifacts.describe_study(metrics, page, study.summarise_study(config))
 
 
 @_component

@@ -1,15 +1,14 @@
 """A trained model as the stages after training take it up: weights, and the configuration they were trained with."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from components.config import Config
 from components.params import config_from_dict
 from model.data.index import CocoIndex
 from model.distributed import pick_device
-from model.engine.checkpoint import CheckpointError, LoadedModel, find_checkpoint, load_model
+from model.engine.checkpoint import LoadedModel, load_model
+from model.engine.pointers import require_checkpoint
 from model.errors import UserError
-from model.files import BEST, LAST
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ def load_trained(config: Config, checkpoint: str) -> Trained:
         CheckpointError: if there is none, or it cannot be read.
     """
     run_dir = config.train.output_dir
-    path = _find(run_dir, checkpoint)
+    path = require_checkpoint(run_dir, checkpoint)
     loaded = load_model(path, pick_device(config.train.device))
     trained = config_from_dict(loaded.config, str(path))
     told_now = config.data.model_dump(include={"raw_dir", "prepared_dir", "workers"})
@@ -55,16 +54,3 @@ def open_split(trained: Trained, split: str) -> CocoIndex:
             f"(ids {known[:5]}…), got {len(found)} (ids {found[:5]}…); set data.prepared_dir to that data set"
         )
     return index
-
-
-def _find(run_dir: Path, checkpoint: str) -> Path:
-    pointer = {"last": LAST, "best": BEST}.get(checkpoint)
-    if pointer is None:
-        return Path(checkpoint)
-    path = find_checkpoint(run_dir, pointer)
-    if path is None:
-        raise CheckpointError(
-            f"{run_dir}: has no {checkpoint} checkpoint. `maskrcnn train` writes the last one there, and the best one with "
-            "evaluate.every_epoch; or name a file with --checkpoint"
-        )
-    return path

@@ -17,7 +17,7 @@ import torch
 from components.config import Config
 from components.params import save_config
 from components.runs.environment import hardware
-from components.studies.summary import StabilityError
+from components.studies.result import StabilityError
 from model.files import make_folder
 
 _TOLD_LINES = 8  # lines of the log in the error of a failed seed

@@ -20,9 +20,10 @@ from components.params import load_stored
 from components.runs.identity import differences_beside_seed
 from components.runs.result import Result, ResultError, read_result, require_final
 from components.studies.process import SeedProcess
-from components.studies.summary import StabilityError
+from components.studies.result import StabilityError
 from model.data.index import CocoIndex
-from model.engine.checkpoint import last_checkpoint, read_checkpoint
+from model.engine.checkpoint import read_checkpoint
+from model.engine.pointers import last_checkpoint
 
 _POLL_S = 0.2
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

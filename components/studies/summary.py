@@ -6,7 +6,6 @@ result.report["bbox"]["AP"]["mean"]
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -14,26 +13,10 @@ from typing import Any
 
 from components.runs.identity import differences_beside_seed
 from components.runs.result import Result, read_result, require_final
-from components.studies.tables import csv_text, markdown_note, markdown_table, plot_stability, report_of
-from model.errors import UserError
+from components.studies.plot import plot_stability
+from components.studies.result import StabilityError, StabilityResult
+from components.studies.tables import csv_text, markdown_note, markdown_table, report_of
 from model.files import write_atomically
-
-
-class StabilityError(UserError):
-    """Runs do not form one study."""
-
-
-@dataclass(frozen=True)
-class StabilityResult:
-    """Summary of a study."""
-
-    output_dir: Path  # has stability.json, .csv, .md and .png
-    report: dict[str, Any]  # content of stability.json; see components/studies/tables.py for its keys
-
-    @property
-    def path(self) -> Path:
-        """Path of stability.json."""
-        return self.output_dir / "stability.json"
 
 
 def summarise(run_dirs: Sequence[Path], output_dir: Path) -> StabilityResult:

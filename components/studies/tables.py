@@ -1,4 +1,4 @@
-"""Report of a stability study: stability.json, and the same as CSV, Markdown, plot and terminal table.
+"""Report of a stability study: stability.json, and the same as CSV, Markdown and terminal table.
 
 stability.json: {"seeds", "runs", "confidence", "bbox" and "segm": {"AP", …: {"values", "mean", "deviation",
 "interval"}}, "images", "data_hash", "train_data_hash", "config", "commits", "date"}. Scores are fractions; values are
@@ -10,10 +10,8 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from rich.table import Table
 
 from components.runs.figures import interval, number
@@ -69,7 +67,7 @@ def csv_text(report: dict[str, Any]) -> str:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["task", "score", *seeds, "mean", "standard_deviation", "interval_low", "interval_high"])
-    for iou_type in _iou_types(report):
+    for iou_type in iou_types(report):
         for name, score in report[iou_type].items():
             interval = score["interval"] or (None, None)
             table.writerow([iou_type, name, *score["values"], score["mean"], score["deviation"], *interval])
@@ -110,7 +108,7 @@ def _header(report: dict[str, Any]) -> list[str]:
 
 def _rows(report: dict[str, Any]) -> list[list[str]]:
     rows = []
-    for iou_type in _iou_types(report):
+    for iou_type in iou_types(report):
         score = report[iou_type]["AP"]
         values = map(number, (*score["values"], score["mean"]))
         ends = interval(score["interval"])
@@ -121,7 +119,7 @@ def _rows(report: dict[str, Any]) -> list[list[str]]:
 def summary_metrics(report: dict[str, Any]) -> dict[str, float | None]:
     """AP, AP50 and AP75 over the seeds by MLflow name: `ap_mean/bbox`, `ap_deviation/bbox`, `ap_low/bbox`, …"""
     metrics: dict[str, float | None] = {}
-    for iou_type in _iou_types(report):
+    for iou_type in iou_types(report):
         for name in _TRACKED:
             score = report[iou_type][name]
             low, high = score["interval"] or (None, None)
@@ -130,27 +128,6 @@ def summary_metrics(report: dict[str, Any]) -> dict[str, float | None]:
     return metrics
 
 
-def plot_stability(report: dict[str, Any], path: Path) -> None:
-    """Plot a PNG with panels for boxes and masks: AP per seed as dots, the mean as a line, its interval as a band."""
-    figure = Figure(figsize=(8, 5.5), layout="constrained")
-    iou_types, places = _iou_types(report), range(len(report["seeds"]))
-    panels = figure.subplots(len(iou_types), 1, sharex=True, squeeze=False)[
-        :, 0
-    ]  # own scales, since deviations are small
-    for iou_type, panel, color in zip(iou_types, panels, ("tab:blue", "tab:orange"), strict=False):
-        score = report[iou_type]["AP"]
-        panel.plot(places, score["values"], "o", color=color)
-        panel.axhline(score["mean"], color=color, linewidth=1)
-        if score["interval"]:
-            panel.axhspan(*score["interval"], color=color, alpha=0.15, linewidth=0)
-        panel.set_ylabel(f"{TITLES[iou_type]} AP")
-        panel.grid(alpha=0.3)
-    panels[0].set_title("dots: seeds; line: mean; band: its 95 % interval", fontsize="medium")
-    panels[-1].set_xticks(list(places), [str(seed) for seed in report["seeds"]])
-    panels[-1].set_xlabel("seed")
-    figure.savefig(path, dpi=120)
-
-
-def _iou_types(report: dict[str, Any]) -> list[str]:
+def iou_types(report: dict[str, Any]) -> list[str]:
     """IoU types in a report: bbox, and segm if the network has masks."""
     return [iou_type for iou_type in IOU_TYPES if iou_type in report]

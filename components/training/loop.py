@@ -34,10 +34,11 @@ from model.distributed import (
     world_size,
 )
 from model.engine.average import WeightAverage
-from model.engine.checkpoint import last_checkpoint, mark_best, read_checkpoint, save_checkpoint
+from model.engine.checkpoint import mark_best, read_checkpoint, save_checkpoint
 from model.engine.compilation import compile_parts
 from model.engine.graphs import GraphCaptureError, why_not_graphed
 from model.engine.optim import make_optimizer
+from model.engine.pointers import last_checkpoint
 from model.engine.precision import LossScaler, set_float32_products
 from model.engine.steps import Step, set_determinism, train_steps
 from model.errors import UserError

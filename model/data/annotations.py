@@ -114,13 +114,22 @@ def read_coco(path: Path, limit: int = 0) -> CocoFile:
     return coco
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+def require_annotations(path: Path) -> None:
+    """Refuse the path of an annotation file that does not exist.
+
+    Raises:
+        AnnotationError: if there is no such file.
+    """
+    if not path.is_file():
         raise AnnotationError(
             f"{path}: no such annotation file. Fetch it with `maskrcnn download`, or set data.train_annotations and data.val_annotations."
-        ) from error
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    require_annotations(path)
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise AnnotationError(
             f"{path}: line {error.lineno}, column {error.colno} (byte {error.pos}): not JSON: {error.msg}"

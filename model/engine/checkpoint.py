@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, found through `last_checkpoint`, never unpickled as code.
+"""Checkpoints: written whole or not at all, found through pointers.py, never unpickled as code.
 
 A checkpoint holds all that continuing needs: weights, optimizer, step, configuration, classes, the data's hash, the
 MLflow run. There is no generator state in it because there is none: data order, augmentation and sampling are functions
@@ -15,13 +15,9 @@ from typing import Any
 import torch
 
 from model.config import ModelConfig
-from model.errors import UserError
+from model.engine.pointers import CheckpointError, find_checkpoint, require_file
 from model.files import BEST, LAST, make_folder, replacing, write_atomically
 from model.network.mask_rcnn import MaskRCNN
-
-
-class CheckpointError(UserError):
-    """A checkpoint is absent or cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -61,39 +57,13 @@ def mark_best(run_dir: Path, path: Path) -> None:
     _point(run_dir, BEST, path)
 
 
-def find_checkpoint(run_dir: Path, pointer: str = LAST) -> Path | None:
-    """The checkpoint that a run's `last_checkpoint` or `best_checkpoint` names; None where there is none yet.
-
-    Raises:
-        CheckpointError: if the pointer names a file that is not there.
-    """
-    pointer_path = run_dir / pointer
-    if not pointer_path.is_file():
-        return None
-    path = run_dir / pointer_path.read_text(encoding="utf-8").strip()
-    if not path.is_file():
-        raise CheckpointError(
-            f"{pointer_path}: must name a checkpoint of this run, got {path}, which does not exist; "
-            "put the file back, or name another in last_checkpoint"
-        )
-    return path
-
-
-def last_checkpoint(run_dir: Path) -> Path | None:
-    """The newest complete checkpoint of a run."""
-    return find_checkpoint(run_dir, LAST)
-
-
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The stored dictionary, tensors on the CPU.
 
     Raises:
         CheckpointError: if the file is absent, damaged, or not a checkpoint of ours.
     """
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path}: no such checkpoint; `maskrcnn train` writes them to <train.output_dir>/checkpoints"
-        )
+    require_file(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:

@@ -15,7 +15,7 @@ from pycocotools.cocoeval import COCOeval
 from components import evaluate, train
 from components.config import Config
 from components.params import save_config
-from model.config import TrainConfig
+from model.config import EvaluateConfig, TrainConfig
 from model.errors import UserError
 from model.scoring.names import SCORE_NAMES
 
@@ -49,16 +49,14 @@ def test_scores_are_those_of_pycocotools_on_the_files_left_behind(
     assert [report[task][name] for name in SCORE_NAMES] == [None if v < 0 else v for v in oracle.stats]
 
 
-def test_absent_backend_is_told_before_anything_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_absent_backend_is_told_before_anything_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "hotcoco", None)  # what an import of an absent package meets
-    save_config(Config(train=TrainConfig(output_dir=tmp_path / "without_checkpoint")), tmp_path / "params.yaml")
+    config = Config(
+        train=TrainConfig(output_dir=tmp_path / "without_checkpoint"), evaluate=EvaluateConfig(backend="hotcoco")
+    )
     for stage in (evaluate, train):
-        with pytest.raises(SystemExit) as end:
-            stage.main(["--params", str(tmp_path / "params.yaml"), "evaluate.backend=hotcoco"])
-        assert end.value.code == 2
-        assert "pip install hotcoco" in capsys.readouterr().err
+        with pytest.raises(UserError, match="pip install hotcoco"):
+            stage.run(config)
 
 
 def test_skip_eval_writes_predictions_and_no_score(

@@ -13,6 +13,7 @@ import torch
 
 from components import export
 from components.config import Config
+from components.inference import programs
 from components.params import save_config
 from components.runs.trained import load_trained
 from cuda_ops import library
@@ -89,7 +90,7 @@ def test_a_program_finds_the_same_in_a_process_without_our_code(
 def test_a_program_that_computes_something_else_is_not_kept(
     trained_run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = export.export_detector
+    other = programs.export_detector
 
     def exports_another_network(model, bucket):  # type: ignore[no-untyped-def]
         model = load_trained(trained_run, "last").loaded.model
@@ -97,8 +98,8 @@ def test_a_program_that_computes_something_else_is_not_kept(
             model.roi_heads.box_predictor.cls_score.bias.copy_(torch.linspace(0, 1, 81))
         return other(model, bucket)
 
-    monkeypatch.setattr(export, "export_detector", exports_another_network)
-    with pytest.raises(export.ExportError, match=r"96x160\.pt2: must agree with the network"):
+    monkeypatch.setattr(programs, "export_detector", exports_another_network)
+    with pytest.raises(programs.ExportError, match=r"96x160\.pt2: must agree with the network"):
         export.run(trained_run, output=tmp_path / "export")
     assert list((tmp_path / "export").iterdir()) == []
 
@@ -106,9 +107,9 @@ def test_a_program_that_computes_something_else_is_not_kept(
 def test_a_number_that_is_none_is_a_difference() -> None:
     counts = torch.tensor([1])
     wanted, got = ({"num_detections": counts, "scores": torch.full((1, 1), value)} for value in (0.5, torch.nan))
-    assert set(export.beyond_tolerance(export.largest_differences(wanted, got))) == {"scores"}
-    assert export.largest_differences(wanted, wanted) == {"scores": 0.0}
-    assert export.beyond_tolerance({"boxes": 1e-3, "scores": 1.1e-3, "labels": float("inf")}) == {
+    assert set(programs.beyond_tolerance(programs.largest_differences(wanted, got))) == {"scores"}
+    assert programs.largest_differences(wanted, wanted) == {"scores": 0.0}
+    assert programs.beyond_tolerance({"boxes": 1e-3, "scores": 1.1e-3, "labels": float("inf")}) == {
         "scores": 1.1e-3,
         "labels": float("inf"),
     }
@@ -116,5 +117,5 @@ def test_a_number_that_is_none_is_a_difference() -> None:
 
 def test_without_compiled_operators_the_error_says_so(trained_run: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(library.VARIABLE, "reference")
-    with pytest.raises(export.ExportError, match=r"the operators must be compiled for cpu"):
+    with pytest.raises(programs.ExportError, match=r"the operators must be compiled for cpu"):
         export.run(trained_run)

@@ -24,8 +24,9 @@ from mlflow import MlflowClient
 from components import download, evaluate, predict, prepare, register
 from components.config import Config
 from components.params import load_config
-from components.register import RegisterResult, Scored, beats
+from components.register import RegisterResult
 from components.tracking.registry import CHAMPION, REQUIREMENTS, Version
+from components.tracking.scores import Scored, beats
 from components.tracking.server import TrackingError
 from model.data.index import CocoIndex
 from model.engine.checkpoint import save_checkpoint

@@ -12,15 +12,17 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from rich.console import Console
 
 from components import download, prepare, stability, train
 from components.config import Config
 from components.params import ConfigError, load_config, save_config
 from components.studies.process import SeedProcess, _environment
+from components.studies.result import StabilityError
 from components.studies.seeds import last_step, seed_config, train_seeds
-from components.studies.summary import StabilityError
+from components.studies.study import summarise_study
 from components.tracking.tracker import open_tracker, send_rest
-from model.engine.checkpoint import last_checkpoint
+from model.engine.pointers import last_checkpoint
 
 TINY = Path(__file__).with_name("tiny.yaml")
 
@@ -207,7 +209,7 @@ def test_a_summary_of_unfinished_seeds_is_refused(
     broken_then_mended: tuple[Config, str, dict[int, Path]], shapes: Path
 ) -> None:
     with pytest.raises(ValueError, match=r"seed_9/config\.yaml: no such file.*maskrcnn stability"):
-        stability.summarise_study(study_config(shapes, "study", "stability.seeds=[1, 2, 9]"))
+        summarise_study(study_config(shapes, "study", "stability.seeds=[1, 2, 9]"))
 
 
 def test_a_study_without_scores_is_refused(shapes: Path) -> None:
@@ -281,7 +283,7 @@ def test_a_killed_study_leaves_no_folder_to_two_processes(shapes: Path, tmp_path
     process.wait()
     log = config.stability.output_dir / "seed_1.log"
     with pytest.raises(StabilityError, match="another process trains this seed"):
-        train_seeds([seed_config(config, 1)], 1, stability.Console(quiet=True))
+        train_seeds([seed_config(config, 1)], 1, Console(quiet=True))
     holders = [int(fd.parent.parent.name) for fd in Path("/proc").glob("[0-9]*/fd/1") if _is(fd, log)]
     for holder in holders:
         os.kill(holder, signal.SIGKILL)

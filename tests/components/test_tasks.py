@@ -13,6 +13,7 @@ from PIL import Image
 from components import evaluate, predict, register, train
 from components.config import Config
 from components.kubeflow import artifacts
+from components.tracking.scores import read_evaluation, shortfall
 from model.data.index import CocoIndex
 from model.errors import UserError
 from model.scoring.names import RECALL_NAMES, SCORE_NAMES, TITLES
@@ -113,10 +114,10 @@ def test_a_pipelines_step_tells_the_scores_of_the_task(runs: dict[str, Config], 
 
 def test_boxes_alone_have_what_registering_needs(runs: dict[str, Config]) -> None:
     report = json.loads((runs["box"].train.output_dir / "evaluation.json").read_text())
-    checkpoint, scored = register.read_evaluation(runs["box"].train.output_dir / "evaluation.json")
+    checkpoint, scored = read_evaluation(runs["box"].train.output_dir / "evaluation.json")
     assert checkpoint == report["checkpoint"]
     assert scored.ap == {"bbox": report["bbox"]["AP"]}
-    assert register.shortfall(runs["box"], scored) == ""
+    assert shortfall(runs["box"].registry, scored) == ""
 
 
 def test_proposals_are_not_registered_and_the_reason_is_told(runs: dict[str, Config]) -> None:

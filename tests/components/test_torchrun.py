@@ -18,7 +18,8 @@ from components import download, prepare, train
 from components.config import Config
 from components.params import load_config, save_config
 from model import distributed
-from model.engine.checkpoint import last_checkpoint, read_checkpoint
+from model.engine.checkpoint import read_checkpoint
+from model.engine.pointers import last_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOOTH = Path(__file__).with_name("smooth.yaml")

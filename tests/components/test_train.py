@@ -19,7 +19,8 @@ from components.config import Config
 from components.evaluation.score import evaluate_model
 from components.params import ConfigError, load_config, save_config
 from components.training import loop
-from model.engine.checkpoint import find_checkpoint, last_checkpoint, load_model, read_checkpoint, save_checkpoint
+from model.engine.checkpoint import load_model, read_checkpoint, save_checkpoint
+from model.engine.pointers import find_checkpoint, last_checkpoint
 from model.engine.steps import Step
 from model.network.mask_rcnn import MaskRCNN
 from model.scoring.coco import CocoEvaluation

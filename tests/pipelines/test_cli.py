@@ -1,12 +1,31 @@
 """The console script: quick to start, and it knows its stages."""
 
+import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from pipelines.cli import STAGES, main
 
+ROOT = str(Path(__file__).resolve().parents[2])
+IMPORTED_BY_RUN = (  # a stage imports these, if at all, once it runs
+    "torch",
+    "torchvision",
+    "matplotlib",
+    "scipy",
+    "pycocotools",
+    "hotcoco",
+    "PIL",
+    "requests",
+    "mlflow",
+    "kfp",
+    "kubernetes",
+    "pandas",
+    "sklearn",
+)
 HEAVY = ("torch", "torchvision", "pydantic", "mlflow", "numpy", "PIL", "rich", "ruamel", "dvc", "kfp")
 
 
@@ -44,6 +63,56 @@ def test_every_stage_has_its_own_help(capsys: pytest.CaptureFixture[str], stage:
         main([stage, "--help"])
     assert exit_.value.code == 0
     assert f"usage: maskrcnn {stage}" in capsys.readouterr().out
+
+
+# Command lines that end with status 0 (--help) or 2, in a folder with params.yaml and nothing else, and a checkpoint
+# that is there, of an evaluation.json without the file it names.
+DOORS = (
+    *((stage, "--help") for stage in STAGES),
+    *((stage, "train.base_lrr=1") for stage in STAGES if stage not in ("compare", "recipe", "pipeline")),
+    *((stage, "--params", "none.yaml") for stage in STAGES if stage not in ("compare", "recipe", "pipeline")),
+    ("recipe", "shapes_demo", "train.base_lrr=1"),
+    ("pipeline", "compile", "--output", "pipeline.yaml", "train.base_lrr=1"),
+    ("prepare",),
+    ("train",),
+    ("evaluate",),
+    ("evaluate", "--checkpoint", "none.pt"),
+    ("predict",),
+    ("predict", "--checkpoint", "step.pt", "none.jpg"),
+    ("export",),
+    ("export", "--checkpoint", "none.pt"),
+    ("register",),
+    ("register", "evaluated"),
+    ("report", "none"),
+    ("compare", "none", "none"),
+    ("benchmark", "none"),
+)
+_PROGRAM = """
+import json, sys
+from pipelines.cli import main
+doors, heavy = json.loads(sys.argv[1])
+for words in doors:
+    try:
+        main(words)
+        status = 0
+    except SystemExit as end:
+        status = end.code
+    imported = [name for name in heavy if name in sys.modules]
+    wanted = 0 if "--help" in words else 2
+    if imported or status != wanted:
+        sys.exit(f"{words}: status {status}, imported {imported}")
+"""
+
+
+def test_help_and_mistakes_answer_before_anything_heavy_is_imported(tmp_path: Path):
+    (tmp_path / "params.yaml").write_text("data:\n  raw_dir: raw\n  prepared_dir: prepared\n")
+    (tmp_path / "step.pt").touch()
+    (tmp_path / "evaluated").mkdir()
+    evaluation = {"bbox": {"AP": 0.5}, "segm": {"AP": 0.5}, "checkpoint": "checkpoints/none.pt", "data_hash": "0"}
+    (tmp_path / "evaluated" / "evaluation.json").write_text(json.dumps(evaluation))
+    command = [sys.executable, "-c", _PROGRAM, json.dumps([DOORS, IMPORTED_BY_RUN])]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": ROOT}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_stage_gets_the_words_after_its_name(capsys: pytest.CaptureFixture[str]):

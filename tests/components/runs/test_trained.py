@@ -6,7 +6,8 @@ import torch
 
 from components.config import Config
 from components.runs.trained import load_trained
-from model.engine.checkpoint import last_checkpoint, read_checkpoint
+from model.engine.checkpoint import read_checkpoint
+from model.engine.pointers import last_checkpoint
 
 
 def test_a_checkpoint_of_an_earlier_version_is_loaded(trained_run: Config, tmp_path: Path) -> None:

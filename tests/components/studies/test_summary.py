@@ -13,7 +13,8 @@ from scipy import stats
 from components.params import load_config, save_config
 from components.runs.result import ResultError
 from components.studies.intervals import estimate
-from components.studies.summary import StabilityError, summarise
+from components.studies.result import StabilityError
+from components.studies.summary import summarise
 from model.scoring.names import SCORE_NAMES
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"

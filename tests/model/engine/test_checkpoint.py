@@ -9,15 +9,8 @@ import pytest
 import torch
 
 from model.config import ModelConfig
-from model.engine.checkpoint import (
-    CheckpointError,
-    find_checkpoint,
-    last_checkpoint,
-    load_model,
-    mark_best,
-    read_checkpoint,
-    save_checkpoint,
-)
+from model.engine.checkpoint import load_model, mark_best, read_checkpoint, save_checkpoint
+from model.engine.pointers import CheckpointError, find_checkpoint, last_checkpoint
 from model.network.mask_rcnn import MaskRCNN
 
 

@@ -1,0 +1,56 @@
+"""Measurements of `maskrcnn benchmark`: those of the chosen modes, the figures for MLflow, and benchmark.json."""
+
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rich.console import Console
+
+from components.benchmarks import evaluator, loader, phases, scaling, steps
+from components.config import BenchmarkMode, Config
+from components.runs.environment import environment
+from components.tracking.tracker import open_tracker
+from model.files import write_atomically
+
+# Name in benchmark.json → modes, and the module with measure(config), metrics(report) and table(report).
+MEASURES: dict[str, tuple[tuple[BenchmarkMode, ...], ModuleType]] = {
+    "steps": (("train", "inference"), steps),
+    "phases": (("phases",), phases),
+    "scaling": (("scaling",), scaling),
+    "loader": (("loader",), loader),
+    "evaluator": (("evaluator",), evaluator),
+}
+
+
+def benchmark(config: Config) -> tuple[Path, dict[str, Any]]:
+    """Measure the modes in `benchmark.modes`; return the path of benchmark.json, and its content.
+
+    Raises:
+        BenchmarkError: if a case cannot be run, for example for lack of memory.
+    """
+    console = Console()
+    report: dict[str, Any] = {"device": config.train.device, "backbone": config.model.backbone, **environment()}
+    figures: dict[str, float | None] = {}
+    chosen = {name: module for name, (modes, module) in MEASURES.items() if set(modes) & set(config.benchmark.modes)}
+    for name, module in chosen.items():
+        with console.status(f"measuring {name}"):
+            report[name] = module.measure(config)
+        figures |= module.metrics(report[name])
+    path = _write(config, report, figures)
+    machine = report["hardware"]
+    console.print(f"{machine['gpu'] or machine['cpu']}, {machine['cores']} cores", highlight=False)
+    for name, module in chosen.items():
+        console.print(module.table(report[name]))
+    return path, report
+
+
+def _write(config: Config, report: dict[str, Any], figures: dict[str, float | None]) -> Path:
+    run_dir = config.train.output_dir
+    run_dir.mkdir(parents=True, exist_ok=True)
+    path = run_dir / "benchmark.json"
+    write_atomically(path, json.dumps(report, indent=2) + "\n")
+    with open_tracker(config, run_dir=run_dir, metrics_csv=False) as tracker:
+        tracker.log_metrics(figures, step=0)
+        tracker.log_artifact(path)
+    return path

@@ -1,0 +1,147 @@
+"""Preparation of a data set: every record checked, the index and the clean annotations written."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pycocotools.mask as coco_mask
+from rich.progress import track
+
+from components.datasets.report import SplitReport, draw_report, split_report
+from model.config import DataConfig
+from model.data.annotations import AnnotationError, CocoFile, ImageRecord, Problem, read_coco
+from model.data.index import CocoIndex, IndexedImage, images_location, write_index
+from model.data.layout import SPLITS, Split, split_paths
+from model.data.measure import ImageFacts, ImageFault, measure_images
+
+_REPORT = "report.json"
+_SHOWN_PROBLEMS = 10
+
+
+@dataclass(frozen=True)
+class CheckedSplit:
+    """Usable records of a split, and the facts of each image by id."""
+
+    coco: CocoFile
+    facts: dict[int, ImageFacts]
+
+
+def prepare(data: DataConfig) -> dict[str, SplitReport]:
+    """Check a data set and replace `data.prepared_dir` as a whole; return the report of each split.
+
+    Raises:
+        AnnotationError: if the data cannot be used; it lists the first invalid records.
+    """
+    checked = {split: _check_split(data, split) for split in SPLITS}
+    problems = [problem for split in checked.values() for problem in split.coco.problems]
+    if problems and data.on_invalid == "error":
+        raise AnnotationError(_list_problems(problems))
+    _require_same_categories(checked["train"].coco, checked["val"].coco)
+    with _replacing(data.prepared_dir) as folder:
+        reports: dict[str, SplitReport] = {}
+        for split in SPLITS:
+            reports[split] = _write_split(folder, data, split, checked[split])
+        text = json.dumps({split: asdict(report) for split, report in reports.items()}, indent=1, ensure_ascii=False)
+        (folder / _REPORT).write_text(text, encoding="utf-8")
+        draw_report(folder / "report.png", reports, CocoIndex.open(folder, "train"))
+    return reports
+
+
+def _check_split(data: DataConfig, split: Split) -> CheckedSplit:
+    paths = split_paths(data, split)
+    coco = read_coco(data.raw_dir / paths.annotations, {"train": data.train_limit, "val": data.val_limit}[split])
+    folder, records = data.raw_dir / paths.images, list(coco.images.values())
+    facts: dict[int, ImageFacts] = {}
+    results = measure_images(folder, records, threads=max(data.workers, 1))
+    for record, result in zip(records, track(results, f"checking {split}", total=len(records)), strict=True):
+        if isinstance(result, ImageFault):
+            coco.drop_image(record.id, Problem(f"{coco.path}: image {record.id}", result.kind, result.reason))
+        else:
+            facts[record.id] = result
+    return CheckedSplit(coco, facts)
+
+
+def _list_problems(problems: list[Problem]) -> str:
+    shown = [str(problem) for problem in problems[:_SHOWN_PROBLEMS]]
+    rest = len(problems) - len(shown)
+    return "\n".join(
+        [f"unusable records: {len(problems)}", *shown]
+        + ([f"… and {rest} more"] if rest else [])
+        + ["Fix them, or drop and count them with data.on_invalid=skip."]
+    )
+
+
+def _require_same_categories(train: CocoFile, val: CocoFile) -> None:
+    if train.categories != val.categories:
+        different = sorted(train.categories.items() ^ val.categories.items())
+        raise AnnotationError(
+            f"{val.path}: categories must be those of {train.path}; they differ in (id, name) {different[:_SHOWN_PROBLEMS]}. "
+            "Give both files the same `categories`."
+        )
+
+
+def _write_split(folder: Path, data: DataConfig, split: Split, checked: CheckedSplit) -> SplitReport:
+    coco = checked.coco
+    text = json.dumps(_ground_truth(coco), ensure_ascii=False)
+    (folder / f"{split}.json").write_text(text, encoding="utf-8")
+    digest = hashlib.sha256(text.encode())
+    for image_id in coco.images:
+        digest.update(checked.facts[image_id].sha256.encode())
+    write_index(
+        folder / split,
+        [IndexedImage(record, checked.facts[i].apply_exif, coco.instances[i]) for i, record in coco.images.items()],
+        categories=coco.categories,
+        data_hash=digest.hexdigest(),
+        location=images_location(data.raw_dir, split_paths(data, split).images, data.prepared_dir),
+    )
+    return split_report(coco, digest.hexdigest())
+
+
+def _ground_truth(coco: CocoFile) -> dict[str, Any]:
+    """Make COCO JSON of the usable records; annotations are unchanged, so scores equal those of the original file."""
+    return {
+        "info": {},
+        "licenses": [],
+        "images": [asdict(record) for record in coco.images.values()],
+        "annotations": [_complete(entry, record) for i, record in coco.images.items() for entry in coco.raw[i]],
+        "categories": [{"id": category_id, "name": name} for category_id, name in coco.categories.items()],
+    }
+
+
+def _complete(entry: dict[str, Any], image: ImageRecord) -> dict[str, Any]:
+    """Select the keys that evaluation reads; by default iscrowd is 0 and area that of the mask."""
+    keys = ("id", "image_id", "category_id", "bbox", "segmentation")
+    area = entry["area"] if isinstance(entry.get("area"), (int, float)) else _mask_area(entry["segmentation"], image)
+    return {key: entry[key] for key in keys} | {"area": area, "iscrowd": entry.get("iscrowd", 0)}
+
+
+def _mask_area(segmentation: Any, image: ImageRecord) -> int:
+    packed = isinstance(segmentation, dict) and isinstance(segmentation["counts"], str)
+    rle = segmentation if packed else coco_mask.frPyObjects(segmentation, image.height, image.width)
+    return int(coco_mask.area(coco_mask.merge(rle) if isinstance(rle, list) else rle))
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """Yield a new folder that replaces `target` if the context ends without an error."""
+    if target.is_dir() and any(target.iterdir()) and not (target / _REPORT).is_file():
+        raise AnnotationError(
+            f"{target}: must be empty or written by `maskrcnn prepare`, but has other files; set data.prepared_dir to another folder."
+        )
+    fresh, stale = (target.with_name(f".{target.name}.{state}") for state in ("new", "old"))
+    for leftover in (fresh, stale):
+        shutil.rmtree(leftover, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    try:
+        yield fresh
+        if target.exists():
+            target.rename(stale)
+        fresh.rename(target)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    shutil.rmtree(stale, ignore_errors=True)

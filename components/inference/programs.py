@@ -1,0 +1,146 @@
+"""Exported programs: torch.export of the network for each bucket, compared with the network, and export.json."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from components.config import Config
+from components.runs.environment import git_commit
+from components.runs.trained import Trained, load_trained, open_split
+from cuda_ops import library
+from model.config import DataConfig
+from model.data.collate import collate, smallest_bucket
+from model.data.dataset import CocoDataset
+from model.data.index import CocoIndex
+from model.data.loader import eval_batches
+from model.data.transforms import resized_size
+from model.engine.precision import set_float32_products
+from model.errors import UserError
+from model.files import replacing, write_atomically
+from model.inference.export import MAX_BATCH, Detector, export_detector
+from model.structures import Batch
+
+CHECKED_IMAGES = 4  # per bucket
+TOLERANCE = 1e-3  # pixels for boxes; also for scores and mask probabilities
+
+
+class ExportError(UserError):
+    """The network cannot be exported, or its program gives other results."""
+
+
+def export(config: Config, checkpoint: str, folder: Path) -> list[dict[str, Any]]:
+    """Export a checkpoint into a folder.
+
+    Args:
+        config: configuration of the stage.
+        checkpoint: `last`, `best` or a path.
+        folder: where the programs and export.json go.
+
+    Returns:
+        Entries of export.json.
+
+    Raises:
+        ExportError: if the operators are not compiled for train.device, or a program disagrees with the network.
+        UserError: if the checkpoint or prepared data with its classes is missing.
+    """
+    trained = load_trained(config, checkpoint)
+    device = next(trained.loaded.model.parameters()).device
+    if not library.serves(device):
+        raise ExportError(
+            f"export: the operators must be compiled for {device.type}, got their plain torch versions, which cannot be exported; "
+            f"see `python -m cuda_ops` for the reason; {library.VARIABLE} must not be `reference`"
+        )
+    index = open_split(trained, config.evaluate.split)
+    folder.mkdir(parents=True, exist_ok=True)
+    set_float32_products(device, "float32")
+    programs = [_export(trained, index, bucket, folder) for bucket in trained.config.data.buckets]
+    content = describe(trained, programs)
+    write_atomically(folder / "export.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    return programs
+
+
+def describe(trained: Trained, programs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Make the content of export.json."""
+    data, model = trained.config.data, trained.loaded.model
+    return {
+        "checkpoint": trained.name,
+        "step": trained.loaded.step,
+        "train_data_hash": trained.loaded.data_hash,
+        "commit": git_commit(),
+        "torch": torch.__version__,
+        "task": model.task,
+        "device": next(model.parameters()).device.type,
+        "class_names": list(trained.loaded.class_names),
+        "category_ids": list(trained.loaded.category_ids),
+        "min_size_px": data.eval_min_size_px,  # shorter side of resized images, unless the longer exceeds max_size_px
+        "max_size_px": data.eval_max_size_px,
+        "max_batch": MAX_BATCH,
+        "programs": programs,
+    }
+
+
+def sample(index: CocoIndex, data: DataConfig, bucket: tuple[int, int]) -> Batch | None:
+    """Batch of the first images of a split that belong to a bucket; None if there are none."""
+    for numbers in eval_batches(index, data, CHECKED_IMAGES, (0, 1)):
+        size = resized_size(index.size(numbers[0]), data.eval_min_size_px, data.eval_max_size_px)
+        if smallest_bucket([size], data.buckets) == bucket:
+            dataset = CocoDataset(index, data, training=False)
+            return collate([dataset[i] for i in numbers], data.buckets)
+    return None
+
+
+def largest_differences(wanted: dict[str, Tensor], got: dict[str, Tensor]) -> dict[str, float]:
+    """Largest difference per output between a network and its program; inf if the number or classes differ."""
+    counts = wanted["num_detections"]
+    if not torch.equal(counts, got["num_detections"]):
+        return {"num_detections": float("inf")}
+    differences = {}
+    for name, tensor in wanted.items():
+        if name == "num_detections":
+            continue
+        pairs = [(tensor[n, :count], got[name][n, :count]) for n, count in enumerate(counts.tolist()) if count]
+        far = float(
+            torch.cat([torch.zeros(1), *((a.float() - b.float()).abs().flatten().cpu() for a, b in pairs)]).max()
+        )
+        differences[name] = far if name != "labels" or far == 0 else float("inf")
+    return differences
+
+
+def beyond_tolerance(differences: dict[str, float]) -> dict[str, float]:
+    """Select the differences above TOLERANCE, including nan."""
+    return {name: value for name, value in differences.items() if not value <= TOLERANCE}
+
+
+def _export(trained: Trained, index: CocoIndex, bucket: tuple[int, int], folder: Path) -> dict[str, Any]:
+    """Write and check one program; return its entry of export.json."""
+    model = trained.loaded.model
+    device = next(model.parameters()).device
+    height, width = bucket
+    path = folder / f"{height}x{width}.pt2"
+    with replacing(path) as partial:
+        with warnings.catch_warnings():
+            # torch warns about weights in channels-last memory, but they are complete; the loaded program is checked
+            # below.
+            warnings.filterwarnings("ignore", message="No complete tensor found in the group")
+            torch.export.save(export_detector(model, bucket), partial)
+        batch = sample(index, trained.config.data, bucket)
+        differences: dict[str, float] = {}
+        if batch is not None:
+            inputs = batch.images.to(device), batch.image_sizes.to(device)
+            with torch.no_grad():
+                wanted = Detector(model)(*inputs)
+                differences = largest_differences(wanted, torch.export.load(partial).module()(*inputs))
+        if far := beyond_tolerance(differences):
+            raise ExportError(f"{path}: must agree with the network within {TOLERANCE}, got differences of {far}")
+    checked = 0 if batch is None else len(batch)
+    return {
+        "file": path.name,
+        "height": height,
+        "width": width,
+        "checked_images": checked,
+        "largest_differences": differences,
+    }

@@ -1,0 +1,55 @@
+"""Differences of two studies: of their parameters, and of every score with its interval and p value."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from components.runs.identity import differences_of_descriptions
+from components.runs.result import Result
+from components.studies.comparison import sentences
+from components.studies.intervals import CONFIDENCE, paired_difference, welch_difference
+from components.studies.tables import report_of
+from model.scoring.names import IOU_TYPES
+
+Study = dict[str, Any]  # content of stability.json
+
+
+def study_of(found: Study | Result) -> Study:
+    """A run as a study of one seed; a study as it is."""
+    return report_of([found], date="") if isinstance(found, Result) else found
+
+
+def compare(before: tuple[str, Study], after: tuple[str, Study]) -> dict[str, Any]:
+    """Compare two studies, each with its name; components/compare.py has the keys."""
+    (name, one), (other_name, other) = before, after
+    method = _method(one["seeds"], other["seeds"])
+    comparison: dict[str, Any] = {
+        "before": {"name": name, "seeds": one["seeds"]},
+        "after": {"name": other_name, "seeds": other["seeds"]},
+        "method": method,
+        "confidence": CONFIDENCE,
+        "images": one["images"],
+        "parameters": differences_of_descriptions([one["config"], other["config"]]),
+        "same_training_data": one.get("train_data_hash") == other.get("train_data_hash"),
+    }
+    for iou_type in IOU_TYPES:
+        if iou_type in one and iou_type in other:
+            comparison[iou_type] = {
+                score: _score(one[iou_type][score], other[iou_type][score], method) for score in one[iou_type]
+            }
+    return comparison | {"sentences": sentences(comparison)}
+
+
+def _method(seeds: Sequence[int], other_seeds: Sequence[int]) -> str:
+    if min(len(seeds), len(other_seeds)) == 1:
+        return "none"
+    return "paired" if sorted(seeds) == sorted(other_seeds) else "welch"
+
+
+def _score(before: dict[str, Any], after: dict[str, Any], method: str) -> dict[str, Any]:
+    """Compare one score over the seeds, which a report lists in ascending order."""
+    if before["mean"] is None or after["mean"] is None:
+        return {"before": before["mean"], "after": after["mean"], "difference": None, "interval": None, "p": None}
+    difference = (paired_difference if method == "paired" else welch_difference)(before["values"], after["values"])
+    values = asdict(difference)
+    return {"before": before["mean"], "after": after["mean"], "difference": values.pop("mean"), **values}

@@ -1,0 +1,52 @@
+"""Registration of a checkpoint in MLflow: one version of the model, which becomes the champion if it is better."""
+
+import hashlib
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from components.config import Config, PredictConfig
+from components.runs.trained import Trained, load_trained
+from components.tracking.registry import Registry, Version, answers, write_model
+from components.tracking.scores import Scored, beats
+from components.tracking.server import tracking_uri
+from components.tracking.tracker import delivered_run, open_tracker
+from model.engine.checkpoint import save_weights
+
+
+def register(config: Config, checkpoint: Path, scored: Scored) -> tuple[str, bool, str]:
+    """Register a checkpoint of the run `train.output_dir`.
+
+    Returns:
+        Number of its version, if it is the champion, and why.
+
+    Raises:
+        TrackingError: if MLflow cannot be reached.
+    """
+    name, uri = config.registry.model_name, tracking_uri(config.tracking)
+    trained = load_trained(config, str(checkpoint))
+    with open_tracker(trained.config, run_dir=config.train.output_dir, metrics_csv=False):
+        pass  # opening the tracker creates the run and sends what earlier stages could not
+    run_id = delivered_run(config.train.output_dir)
+    with answers(uri):
+        registry = Registry(uri, name)
+        version = _version(registry, run_id, trained, scored, config.predict)
+        is_champion, verdict = beats(version, registry.champion())
+        if is_champion:
+            registry.crown(version)
+    return version.number, is_champion, verdict
+
+
+def _version(registry: Registry, run_id: str, trained: Trained, scored: Scored, predict: PredictConfig) -> Version:
+    """Return the checkpoint's version: a new one, or its existing one with updated scores."""
+    with trained.loaded.path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    identity = {"run_id": run_id, "checkpoint_sha256": digest}
+    known = registry.find(identity)
+    if known is not None:
+        return registry.retag(known, scored.tags())
+    details = {"checkpoint": trained.name, "training.data_hash": trained.loaded.data_hash}
+    with TemporaryDirectory() as scratch:
+        weights, files = Path(scratch) / "model.pt", Path(scratch) / "files"
+        save_weights(trained.loaded, weights)
+        write_model(weights, files, predict)
+        return registry.add(run_id, files, step=trained.loaded.step, tags=identity | details | scored.tags())

@@ -1,0 +1,54 @@
+"""One training run with its MLflow run; SIGTERM ends it early, with a checkpoint."""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from components.config import Config
+from components.launch import handled
+from components.runs.recipes import nearest_recipe
+from components.tracking.tracker import NullTracker, Tracker, open_tracker
+from components.training.loop import Training
+from model.distributed import is_main
+from model.engine.pointers import last_checkpoint
+
+
+def train(config: Config, device: torch.device, console: Console) -> tuple[Training, Path]:
+    """Train to the end; return the state of the run and its last checkpoint.
+
+    Raises:
+        Preempted: if SIGTERM ended training early; a checkpoint was saved.
+    """
+    training = Training(config, device, console)
+    began = time.perf_counter()
+    with _tracker(training) as tracker, handled([signal.SIGTERM], lambda *_: training.sigterm.set()):
+        tracker.rewind(training.step)
+        training.run(tracker)
+        tracker.log_artifact(training.run_dir / "config.yaml")
+        checkpoint = last_checkpoint(training.run_dir)
+        assert checkpoint is not None
+        if config.tracking.log_checkpoints:
+            tracker.log_artifact(checkpoint, "checkpoints")
+    minutes = (time.perf_counter() - began) / 60
+    console.print(f"trained to step {training.step} in {minutes:.1f} min: {checkpoint}", highlight=False)
+    return training, checkpoint
+
+
+@contextmanager
+def _tracker(training: Training) -> Iterator[Tracker]:
+    if not is_main():
+        yield NullTracker()
+        return
+    near = nearest_recipe(training.config.flat())
+    tags = {"recipe": near.recipe}
+    if near.changes:
+        tags["recipe.changes"] = " ".join(f"{name}={own}" for name, (_, own) in near.changes.items())
+    with open_tracker(
+        training.config, run_dir=training.run_dir, data_hash=training.index.data_hash, tags=tags
+    ) as tracker:
+        yield tracker

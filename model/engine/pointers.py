@@ -1,0 +1,67 @@
+"""Paths of checkpoints: by the pointers `last_checkpoint` and `best_checkpoint` in a run's folder. Needs no torch."""
+
+from pathlib import Path
+
+from model.errors import UserError
+from model.files import BEST, LAST
+
+
+class CheckpointError(UserError):
+    """A checkpoint is absent or cannot be read."""
+
+
+def find_checkpoint(run_dir: Path, pointer: str = LAST) -> Path | None:
+    """The checkpoint that a run's `last_checkpoint` or `best_checkpoint` names; None where there is none yet.
+
+    Raises:
+        CheckpointError: if the pointer names a file that is not there.
+    """
+    pointer_path = run_dir / pointer
+    if not pointer_path.is_file():
+        return None
+    path = run_dir / pointer_path.read_text(encoding="utf-8").strip()
+    if not path.is_file():
+        raise CheckpointError(
+            f"{pointer_path}: must name a checkpoint of this run, got {path}, which does not exist; "
+            "put the file back, or name another in last_checkpoint"
+        )
+    return path
+
+
+def last_checkpoint(run_dir: Path) -> Path | None:
+    """The newest complete checkpoint of a run."""
+    return find_checkpoint(run_dir, LAST)
+
+
+def require_checkpoint(run_dir: Path, checkpoint: str) -> Path:
+    """The path of a checkpoint that must exist.
+
+    Args:
+        checkpoint: `last` or `best` of the run, or a path.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    pointer = {"last": LAST, "best": BEST}.get(checkpoint)
+    if pointer is None:
+        require_file(Path(checkpoint))
+        return Path(checkpoint)
+    path = find_checkpoint(run_dir, pointer)
+    if path is None:
+        raise CheckpointError(
+            f"{run_dir}: has no {checkpoint} checkpoint. `maskrcnn train` writes the last one there, and the best one "
+            "with evaluate.every_epoch; or name a file with --checkpoint"
+        )
+    return path
+
+
+def require_file(path: Path) -> None:
+    """Refuse the path of a checkpoint that does not exist.
+
+    Raises:
+        CheckpointError: if there is no such file.
+    """
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path}: no such checkpoint; `maskrcnn train` writes them to <train.output_dir>/checkpoints"
+        )
