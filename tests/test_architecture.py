@@ -217,6 +217,17 @@ def test_what_names_and_reads_runs_is_quick_to_import():
     assert done.stdout.split() == []
 
 
+def test_what_only_some_need_is_imported_by_them():
+    """Importing torchvision takes more than a second, matplotlib half of one."""
+    for module, absent in (
+        ("components.studies.differences", "torch matplotlib"),
+        ("model.weights.load", "torchvision"),
+    ):
+        command = [sys.executable, "-c", f"import sys, {module}; print(*{{*{absent.split()}}} & {{*sys.modules}})"]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=True, text=True)
+        assert done.stdout.split() == [], module
+
+
 def test_right_below_components_lie_stages_and_what_all_of_them_share():
     """What a stage is made of lies in a folder beside them."""
     below = {path.stem for path in (REPOSITORY / "components").glob("*.py")} - {"__init__"}
