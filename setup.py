@@ -203,6 +203,7 @@ setup(
         ],
         "dev": [
             "pytest>=8",
+            "pytest-xdist>=3.6",  # the processes of `make test`
             "hypothesis>=6.100",
             "ruff>=0.8",
             "mypy>=1.11",

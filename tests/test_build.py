@@ -13,9 +13,10 @@ import torch
 from packaging.requirements import Requirement
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-# Writes what it is told to, and what it is told to read from standard input.
+# Writes its arguments, and what it has to read from standard input; pip's configuration is that of PIP_CONFIGURATION.
 RECORDER = """#!/bin/sh
-echo "$@" >> "$RECORD"
+case "$*" in *"pip config list") echo "$PIP_CONFIGURATION"; exit ;; esac
+echo "${0##*/} $@" >> "$RECORD"
 case "$*" in */dev/stdin) sed 's/^/  /' >> "$RECORD" ;; esac
 """
 # Knows its folder, as nvcc does, by the profile that lies beside it; and compiles nothing.
@@ -40,12 +41,12 @@ def script(path: Path, text: str) -> Path:
 def installed(tmp_path: Path):
     """Lines that `make venv` gives to Python, with what it reads indented below; into an environment that does nothing."""
 
-    def run(*arguments: str) -> list[str]:
+    def run(*arguments: str, configuration: str = "") -> list[str]:
         venv, record = tmp_path / "venv", tmp_path / "record"
         record.write_text("")
-        for name in ("python", "pip", "dvc"):
+        for name in ("python", "pip", "uv", "dvc"):
             script(venv / "bin" / name, RECORDER)
-        environment = {**os.environ, "RECORD": str(record), "FORCE_CUDA": "0"}
+        environment = {**os.environ, "RECORD": str(record), "PIP_CONFIGURATION": configuration, "FORCE_CUDA": "0"}
         done = subprocess.run(
             ["make", "venv", f"VENV={venv}", f"PYTHON={sys.executable}", *arguments],
             cwd=REPOSITORY,
@@ -92,14 +93,30 @@ def test_torch_for_cpus_comes_from_its_own_index_and_nothing_of_cuda_with_it(ins
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
-def test_the_whole_lock_is_installed_unless_something_else_is_asked(installed) -> None:
+def test_the_whole_lock_is_installed_unless_something_else_is_asked(installed, tmp_path: Path) -> None:
     lines = installed()
     assert [line for line in lines if line.endswith("-r requirements.lock")] == [
-        "-m pip install --disable-pip-version-check -r requirements.lock"
+        f"uv pip install --python {tmp_path}/venv/bin/python --system-certs -r requirements.lock"
     ]
+    assert lines[0].split()[-1] in lock(), "the uv that does it is of the lock"
     assert not any("/dev/stdin" in line for line in lines)
     with pytest.raises(AssertionError, match="TORCH must be cpu or nothing, got gpu"):
         installed("TORCH=gpu")
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize("cpu", [False, True])
+def test_pip_installs_where_its_configuration_names_an_index_or_a_proxy(cpu: bool, installed) -> None:
+    arguments = ["--always-make", *(["TORCH=cpu"] if cpu else [])]
+    for setting in (
+        "global.index-url='https://mirror.example/simple'",
+        ":env:.extra-index-url='x'",
+        "user.proxy='p:1'",
+    ):
+        lines = installed(*arguments, configuration=f"global.timeout='60'\n{setting}")
+        assert not any(line.startswith("uv ") for line in lines), setting
+        assert any(line.startswith("python -m pip install") and "-r " in line for line in lines)
+    assert any(line.startswith("uv ") for line in installed(*arguments, configuration="global.timeout='60'"))
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
