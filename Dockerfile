@@ -1,22 +1,24 @@
-# The image that trains on a cluster, for GPUs on NVIDIA's PyTorch image (which brings apex) or for CPUs:
+# The image that trains on a cluster, for GPUs (based on NVIDIA's PyTorch image, which includes apex) or for CPUs:
 #
 #   docker build --tag REGISTRY/maskrcnn:1 .                              make image IMAGE=REGISTRY/maskrcnn:1
 #   docker build --tag REGISTRY/maskrcnn:1-cpu --build-arg VARIANT=cpu .  make image-cpu IMAGE=REGISTRY/maskrcnn:1-cpu
 #
-# No GPU is needed to build, and no compiler to run. All that is ours lies in one virtual environment, /opt/maskrcnn: on NVIDIA's image it
-# looks through to the torch, torchvision and numpy that are there, and never replaces them. The root file system may be read-only: /tmp
-# holds caches; data and runs are volumes. The user is 1000, who needs no entry in /etc/passwd.
+# Building needs no GPU, and running needs no compiler. This project is installed in one virtual environment,
+# /opt/maskrcnn. On NVIDIA's image it uses the torch, torchvision and numpy of the image and never replaces them. The
+# root file system may be read-only: caches are in /tmp, and data and runs are volumes. The user is 1000, which needs no
+# entry in /etc/passwd.
 ARG VARIANT=gpu
-# 26.06 has torch 2.13.0a0, torchvision 0.27.0a0, CUDA 13.3, Python 3.12. Before 26.04 torch was 2.11.0a0 or older: below the floor of setup.py.
+# 26.06 has torch 2.13.0a0, torchvision 0.27.0a0, CUDA 13.3 and Python 3.12. Tags before 26.04 have torch 2.11.0a0
+# or older, which setup.py does not allow.
 ARG NGC_IMAGE=nvcr.io/nvidia/pytorch:26.06-py3
 ARG PYTHON_IMAGE=python:3.12-slim-bookworm
 
 FROM ${NGC_IMAGE} AS base-gpu
 FROM ${PYTHON_IMAGE} AS base-cpu
 
-# The environment with torch, and a compiler.
+# The virtual environment with torch, and a compiler.
 FROM base-gpu AS torch-gpu
-# torchrun of the base would run the base's Python, which does not see the environment.
+# The base's torchrun would start the base's Python, which does not see the environment.
 RUN python3 -m venv --system-site-packages --without-pip /opt/maskrcnn \
     && printf '#!/bin/sh\nexec python -m torch.distributed.run "$@"\n' > /opt/maskrcnn/bin/torchrun \
     && chmod +x /opt/maskrcnn/bin/torchrun
@@ -28,20 +30,20 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ \
     && rm -rf /var/lib/apt/lists/*
 COPY requirements.lock /tmp/
-# --no-deps: what torch needs comes with the rest, as the lock has it.
+# --no-deps: torch's dependencies are installed with the rest, in the locked versions.
 RUN python3 -m venv /opt/maskrcnn \
     && grep -E '^(torch|torchvision)==' /tmp/requirements.lock > /tmp/torch.txt \
     && /opt/maskrcnn/bin/python -m pip install --no-cache-dir --no-deps --index-url "${TORCH_INDEX}" --requirement /tmp/torch.txt
 
 # hadolint ignore=DL3006
 FROM torch-${VARIANT} AS build
-# The first of pip's constraints is that of NVIDIA's image: all versions it was made with. Ours keep its torch alone.
+# NVIDIA's image sets PIP_CONSTRAINT to pin all of its packages. We keep only its torch and what is compiled against it.
 ENV PATH=/opt/maskrcnn/bin:${PATH} \
     PIP_CONSTRAINT="" \
     PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
-# What is installed changes seldom, the code often: two layers.
+# Two layers: the dependencies change rarely, the code often.
 COPY setup.py pyproject.toml requirements.lock README.md LICENSE .ci/image_requirements.py ./
 RUN python -m pip install --constraint requirements.lock setuptools ninja \
     && python image_requirements.py /tmp/requirements \
@@ -53,12 +55,12 @@ COPY pipelines pipelines
 COPY recipes recipes
 COPY k8s/job k8s/job
 ARG VARIANT
-# Compute capabilities of A100, A10 and RTX 30, H100, B200; newer GPUs compile the last one's PTX when they first meet it.
+# Compute capabilities of A100, A10 and RTX 30, H100, B200; newer GPUs compile the PTX of the last one on first use.
 ARG CUDA_ARCHITECTURES="8.0 8.6 9.0 10.0+PTX"
 ARG MAX_JOBS=4
 RUN FORCE_CUDA="$([ "${VARIANT}" = gpu ] && echo 1 || echo 0)" TORCH_CUDA_ARCH_LIST="${CUDA_ARCHITECTURES}" MAX_JOBS="${MAX_JOBS}" \
     python -m pip install --verbose --no-deps --no-build-isolation .
-# Elsewhere than in the tree, so that it is the installed library that must compute what its references compute.
+# Outside the source tree, so that the installed library is the one that is checked against its references.
 WORKDIR /
 RUN python -c 'from cuda_ops import library; assert library.HAS_CPU' && python -m cuda_ops && maskrcnn --version
 
@@ -69,7 +71,7 @@ WORKDIR /workspace
 COPY --chown=1000:1000 params.yaml ./
 RUN mkdir -p data runs && chown 1000:1000 . data runs
 ARG COMMIT=""
-# USER: libraries ask for the name of who runs them, and 1000 may have none.
+# USER: some libraries ask for the user's name, and user 1000 may have none.
 ENV PATH=/opt/maskrcnn/bin:${PATH} \
     HOME=/tmp \
     USER=maskrcnn \
@@ -88,6 +90,6 @@ LABEL org.opencontainers.image.title=maskrcnn-mlops \
       org.opencontainers.image.licenses=Apache-2.0 \
       org.opencontainers.image.revision=${COMMIT}
 USER 1000:1000
-# NVIDIA's entry point prints a banner and needs a writable root; Kubernetes passes over it as well.
+# NVIDIA's entry point prints a banner and needs a writable root.
 ENTRYPOINT []
 CMD ["maskrcnn", "--help"]

@@ -1,5 +1,5 @@
-# `make` lists what can be done. Everything runs in .venv, which is made from requirements.lock on first use. CUDA kernels are
-# compiled for the GPUs of this machine; FORCE_CUDA=1 compiles them without one, for TORCH_CUDA_ARCH_LIST.
+# `make` lists the targets. Everything runs in .venv, which is created from requirements.lock on first use. CUDA kernels
+# are compiled for the GPUs of this machine; FORCE_CUDA=1 compiles them without a GPU, for TORCH_CUDA_ARCH_LIST.
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-slow test-family gpu-test gpu-check gpu-kit sanitize mutate floor lint ui bench screenshots image image-cpu lock clean
 VENV := .venv
@@ -10,15 +10,15 @@ INSTALL = $(shell $(BIN)/python -m pip config list | grep -qE '(index-url|no-ind
   && echo '$(PIP_INSTALL)' || echo '$(BIN)/uv pip install --python $(BIN)/python --system-certs')
 # The most processes of `make test`.
 JOBS ?= 4
-# TORCH=cpu: where PyTorch has its wheels for CPUs, and what of the lock only the others need. nvidia-ml-py reads a GPU's load and stays.
-# An environment remembers it: it is not replaced by CUDA's when the lock changes.
+# TORCH=cpu installs torch from TORCH_INDEX and leaves out the packages OF_CUDA. nvidia-ml-py, which reads a GPU's load,
+# stays. The environment remembers the choice, so a change of the lock does not replace it by torch with CUDA.
 TORCH ?= $(shell cat $(VENV)/.torch 2> /dev/null)
 ifneq ($(filter-out cpu,$(TORCH)),)
 $(error TORCH must be cpu or nothing, got $(TORCH))
 endif
 ifneq ($(wildcard $(VENV)/.torch),)
 ifneq ($(strip $(TORCH)),$(shell cat $(VENV)/.torch))
-$(error $(VENV) was made with TORCH=$(shell cat $(VENV)/.torch), got TORCH=$(TORCH); remove $(VENV) first, and it is made anew)
+$(error $(VENV) was made with TORCH=$(shell cat $(VENV)/.torch), got TORCH=$(TORCH); remove $(VENV) first)
 endif
 endif
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -27,11 +27,11 @@ PORT ?= 5000
 DOCKER ?= docker
 IMAGE ?= maskrcnn:dev
 RUNS ?= runs/shapes_demo
-# Of `make mutate`: files (all), mutants, seed of the sample.
+# For `make mutate`: the files (default: all), the number of mutants, the seed of the sample.
 FILES ?=
 SAMPLE ?= 200
 SEED ?= 0
-# DVC calls python by name.
+# DVC runs `python`, which must be that of .venv.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
@@ -41,12 +41,12 @@ ifneq ($(GPUS),)
 export TORCH_CUDA_ARCH_LIST ?= $(GPUS)
 endif
 
-help:  ## this list
+help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-venv: $(VENV)/.built  ## .venv with the locked packages and this one; PYTHON=… picks the interpreter (3.11 to 3.14), TORCH=cpu torch without CUDA
+venv: $(VENV)/.built  ## create .venv with the locked packages and this one; PYTHON=… sets the interpreter (3.11 to 3.14), TORCH=cpu omits CUDA
 
-# The machine's own python3 comes first. Debian's has ensurepip, which venv needs, in a package of its own.
+# The system's python3 is tried first. venv needs ensurepip, which Debian puts in a separate package.
 $(VENV)/.installed: requirements.lock setup.py
 	@python="$(PYTHON)"; [ "$$python" ] || for name in python3 python3.14 python3.13 python3.12 python3.11; do \
 	  $$name -c 'import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2> /dev/null && python=$$name && break; \
@@ -64,7 +64,7 @@ else
 endif
 	@echo $(TORCH) > $(VENV)/.torch
 	CUDA_OPS=0 $(PIP_INSTALL) --no-deps --no-build-isolation -e .
-	@# .dvc/config says no_scm, so that `dvc repro` works in a tree without git; with git, DVC may use it.
+	@# .dvc/config sets no_scm, so that `dvc repro` works in a tree without git; with git, DVC uses it.
 	@if [ -e .git ]; then $(BIN)/dvc config --local core.no_scm false; fi
 	@touch $@
 
@@ -77,62 +77,62 @@ demo: venv  ## generate data, train, evaluate, predict, benchmark; print the res
 	@$(BIN)/python -m pipelines.summary
 
 # Each process computes with one thread, so that they do not wait for one another.
-test: venv  ## the quick tests, in a process for each core, at most JOBS (4)
+test: venv  ## run the quick tests, in a process for each core, at most JOBS (4)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses $(JOBS) --dist worksteal
 
-test-slow: venv  ## tests of minutes
+test-slow: venv  ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
-test-family: venv  ## each member of the network family learns four images by heart (minutes each)
+test-family: venv  ## overfit each kind of network on four images (minutes each)
 	$(BIN)/python -m pytest -m slow tests/components/test_memorise.py
 
-gpu-test: venv  ## tests that need a CUDA device
+gpu-test: venv  ## run the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu
 
-gpu-check: venv  ## the GPU session here, 8 minutes: tests, AP of the demo, benchmarks, sanitizers; build/gpu/summary.md (docs/gpu.md)
+gpu-check: venv  ## run the GPU session, 8 minutes: tests, AP of the demo, benchmarks, sanitizers; writes build/gpu/summary.md (docs/gpu.md)
 	KIT=none PYTHON=$(CURDIR)/$(BIN)/python .ci/gpu/session
 
-gpu-kit: venv  ## build/gpu_kit, what a GPU machine without network or nvcc needs beside the checkout (docs/gpu.md)
+gpu-kit: venv  ## write build/gpu_kit: what a GPU machine without network or nvcc needs besides the checkout (docs/gpu.md)
 	PYTHON=$(CURDIR)/$(BIN)/python .ci/gpu/make_kit
 
-sanitize: venv  ## the tests of the operators on the CPU under AddressSanitizer; needs g++
+sanitize: venv  ## run the operators' tests on the CPU under AddressSanitizer; needs g++
 	PYTHON=$(BIN)/python .ci/sanitize
 
-mutate: venv  ## mistakes put into a copy of the code, one at a time, to see that tests notice: FILES=model/inference/postprocess.py SAMPLE=200 SEED=0
+mutate: venv  ## mutation testing: do tests notice mistakes in a copy of the code? FILES=model/inference/postprocess.py SAMPLE=200 SEED=0
 	$(BIN)/python .ci/mutate.py --sample $(SAMPLE) --seed $(SEED) $(FILES)
 
-floor:  ## builds and tests the operators on the oldest and the newest torch and nvcc, in environments of their own (12 GB for a while)
+floor:  ## build and test the operators with the oldest and the newest torch and nvcc, in separate environments (12 GB, temporarily)
 	PYTHON=$(or $(PYTHON),python3) .ci/floor
 
-lint: $(VENV)/.installed  ## format, lint, types
+lint: $(VENV)/.installed  ## check format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-ui: venv  ## MLflow on the runs so far, at http://127.0.0.1:5000 (PORT=… for another)
+ui: venv  ## show all runs in MLflow, at http://127.0.0.1:5000 (PORT=… changes the port)
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(PORT)
 
-bench: venv  ## throughput, step time and memory, and each operator, beside torchvision
+bench: venv  ## measure throughput, step time, memory and each operator, compared with torchvision
 	$(BIN)/maskrcnn benchmark
 	$(BIN)/python -m cuda_ops.benchmark
 
-screenshots: venv  ## docs/images/ from mlflow.db and RUNS (runs/shapes_demo), by headless Chromium, which must be installed
+screenshots: venv  ## make docs/images/ from mlflow.db and RUNS (runs/shapes_demo); needs Chromium
 	PYTHONPATH=. $(BIN)/python docs/screenshots.py $(RUNS)
 
 image: VARIANT := gpu
-image:  ## the container image for NVIDIA GPUs; IMAGE=REGISTRY/NAME:TAG names it, DOCKER=podman builds it otherwise
+image:  ## build the container image for NVIDIA GPUs; IMAGE=REGISTRY/NAME:TAG names it, DOCKER=podman uses another builder
 image-cpu: VARIANT := cpu
-image-cpu:  ## the one for CPUs
+image-cpu:  ## build the container image for CPUs
 image image-cpu:
 	@command -v $(DOCKER) > /dev/null || { echo "error: $(DOCKER) is not on PATH; install Docker, or name another builder: make $@ DOCKER=podman"; exit 1; }
 	@$(DOCKER) info > /dev/null 2>&1 || { echo "error: $(DOCKER) cannot reach its daemon; start it, and see that you may use it: $(DOCKER) info"; exit 1; }
 	$(DOCKER) build --build-arg VARIANT=$(VARIANT) --build-arg COMMIT="$$(git describe --always --dirty --abbrev=40 --exclude='*' 2> /dev/null)" \
 	  --tag $(IMAGE) .
 
-lock: venv  ## resolve requirements.lock anew from setup.py, keeping what is still allowed
+lock: venv  ## update requirements.lock from setup.py, keeping versions that are still allowed
 	$(BIN)/uv pip compile setup.py --all-extras --universal --python-version 3.11 \
 	  --no-annotate --no-emit-index-url --custom-compile-command "make lock" --output-file requirements.lock
 
-clean:  ## caches and build outputs, compiled operators too; data, runs and .venv stay
+clean:  ## delete caches and build outputs, including the compiled operators; keeps data, runs and .venv
 	rm -rf build dist *.egg-info cuda_ops/_C*.so $(VENV)/.built .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
