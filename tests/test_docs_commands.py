@@ -3,6 +3,7 @@
 import argparse
 import ast
 import importlib
+import json
 import re
 import shlex
 import shutil
@@ -25,9 +26,16 @@ SAID_BY_OTHERS = {
 }  # fmt: skip
 
 
+def markdown_of(document: Path) -> str:
+    if document.suffix != ".ipynb":
+        return document.read_text()
+    cells = json.loads(document.read_text())["cells"]
+    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+
+
 def blocks(document: Path, language: str) -> list[str]:
     """The fenced blocks of a language; those of none show output."""
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", markdown_of(document), flags=re.MULTILINE | re.DOTALL)
     return [text for name, text in found if name == language]
 
 
@@ -38,11 +46,12 @@ def shell_blocks(document: Path) -> list[str]:
 def command_lines(document: Path) -> list[str]:
     """What stands in a shell block or between backticks and calls our program."""
     lines = [line for block in shell_blocks(document) for line in block.replace("\\\n", " ").splitlines()]
-    lines += re.findall(r"`(maskrcnn [^`]+)`", document.read_text())
+    lines += re.findall(r"`(maskrcnn [^`]+)`", markdown_of(document))
     return sorted({line.strip() for line in lines if line.strip().startswith("maskrcnn ") and "<" not in line})
 
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES.append(REPOSITORY / "docs" / "tour.ipynb")
 DOCUMENTS = [page for page in PAGES if shell_blocks(page)]
 EXAMPLES = {"maskrcnn count", "maskrcnn train train.nesterov=true"}  # what CONTRIBUTING.md shows how to add
 
@@ -94,7 +103,7 @@ def test_shell_blocks_are_shell(document: Path):
 
 
 def test_documents_with_commands_are_found():
-    assert {"README.md", "kubeflow.md", "stability.md"} <= {document.name for document in DOCUMENTS}
+    assert {"README.md", "kubeflow.md", "stability.md", "tour.ipynb"} <= {document.name for document in DOCUMENTS}
 
 
 def test_paths_exist():

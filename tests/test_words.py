@@ -1,7 +1,8 @@
-"""Words of docstrings and comments: subject first, the field's terms, lines of at most 120 columns."""
+"""Words of docstrings, comments and documents: subject first, the field's terms, lines of at most 120 columns."""
 
 import ast
 import io
+import json
 import re
 import tokenize
 from collections.abc import Iterator
@@ -20,6 +21,21 @@ BANNED = {
     r"\bthrough and through\b": "recursively",
     r"\bmend(s|ed|ing)?\b": "fix",
     r"\bwhoever\b|\bsomebody\b": "the subject's name",
+}
+# Documents: pages, and other files whose comments people read.
+DOCUMENTS = (
+    *("*.md", "docs/*.md", "docs/tour.ipynb", "Makefile", "Dockerfile", ".ci/*", ".ci/gpu/*"),
+    *("*.yaml", "stability/*.yaml", "recipes/*.yaml", "k8s/**/*.yaml"),
+)
+BANNED_IN_DOCUMENTS = {
+    r"\bby heart\b": "overfit",
+    r"\b(other work|tests?|trainings?) beside (it|them|both)\b": "running",
+    r"\bfor want of\b": "without, because there is no",
+    r"\b(built|made|trained) anew\b": "rebuilt, regenerated, retrained",
+    r"\bwithout a word\b|\bin silence\b": "silently",
+    r"\bone's own\b": "your own",
+    r"\bto be learned\b": "measured, tested",
+    r"\btwins?\b": "version in plain torch",
 }
 MAX_COLUMNS = 120
 _PRAGMA = re.compile(r"#\s*(noqa|type:|fmt:|ruff:)")
@@ -74,6 +90,29 @@ def _comment(name: str, block: list[tokenize.TokenInfo]) -> Prose:
     return Prose(f"{name}:{block[0].start[0]}", text, max(token.end[1] for token in block))
 
 
+def documents() -> Iterator[Prose]:
+    """Lines of pages and of the tour, and of comments in the other DOCUMENTS."""
+    for path in sorted(path for pattern in DOCUMENTS for path in REPOSITORY.glob(pattern) if path.is_file()):
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".ipynb":
+            cells = json.loads(text)["cells"]
+            text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+        elif path.suffix != ".md":
+            text = comments_of(text)
+        yield from document_lines(path.relative_to(REPOSITORY).as_posix(), text)
+
+
+def document_lines(name: str, text: str) -> Iterator[Prose]:
+    """The lines of a text, without what is between backticks."""
+    for number, line in enumerate(re.sub(r"`[^`\n]*`", "``", text).splitlines(), start=1):
+        yield Prose(f"{name}:{number}", line, len(line))
+
+
+def comments_of(text: str) -> str:
+    """The comment in each line, or an empty line."""
+    return "\n".join((re.search(r"(?:^|\s)#+(?:\s.*|$)", line) or [""])[0] for line in text.splitlines())
+
+
 def test_docstrings_and_comments_have_a_subject():
     assert [f"{one.where}: {one.text.splitlines()[0]}" for one in prose() if MID_AIR.match(one.text)] == []
 
@@ -83,6 +122,16 @@ def test_docstrings_and_comments_use_the_words_of_the_field():
         f"{one.where}: {match[0]!r}; say {better}"
         for one in prose()
         for banned, better in BANNED.items()
+        if (match := re.search(banned, one.text, re.IGNORECASE))
+    ]
+    assert faults == []
+
+
+def test_documents_use_the_words_of_the_field():
+    faults = [
+        f"{one.where}: {match[0]!r}; say {better}"
+        for one in documents()
+        for banned, better in (BANNED | BANNED_IN_DOCUMENTS).items()
         if (match := re.search(banned, one.text, re.IGNORECASE))
     ]
     assert faults == []
@@ -112,3 +161,10 @@ def f():
         ("a.py:7", "One comment\nof two lines."),
     ]
     assert len(prose()) > 1000
+
+
+def test_all_kinds_of_documents_are_found():
+    assert [one.text for one in document_lines("a.md", "Say `told` once.\nTwice.")] == ["Say `` once.", "Twice."]
+    assert comments_of("a: 1  # of a\n\nurl: http://x/#y\n## two") == " # of a\n\n\n## two"
+    found = {one.where.split(":")[0] for one in documents()}
+    assert {"README.md", "docs/kubeflow.md", "docs/tour.ipynb", "k8s/job/pod.yaml", "Makefile", ".ci/run"} <= found

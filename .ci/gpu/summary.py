@@ -169,7 +169,7 @@ def main() -> None:
     for title, tell in PARTS.items():
         try:
             text = tell()
-        except Exception as error:  # the others are told all the same
+        except Exception as error:  # the others are reported all the same
             text = f"Cannot be told: {type(error).__name__}: {error}"
         if text:
             print(f"### {title}\n\n{text}\n")
