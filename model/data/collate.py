@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.data.dataset import Sample
-from model.data.index import CocoInstances
+from model.data.index import CocoInstances, offsets
 from model.data.transforms import Pixels, Size
 from model.errors import UserError
 from model.structures import Batch, Polygons, Targets
@@ -82,7 +82,7 @@ def _pack(instances: Sequence[CocoInstances], parts: NDArray[np.int64]) -> Polyg
     """Concatenate the polygons of all images; `parts` [I] is the number of parts of each instance."""
     xy = np.concatenate([of_image.xy for of_image in instances])
     vertices = np.concatenate([np.diff(of_image.part_offsets) for of_image in instances])  # vertices per part
-    instance_offsets, part_offsets = _offsets(parts), _offsets(vertices)
+    instance_offsets, part_offsets = offsets(parts), offsets(vertices)
     vertices_of_instance = np.diff(part_offsets[instance_offsets])
     padded_xy = np.zeros((power_of_two(len(xy)), 2), dtype=np.float32)
     padded_xy[: len(xy)] = xy
@@ -94,10 +94,6 @@ def _pack(instances: Sequence[CocoInstances], parts: NDArray[np.int64]) -> Polyg
         max_vertices=power_of_two(int(vertices_of_instance.max())),
         max_parts=power_of_two(int(parts.max())),
     )
-
-
-def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.concatenate([[0], np.cumsum(lengths)])
 
 
 def power_of_two(count: int) -> int:

@@ -8,7 +8,7 @@ one side of the window after another.
 import numpy as np
 from numpy.typing import NDArray
 
-from model.data.index import CocoInstances
+from model.data.index import CocoInstances, offsets
 from model.data.transforms import Floats, Pixels, Size
 
 Window = tuple[int, int, int, int]
@@ -55,8 +55,8 @@ def crop_instances(instances: CocoInstances, window: Window) -> CocoInstances:
         labels=instances.labels[kept],
         is_crowd=instances.is_crowd[kept],
         xy=np.concatenate([np.zeros((0, 2), dtype=np.float32), *every_part]),
-        part_offsets=_offsets([len(part) for part in every_part]),
-        instance_offsets=_offsets([len(parts) for parts in parts_of_instances]),
+        part_offsets=offsets([len(part) for part in every_part]),
+        instance_offsets=offsets([len(parts) for parts in parts_of_instances]),
     )
 
 
@@ -124,9 +124,5 @@ def _cut(parts: list[Floats], box: Floats, limits: Floats) -> tuple[list[Floats]
     return [clipped[k] for k in remaining], np.concatenate([of_parts[:, :2].min(0), of_parts[:, 2:].max(0)])
 
 
-def _spans(offsets: NDArray[np.int64]) -> list[tuple[int, int]]:
-    return list(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True))
-
-
-def _offsets(lengths: list[int]) -> NDArray[np.int64]:
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+def _spans(bounds: NDArray[np.int64]) -> list[tuple[int, int]]:
+    return list(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True))

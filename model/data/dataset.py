@@ -4,11 +4,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from model.config import DataConfig
 from model.data.crop import Window, crop_image, crop_instances, draw_window
-from model.data.index import CocoIndex, CocoInstances
+from model.data.index import CocoIndex, CocoInstances, offsets
 from model.data.transforms import (
     Pixels,
     Size,
@@ -119,9 +118,5 @@ def _without_crowds(instances: CocoInstances) -> CocoInstances:
         boxes=instances.boxes[keep],
         labels=instances.labels[keep],
         is_crowd=instances.is_crowd[keep],
-        instance_offsets=_offsets(parts),
+        instance_offsets=offsets(parts),
     )
-
-
-def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.concatenate([[0], np.cumsum(lengths)])

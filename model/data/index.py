@@ -12,9 +12,8 @@ Arrays, one .npy each, for n images, m instances, t polygon parts, v vertices:
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -172,8 +171,8 @@ def _image_arrays(images: Sequence[IndexedImage]) -> dict[str, NDArray[Any]]:
         "sizes": np.array([(record.height, record.width) for record in records], dtype=np.int32).reshape(-1, 2),
         "apply_exif": np.array([image.apply_exif for image in images], dtype=bool),
         "file_names": np.frombuffer(b"".join(names), dtype=np.uint8),
-        "file_name_offsets": _offsets(len(name) for name in names),
-        "image_offsets": _offsets(len(image.instances) for image in images),
+        "file_name_offsets": offsets([len(name) for name in names]),
+        "image_offsets": offsets([len(image.instances) for image in images]),
     }
 
 
@@ -184,11 +183,12 @@ def _instance_arrays(instances: Sequence[Instance], category_ids: list[int]) -> 
         "boxes": np.array([instance.box for instance in instances], dtype=np.float32).reshape(-1, 4),
         "labels": np.array([labels[instance.category_id] for instance in instances], dtype=np.int64),
         "is_crowd": np.array([instance.is_crowd for instance in instances], dtype=bool),
-        "instance_offsets": _offsets(len(instance.polygons) for instance in instances),
-        "part_offsets": _offsets(len(polygon) for polygon in polygons),
+        "instance_offsets": offsets([len(instance.polygons) for instance in instances]),
+        "part_offsets": offsets([len(polygon) for polygon in polygons]),
         "xy": np.concatenate([np.zeros((0, 2), dtype=np.float32), *polygons]),
     }
 
 
-def _offsets(lengths: Iterable[int]) -> NDArray[np.int64]:
-    return np.fromiter(accumulate(lengths, initial=0), dtype=np.int64)
+def offsets(lengths: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+    """Offsets [n + 1] of n consecutive items: item i takes up offsets[i] to offsets[i + 1]; the last is the total."""
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])

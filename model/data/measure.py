@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from model.data.annotations import ImageRecord
+from model.data.transforms import UNREADABLE
 
-_EXIF_ORIENTATION = 0x0112
 _EXIF_QUARTER_TURNS = (5, 6, 7, 8)
 
 
@@ -51,10 +51,10 @@ def measure_image(folder: Path, record: ImageRecord) -> ImageFacts | ImageFault:
         with Image.open(io.BytesIO(content)) as image:
             image.load()
             width, height = image.size
-            orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except FileNotFoundError:
         return ImageFault("missing file", f"{path} does not exist")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # raised by Pillow's decoders
+    except UNREADABLE as error:
         return ImageFault("unreadable file", f"{path} cannot be decoded: {error}")
     annotated = (record.height, record.width)
     turned = (width, height) if orientation in _EXIF_QUARTER_TURNS else (height, width)

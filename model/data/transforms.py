@@ -12,7 +12,7 @@ import numpy as np
 import simplejpeg
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch.nn.functional import interpolate
 
 from cuda_ops import enlarge_bilinear
@@ -22,7 +22,6 @@ Floats = NDArray[np.float32]
 Size = tuple[int, int]
 
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # raised by Pillow on damaged images
-_EXIF_ORIENTATION = 0x0112
 _UPRIGHT = 1
 
 
@@ -55,7 +54,7 @@ def _is_ordinary_jpeg(image: Image.Image) -> bool:
 
 
 def _is_turned(image: Image.Image) -> bool:
-    return image.getexif().get(_EXIF_ORIENTATION, _UPRIGHT) != _UPRIGHT
+    return image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT) != _UPRIGHT
 
 
 def to_rgb(image: Image.Image) -> Pixels:
