@@ -17,9 +17,9 @@ from model.config import ModelConfig
 from model.network.backbone import feature_channels
 from model.network.box_head import BoxPredictor, make_box_head
 from model.network.mask_head import MaskPredictor, make_mask_head
-from model.network.matching import per_image_mean, sample_matches
 from model.network.resnet import make_stage, stage_channels
 from model.network.rpn import SMOOTH_L1_BETA, Proposals
+from model.network.sampling import per_image_mean, sample_matches
 from model.network.suppression import Candidates, keep_best, rows_needed
 from model.structures import Batch, Detections, Targets
 

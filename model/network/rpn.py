@@ -18,7 +18,7 @@ from model.config import ModelConfig
 from model.network.anchors import Grid, anchors_per_cell, make_grid
 from model.network.backbone import feature_channels
 from model.network.layers import conv_layer
-from model.network.matching import per_image_mean, sample_matches
+from model.network.sampling import per_image_mean, sample_matches
 from model.structures import Batch, Targets
 
 SMOOTH_L1_BETA = 1.0 / 9.0

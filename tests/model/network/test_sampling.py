@@ -3,7 +3,7 @@
 import torch
 
 from cuda_ops import BACKGROUND, IGNORE
-from model.network.matching import per_image_mean, random_priority, sample_matches
+from model.network.sampling import per_image_mean, random_priority, sample_matches
 
 SEEDS = torch.tensor([11, 12])
 
