@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-LAST, BEST = "last_checkpoint", "best_checkpoint"  # in a run's folder: each holds the path of a checkpoint there
-
 
 @contextmanager
 def replacing(path: Path, *, sync: bool = False) -> Iterator[Path]:

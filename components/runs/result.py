@@ -1,4 +1,4 @@
-"""Finished runs as their folders tell of them, and what sets their configurations apart.
+"""Results of finished runs: configuration and scores, read from the runs' folders.
 
     result = read_result(Path("runs/shapes_demo"))
     result.config.train.seed, result.evaluation["bbox"]["AP"]
@@ -14,14 +14,14 @@ from typing import Any
 
 from components.config import Config
 from components.params import load_stored
+from model.engine.pointers import LAST
 from model.errors import UserError
-from model.files import LAST
 
 _STEP = re.compile(r"step_(\d+)\.pt$")
 
 
 class ResultError(UserError):
-    """A run's folder does not hold the result that is asked of it."""
+    """A run's folder does not hold the result that is needed."""
 
 
 @dataclass(frozen=True)

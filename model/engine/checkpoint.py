@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from model.config import ModelConfig
-from model.engine.pointers import CheckpointError, find_checkpoint, require_file
-from model.files import BEST, LAST, make_folder, replacing, write_atomically
+from model.engine.pointers import BEST, LAST, CheckpointError, find_checkpoint, require_file
+from model.files import make_folder, replacing, write_atomically
 from model.network.mask_rcnn import MaskRCNN
 
 

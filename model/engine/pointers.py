@@ -3,14 +3,15 @@
 from pathlib import Path
 
 from model.errors import UserError
-from model.files import BEST, LAST
+
+LAST, BEST = "last_checkpoint", "best_checkpoint"  # files in a run's folder: each holds the path of a checkpoint there
 
 
 class CheckpointError(UserError):
     """A checkpoint is absent or cannot be read."""
 
 
-def find_checkpoint(run_dir: Path, pointer: str = LAST) -> Path | None:
+def find_checkpoint(run_dir: Path, pointer: str) -> Path | None:
     """The checkpoint that a run's `last_checkpoint` or `best_checkpoint` names; None where there is none yet.
 
     Raises:
@@ -23,7 +24,7 @@ def find_checkpoint(run_dir: Path, pointer: str = LAST) -> Path | None:
     if not path.is_file():
         raise CheckpointError(
             f"{pointer_path}: must name a checkpoint of this run, got {path}, which does not exist; "
-            "put the file back, or name another in last_checkpoint"
+            f"put the file back, or name another in {pointer}"
         )
     return path
 
