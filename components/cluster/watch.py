@@ -50,14 +50,11 @@ class Follower:
         self._stuck_since_s: float | None = None
         self._reported: dict[str, Failure] = {}
 
-    def follow(self, name: str, on_pods: Callable[[list[Json]], None]) -> Json:
+    def follow(self, name: str, on_pods: Callable[[list[Json]], None]) -> None:
         """Wait for the job's success.
 
         Args:
             on_pods: called with the job's pods whenever they are polled.
-
-        Returns:
-            The job as it was last seen.
 
         Raises:
             JobFailedError: if it failed or was deleted.
@@ -70,7 +67,7 @@ class Follower:
             if job is None:
                 raise self._deleted(name)
             if self._look(job, on_pods):
-                return job
+                return
             began_s, has_changed = time.monotonic(), False
             try:
                 for kind, seen in self._source.watch(name, job["metadata"]["resourceVersion"], self._cluster.poll_s):
@@ -78,7 +75,7 @@ class Follower:
                     if kind == "DELETED":
                         raise self._deleted(name)
                     if self._look(seen, on_pods):
-                        return seen
+                        return
             except WatchEndedError:
                 pass
             is_sound = has_changed or time.monotonic() - began_s > 1

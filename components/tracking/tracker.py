@@ -14,7 +14,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from components.config import Config
 from components.runs.environment import run_tags
@@ -32,9 +32,6 @@ class Tracker(Protocol):
 
     def log_metrics(self, metrics: Mapping[str, float | None], step: int) -> None:
         """Log values of one step by name (`loss/mask`, `time/step_s`); MLflow does not get None and non-finite ones."""
-
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        """Log parameters by dotted name; a value that differs from a logged one becomes a tag `changed/<name>`."""
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """Copy a file, or the content of a folder, to the run's artifacts."""
@@ -60,7 +57,8 @@ def open_tracker(
     Only rank 0 opens a tracker; other ranks use a NullTracker.
 
     Args:
-        config: logged completely as parameters. `tracking.enabled: false` only keeps the journal.
+        config: logged completely as parameters; a value that differs from one logged before becomes a tag
+            `changed/<name>`. `tracking.enabled: false` only keeps the journal.
         run_dir: `<run>`; created if missing.
         data_hash: hash of the training data.
         tags: additional tags, beside commit, hardware and versions.
@@ -147,8 +145,6 @@ class NullTracker:
 
     def log_metrics(self, metrics: Mapping[str, float | None], step: int) -> None: ...
 
-    def log_params(self, params: Mapping[str, Any]) -> None: ...
-
     def log_artifact(self, path: Path, folder: str = "") -> None: ...
 
     def log_dataset(self, name: str, digest: str, path: Path, *, context: str = "training") -> None: ...
@@ -179,9 +175,6 @@ class MlflowTracker:
 
     def log_metrics(self, metrics: Mapping[str, float | None], step: int) -> None:
         self._outbox.log(step, metrics)
-
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        self._outbox.post("params", params={name: str(value) for name, value in params.items()})
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
         self._outbox.post("artifact", path=str(path.resolve()), folder=folder)
