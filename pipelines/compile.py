@@ -16,7 +16,7 @@ from google.protobuf.json_format import MessageToDict
 from kfp.dsl.base_component import BaseComponent
 from ruamel.yaml import YAML
 
-from components.cluster.description import volume_of
+from components.cluster.description import require_volume
 from components.config import Config
 from components.params import ConfigError, config_text, load_config
 from components.pytorchjob import make_manifest
@@ -38,7 +38,7 @@ class Request:
 
     @property
     def config(self) -> Config:
-        """With all overrides."""
+        """The configuration with all overrides."""
         return load_config(self.params, self.overrides)
 
     def defaults(self) -> tuple[str, list[str]]:
@@ -87,11 +87,7 @@ def check(config: Config, pipeline: str) -> None:
     if pipeline == "stability":
         written["stability.output_dir"] = config.stability.output_dir
     for key, path in written.items():
-        if volume_of(path, config.cluster) is None:
-            raise ConfigError(
-                f"{key}: must lie on a volume, got {path} in {config.cluster.working_dir}; mount a claim there with "
-                f"cluster.volumes, now {list(config.cluster.volumes)}"
-            )
+        require_volume(key, path, config.cluster)
     for key, value in config.flat().items():
         if key != "tracking.uri" and isinstance(value, str) and "://" in value and urlsplit(value).password is not None:
             raise ConfigError(

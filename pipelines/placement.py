@@ -10,6 +10,7 @@ from typing import Any
 from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
+from components.cluster.description import secret_reference, toleration
 from components.config import ClusterConfig, Config
 from components.kubeflow import steps
 from components.kubeflow.context import COMPILED, compiled_values
@@ -79,11 +80,9 @@ def _set_resources(step: str, task: PipelineTask, cluster: ClusterConfig) -> Non
         task.set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(1)
     for label in cluster.node_selector:
         kubernetes.add_node_selector(task, *label.split("=", 1))
-    for toleration in cluster.tolerations:
-        taint, _, effect = toleration.rpartition(":")
-        key, equals, value = taint.partition("=")
-        how: Any = {"operator": "Equal", "value": value} if equals else {"operator": "Exists"}
-        kubernetes.add_toleration(task, key=key, effect=effect, **how)
+    for word in cluster.tolerations:
+        options: dict[str, Any] = {**toleration(word)}
+        kubernetes.add_toleration(task, **options)
 
 
 def _set_environment(task: PipelineTask, config: Config) -> None:
@@ -93,7 +92,5 @@ def _set_environment(task: PipelineTask, config: Config) -> None:
     task.set_env_variable("MLFLOW_TRACKING_URI", cluster.tracking_uri)
     for word in cluster.env:
         task.set_env_variable(*word.split("=", 1))
-    for word in cluster.secrets:
-        name, _, reference = word.partition("=")
-        secret, _, key = reference.partition("/")
+    for name, secret, key in map(secret_reference, cluster.secrets):
         kubernetes.use_secret_as_env(task, secret_name=secret, secret_key_to_env={key: name})

@@ -61,8 +61,8 @@ class Server:
         """The answer to one call.
 
         Args:
-            what: for messages.
-            patience_s: how long to retry while the server is unreachable or fails.
+            what: purpose of the call, for messages.
+            patience_s: time for which to retry while the server is unreachable or fails.
 
         Raises:
             PipelinesError: if it refuses, or gives no answer in time.

@@ -41,10 +41,10 @@ def submit(
     """Run the pipeline of a request.
 
     Args:
-        experiment: of Kubeflow Pipelines; empty takes tracking.experiment.
-        service_account: that steps run as; empty leaves it to the server.
+        experiment: experiment of Kubeflow Pipelines; empty: tracking.experiment.
+        service_account: account that steps run as; empty leaves it to the server.
         wait: follow the run to its end.
-        timeout_s: of waiting; 0 waits for ever.
+        timeout_s: longest wait; 0 waits for ever.
 
     Returns:
         0, or with `wait` 1 if the run did not succeed.

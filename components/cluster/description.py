@@ -39,7 +39,7 @@ class Description:
     @property
     def processes_per_node(self) -> int:
         """Processes per node: as configured, else one per GPU, or one on CPUs."""
-        return self.cluster.processes_per_node or self.cluster.gpus_per_node or 1
+        return _processes_per_node(self.cluster)
 
 
 def describe(config: Config, run_id: str, *, mlflow_run_id: str = "", skip_test: bool = False) -> Description:
@@ -114,37 +114,45 @@ def _as_yaml(value: Any) -> str:
 
 
 def _check_folders(config: Config) -> None:
-    cluster = config.cluster
-    for key, path, is_written in (
-        ("data.prepared_dir", config.data.prepared_dir, False),
-        ("train.output_dir", config.train.output_dir, True),
-    ):
-        mount = volume_of(path, cluster)
-        if mount is None:
-            raise ConfigError(
-                f"{key}: must lie on a volume, got {path} in {cluster.working_dir}; mount a claim there with cluster.volumes, "
-                f"now {list(cluster.volumes)}"
-            )
-        if is_written and mount.endswith(":ro"):
-            raise ConfigError(f"{key}: must be writable, got {path} on the read-only volume {mount} of cluster.volumes")
+    require_volume("data.prepared_dir", config.data.prepared_dir, config.cluster)
+    key, path = "train.output_dir", config.train.output_dir
+    mount = require_volume(key, path, config.cluster)
+    if mount.endswith(":ro"):
+        raise ConfigError(f"{key}: must be writable, got {path} on the read-only volume {mount} of cluster.volumes")
 
 
-def volume_of(path: Path, cluster: ClusterConfig) -> str | None:
-    """Entry of `cluster.volumes` that contains a path in pods; None if no volume does."""
+def require_volume(key: str, path: Path, cluster: ClusterConfig) -> str:
+    """Find the entry of `cluster.volumes` that contains a path in pods; of several, the innermost.
+
+    Args:
+        key: name of the path in the configuration, for errors.
+
+    Raises:
+        ConfigError: if no volume contains it.
+    """
     place = PurePosixPath(cluster.working_dir) / path.as_posix()
     under = [volume for volume in cluster.volumes if place.is_relative_to(volume.split(":")[1])]
-    return max(under, key=lambda volume: len(volume.split(":")[1]), default=None)
+    if not under:
+        raise ConfigError(
+            f"{key}: must lie on a volume, got {path} in {cluster.working_dir}; mount a claim there with cluster.volumes, "
+            f"now {list(cluster.volumes)}"
+        )
+    return max(under, key=lambda volume: len(volume.split(":")[1]))
 
 
 def _check_batch(config: Config) -> None:
     cluster, train = config.cluster, config.train
-    per_node = cluster.processes_per_node or cluster.gpus_per_node or 1
+    per_node = _processes_per_node(cluster)
     for nodes in range(cluster.min_nodes or cluster.nodes, cluster.nodes + 1):
         if train.micro_batch_size % (nodes * per_node):
             raise ConfigError(
                 f"train.batch_size: {train.batch_size} images in {train.accumulation_steps} micro-batches must be a multiple of the number "
                 f"of processes, got {nodes * per_node}: {per_node} on each of {nodes} nodes (cluster.nodes, cluster.min_nodes)"
             )
+
+
+def _processes_per_node(cluster: ClusterConfig) -> int:
+    return cluster.processes_per_node or cluster.gpus_per_node or 1
 
 
 def _check_env(cluster: ClusterConfig) -> None:
@@ -177,8 +185,22 @@ def _check_tracking(config: Config) -> None:
 def literal_env(job: Description) -> list[Mapping[str, object]]:
     """Environment of the pods in the API's format; secrets by reference."""
     env: list[Mapping[str, object]] = [{"name": name, "value": value} for name, value in job.env]
-    for word in job.cluster.secrets:
-        name, _, reference = word.partition("=")
-        secret, _, key = reference.partition("/")
+    for name, secret, key in map(secret_reference, job.cluster.secrets):
         env.append({"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}})
     return env
+
+
+def secret_reference(word: str) -> tuple[str, str, str]:
+    """Parts of an entry of `cluster.secrets`, NAME=SECRET/KEY: variable, secret, key."""
+    name, _, reference = word.partition("=")
+    secret, _, key = reference.partition("/")
+    return name, secret, key
+
+
+def toleration(word: str) -> dict[str, str]:
+    """An entry of `cluster.tolerations`, KEY:EFFECT or KEY=VALUE:EFFECT, in the API's format."""
+    taint, _, effect = word.rpartition(":")
+    key, equals, value = taint.partition("=")
+    if equals:
+        return {"key": key, "operator": "Equal", "value": value, "effect": effect}
+    return {"key": key, "operator": "Exists", "effect": effect}

@@ -14,7 +14,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from components.cluster.description import Description, literal_env
+from components.cluster.description import Description, literal_env, toleration
 from components.cluster.rules import check
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "k8s" / "job"
@@ -157,12 +157,4 @@ def _place(spec: Manifest, job: Description) -> None:
     if cluster.node_selector:
         spec["nodeSelector"] = dict(label.split("=", 1) for label in cluster.node_selector)
     if cluster.tolerations:
-        spec["tolerations"] = [_toleration(word) for word in cluster.tolerations]
-
-
-def _toleration(word: str) -> Manifest:
-    taint, _, effect = word.rpartition(":")
-    key, equals, value = taint.partition("=")
-    if equals:
-        return {"key": key, "operator": "Equal", "value": value, "effect": effect}
-    return {"key": key, "operator": "Exists", "effect": effect}
+        spec["tolerations"] = [toleration(word) for word in cluster.tolerations]
