@@ -16,7 +16,7 @@ from rich.console import Console
 
 from components.cli import user_errors
 from components.runs.result import Result, read_result
-from components.studies.comparison import parameter_table, score_table
+from components.studies.comparison_text import parameter_table, score_table
 from model.errors import UserError
 from model.files import write_atomically
 
@@ -42,7 +42,7 @@ def run(run_dirs: Sequence[Path]) -> list[dict[str, Any]]:
             f"compare: must name at least two runs or studies, got {len(run_dirs)}; the others are compared with the first"
         )
     found = [(run_dir.as_posix(), _read(run_dir)) for run_dir in run_dirs]
-    from components.studies.differences import compare, study_of
+    from components.studies.comparison import compare, study_of
 
     first, *others = [(name, study_of(one)) for name, one in found]
     for other in others:

@@ -11,19 +11,20 @@ from components.cli import user_errors
 from components.params import load_config
 from components.runs.figures import number
 from model.errors import UserError
+from model.scoring.names import TITLES
 
-RECALL_NAMES = ("AR100", "AR1000", "ARs1000", "ARm1000", "ARl1000")
-AP_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_SHOWN_AP = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_SHOWN_RECALL = ("AR100", "AR1000", "ARs1000", "ARm1000", "ARl1000")
 
 
 def summary_table(evaluation: dict[str, Any]) -> Table:
     """Box and mask AP of an `evaluation.json`, or its proposals' recall, as fractions; a dash if there is no score."""
     table = Table(title=f"{evaluation['images']} images, {evaluation['checkpoint']}")
     table.add_column("")
-    names = RECALL_NAMES if "proposals" in evaluation else AP_NAMES
+    names = _SHOWN_RECALL if "proposals" in evaluation else _SHOWN_AP
     for name in names:
         table.add_column(name, justify="right")
-    for kind, label in (("bbox", "box"), ("segm", "mask"), ("proposals", "proposals")):
+    for kind, label in TITLES.items():
         if kind not in evaluation:
             continue
         scores = [(evaluation[kind] or {}).get(name) for name in names]  # no scores at all with evaluate.skip_eval

@@ -220,7 +220,7 @@ def test_what_names_and_reads_runs_is_quick_to_import():
 def test_what_only_some_need_is_imported_by_them():
     """Importing torchvision takes more than a second, matplotlib half of one."""
     for module, absent in (
-        ("components.studies.differences", "torch matplotlib"),
+        ("components.studies.comparison", "torch matplotlib"),
         ("model.weights.load", "torchvision"),
     ):
         command = [sys.executable, "-c", f"import sys, {module}; print(*{{*{absent.split()}}} & {{*sys.modules}})"]

@@ -13,7 +13,7 @@ from components.runs.figures import DASH, number
 from components.runs.files import RunData
 from model.scoring.names import IOU_TYPES, TITLES
 
-LOSSES = {
+_LOSS_TITLES = {
     "loss/total": "total loss",
     "loss/objectness": "RPN: object or not",
     "loss/rpn_box_reg": "RPN: boxes",
@@ -29,7 +29,7 @@ _SIZES = {"small": ("s", "under 32² px"), "medium": ("m", "32² to 96² px"), "
 def losses(runs: Sequence[RunData]) -> Chapter:
     """Make the chapter of losses: a chart per loss, with a line per run."""
     charts = []
-    for name, title in LOSSES.items():
+    for name, title in _LOSS_TITLES.items():
         series = [_loss(run, slot, name) for slot, run in enumerate(runs) if run.training]
         series = [one for one in series if len(one.x)]
         if series:

@@ -1,89 +1,55 @@
-"""A comparison as tables and text: what differs, by how much, and if that is more than noise."""
+"""Comparison of two studies: parameters that differ, and every score's difference with its interval and p value."""
 
-import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
-from rich.table import Table
+from components.runs.identity import differences_of_descriptions
+from components.runs.result import Result
+from components.studies.comparison_text import sentences
+from components.studies.intervals import CONFIDENCE, paired_difference, welch_difference
+from components.studies.tables import report_of
+from model.scoring.names import IOU_TYPES
 
-from components.runs.figures import DASH, interval, number
-from model.scoring.names import IOU_TYPES, TITLES
-
-_SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-_WHY_NOT = (
-    "No verdict: {one} only one seed, and a single run says nothing about how much AP varies from seed to seed. "
-    "Train several seeds with `maskrcnn stability`, and compare the folders of two studies."
-)
+Study = dict[str, Any]  # content of stability.json
 
 
-def parameter_table(comparison: dict[str, Any]) -> Table | str:
-    """Table of the parameters that differ, with both values; a sentence if none do."""
-    if not comparison["parameters"]:
-        return "All parameters except seeds are equal."
-    table = Table(title="parameters that differ", title_justify="left")
-    for column in ("", comparison["before"]["name"], comparison["after"]["name"]):
-        table.add_column(column, overflow="fold")
-    for key, values in comparison["parameters"].items():
-        table.add_row(key, *(json.dumps(value, ensure_ascii=False) for value in values))
-    return table
+def study_of(found: Study | Result) -> Study:
+    """A run as a study of one seed; a study as it is."""
+    return report_of([found], date="") if isinstance(found, Result) else found
 
 
-def score_table(comparison: dict[str, Any]) -> Table:
-    """Table of six scores of boxes and masks: both means, their difference, its interval and p value."""
-    table = Table(title=f"means over seeds, {comparison['images']} images", title_justify="left")
-    for column in ("", comparison["before"]["name"], comparison["after"]["name"], "difference", "95 % interval", "p"):
-        table.add_column(column, justify="right" if column else "left", overflow="fold")
+def compare(before: tuple[str, Study], after: tuple[str, Study]) -> dict[str, Any]:
+    """Compare two studies, each with its name; components/compare.py has the keys."""
+    (name, one), (other_name, other) = before, after
+    method = _method(one["seeds"], other["seeds"])
+    comparison: dict[str, Any] = {
+        "before": {"name": name, "seeds": one["seeds"]},
+        "after": {"name": other_name, "seeds": other["seeds"]},
+        "method": method,
+        "confidence": CONFIDENCE,
+        "images": one["images"],
+        "parameters": differences_of_descriptions([one["config"], other["config"]]),
+        "same_training_data": one.get("train_data_hash") == other.get("train_data_hash"),
+    }
     for iou_type in IOU_TYPES:
-        for name in _SHOWN if iou_type in comparison else ():
-            score = comparison[iou_type][name]
-            cells = (number(score["before"], ".4f"), number(score["after"], ".4f"), number(score["difference"], "+.4f"))
-            table.add_row(
-                f"{TITLES[iou_type]} {name}",
-                *cells,
-                interval(score["interval"], "+.4f"),
-                _p(score["p"]),
-                end_section=name == _SHOWN[-1],
-            )
-    return table
+        if iou_type in one and iou_type in other:
+            comparison[iou_type] = {
+                score: _score(one[iou_type][score], other[iou_type][score], method) for score in one[iou_type]
+            }
+    return comparison | {"sentences": sentences(comparison)}
 
 
-def sentences(comparison: dict[str, Any]) -> list[str]:
-    """Verdicts on the AP of boxes and of masks, and caveats."""
-    told = [_verdict(comparison, iou_type) for iou_type in IOU_TYPES if iou_type in comparison]
-    if comparison["method"] == "none":
-        single = [side["name"] for side in (comparison["before"], comparison["after"]) if len(side["seeds"]) == 1]
-        told.append(_WHY_NOT.format(one="both have" if len(single) == 2 else f"{single[0]} has"))
-    else:
-        told.append(
-            "The other scores are not corrected for multiple comparisons: one in twenty will look different by chance. "
-            "Use them to explain a change in AP, not to prove one."
-        )
-    if not comparison["same_training_data"]:
-        told.append("They were trained on different data, which may explain any difference.")
-    return told
+def _method(seeds: Sequence[int], other_seeds: Sequence[int]) -> str:
+    if min(len(seeds), len(other_seeds)) == 1:
+        return "none"
+    return "paired" if sorted(seeds) == sorted(other_seeds) else "welch"
 
 
-def _verdict(comparison: dict[str, Any], iou_type: str) -> str:
-    score, before, after = comparison[iou_type]["AP"], comparison["before"], comparison["after"]
-    difference, title = score["difference"], f"{TITLES[iou_type]} AP"
-    change = number(difference, "+.4f")
-    if score["interval"] is None:
-        return f"{title}: {after['name']} has {change} against {before['name']}."
-    if comparison["method"] == "paired":
-        how = f"the same {len(before['seeds'])} seeds, paired"
-    else:
-        how = f"{len(before['seeds'])} and {len(after['seeds'])} seeds, Welch"
-    ends, p = interval(score["interval"], "+.4f"), _p(score["p"], equals="= ")
-    figures = f"{change}, 95 % interval {ends}, p {p}; {how}"
-    low, high = score["interval"]
-    if low <= 0 <= high:
-        return (
-            f"{title}: no significant difference ({figures}): it may be noise. More seeds could reveal a smaller one."
-        )
-    better = "better" if difference > 0 else "worse"
-    return f"{title}: {after['name']} is {better} than {before['name']} by more than noise ({figures})."
-
-
-def _p(value: float | None, *, equals: str = "") -> str:
-    if value is None:
-        return DASH
-    return "< 0.001" if value < 0.001 else f"{equals}{value:.3f}"
+def _score(before: dict[str, Any], after: dict[str, Any], method: str) -> dict[str, Any]:
+    """Compare one score over the seeds, which a report lists in ascending order."""
+    if before["mean"] is None or after["mean"] is None:
+        return {"before": before["mean"], "after": after["mean"], "difference": None, "interval": None, "p": None}
+    difference = (paired_difference if method == "paired" else welch_difference)(before["values"], after["values"])
+    values = asdict(difference)
+    return {"before": before["mean"], "after": after["mean"], "difference": values.pop("mean"), **values}

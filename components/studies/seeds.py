@@ -24,6 +24,7 @@ from components.studies.result import StabilityError
 from model.data.index import CocoIndex
 from model.engine.checkpoint import read_checkpoint
 from model.engine.pointers import last_checkpoint
+from model.scoring.names import IOU_TYPES, TITLES
 
 _POLL_S = 0.2
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -174,9 +175,7 @@ def _outcome(seed: SeedProcess) -> str:
         return f"ended with status {seed.status()} after {seed.minutes:.1f} min"
     evaluation = read_result(seed.config.train.output_dir).evaluation
     scores = [
-        f"{title} AP {evaluation[iou_type]['AP']:.4f}"
-        for iou_type, title in (("bbox", "box"), ("segm", "mask"))
-        if evaluation.get(iou_type)
+        f"{TITLES[iou_type]} AP {evaluation[iou_type]['AP']:.4f}" for iou_type in IOU_TYPES if evaluation.get(iou_type)
     ]
     return f"{', '.join(scores)} in {seed.minutes:.1f} min"
 
