@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from components.params import read_flat
-from components.runs.journal import Entry
+from components.runs.journal import Entry, read_journal
 from model.data.index import CocoIndex
 from model.errors import UserError
 from model.scoring.names import TITLES
@@ -59,7 +59,7 @@ def read_run(run_dir: Path) -> RunData:
         raise UserError(f"{run_dir}: must be the folder of a run (train.output_dir), but does not exist")
     config = read_flat(run_dir / "config.yaml") if (run_dir / "config.yaml").is_file() else {}
     evaluation, benchmark = (_read_json(run_dir / f"{name}.json") for name in ("evaluation", "benchmark"))
-    journal = _read_journal(run_dir / "log.jsonl")
+    journal = read_journal(run_dir / "log.jsonl")
     if not (config or journal or evaluation or benchmark):
         raise UserError(
             f"{run_dir}: must hold a run (config.yaml, log.jsonl, evaluation.json or benchmark.json), but has none of them"
@@ -130,12 +130,6 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: must be JSON, got {error}; make it again") from error
-
-
-def _read_journal(path: Path) -> list[Entry]:
-    """Every whole line; what follows the last newline is being written just now."""
-    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
-    return [Entry(tree["step"], tree["time"], tree["metrics"]) for tree in map(json.loads, lines)]
 
 
 def _read_columns(path: Path) -> dict[str, list[float]]:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from model.files import replacing, write_atomically
 
+_TAIL_BYTES = 16384  # end of a journal, longer than its last line
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -41,8 +43,7 @@ class Journal:
 
     def read(self) -> list[Entry]:
         """Every line, oldest first."""
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
-        return [Entry(tree["step"], tree["time"], tree["metrics"]) for tree in map(json.loads, lines)]
+        return read_journal(self.path)
 
     def rewind(self, step: int) -> list[bool]:
         """Forget what came after a step. Returns for each line that was there whether it stayed."""
@@ -68,6 +69,22 @@ class Journal:
         content = self.path.read_bytes() if self.path.is_file() else b""
         if content and not content.endswith(b"\n"):
             os.truncate(self.path, content.rfind(b"\n") + 1)
+
+
+def read_journal(path: Path) -> list[Entry]:
+    """Read a journal that another process may be writing: its complete lines, oldest first; none if there is no file."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    return [Entry(tree["step"], tree["time"], tree["metrics"]) for tree in map(json.loads, lines)]
+
+
+def last_step(path: Path) -> int:
+    """Step of a journal's last complete line, read from its end; 0 if there is none."""
+    if not path.is_file():
+        return 0
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+        lines = file.read().split(b"\n")[:-1]
+    return int(json.loads(lines[-1])["step"]) if lines else 0
 
 
 def _line(entry: Entry) -> str:

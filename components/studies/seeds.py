@@ -4,12 +4,10 @@ Each seed is a run in `<stability.output_dir>/seed_<seed>/`. On SIGTERM, SIGINT 
 checkpoint.
 """
 
-import json
 import signal
 import time
 from collections import deque
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TaskID
@@ -18,6 +16,7 @@ from components.config import Config
 from components.launch import handled
 from components.params import load_stored
 from components.runs.identity import differences_beside_seed
+from components.runs.journal import last_step
 from components.runs.result import Result, ResultError, read_result, require_final
 from components.studies.process import SeedProcess
 from components.studies.result import StabilityError
@@ -28,7 +27,6 @@ from model.scoring.names import IOU_TYPES, TITLES
 
 _POLL_S = 0.2
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_TAIL_BYTES = 16384  # end of a journal, longer than its last line
 
 
 def seed_config(config: Config, seed: int) -> Config:
@@ -178,13 +176,3 @@ def _outcome(seed: SeedProcess) -> str:
         f"{TITLES[iou_type]} AP {evaluation[iou_type]['AP']:.4f}" for iou_type in IOU_TYPES if evaluation.get(iou_type)
     ]
     return f"{', '.join(scores)} in {seed.minutes:.1f} min"
-
-
-def last_step(journal: Path) -> int:
-    """Step of a journal's last complete line, read from its end; 0 if there is none."""
-    if not journal.is_file():
-        return 0
-    with journal.open("rb") as file:
-        file.seek(max(0, journal.stat().st_size - _TAIL_BYTES))
-        lines = file.read().split(b"\n")[:-1]
-    return int(json.loads(lines[-1])["step"]) if lines else 0

@@ -17,9 +17,10 @@ from rich.console import Console
 from components import download, prepare, stability, train
 from components.config import Config
 from components.params import ConfigError, load_config, save_config
+from components.runs.journal import last_step
 from components.studies.process import SeedProcess, _environment
 from components.studies.result import StabilityError
-from components.studies.seeds import last_step, seed_config, train_seeds
+from components.studies.seeds import seed_config, train_seeds
 from components.studies.study import summarise_study
 from components.tracking.tracker import open_tracker, send_rest
 from model.engine.pointers import last_checkpoint
