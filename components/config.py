@@ -172,7 +172,7 @@ class Config(Section):
     cluster: ClusterConfig = ClusterConfig()
 
     def flat(self) -> dict[str, Any]:
-        """Every value under its dotted name, as MLflow parameters and `--help` show it."""
+        """Every value under its dotted name, as MLflow's parameters have it."""
         return flatten(self.model_dump(mode="json"))
 
 
@@ -181,6 +181,7 @@ RENAMED = {"evaluate.min_bbox_ap": "evaluate.target_bbox_ap", "evaluate.min_segm
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of a tree of sections, each under its dotted name."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, dict):

@@ -26,6 +26,7 @@ class Kernel:
 
     @property
     def name(self) -> str:
+        """Name in `torch.ops.cuda_ops`."""
         return self.schema.partition("(")[0]
 
     def register(self) -> None:
@@ -49,6 +50,7 @@ class Operator(Generic[P, R]):
 
     @property
     def name(self) -> str:
+        """Name of the operator: that of its file, its public function and its first kernel."""
         return self.kernels[0].name
 
     def on(self, device: torch.device) -> Callable[P, R]:

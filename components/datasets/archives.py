@@ -39,6 +39,7 @@ class Archive:
 
     @property
     def name(self) -> str:
+        """Name of the file."""
         return PurePosixPath(self.path).name
 
 

@@ -23,16 +23,19 @@ class SmoothedValue:
         self._count = 0
 
     def update(self, value: float) -> None:
+        """Add a value."""
         self._recent.append(value)
         self._total += value
         self._count += 1
 
     @property
     def median(self) -> float:
+        """Median of the last `window` values."""
         return statistics.median(self._recent)
 
     @property
     def mean(self) -> float:
+        """Mean of all values."""
         return self._total / self._count
 
     def __str__(self) -> str:
