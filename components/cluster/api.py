@@ -19,6 +19,8 @@ from components.config import ClusterConfig
 from model.errors import UserError
 
 Json = dict[str, Any]
+_TIMES: dict[str, Any] = {"_request_timeout": (5, 30)}  # seconds to connect, and to answer
+_RAW: dict[str, Any] = {"_preload_content": False, **_TIMES}
 _LOG_READ_S = 60  # without a line, the log is requested again after this time: the connection may be dead
 _RESOURCES = {  # group, version, plural, label of the pods
     "pytorchjob": ("kubeflow.org", "v1", "pytorchjobs", "training.kubeflow.org/job-name"),
@@ -166,10 +168,6 @@ class JobApi:
         }
         said = f"{self._server}: {what} {self._plural} in {namespace}: {error.status} {error.reason}: {message}"
         return f"{said}; {advice[error.status]}" if error.status in advice else said
-
-
-_TIMES: dict[str, Any] = {"_request_timeout": (5, 30)}  # seconds to connect, and to answer
-_RAW: dict[str, Any] = {"_preload_content": False, **_TIMES}
 
 
 def _import_kubernetes() -> Any:
