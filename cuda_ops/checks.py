@@ -46,7 +46,7 @@ def require_boxes(boxes: Tensor, op: str, argument: str, dims: tuple[int, ...] =
 
 
 def require_pyramid(features: Sequence[Tensor], op: str) -> None:
-    """Raise a ValueError unless these are 1 to MAX_PYRAMID_LEVELS levels [N, C, H_l, W_l] of the same N, C and dtype."""
+    """Raise a ValueError unless these are 1 to MAX_PYRAMID_LEVELS levels [N, C, H_l, W_l] of one N, C and dtype."""
     require(0 < len(features) <= MAX_PYRAMID_LEVELS, op, "features", f"1 to {MAX_PYRAMID_LEVELS} levels", len(features))
     kinds = [(level.dim(), *level.shape[:2], level.dtype) for level in features]
     is_uniform = kinds == kinds[:1] * len(kinds) and features[0].dim() == 4 and features[0].is_floating_point()

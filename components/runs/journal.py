@@ -72,7 +72,7 @@ class Journal:
 
 
 def read_journal(path: Path) -> list[Entry]:
-    """Read a journal that another process may be writing: its complete lines, oldest first; none if there is no file."""
+    """Read a journal that another process may be writing: its complete lines, oldest first; none without a file."""
     lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
     return [Entry(tree["step"], tree["time"], tree["metrics"]) for tree in map(json.loads, lines)]
 
