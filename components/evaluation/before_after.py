@@ -8,8 +8,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from components.evaluation.plots import DRAWN_SCORE, spread
-from model.data.index import CocoIndex
+from components.evaluation.plots import DRAWN_SCORE
+from model.data.index import CocoIndex, spread
 from model.data.transforms import Pixels, read_image
 from model.files import write_atomically
 from model.inference.predictor import Object, Predictor

@@ -16,11 +16,10 @@ from components.evaluation.plots import (
     draw_comparison,
     objects_of,
     plot_precision_recall,
-    spread,
     write_precision_recall,
 )
 from components.runs.environment import git_commit
-from model.data.index import CocoIndex
+from model.data.index import CocoIndex, spread
 from model.files import replacing, write_atomically
 from model.inference.predictor import Object
 from model.inference.visualize import stacked

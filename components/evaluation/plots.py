@@ -5,15 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 from pycocotools.coco import COCO
 
 from model.data.index import CocoIndex
-from model.data.transforms import Pixels, read_image
+from model.data.transforms import read_image
 from model.inference.predictor import Object
-from model.inference.visualize import draw_detections, side_by_side
+from model.inference.visualize import draw_detections, draw_objects, side_by_side
 from model.scoring.coco import IOU_THRESHOLDS, RECALL_THRESHOLDS, CocoEvaluation
 
 DRAWN_SCORE = 0.5  # detections below it are not drawn
@@ -88,18 +87,6 @@ def draw_comparison(
     return side_by_side([annotated, untrained, predicted], titles)
 
 
-def draw_objects(pixels: Pixels, objects: Sequence[Object], class_names: Sequence[str]) -> Image.Image:
-    """Draw the objects of a Predictor on their image."""
-    return draw_detections(
-        pixels,
-        [found["bbox"] for found in objects],
-        [found["label"] for found in objects],
-        class_names=class_names,
-        scores=[found["score"] for found in objects],
-        masks=[found["segmentation"] for found in objects if "segmentation" in found] or None,
-    )
-
-
 def objects_of(
     bbox_results: Sequence[dict[str, Any]], segm_results: Sequence[dict[str, Any]], category_ids: Sequence[int]
 ) -> list[Object]:
@@ -112,11 +99,6 @@ def objects_of(
         {"label": _label(result, category_ids), "score": result["score"], "bbox": _xyxy(result["bbox"])} | outline
         for result, outline in zip(bbox_results, outlines, strict=True)
     ]
-
-
-def spread(count: int, wanted: int) -> list[int]:
-    """Indices of up to `wanted` of `count` items, evenly spaced."""
-    return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(int)).tolist()
 
 
 def _label(record: dict[str, Any], category_ids: Sequence[int]) -> int:

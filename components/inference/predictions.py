@@ -9,13 +9,14 @@ from typing import Any
 from rich.progress import track
 
 from components.config import Config
-from components.evaluation.plots import draw_objects, spread
 from components.inference.images import Source
 from components.runs.trained import Trained, load_trained, open_split
 from components.tracking.tracker import open_tracker
+from model.data.index import spread
 from model.data.transforms import UNREADABLE, Pixels, read_image
 from model.files import write_atomically
 from model.inference.predictor import Object, Predictor
+from model.inference.visualize import draw_objects
 
 Entries = list[dict[str, Any]]  # entries of predictions.json
 Unreadable = list[dict[str, str]]  # {"file", "reason"}

@@ -120,6 +120,11 @@ class CocoIndex:
         )
 
 
+def spread(count: int, wanted: int) -> list[int]:
+    """Indices of up to `wanted` of `count` items, evenly spaced."""
+    return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(int)).tolist()
+
+
 def write_index(
     folder: Path,
     images: Sequence[IndexedImage],

@@ -14,6 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from pycocotools import mask as coco_mask
 
+from model.inference.predictor import Object
+
 Color = tuple[int, int, int]
 
 _MIN_SIDE_PX = 512  # minimum of the longer side of a drawing
@@ -73,6 +75,18 @@ def draw_detections(
         text = name if scores is None else f"{name} {scores[i]:.2f}"
         _draw_label(pen, text, corners[i] * style.scale, _color(i), style)
     return canvas
+
+
+def draw_objects(image: NDArray[np.uint8], objects: Sequence[Object], class_names: Sequence[str]) -> Image.Image:
+    """Draw the objects of a Predictor on their image."""
+    return draw_detections(
+        image,
+        [found["bbox"] for found in objects],
+        [found["label"] for found in objects],
+        class_names=class_names,
+        scores=[found["score"] for found in objects],
+        masks=[found["segmentation"] for found in objects if "segmentation" in found] or None,
+    )
 
 
 def side_by_side(pictures: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:

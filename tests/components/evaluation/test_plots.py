@@ -1,6 +1,6 @@
 """Drawings of what was found: objects from COCO results."""
 
-from components.evaluation.plots import objects_of, spread
+from components.evaluation.plots import objects_of
 
 
 def test_objects_have_the_label_of_their_category_and_both_corners_of_their_box() -> None:
@@ -14,8 +14,3 @@ def test_objects_have_the_label_of_their_category_and_both_corners_of_their_box(
     assert all(o["bbox"] == [10.0, 20.0, 40.0, 25.0] for o in found)
     assert [o["segmentation"]["counts"] for o in found] == ["0", "1", "2"]
     assert "segmentation" not in objects_of(results, [], (1, 17, 18, 90))[0]
-
-
-def test_what_is_drawn_is_spread_over_the_split_with_both_ends() -> None:
-    assert spread(101, 3) == [0, 50, 100]
-    assert spread(2, 5) == [0, 1]

@@ -10,7 +10,7 @@ from pycocotools.coco import COCO
 
 from model.config import DataConfig
 from model.data.annotations import ImageRecord, Instance
-from model.data.index import CocoIndex, IndexedImage, images_location, write_index
+from model.data.index import CocoIndex, IndexedImage, images_location, spread, write_index
 from model.errors import UserError
 
 
@@ -115,3 +115,8 @@ def test_an_index_that_is_not_there_names_the_command(tmp_path: Path, coco_data:
     shutil.copytree(coco_data.prepared_dir / "val", tmp_path / "val")
     with pytest.raises(UserError, match=r"train: must hold prepared data"):
         CocoIndex.open(tmp_path, "train")
+
+
+def test_what_is_drawn_is_spread_over_the_split_with_both_ends() -> None:
+    assert spread(101, 3) == [0, 50, 100]
+    assert spread(2, 5) == [0, 1]
