@@ -51,6 +51,11 @@ class Request:
         return config_text(config.model_copy(update={"tracking": tracking, "cluster": cluster})), rest
 
 
+def output_dir(config: Config, pipeline: str) -> Path:
+    """The folder of a pipeline's result."""
+    return config.stability.output_dir if pipeline == "stability" else config.train.output_dir
+
+
 def compile_pipeline(request: Request, *, with_overrides: bool = True) -> str:
     """The pipeline of a request, checked as far as that can be done before it runs.
 

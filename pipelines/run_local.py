@@ -10,7 +10,6 @@ import signal
 import sys
 import tempfile
 import warnings
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
@@ -20,7 +19,7 @@ from rich.console import Console
 from components.config import Config
 from components.launch import STATUS_OF_SIGTERM, handled
 from components.params import config_text
-from pipelines.compile import PIPELINES, Request
+from pipelines.compile import PIPELINES, Request, output_dir
 from pipelines.placement import on_this_machine
 
 _STEP = "kfp.dsl.executor_main"  # in the command line of every step
@@ -52,11 +51,6 @@ def run_local(request: Request) -> int:
         f"result: {output_dir(config, request.pipeline)}\nartifacts: {outputs}"
     )
     return 0
-
-
-def output_dir(config: Config, pipeline: str) -> Path:
-    """The folder of a pipeline's result."""
-    return config.stability.output_dir if pipeline == "stability" else config.train.output_dir
 
 
 def _params(config: Config) -> str:

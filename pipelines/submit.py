@@ -15,8 +15,7 @@ import kfp_server_api
 from components.config import Config
 from components.params import ConfigError
 from model.errors import UserError
-from pipelines.compile import Request, compile_pipeline
-from pipelines.run_local import output_dir
+from pipelines.compile import Request, compile_pipeline, output_dir
 from pipelines.server import Server
 from pipelines.training import NAMES
 
