@@ -126,7 +126,7 @@ def parse_yaml(text: str, where: str, *, comments: bool = False) -> dict[str, An
 
 
 def _with_present_names(tree: dict[str, Any]) -> dict[str, Any]:
-    """The same configuration by the present names of its keys."""
+    """A configuration with its keys under their present names."""
     return {
         section: {RENAMED.get(f"{section}.{key}", f".{key}").rpartition(".")[2]: value for key, value in values.items()}
         if isinstance(values, dict)

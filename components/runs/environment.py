@@ -63,12 +63,12 @@ def run_tags() -> dict[str, str]:
 
 
 def _md5(path: Path) -> str:
-    """Empty where there is no such file."""
+    """MD5 of a file, in hexadecimal; empty if there is none."""
     return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() if path.is_file() else ""
 
 
 def _version(package: str) -> str:
-    """Empty where the package is not installed."""
+    """Version of a package; empty if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

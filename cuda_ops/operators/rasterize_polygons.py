@@ -95,7 +95,7 @@ def _require_polygons(polygons: PackedPolygons) -> None:
 
 
 def _within_bounds(polygons: PackedPolygons) -> "Polygons":
-    """The same with offsets that point at what is there and never fall: kernels read memory at them, and the host would
+    """Polygons whose offsets point at what is there and never fall: kernels read memory at them, and the host would
     have to wait for the device to refuse wrong ones.
     """
     return Polygons(
@@ -143,7 +143,7 @@ def _reference(boxes: Tensor, instance_idxs: Tensor, polygons: PackedPolygons, s
 
 
 def _edges(part_offsets: Tensor, num_vertices: int) -> tuple[Tensor, Tensor]:
-    """For each vertex the one that follows it around its part, and its part: [V] int64 both."""
+    """Successor of each vertex around its part, and its part: [V] int64 both."""
     vertex = torch.arange(num_vertices, device=part_offsets.device)
     part = torch.searchsorted(part_offsets, vertex, right=True).sub_(1).clamp_(0, len(part_offsets) - 2)
     following = torch.where(vertex + 1 == part_offsets[part + 1], part_offsets[part], vertex + 1)

@@ -40,7 +40,7 @@ def select_proposals(
         image_sizes: [N, 2] (height, width) inside the padding, in pixels.
         level_sizes: anchors of each level, 1 to 32 levels; they sum to A.
         pre_nms_top_n: boxes to take of a level, at most.
-        min_size: in pixels; boxes with a shorter side are marked.
+        min_size: shortest side of a box in pixels; boxes with a shorter one are marked.
 
     Returns:
         boxes [N, L, K, 4] with K = min(pre_nms_top_n, largest level), and scores [N, L, K] (probabilities), by
