@@ -1,7 +1,7 @@
 """Shared parts of the stages' command lines: `--params`, overrides, and errors without a traceback.
 
     parser = stage_parser("predict", __doc__, operands="IMAGE", operands_help="images to run on")
-    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--checkpoint", default="last")
     with user_errors():
         args, config = parse(parser, argv)
         run(config, args.operands, checkpoint=args.checkpoint)
