@@ -186,9 +186,9 @@ def _named_layer(parent: str, first: int) -> Callable[[re.Match[str], ModelConfi
     return lambda match, config: f"{layer(match, config)}.{match[3]}"
 
 
-def _sequence_layer(parent: str, first: int) -> Callable[[re.Match[str], ModelConfig], str]:
-    """Rule like `_named_layer`, whose marker is maskrcnn-benchmark's index in a sequence, `0.` or `1.`."""
-    return lambda match, _config: f"{parent}.{int(match[1]) - first}.{(match[2] or '0.')[0]}.{match[3]}"
+def _sequence_layer(parent: str) -> Callable[[re.Match[str], ModelConfig], str]:
+    """Rule like `_named_layer` with first 1, whose marker is maskrcnn-benchmark's index in a sequence, `0.` or `1.`."""
+    return lambda match, _config: f"{parent}.{int(match[1]) - 1}.{(match[2] or '0.')[0]}.{match[3]}"
 
 
 def _xconv(match: re.Match[str], config: ModelConfig) -> str:
@@ -228,8 +228,8 @@ _RULES: dict[Format, tuple[Rule, ...]] = {
         (r"backbone\.body\.stem\.((?:conv1|bn1)\..+)", _body(r"\1")),
         (rf"backbone\.body\.({_BODY})", _body(r"\1")),
         (r"roi_heads\.(?:box|mask)\.feature_extractor\.head\.(layer4\..+)", _body(r"\1")),
-        (rf"backbone\.fpn\.fpn_inner(\d)\.([01]\.)?{_P}", _sequence_layer("backbone.fpn.inner_blocks", 1)),
-        (rf"backbone\.fpn\.fpn_layer(\d)\.([01]\.)?{_P}", _sequence_layer("backbone.fpn.layer_blocks", 1)),
+        (rf"backbone\.fpn\.fpn_inner(\d)\.([01]\.)?{_P}", _sequence_layer("backbone.fpn.inner_blocks")),
+        (rf"backbone\.fpn\.fpn_layer(\d)\.([01]\.)?{_P}", _sequence_layer("backbone.fpn.layer_blocks")),
         (r"rpn\.anchor_generator\..+", _not_needed),
         (rf"rpn\.head\.conv\.{_P}", _to(r"rpn.head.conv.0.0.\1")),
         (r"rpn\.head\.(?:cls_logits|bbox_pred)\..+", _same),
@@ -239,7 +239,7 @@ _RULES: dict[Format, tuple[Rule, ...]] = {
         (r"roi_heads\.(box|mask)\.predictor\.(.+)", _to(r"roi_heads.\1_predictor.\2")),
         (
             rf"roi_heads\.mask\.feature_extractor\.mask_fcn(\d)\.([01]\.)?{_P}",
-            _sequence_layer("roi_heads.mask_head", 1),
+            _sequence_layer("roi_heads.mask_head"),
         ),
     ),
     "detectron2": (
