@@ -18,7 +18,7 @@ from components.cli import user_errors
 from components.config import Config
 from components.params import ConfigError, parse_config, save_config
 from components.runs.result import read_result, require_final
-from components.studies.seeds import seed_config
+from components.studies.seed import seed_config
 from components.tracking.tracker import end_run, open_tracker
 from model.errors import UserError
 

@@ -11,8 +11,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 
 def git_commit() -> str | None:
     """The commit of the current directory, `-dirty` if tracked files differ; outside git the image's, or None."""
@@ -25,6 +23,8 @@ def git_commit() -> str | None:
 
 def hardware() -> dict[str, str | int]:
     """Processor, cores that this process may use, and accelerators, as people name them."""
+    import torch  # seconds, which those who only ask for the commit need not pay
+
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     affinity = getattr(os, "sched_getaffinity", None)  # absent on macOS
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
@@ -40,6 +40,8 @@ def hardware_name(machine: dict[str, Any], processes: int) -> str:
 
 def versions() -> dict[str, str]:
     """Python and the packages that decide what is computed and how fast."""
+    import torch
+
     packages = {name: _version(name) for name in ("torch", "torchvision", "numpy", "pycocotools", "hotcoco")}
     return {"python": platform.python_version(), **packages, "cuda": torch.version.cuda or ""}
 

@@ -29,12 +29,6 @@ _POLL_S = 0.2
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-def seed_config(config: Config, seed: int) -> Config:
-    """Configuration of one seed's run."""
-    told = {"seed": seed, "output_dir": config.stability.output_dir / f"seed_{seed}"}
-    return config.model_copy(update={"train": config.train.model_copy(update=told)})
-
-
 def find_finished(config: Config) -> Result | None:
     """Result of a seed's completed run; None if it is not trained yet or was interrupted.
 

@@ -9,7 +9,8 @@ from rich.console import Console
 from components.config import Config
 from components.params import ConfigError
 from components.studies.result import StabilityResult
-from components.studies.seeds import find_finished, seed_config, train_seeds
+from components.studies.seed import seed_config
+from components.studies.seeds import find_finished, train_seeds
 from components.studies.summary import summarise
 from components.studies.tables import summary_metrics
 from components.tracking.tracker import open_tracker, send_rest

@@ -20,7 +20,8 @@ from components.params import ConfigError, load_config, save_config
 from components.runs.journal import last_step
 from components.studies.process import SeedProcess, _environment
 from components.studies.result import StabilityError
-from components.studies.seeds import seed_config, train_seeds
+from components.studies.seed import seed_config
+from components.studies.seeds import train_seeds
 from components.studies.study import summarise_study
 from components.tracking.tracker import open_tracker, send_rest
 from model.engine.pointers import last_checkpoint

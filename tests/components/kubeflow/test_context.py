@@ -8,7 +8,7 @@ from components.config import Config
 from components.kubeflow import context
 from components.kubeflow.context import COMPILED, compiled_values, configured, job_id
 from components.params import config_text
-from components.studies.seeds import seed_config
+from components.studies.seed import seed_config
 from components.tracking.tracker import open_tracker
 
 
