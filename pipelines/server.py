@@ -22,6 +22,7 @@ UI_ENDPOINT = "KF_PIPELINES_UI_ENDPOINT"  # for browsers, where that is another
 TOKEN = "KF_PIPELINES_TOKEN"
 TOKEN_FILE = "KF_PIPELINES_SA_TOKEN_PATH"
 _TIMES_S = (5, 30)  # to connect, and to answer
+_PAUSE_S = 5.0  # before a call is repeated
 
 
 class PipelinesError(UserError):
@@ -81,7 +82,7 @@ class Server:
                 raise PipelinesError(
                     f"{self.endpoint}: must answer ({what}), got {last}; is it the URL of Kubeflow Pipelines, and is it up?"
                 )
-            time.sleep(min(5.0, max(0.0, until_s - time.monotonic())))
+            time.sleep(min(_PAUSE_S, max(0.0, until_s - time.monotonic())))
 
     def find(self, what: str, call: Callable[..., Any], field: str, name: str, **options: Any) -> Any | None:
         """The one thing of a display name, out of those that a call lists."""

@@ -2,7 +2,8 @@
 
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,24 @@ def kfp() -> Any:
     """Skips where Kubeflow's packages, of the extra `pipelines`, are not installed."""
     pytest.importorskip("kfp.kubernetes", reason="needs kfp-kubernetes, of the extra `pipelines`")
     return pytest.importorskip("kfp", reason="needs kfp, of the extra `pipelines`")
+
+
+def exit_status(words: tuple[str, ...]) -> int | str | None:
+    from pipelines.pipeline import main
+
+    with pytest.raises(SystemExit) as exit_:
+        main(words)
+    return exit_.value.code
+
+
+@pytest.fixture(scope="session")
+def pipeline_command(kfp: Any) -> Iterator[Callable[..., int | str | None]]:
+    """Runs `maskrcnn pipeline …` in a thread and returns the exit status.
+
+    kfp inspects the whole call stack for each setting of a task. On pytest's deep stack compiling takes ten times longer.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        yield lambda *words: thread.submit(exit_status, words).result()
 
 
 @pytest.fixture

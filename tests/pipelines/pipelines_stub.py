@@ -39,8 +39,8 @@ class Kubeflow:
     def answer(self, method: str, path: str, query: dict[str, str], body: Any) -> tuple[int, Json]:
         """Status and content."""
         if self.namespaces is not None and path in ("/experiments", "/pipelines", "/pipelines/upload"):
-            told = body if isinstance(body, dict) else query
-            if told.get("namespace") not in self.namespaces:
+            scope = body if isinstance(body, dict) else query
+            if scope.get("namespace") not in self.namespaces:
                 return 404, {"message": "namespace not found"}
         if method == "GET" and re.fullmatch(r"/runs/[^/]+", path):
             return self._look(path.rsplit("/", 1)[1])
@@ -101,7 +101,7 @@ def serve(kubeflow: Kubeflow) -> Iterator[Kubeflow]:
             if fault in ("hang", "cut"):
                 self.close_connection = True
             elif fault:
-                self._send(int(fault), {"message": "told to fail"})
+                self._send(int(fault), {"message": "a fault on demand"})
             elif kubeflow.token and self.headers.get("authorization") != f"Bearer {kubeflow.token}":
                 self._send(401, {"message": "Unauthenticated"})
             elif not parts.path.startswith(ROOT):
@@ -129,7 +129,7 @@ def serve(kubeflow: Kubeflow) -> Iterator[Kubeflow]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     kubeflow.url = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, daemon=True, kwargs={"poll_interval": 0.05}).start()
     try:
         yield kubeflow
     finally:

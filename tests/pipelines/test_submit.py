@@ -1,35 +1,36 @@
 """`maskrcnn pipeline submit` against a server of Kubeflow Pipelines on loopback, with kfp's own client."""
 
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipelines.pipeline import main
-
+Command = Callable[..., int | str | None]  # returns the exit status
+Capture = pytest.CaptureFixture[str]
 pytestmark = pytest.mark.usefixtures("params", "kfp")
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, kfp: Any) -> None:
-    """Time limits of parts of a second."""
+    """Time limits and pauses of parts of a second."""
     from pipelines import server, submit
 
     monkeypatch.setattr(server, "_TIMES_S", (1, 1))
+    monkeypatch.setattr(server, "_PAUSE_S", 0.1)
     monkeypatch.setattr(submit, "_POLL_S", 0.01)
-    monkeypatch.setattr(submit, "_PATIENCE_S", 1.0)
+    monkeypatch.setattr(submit, "_PATIENCE_S", 0.5)
 
 
-def submit(kubeflow: Any, *words: str) -> int | str | None:
-    """The status that the command ends with."""
-    with pytest.raises(SystemExit) as exit_:
-        main(["submit", "--endpoint", kubeflow.url, *words])
-    return exit_.value.code
+@pytest.fixture
+def submit(kubeflow: Any, pipeline_command: Command) -> Command:
+    """`maskrcnn pipeline submit` to the server of `kubeflow`."""
+    return lambda *words: pipeline_command("submit", "--endpoint", kubeflow.url, *words)
 
 
-def test_a_pipeline_is_uploaded_and_run_with_its_overrides(kubeflow: Any, capsys: pytest.CaptureFixture[str]):
-    assert submit(kubeflow, "train.base_lr=0.01", "cluster.nodes=2", "tracking.experiment=mine") == 0
+def test_a_pipeline_is_uploaded_and_run_with_its_overrides(kubeflow: Any, submit: Command, capsys: Capture):
+    assert submit("train.base_lr=0.01", "cluster.nodes=2", "tracking.experiment=mine") == 0
     assert [pipeline["display_name"] for pipeline in kubeflow.pipelines] == ["maskrcnn-training"]
     (run,) = kubeflow.runs
     assert run["display_name"] == "training demo"
@@ -38,54 +39,37 @@ def test_a_pipeline_is_uploaded_and_run_with_its_overrides(kubeflow: Any, capsys
     assert version["pipeline_id"] == "p0"
     assert "nodes: 2" in kubeflow.texts[version["pipeline_version_id"]]  # of `cluster`, so in the version's `params`
     assert kubeflow.experiments == [{"display_name": "mine", "experiment_id": run["experiment_id"]}]
-    told = capsys.readouterr().out
-    assert f"{kubeflow.url}/#/runs/details/r0" in told
-    assert "MLflow: experiment mine at http://mlflow:5000" in told
+    output = capsys.readouterr().out
+    assert f"{kubeflow.url}/#/runs/details/r0" in output
+    assert "MLflow: experiment mine at http://mlflow:5000" in output
 
 
-def test_the_same_again_is_the_same_version_and_experiment(kubeflow: Any):
-    submit(kubeflow)
-    submit(kubeflow, "train.base_lr=0.01")
-    one, other = kubeflow.runs
-    assert one["pipeline_version_reference"] == other["pipeline_version_reference"]
-    assert one["experiment_id"] == other["experiment_id"]
+def test_a_pipeline_gets_a_version_only_where_it_is_new_or_has_changed(kubeflow: Any, submit: Command, capsys: Capture):
+    submit()
+    assert "pipeline maskrcnn-training is new" in capsys.readouterr().out
+    submit("train.base_lr=0.01")
+    first, same = kubeflow.runs
+    assert first["pipeline_version_reference"] == same["pipeline_version_reference"]
+    assert first["experiment_id"] == same["experiment_id"]
     assert len(kubeflow.versions) == 2  # the pipeline's first, which the server makes, and that of the digest
+    assert "pipeline maskrcnn-training" not in capsys.readouterr().out
 
-
-def test_a_pipeline_that_has_changed_gets_a_new_version(kubeflow: Any, capsys: pytest.CaptureFixture[str]):
-    submit(kubeflow)
-    submit(kubeflow, "cluster.image=registry/maskrcnn:2")
-    one, other = (run["pipeline_version_reference"] for run in kubeflow.runs)
+    submit("cluster.image=registry/maskrcnn:2")
+    one, other = (kubeflow.runs[number]["pipeline_version_reference"] for number in (0, 2))
     assert one["pipeline_id"] == other["pipeline_id"]
     assert one["pipeline_version_id"] != other["pipeline_version_id"]
     assert "image: registry/maskrcnn:2" in kubeflow.texts[other["pipeline_version_id"]]
-    told = capsys.readouterr().out
-    assert "pipeline maskrcnn-training is new" in told
-    assert "pipeline maskrcnn-training has changed" in told
+    assert "pipeline maskrcnn-training has changed" in capsys.readouterr().out
 
-
-def test_the_stability_pipeline_is_another_pipeline(kubeflow: Any):
-    submit(kubeflow)
-    submit(kubeflow, "--pipeline", "stability")
+    submit("--pipeline", "stability")
     assert [pipeline["display_name"] for pipeline in kubeflow.pipelines] == ["maskrcnn-training", "maskrcnn-stability"]
-    assert kubeflow.runs[1]["display_name"] == "stability study"
+    assert kubeflow.runs[3]["display_name"] == "stability study"
 
 
-def test_namespace_experiment_and_account_are_passed_on(kubeflow: Any):
+def test_namespace_experiment_and_account_are_passed_on(kubeflow: Any, submit: Command):
     kubeflow.namespaces = {"team"}
-    assert (
-        submit(
-            kubeflow,
-            "--namespace",
-            "team",
-            "cluster.namespace=team",
-            "--experiment",
-            "trial",
-            "--service-account",
-            "launcher",
-        )
-        == 0
-    )
+    words = ["--namespace", "team", "--experiment", "trial", "--service-account", "launcher", "cluster.namespace=team"]
+    assert submit(*words) == 0
     assert kubeflow.experiments[0] == {"display_name": "trial", "namespace": "team", "experiment_id": "e0"}
     assert kubeflow.runs[0]["service_account"] == "launcher"
     namespaces = {
@@ -94,23 +78,24 @@ def test_namespace_experiment_and_account_are_passed_on(kubeflow: Any):
     assert namespaces == {"team"}
 
 
-def test_a_missing_namespace_is_told(kubeflow: Any, capsys: pytest.CaptureFixture[str]):
+def test_a_missing_namespace_is_reported(kubeflow: Any, submit: Command, capsys: Capture):
     kubeflow.namespaces = {"team"}
-    assert submit(kubeflow, "--namespace", "temp", "cluster.namespace=temp") == 2
-    assert "404" in (told := capsys.readouterr().err)
-    assert "namespace not found" in told
-    assert "--namespace must be there" in told
+    assert submit("--namespace", "temp", "cluster.namespace=temp") == 2
+    error = capsys.readouterr().err
+    assert "404" in error
+    assert "namespace not found" in error
+    assert "--namespace must be there" in error
 
 
-def test_steps_and_training_share_a_namespace(kubeflow: Any, capsys: pytest.CaptureFixture[str]):
-    assert submit(kubeflow, "--namespace", "team") == 2
+def test_steps_and_training_share_a_namespace(kubeflow: Any, submit: Command, capsys: Capture):
+    assert submit("--namespace", "team") == 2
     assert "--namespace: must be cluster.namespace, maskrcnn, got team" in capsys.readouterr().err
     assert not kubeflow.requests
 
 
 @pytest.mark.parametrize("way", ["variable", "file", "mounted"])
 def test_the_token_comes_from_the_environment_or_a_file(
-    kubeflow: Any, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    kubeflow: Any, submit: Command, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ):
     kubeflow.token = "s3cret"
     file = tmp_path / "token"
@@ -120,13 +105,13 @@ def test_the_token_comes_from_the_environment_or_a_file(
         monkeypatch.setenv("KF_PIPELINES_TOKEN", "s3cret")
     if way == "mounted":
         monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", str(file))
-    assert submit(kubeflow, *words) == 0
-    told = capsys.readouterr()
-    assert "s3cret" not in told.out + told.err
+    assert submit(*words) == 0
+    captured = capsys.readouterr()
+    assert "s3cret" not in captured.out + captured.err
     assert all("s3cret" not in text for text in kubeflow.texts.values())
 
 
-def test_a_token_that_is_renewed_while_waiting_is_taken(kubeflow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_token_that_is_renewed_while_waiting_is_taken(kubeflow: Any, submit: Command, tmp_path: Path):
     file = tmp_path / "token"
     file.write_text("old")
     kubeflow.token = "old"
@@ -138,35 +123,35 @@ def test_a_token_that_is_renewed_while_waiting_is_taken(kubeflow: Any, tmp_path:
         return look(run_id)
 
     kubeflow._look = renew
-    assert submit(kubeflow, "--token-file", str(file), "--wait") == 0
+    assert submit("--token-file", str(file), "--wait") == 0
 
 
-def test_no_token_is_told(kubeflow: Any, capsys: pytest.CaptureFixture[str]):
+def test_a_missing_token_is_reported(kubeflow: Any, submit: Command, capsys: Capture):
     kubeflow.token = "s3cret"
-    assert submit(kubeflow) == 2
-    told = capsys.readouterr().err
-    assert "401" in told
-    assert "give a token by KF_PIPELINES_TOKEN or --token-file" in told
+    assert submit() == 2
+    error = capsys.readouterr().err
+    assert "401" in error
+    assert "give a token by KF_PIPELINES_TOKEN or --token-file" in error
 
 
-def test_a_token_that_is_over_is_told_but_not_shown(
-    kubeflow: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_an_expired_token_is_reported_but_not_shown(
+    kubeflow: Any, submit: Command, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ):
     kubeflow.token = "s3cret"
     monkeypatch.setenv("KF_PIPELINES_TOKEN", "stale-one")
-    assert submit(kubeflow) == 2
-    told = capsys.readouterr().err
-    assert "must be valid still" in told
-    assert "stale-one" not in told
+    assert submit() == 2
+    error = capsys.readouterr().err
+    assert "must be valid still" in error
+    assert "stale-one" not in error
 
 
-def test_a_token_file_that_is_absent_is_told(kubeflow: Any, capsys: pytest.CaptureFixture[str]):
-    assert submit(kubeflow, "--token-file", "nowhere") == 2
+def test_an_absent_token_file_is_reported(submit: Command, capsys: Capture):
+    assert submit("--token-file", "nowhere") == 2
     assert "--token-file or KF_PIPELINES_SA_TOKEN_PATH: cannot be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "reason"),
     [
         (403, "must have the right"),
         (404, "root of Kubeflow Pipelines"),
@@ -175,17 +160,19 @@ def test_a_token_file_that_is_absent_is_told(kubeflow: Any, capsys: pytest.Captu
         ("cut", "is it up?"),
     ],
 )
-def test_a_refusal_or_silence_is_told(kubeflow: Any, fault: int | str, told: str, capsys: pytest.CaptureFixture[str]):
+def test_a_refusal_or_silence_is_reported(
+    kubeflow: Any, submit: Command, fault: int | str, reason: str, capsys: Capture
+):
     kubeflow.faults = [fault]
-    assert submit(kubeflow) == 2
-    message = capsys.readouterr().err
-    assert told in message
-    assert message.startswith(f"error: {kubeflow.url}: ")
-    assert "find the pipeline" in message
+    assert submit() == 2
+    error = capsys.readouterr().err
+    assert reason in error
+    assert error.startswith(f"error: {kubeflow.url}: ")
+    assert "find the pipeline" in error
     assert not kubeflow.runs
 
 
-def test_a_run_is_not_asked_for_twice_when_the_answer_is_lost(kubeflow: Any):
+def test_a_run_is_not_requested_twice_when_the_answer_is_lost(kubeflow: Any, submit: Command):
     create = kubeflow.answer
 
     def lose(method: str, path: str, query: Any, body: Any) -> Any:
@@ -193,75 +180,64 @@ def test_a_run_is_not_asked_for_twice_when_the_answer_is_lost(kubeflow: Any):
         return (503, {"message": "overloaded"}) if (method, path) == ("POST", "/runs") else (status, content)
 
     kubeflow.answer = lose
-    assert submit(kubeflow) == 2
+    assert submit() == 2
     assert len(kubeflow.runs) == 1
 
 
-def test_a_server_that_is_away_is_told(capsys: pytest.CaptureFixture[str]):
-    with socket.socket() as free:
+def test_a_server_that_is_away_is_reported(pipeline_command: Command, capsys: Capture):
+    with socket.socket() as free:  # bound until the end, so that nobody else listens there
         free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    with pytest.raises(SystemExit) as exit_:
-        main(["submit", "--endpoint", url])
-    assert exit_.value.code == 2
-    told = capsys.readouterr().err
-    assert "Connection refused" in told
-    assert "is it up?" in told
+        assert pipeline_command("submit", "--endpoint", f"http://127.0.0.1:{free.getsockname()[1]}") == 2
+    error = capsys.readouterr().err
+    assert "Connection refused" in error
+    assert "is it up?" in error
 
 
-def test_the_endpoint_is_taken_from_the_environment(kubeflow: Any, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("KF_PIPELINES_ENDPOINT", kubeflow.url + "/")
-    with pytest.raises(SystemExit) as exit_:
-        main(["submit"])
-    assert exit_.value.code == 0
-
-
-def test_links_are_those_of_the_user_interface(
-    kubeflow: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_endpoint_and_links_are_taken_from_the_environment(
+    kubeflow: Any, pipeline_command: Command, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ):
+    monkeypatch.setenv("KF_PIPELINES_ENDPOINT", kubeflow.url + "/")
     monkeypatch.setenv("KF_PIPELINES_UI_ENDPOINT", "https://kubeflow.example/pipeline/")
-    submit(kubeflow)
+    assert pipeline_command("submit") == 0
     assert "run: https://kubeflow.example/pipeline/#/runs/details/r0" in capsys.readouterr().out
 
 
-def test_no_endpoint_is_told(capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(SystemExit) as exit_:
-        main(["submit"])
-    assert exit_.value.code == 2
+def test_a_missing_endpoint_is_reported(pipeline_command: Command, capsys: Capture):
+    assert pipeline_command("submit") == 2
     assert "port-forward" in capsys.readouterr().err
 
 
-def test_waiting_tells_what_becomes_of_the_steps(kubeflow: Any, capsys: pytest.CaptureFixture[str]):
+def test_waiting_reports_each_change_of_a_step_once(kubeflow: Any, submit: Command, capsys: Capture):
     kubeflow.tasks = [{"task_id": "t", "display_name": "train", "state": "RUNNING"}]
-    assert submit(kubeflow, "--wait") == 0
-    told = capsys.readouterr().out
-    assert told.count("train: RUNNING") == 1
-    assert "the run has ended: SUCCEEDED" in told
+    assert submit("--wait") == 0
+    output = capsys.readouterr().out
+    assert output.count("train: RUNNING") == 1
+    assert "the run has ended: SUCCEEDED" in output
 
 
 @pytest.mark.parametrize("state", ["FAILED", "CANCELED", "SKIPPED"])
-def test_the_status_is_1_when_the_run_did_not_succeed(kubeflow: Any, state: str, capsys: pytest.CaptureFixture[str]):
+def test_the_status_is_1_when_the_run_did_not_succeed(kubeflow: Any, submit: Command, state: str, capsys: Capture):
     kubeflow.states = ["RUNNING", state]
     kubeflow.tasks = [
         {"task_id": "t", "display_name": "train", "state": "FAILED", "error": {"message": "out of memory"}}
     ]
-    assert submit(kubeflow, "--wait") == 1
-    told = capsys.readouterr().out
-    assert f"the run has ended: {state}" in told
-    assert "train failed: out of memory" in told
-    assert f"{kubeflow.url}/#/runs/details/r0" in told
+    assert submit("--wait") == 1
+    output = capsys.readouterr().out
+    assert f"the run has ended: {state}" in output
+    assert "train failed: out of memory" in output
+    assert f"{kubeflow.url}/#/runs/details/r0" in output
 
 
-def test_waiting_has_its_own_time_limit(kubeflow: Any, capsys: pytest.CaptureFixture[str]):
+def test_waiting_has_its_own_time_limit(kubeflow: Any, submit: Command, capsys: Capture):
     kubeflow.states = ["RUNNING"]
-    assert submit(kubeflow, "--wait", "--timeout", "0.1") == 2
+    assert submit("--wait", "--timeout", "0.1") == 2
     assert "must end in --timeout 0.1 s, is RUNNING still; it goes on" in capsys.readouterr().err
 
 
-def test_waiting_outlives_a_server_that_is_in_trouble_for_a_while(kubeflow: Any, monkeypatch: pytest.MonkeyPatch):
-    from pipelines import server
+def test_waiting_outlives_failures_of_the_server(kubeflow: Any, submit: Command, monkeypatch: pytest.MonkeyPatch):
+    from pipelines import submit as module
 
-    monkeypatch.setattr(server.time, "sleep", lambda _: None)
+    monkeypatch.setattr(module, "_PATIENCE_S", 60.0)
     look, seen = kubeflow._look, []
 
     def stumble(run_id: str) -> Any:
@@ -269,17 +245,19 @@ def test_waiting_outlives_a_server_that_is_in_trouble_for_a_while(kubeflow: Any,
         return (503, {"message": "restarting"}) if len(seen) in (2, 3) else look(run_id)
 
     kubeflow._look = stumble
-    assert submit(kubeflow, "--wait") == 0
+    assert submit("--wait") == 0
     assert len(seen) == 5
 
 
-def test_waiting_does_not_outlive_a_server_that_stays_away(kubeflow: Any, capsys: pytest.CaptureFixture[str]):
+def test_waiting_does_not_outlive_a_server_that_stays_away(kubeflow: Any, submit: Command, capsys: Capture):
     kubeflow._look = lambda _: (500, {"message": "broken"})
-    assert submit(kubeflow, "--wait") == 2
+    assert submit("--wait") == 2
     assert "look at the run" in capsys.readouterr().err
 
 
-def test_what_could_not_run_is_told_before_anything_is_sent(kubeflow: Any, capsys: pytest.CaptureFixture[str]):
-    assert submit(kubeflow, "cluster.image=") == 2
+def test_an_impossible_configuration_is_reported_before_anything_is_sent(
+    kubeflow: Any, submit: Command, capsys: Capture
+):
+    assert submit("cluster.image=") == 2
     assert "cluster.image" in capsys.readouterr().err
     assert not kubeflow.requests
