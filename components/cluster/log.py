@@ -36,7 +36,7 @@ class LogFollower:
 
     def __init__(self, read: ReadLog, write: Callable[[str], None], *, pause_s: float = 1.0, max_pause_s: float = 15.0):
         self._read, self._write = read, write
-        self._pause_s, self._max_pause_s = pause_s, max_pause_s
+        self._pause_s, self._max_pause_s = min(pause_s, max_pause_s), max_pause_s
         self._filter = LineFilter()
         self._target: tuple[str, str] | None = None  # pod, container
         self._has_target, self._is_ending, self._is_whole = threading.Event(), threading.Event(), True

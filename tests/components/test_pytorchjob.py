@@ -1,4 +1,4 @@
-"""The launcher against an API server on loopback, by the real client: how a job ends, what is told, and what remains."""
+"""The launcher against an API server on loopback, by the real client: how a job ends, what is reported, and what remains."""
 
 import io
 import os
@@ -20,28 +20,38 @@ from components.config import Config
 from components.params import load_config
 
 pytest.importorskip("kubernetes", reason="needs kubernetes, of the extra `pipelines`")
+# Waits of parts of a second, which no parameter file may set: see `config`.
+pytestmark = pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "maskrcnn-try-1"
-QUICK = ["cluster.poll_s=1", "cluster.api_timeout_s=10", "cluster.grace_s=30"]
 Cluster = Any  # of cluster/kubernetes_stub.py
 Make = Callable[..., Cluster]
 
 
-def config(*overrides: str) -> Config:
-    return load_config(ROOT / "params.yaml", ["cluster.image=registry/maskrcnn:1", *QUICK, *overrides])
+def config(*overrides: str, **seconds: float) -> Config:
+    """The default parameters with waits of `cluster` that are shorter than a parameter file may set."""
+    loaded = load_config(ROOT / "params.yaml", ["cluster.image=registry/maskrcnn:1", *overrides])
+    cluster = loaded.cluster.model_copy(update={"poll_s": 0.1, "api_timeout_s": 10, "grace_s": 30, **seconds})
+    return loaded.model_copy(update={"cluster": cluster})
 
 
-def launch(*overrides: str, run_id: str = "try-1") -> tuple[pytorchjob.PyTorchJobResult, str]:
+def launch(*overrides: str, **seconds: float) -> tuple[pytorchjob.PyTorchJobResult, str]:
+    """The result, and what was written."""
     out = io.StringIO()
-    return pytorchjob.run(config(*overrides), run_id=run_id, out=out), out.getvalue()
+    return pytorchjob.run(config(*overrides, **seconds), run_id="try-1", out=out), out.getvalue()
 
 
-def failure(*overrides: str, kind: type[Exception] = JobFailedError) -> tuple[str, str]:
+def failure(*, kind: type[Exception] = JobFailedError, **seconds: float) -> tuple[str, str]:
     """The message of the error, and what was written before."""
     out = io.StringIO()
     with pytest.raises(kind) as error:
-        pytorchjob.run(config(*overrides), run_id="try-1", out=out)
+        pytorchjob.run(config(**seconds), run_id="try-1", out=out)
     return str(error.value), out.getvalue()
+
+
+def log_lines(output: str) -> list[str]:
+    """The lines of rank 0's log, without those of the launcher."""
+    return [line for line in output.splitlines() if not line.startswith("[")]
 
 
 def succeed(cluster: Cluster, job: str) -> None:
@@ -53,11 +63,11 @@ def succeed(cluster: Cluster, job: str) -> None:
     cluster.set_condition(job, "Succeeded")
 
 
-def test_success_tells_the_log_and_leaves_the_job(make_cluster: Make):
+def test_success_prints_the_log_and_leaves_the_job(make_cluster: Make):
     cluster = make_cluster(succeed)
     result, said = launch()
     assert (result.name, result.namespace, result.run_id, result.was_adopted) == (NAME, "maskrcnn", "try-1", False)
-    assert [line for line in said.splitlines() if not line.startswith("[")] == ["step 1", "step 2"]
+    assert log_lines(said) == ["step 1", "step 2"]
     assert f"[PyTorchJob] {NAME} succeeded" in said
     assert NAME in cluster.jobs
     assert cluster.deletions == []
@@ -66,19 +76,19 @@ def test_success_tells_the_log_and_leaves_the_job(make_cluster: Make):
 def test_the_launchers_role_is_what_it_does_and_no_more(make_cluster: Make, kubernetes_stub: ModuleType):
     def operator(cluster: Cluster, job: str) -> None:
         cluster.pod(job, phase="Pending")
-        time.sleep(1.5)
+        cluster.wait_for_a_look()
         cluster.log(cluster.running(job), "step 1")
 
     used = set()
-    for api in ("pytorchjob", "trainjob"):
+    for api, limit in (("pytorchjob", "run_timeout_s"), ("trainjob", "pending_timeout_s")):  # whose pods have no labels
         cluster = make_cluster(operator)
         with pytest.raises(JobTimeoutError):
-            launch("cluster.run_timeout_s=1", f"cluster.api={api}", "cluster.pending_timeout_s=3")
+            launch(f"cluster.api={api}", **{limit: 0.5})
         used |= cluster.used
     assert used == kubernetes_stub.granted()
 
 
-def test_memory_that_runs_out_is_told(make_cluster: Make):
+def test_memory_that_runs_out_is_reported(make_cluster: Make):
     def operator(cluster: Cluster, job: str) -> None:
         cluster.running(job)
         cluster.running(job, index=1)
@@ -97,7 +107,7 @@ def test_memory_that_runs_out_is_told(make_cluster: Make):
     assert cluster.deletions == []
 
 
-def test_the_exit_code_is_told_and_the_log_before_it(make_cluster: Make):
+def test_the_exit_code_is_reported_and_the_log_before_it(make_cluster: Make):
     def operator(cluster: Cluster, job: str) -> None:
         cluster.log(cluster.running(job), "error: train.base_lr")
         cluster.ended(job, 2)
@@ -112,8 +122,7 @@ def test_the_exit_code_is_told_and_the_log_before_it(make_cluster: Make):
 def test_reasons_are_known_after_the_pods_are_gone(make_cluster: Make):
     def operator(cluster: Cluster, job: str) -> None:
         cluster.running(job, lastState={"terminated": {"exitCode": 137, "reason": "OOMKilled"}}, restartCount=1)
-        cluster.change(job)
-        time.sleep(1.5)
+        cluster.wait_for_a_look()
         cluster.pods.clear()
         cluster.set_condition(job, "Failed", "was active longer than specified deadline")
 
@@ -127,14 +136,14 @@ def test_an_image_that_cannot_be_pulled_ends_the_wait_and_the_job(make_cluster: 
         cluster.pod(job, phase="Pending", containerStatuses=[{"name": "pytorch", "state": waiting}])
 
     cluster = make_cluster(operator)
-    message, said = failure("cluster.stuck_timeout_s=1", kind=JobTimeoutError)
+    message, said = failure(kind=JobTimeoutError, stuck_timeout_s=0.5)
     assert "ImagePullBackOff: manifest unknown; check cluster.image" in message
-    assert said.count("ImagePullBackOff") == 1, "told once, not each time it is seen"
+    assert said.count("ImagePullBackOff") == 1, "reported once, not each time it is seen"
     assert cluster.jobs == {}
     assert cluster.deletions[0]["propagationPolicy"] == "Foreground"
 
 
-def test_an_unschedulable_pod_is_told_with_its_event_and_has_its_time(make_cluster: Make):
+def test_an_unschedulable_pod_is_reported_with_its_event_and_has_its_time(make_cluster: Make):
     def operator(cluster: Cluster, job: str) -> None:
         unscheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no nodes"}
         pod = cluster.pod(job, phase="Pending", conditions=[unscheduled])
@@ -149,13 +158,13 @@ def test_an_unschedulable_pod_is_told_with_its_event_and_has_its_time(make_clust
         ]
 
     cluster = make_cluster(operator)
-    message, _ = failure("cluster.pending_timeout_s=2", kind=JobTimeoutError)
-    assert "did not start within cluster.pending_timeout_s=2" in message
+    message, _ = failure(kind=JobTimeoutError, pending_timeout_s=0.5)
+    assert "did not start within cluster.pending_timeout_s=0.5" in message
     assert "unschedulable: 0/3 nodes: 3 Insufficient nvidia.com/gpu." in message
     assert cluster.jobs == {}
 
 
-def test_pods_that_are_refused_are_told_with_the_reason(make_cluster: Make):
+def test_pods_that_are_refused_are_reported_with_the_reason(make_cluster: Make):
     def operator(cluster: Cluster, job: str) -> None:
         message = 'pods "a" is forbidden: violates PodSecurity "restricted:latest"'
         about = {"reason": "FailedCreatePod", "involvedObject": {"name": job}, "message": message}
@@ -163,7 +172,7 @@ def test_pods_that_are_refused_are_told_with_the_reason(make_cluster: Make):
         cluster.events += [{**about, "lastTimestamp": "2026-01-01T00:00:01Z"}, other]
 
     cluster = make_cluster(operator)
-    message, _ = failure("cluster.pending_timeout_s=1", kind=JobTimeoutError)
+    message, _ = failure(kind=JobTimeoutError, pending_timeout_s=0.5)
     assert "no pod was created: pods" in message
     assert 'violates PodSecurity "restricted:latest"' in message
     assert "another's" not in message
@@ -172,7 +181,7 @@ def test_pods_that_are_refused_are_told_with_the_reason(make_cluster: Make):
 
 def test_an_operator_that_does_nothing_is_suspected(make_cluster: Make):
     cluster = make_cluster()
-    message, _ = failure("cluster.pending_timeout_s=1", kind=JobTimeoutError)
+    message, _ = failure(kind=JobTimeoutError, pending_timeout_s=0.5)
     assert "check that Kubeflow's operator runs" in message
     assert cluster.jobs == {}
 
@@ -180,7 +189,7 @@ def test_an_operator_that_does_nothing_is_suspected(make_cluster: Make):
 def test_a_suspended_job_waits_in_its_queue(make_cluster: Make):
     def operator(cluster: Cluster, job: str) -> None:
         cluster.set_condition(job, "Suspended")
-        time.sleep(1)
+        cluster.wait_for_a_look()
         cluster.jobs[job]["status"]["conditions"].clear()
         succeed(cluster, job)
 
@@ -188,25 +197,25 @@ def test_a_suspended_job_waits_in_its_queue(make_cluster: Make):
     assert "is suspended: it waits for resources" in launch("cluster.scheduler=kueue", "cluster.queue=team")[1]
 
 
-def test_an_evicted_pod_is_told_and_its_successors_log_follows(make_cluster: Make):
+def test_an_evicted_pod_is_reported_and_its_successors_log_follows(make_cluster: Make):
     def operator(cluster: Cluster, job: str) -> None:
         pod = cluster.running(job)
         cluster.log(pod, "step 1", "saved step 1")
-        time.sleep(1.5)
+        cluster.wait(lambda: cluster.lines_sent == 2)
         cluster.pod(job, phase="Failed", reason="Evicted", message="The node was low on resource: memory.")
         cluster.set_condition(job, "Restarting")
-        time.sleep(1.5)
+        cluster.wait_for_a_look()
         cluster.logs[pod] = []
         cluster.running(job)
         cluster.log(pod, "continuing from step 1", "step 2")
-        time.sleep(1.5)
+        cluster.wait(lambda: cluster.lines_sent >= 4)
         cluster.ended(job, 0)
         cluster.set_condition(job, "Succeeded")
 
     cluster = make_cluster(operator)
     _, said = launch()
     assert "evicted: The node was low on resource: memory." in said
-    lines = [line for line in said.splitlines() if not line.startswith("[")]
+    lines = log_lines(said)
     assert lines == ["step 1", "saved step 1", "continuing from step 1", "step 2"]
     assert NAME in cluster.jobs
 
@@ -216,7 +225,7 @@ def test_a_job_of_the_same_name_is_adopted(make_cluster: Make):
     cluster.jobs[NAME] = pytorchjob.make_manifest(config(), run_id="try-1")
     cluster.change(NAME, "ADDED")
     succeed(cluster, NAME)
-    result, said = launch("cluster.pending_timeout_s=7")  # how long one waits makes no other job
+    result, said = launch(pending_timeout_s=7)  # how long one waits makes no other job
     assert result.was_adopted
     assert "step 2" in said
     assert [call for call in cluster.calls if call[0] == "create"] == [("create", "pytorchjobs")]
@@ -237,7 +246,7 @@ def test_a_failed_job_of_the_same_name_is_replaced(make_cluster: Make):
     cluster.jobs[NAME] = pytorchjob.make_manifest(config(), run_id="try-1")
     cluster.change(NAME, "ADDED")
     cluster.set_condition(NAME, "Failed")
-    cluster.deletion_s = 0.5
+    cluster.deletion_s = 0.3
     result, said = launch()
     assert "has failed; replacing it" in said
     assert not result.was_adopted
@@ -246,15 +255,15 @@ def test_a_failed_job_of_the_same_name_is_replaced(make_cluster: Make):
 
 def test_an_expired_version_is_looked_up_anew(make_cluster: Make):
     def operator(cluster: Cluster, job: str) -> None:
-        time.sleep(0.5)
+        cluster.wait_for_a_look()
         cluster.oldest = 10**9
         cluster.running(job)
-        time.sleep(2)
+        cluster.wait(lambda: cluster.calls.count(("get", "pytorchjobs")) >= 3)
         cluster.ended(job, 0)
         cluster.set_condition(job, "Succeeded")
 
     cluster = make_cluster(operator)
-    launch()
+    assert "succeeded" in launch()[1]
     assert cluster.calls.count(("get", "pytorchjobs")) >= 3
 
 
@@ -271,7 +280,7 @@ def test_a_watch_that_never_works_costs_only_time(make_cluster: Make, status: in
 def test_errors_and_cut_connections_are_survived(make_cluster: Make):
     def operator(cluster: Cluster, job: str) -> None:
         cluster.log(cluster.running(job), "step 1")
-        time.sleep(2)
+        cluster.wait(lambda: not cluster.faults)
         succeed(cluster, job)
 
     cluster = make_cluster(operator)
@@ -283,27 +292,27 @@ def test_errors_and_cut_connections_are_survived(make_cluster: Make):
     ]
     cluster.faults += [("list", "pods", 429), ("watch", "pytorchjobs", 0), ("get", "pods/log", 500)]
     _, said = launch()
-    assert [line for line in said.splitlines() if not line.startswith("[")] == ["step 1", "step 1", "step 2"]
+    assert log_lines(said) == ["step 1", "step 1", "step 2"]
     assert cluster.faults == []
 
 
 def test_a_cut_log_loses_and_doubles_no_line(make_cluster: Make):
-    lines = [f"step {number}" for number in range(40)]
+    lines, read = [f"step {number}" for number in range(40)], ("get", "pods/log")
 
     def operator(cluster: Cluster, job: str) -> None:
         pod = cluster.running(job)
         cluster.log(pod, *lines[:10])
         cluster.log(pod, *lines[10:20], at_once=True)  # of one stamp, which a cut goes through
-        time.sleep(2)
+        cluster.wait(lambda: cluster.calls.count(read) == 3)  # after two cuts
         cluster.log(pod, *lines[20:])
-        time.sleep(2)
+        cluster.wait(lambda: cluster.calls.count(read) == 4)
         cluster.ended(job, 0)
         cluster.set_condition(job, "Succeeded")
 
     cluster = make_cluster(operator)
     cluster.log_cuts = [38 * 5 + 20, 38 * 15 + 7, 38 * 30]
     _, said = launch()
-    assert [line for line in said.splitlines() if not line.startswith("[")] == lines
+    assert log_lines(said) == lines
     assert cluster.log_cuts == []
 
 
@@ -311,7 +320,7 @@ def test_a_log_that_is_cut_at_the_very_end_is_read_again(make_cluster: Make):
     cluster = make_cluster(succeed)
     cluster.log_cuts = [10, 45]
     _, said = launch()
-    assert [line for line in said.splitlines() if not line.startswith("[")] == ["step 1", "step 2"]
+    assert log_lines(said) == ["step 1", "step 2"]
     assert cluster.log_cuts == []
 
 
@@ -323,10 +332,10 @@ def test_a_log_that_cannot_be_had_is_admitted(make_cluster: Make):
     assert "the end of rank 0's log could not be read" in said
 
 
-def test_a_job_deleted_behind_its_back_is_told(make_cluster: Make):
+def test_a_job_deleted_behind_its_back_is_reported(make_cluster: Make):
     def operator(cluster: Cluster, job: str) -> None:
         cluster.running(job)
-        time.sleep(1)
+        cluster.wait_for_a_look()
         cluster.remove(job)
 
     cluster = make_cluster(operator)
@@ -337,8 +346,8 @@ def test_a_job_deleted_behind_its_back_is_told(make_cluster: Make):
 
 def test_a_job_that_hangs_is_deleted_after_its_time(make_cluster: Make):
     cluster = make_cluster(lambda cluster, job: cluster.log(cluster.running(job), "step 1"))
-    message, said = failure("cluster.run_timeout_s=2", kind=JobTimeoutError)
-    assert "did not end within cluster.run_timeout_s=2" in message
+    message, said = failure(kind=JobTimeoutError, run_timeout_s=0.5)
+    assert "did not end within cluster.run_timeout_s=0.5" in message
     assert "step 1" in said
     assert f"{NAME} is deleted" in said
     assert (cluster.jobs, cluster.pods) == ({}, {})
@@ -348,8 +357,8 @@ def test_a_job_that_hangs_is_deleted_after_its_time(make_cluster: Make):
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_cancelled_launcher_deletes_its_job_and_says_so(make_cluster: Make, number: int, status: int):
     cluster = make_cluster(lambda cluster, job: cluster.log(cluster.running(job), "step 1"))
-    cluster.deletion_s = 1.0
-    words = ["--params", str(ROOT / "params.yaml"), "--run-id", "try-1", "cluster.image=a", *QUICK]
+    cluster.deletion_s = 0.5
+    words = ["--params", str(ROOT / "params.yaml"), "--run-id", "try-1", "cluster.image=a", "cluster.poll_s=1"]
     command = [sys.executable, "-m", "components.pytorchjob", *words]
     process = subprocess.Popen(
         command,
@@ -368,7 +377,7 @@ def test_a_cancelled_launcher_deletes_its_job_and_says_so(make_cluster: Make, nu
         assert line, said
         said += line
     process.send_signal(number)
-    time.sleep(0.3)
+    cluster.wait(lambda: cluster.deletions)
     process.send_signal(signal.SIGTERM)  # a second one must not break off the deletion
     said += process.communicate(timeout=30)[0]
     assert process.returncode == status, said

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ LAUNCHER = Path(__file__).resolve().parents[3] / "k8s" / "base" / "launcher.yaml
 Json = dict[str, Any]
 
 
+@cache
 def granted() -> set[tuple[str, str, str]]:
     """(group, resource, verb) of the launcher's Role."""
     documents = YAML(typ="safe").load_all(LAUNCHER.read_text())
@@ -44,6 +46,8 @@ class Cluster:
         self.faults: list[tuple[str, str, int]] = []  # verb, resource, status; a status of 0 drops the connection
         self.used: set[tuple[str, str, str]] = set()
         self.calls: list[tuple[str, str]] = []
+        self.looks = 0  # lists of pods that were sent
+        self.lines_sent = 0  # of logs, again after a cut
         self.deletions: list[Json] = []
         self.deletion_s = 0.0
         self.is_open = True
@@ -77,10 +81,22 @@ class Cluster:
         path.write_text(json.dumps(config))
         return path
 
+    # What operators in tests wait for
+
+    def wait(self, condition: Callable[[], bool]) -> None:
+        """Wait until a condition holds, which is asked for anew after each request and change."""
+        with self.changed:
+            assert self.changed.wait_for(lambda: condition() or not self.is_open, timeout=60), "nothing came of it"
+
+    def wait_for_a_look(self) -> None:
+        """Wait until the launcher has seen the pods as they are now."""
+        looks = self.looks
+        self.wait(lambda: self.looks > looks)
+
     # What the operator and the kubelet do
 
     def change(self, name: str, kind: str = "MODIFIED") -> None:
-        """A new version of the job; every watcher is told."""
+        """A new version of the job; every watcher gets it."""
         with self.changed:
             self._version += 1
             self.jobs[name]["metadata"]["resourceVersion"] = str(self._version)
@@ -178,7 +194,9 @@ class _Handler(BaseHTTPRequestHandler):
         resource = f"{resource}/{sub}" if sub else resource
         if verb == "get" and name is None:
             verb = "watch" if query.get("watch") else "list"
-        self.state.calls.append((verb, resource))
+        with self.state.changed:
+            self.state.calls.append((verb, resource))
+            self.state.changed.notify_all()
         if self._fault(verb, resource):
             return
         if (group or "", resource, verb) not in granted():
@@ -200,6 +218,7 @@ class _Handler(BaseHTTPRequestHandler):
             if fault is None:
                 return False
             self.state.faults.remove(fault)
+            self.state.changed.notify_all()
         if fault[2]:
             self._refuse(fault[2], "a fault on demand")
         else:
@@ -247,7 +266,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer({"kind": "Status", "status": "Success"})
 
     def _list_object(self, resource: str, _: None, query: Json, body: Json) -> None:
-        items = list(self.state.pods.values()) if resource == "pods" else self.state.events
+        with self.state.changed:
+            items = list(self.state.pods.values()) if resource == "pods" else self.state.events
+            self.state.looks += resource == "pods"
+            self.state.changed.notify_all()
         if resource == "pods":
             key, value = query["labelSelector"].split("=")
             items = [pod for pod in items if pod["metadata"]["labels"].get(key) == value]
@@ -258,7 +280,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _watch_object(self, resource: str, _: None, query: Json, body: Json) -> None:
         state, version = self.state, int(query["resourceVersion"])
         name = query["fieldSelector"].removeprefix("metadata.name=")
-        until_s = time.monotonic() + int(query["timeoutSeconds"])
+        until_s = time.monotonic() + float(query["timeoutSeconds"])
         self._begin_stream("application/json")
         if version < state.oldest:
             gone = {
@@ -302,6 +324,9 @@ class _Handler(BaseHTTPRequestHandler):
                     return
                 self._chunk(line)
                 sent, sent_bytes = sent + 1, sent_bytes + len(line)
+                with state.changed:
+                    state.lines_sent += 1
+                    state.changed.notify_all()
             if not lines and is_over:
                 break
         self._chunk(b"")

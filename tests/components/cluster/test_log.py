@@ -1,4 +1,4 @@
-"""Stamped lines pass once; what ended a pod is read from all the places that may tell."""
+"""Stamped lines pass once; what ended a pod is read from every status that may say so."""
 
 from typing import Any
 
@@ -41,7 +41,7 @@ def test_a_line_without_a_stamp_passes_as_it_is():
     ]
 
 
-def test_only_a_stream_that_has_told_something_is_asked_for_in_part():
+def test_only_a_stream_that_had_lines_is_requested_in_part():
     lines = LineFilter()
     assert lines.begin() is None
     lines.take("2026-01-01T00:00:00Z a")
@@ -78,7 +78,7 @@ def ended(code: int, reason: str = "Error", at: str = "2026-01-01T00:00:00Z") ->
 
 
 @pytest.mark.parametrize(
-    ("status", "kind", "told"),
+    ("status", "kind", "reason"),
     [
         ({"containerStatuses": [{"name": "pytorch", "state": ended(137, "OOMKilled")}]}, "killed", "OOMKilled"),
         ({"containerStatuses": [{"name": "pytorch", "lastState": ended(143)}]}, "killed", "143, ended by SIGTERM"),
@@ -102,10 +102,10 @@ def ended(code: int, reason: str = "Error", at: str = "2026-01-01T00:00:00Z") ->
         ),
     ],
 )  # fmt: skip
-def test_every_trouble_is_told(status: dict[str, Any], kind: str, told: str):
+def test_every_failure_is_reported(status: dict[str, Any], kind: str, reason: str):
     (failure,) = find_failures("j", [pod(**status)], [])
     assert failure.kind == kind
-    assert told in failure.text
+    assert reason in failure.text
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,6 +36,7 @@ FORMS = {
 by_form = pytest.mark.parametrize("overrides", FORMS.values(), ids=FORMS)
 
 
+@cache
 def config(*overrides: str) -> Config:
     return load_config(ROOT / "params.yaml", ["cluster.image=registry/maskrcnn:1", *overrides])
 
@@ -132,16 +134,21 @@ def test_queues_are_named_where_their_schedulers_look():
 
 
 def test_the_command_carries_every_value_that_training_reads(tmp_path: Path):
-    told = config(
+    configured = config(
         "train.base_lr=0.5", "tracking.run_name='yes'", "data.train_images='$(HOME) a: b'", "train.lr_steps=[7, 9]"
     )
-    command = describe(told, "x", skip_test=True).command
+    command = describe(configured, "x", skip_test=True).command
     assert command[:6] == ("python", "-m", "torch.distributed.run", "-m", "components.train", "--skip-test")
     expanded = [word.replace("$$(", "$(") for word in command[6:]]  # what Kubernetes makes of it
     (tmp_path / "params.yaml").write_text("train: {base_lr: 1.0}\n")  # the image's own
     got = load_config(tmp_path / "params.yaml", expanded)
-    assert (got.data, got.model, got.train, got.evaluate) == (told.data, told.model, told.train, told.evaluate)
-    assert got.tracking == told.tracking
+    assert (got.data, got.model, got.train, got.evaluate) == (
+        configured.data,
+        configured.model,
+        configured.train,
+        configured.evaluate,
+    )
+    assert got.tracking == configured.tracking
 
 
 def test_secrets_are_named_and_never_written():
@@ -210,7 +217,7 @@ def test_a_node_that_fails_begins_anew(overrides: list[str]):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "reason"),
     [
         (["train.output_dir=/elsewhere"], "train.output_dir: must lie on a volume, got /elsewhere"),
         (["cluster.volumes=['runs:/workspace/runs']"], "data.prepared_dir: must lie on a volume"),
@@ -223,15 +230,15 @@ def test_a_node_that_fails_begins_anew(overrides: list[str]):
         (["cluster.tracking_uri=http://me:pw@mlflow"], "cluster.tracking_uri: must not contain a password"),
     ],
 )
-def test_what_pods_could_not_do_is_refused(overrides: list[str], told: str):
+def test_what_pods_could_not_do_is_refused(overrides: list[str], reason: str):
     with pytest.raises(ConfigError) as error:
         manifest(*overrides)
-    assert told in str(error.value)
+    assert reason in str(error.value)
     assert ":pw@" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "reason"),
     [
         (["cluster.min_nodes=2"], "min_nodes must be at most nodes, got 2 > 1"),
         (["cluster.shm=32Gi"], "shm must be less than memory"),
@@ -247,10 +254,10 @@ def test_what_pods_could_not_do_is_refused(overrides: list[str], told: str):
         (["cluster.pending_timeout_s=0"], "cluster.pending_timeout_s"),
     ],
 )
-def test_a_section_that_disagrees_with_itself_is_refused(overrides: list[str], told: str):
+def test_a_section_that_disagrees_with_itself_is_refused(overrides: list[str], reason: str):
     with pytest.raises(ConfigError) as error:
         config(*overrides)
-    assert told in str(error.value)
+    assert reason in str(error.value)
 
 
 def changed(job: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
@@ -271,7 +278,7 @@ WORKER = "spec.pytorchReplicaSpecs.Worker"
 
 
 @pytest.mark.parametrize(
-    ("form", "path", "value", "told"),
+    ("form", "path", "value", "reason"),
     [
         ("elastic", "metadata.name", "1st", "metadata.name: must be a DNS-1035 label"),
         ("elastic", "metadata.name", "a" * 64, "at most 63"),
@@ -294,12 +301,12 @@ WORKER = "spec.pytorchReplicaSpecs.Worker"
         ("TrainJob", "spec.trainer.numProcPerNode", "auto", "must be an integer, got 'auto'"),
     ],
 )  # fmt: skip
-def test_the_webhooks_rules(form: str, path: str, value: Any, told: str):
+def test_the_webhooks_rules(form: str, path: str, value: Any, reason: str):
     with pytest.raises(ManifestError) as error:
         check(changed(manifest(*FORMS[form]), path, value))
-    assert told in str(error.value)
+    assert reason in str(error.value)
 
 
-def test_an_image_that_was_not_named_is_told_with_the_key():
+def test_a_missing_image_is_reported_with_its_key():
     with pytest.raises(ManifestError, match=r"set cluster\.image=REGISTRY/NAME:TAG"):
         manifest("cluster.image=")
