@@ -97,13 +97,13 @@ def _differences(sent: Any, back: Any, path: str) -> Iterator[str]:
         yield f"{path}: must be like {back!r}, got {sent!r}"
 
 
-def every_place(value: Any, path: tuple = ()) -> Iterator[tuple]:
+def field_paths(value: Any, path: tuple = ()) -> Iterator[tuple]:
     """The path of every field of a manifest."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
         if isinstance(value, dict):
             yield (*path, key)
-        yield from every_place(inner, (*path, key))
+        yield from field_paths(inner, (*path, key))
 
 
 def violations(pod: Json) -> list[str]:

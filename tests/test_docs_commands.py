@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -118,15 +119,16 @@ def test_every_overlay_is_named():
     assert set(re.findall(r"k8s/overlays/([\w-]+)", KUBEFLOW.read_text())) == overlays
 
 
+@cache
 def applied() -> list[dict[str, Any]]:
-    """What `kubectl apply -k` of the document's own walk makes."""
+    """The objects that `kubectl apply -k` of the document's own walk makes. Only to be read."""
     if not shutil.which("kubectl"):
         pytest.skip("needs kubectl, which resolves overlays")
     folders = re.findall(r"^kubectl apply -k (k8s/\S+)", "\n".join(shell_blocks(KUBEFLOW)), flags=re.MULTILINE)
     assert folders == ["k8s/overlays/pipelines"]
     command = ["kubectl", "kustomize", str(REPOSITORY / folders[0])]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return [document for document in YAML(typ="safe").load_all(told) if document]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [document for document in YAML(typ="safe").load_all(output) if document]
 
 
 def test_what_the_walk_waits_for_and_forwards_is_made_by_it():
@@ -154,7 +156,8 @@ def test_the_secret_has_every_key_that_is_asked_for():
     assert set(re.findall(r"--from-literal=([a-z-]+)=", KUBEFLOW.read_text())) == keys(applied())
 
 
-def said_by_us() -> list[str]:
+@cache
+def texts_of_our_code() -> list[str]:
     """Every text in our code, as far as it stands in one piece, and the Makefile's."""
     texts = [(REPOSITORY / "Makefile").read_text()]
     for path in [REPOSITORY / "setup.py", *REPOSITORY.glob("components/**/*.py"), *REPOSITORY.glob("pipelines/*.py")]:
@@ -180,14 +183,14 @@ def test_what_the_table_of_failures_quotes_is_what_the_code_says():
     )
     quoted = {text for row in rows for text in re.findall(r"`([^`]+)`", row)} - SAID_BY_OTHERS
     assert len(quoted) > 30
-    is_said = in_code(said_by_us())
+    is_said = in_code(texts_of_our_code())
     assert {piece for text in quoted for piece in fragments(text) if not is_said(piece)} == set()
 
 
 def test_the_output_that_is_shown_is_what_the_code_says():
     shown = blocks(KUBEFLOW, "")
     assert len(shown) == 2
-    is_said = in_code(said_by_us())
+    is_said = in_code(texts_of_our_code())
     for piece in (
         "created in namespace",
         "started after",

@@ -69,15 +69,15 @@ def test_a_misspelt_field_at_any_depth_fails(kubernetes_schema: ModuleType, name
     job = manifest(*FORMS[name])
     # Whose keys are anyone's; roles are the webhook's business.
     free = {"labels", "annotations", "limits", "requests", "nodeSelector", "pytorchReplicaSpecs"}
-    places = [place for place in kubernetes_schema.every_place(job) if not free & set(place[-2:-1])]
-    assert len(places) > 80
-    for place in places:
+    paths = [path for path in kubernetes_schema.field_paths(job) if not free & set(path[-2:-1])]
+    assert len(paths) > 80
+    for path in paths:
         wrong = copy.deepcopy(job)
         node: Any = wrong
-        for key in place[:-1]:
+        for key in path[:-1]:
             node = node[key]
-        node[f"{place[-1]}x"] = node.pop(place[-1])
-        assert kubernetes_schema.faults(wrong), place
+        node[f"{path[-1]}x"] = node.pop(path[-1])
+        assert kubernetes_schema.faults(wrong), path
 
 
 @by_form
