@@ -48,13 +48,13 @@ def test_help_imports_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    ("word", "told"), [("trian", "did you mean train?"), ("evalute", "did you mean evaluate?"), ("qq", "known: recipe")]
+    ("word", "hint"), [("trian", "did you mean train?"), ("evalute", "did you mean evaluate?"), ("qq", "known: recipe")]
 )
-def test_an_unknown_stage_names_the_nearest(capsys: pytest.CaptureFixture[str], word: str, told: str):
+def test_an_unknown_stage_names_the_nearest(capsys: pytest.CaptureFixture[str], word: str, hint: str):
     with pytest.raises(SystemExit) as exit_:
         main([word])
     assert exit_.value.code == 2
-    assert told in capsys.readouterr().err
+    assert hint in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("stage", STAGES)

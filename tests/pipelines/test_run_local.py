@@ -130,7 +130,7 @@ def test_three_seeds_give_the_table(tmp_path: Path):
     assert {found.data.tags.get("mlflow.parentRunId") for found in runs if found is not parent} == {parent.info.run_id}
 
 
-def test_a_failure_is_told_and_marks_the_run_failed(tmp_path: Path):
+def test_a_failure_is_reported_and_marks_the_run_failed(tmp_path: Path):
     """Evaluation finds no data of the split, which training does not need; the run had finished by itself."""
     done = run(tmp_path, "pipelines.cli", "pipeline", "run-local", "evaluate.skip_eval=true", "train.processes=1")
     assert done.returncode == 1

@@ -31,7 +31,7 @@ def test_the_table_gives_both_aps_and_where_to_look(repository: Path, capsys: py
     assert "make ui" in out
 
 
-def test_without_an_evaluation_the_way_out_is_told(repository: Path, capsys: pytest.CaptureFixture[str]):
+def test_without_an_evaluation_the_way_out_is_named(repository: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as exit_:
         main()
     assert exit_.value.code == 2
