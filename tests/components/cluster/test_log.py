@@ -1,11 +1,13 @@
 """Stamped lines pass once; what ended a pod is read from every status that may say so."""
 
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from components.cluster.failures import find_failures
-from components.cluster.log import LineFilter, is_rank_0
+from components.cluster.log import LineFilter, LogCutError, LogFollower, is_rank_0
 
 
 def passed(lines: LineFilter, *stream: str) -> list[str | None]:
@@ -46,6 +48,22 @@ def test_only_a_stream_that_had_lines_is_requested_in_part():
     assert lines.begin() is None
     lines.take("2026-01-01T00:00:00Z a")
     assert lines.begin() == 60
+
+
+def test_a_log_is_requested_again_after_the_longest_pause_at_most():
+    requests = []
+
+    def read(pod: str, container: str, **_: Any) -> Iterator[bytes]:
+        requests.append(pod)
+        raise LogCutError
+
+    leading = {"name": "p", "labels": {"batch.kubernetes.io/job-completion-index": "0"}}
+    status = {"containerStatuses": [{"name": "node", "state": {"running": {}}}]}
+    log, began_s = LogFollower(read, print, pause_s=60, max_pause_s=0.01), time.monotonic()
+    log.offer([{"metadata": leading, "status": status}])
+    assert not log.finish(30)
+    assert requests[-3:] == ["p", "p", "p"]
+    assert time.monotonic() - began_s < 20
 
 
 @pytest.mark.parametrize(
