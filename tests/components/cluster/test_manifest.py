@@ -14,7 +14,7 @@ from components.cluster.description import describe, job_name
 from components.cluster.manifest import DIGEST, build, digest, to_yaml
 from components.cluster.rules import ManifestError, check
 from components.config import Config
-from components.params import ConfigError, load_config
+from components.params import ConfigError, build_config, load_config, parse_yaml
 
 ROOT = Path(__file__).resolve().parents[3]
 FULL = [
@@ -37,8 +37,13 @@ by_form = pytest.mark.parametrize("overrides", FORMS.values(), ids=FORMS)
 
 
 @cache
+def default_values() -> dict[str, Any]:
+    return parse_yaml((ROOT / "params.yaml").read_text(), "params.yaml")
+
+
+@cache
 def config(*overrides: str) -> Config:
-    return load_config(ROOT / "params.yaml", ["cluster.image=registry/maskrcnn:1", *overrides])
+    return build_config(copy.deepcopy(default_values()), ["cluster.image=registry/maskrcnn:1", *overrides])
 
 
 def manifest(*overrides: str, run_id: str = "try-1") -> dict[str, Any]:
