@@ -1,8 +1,8 @@
-"""Build of the distribution `maskrcnn-mlops`; tool settings stand in pyproject.toml.
+"""Build the distribution `maskrcnn-mlops`; the settings of tools are in pyproject.toml.
 
-The compiled operators of cuda_ops are built where a C++ compiler is, their CUDA kernels where a CUDA toolkit is besides; a GPU
-need not be there. The environment decides more: FORCE_CUDA=1 makes a missing toolkit an error, FORCE_CUDA=0 leaves CUDA out,
-TORCH_CUDA_ARCH_LIST names the architectures, CUDA_OPS=0 leaves all of it out.
+The operators of cuda_ops are compiled if there is a C++ compiler, and their CUDA kernels if there is a CUDA toolkit
+too; no GPU is needed. Environment variables change this: with FORCE_CUDA=1 a missing toolkit is an error, FORCE_CUDA=0
+omits the CUDA kernels, TORCH_CUDA_ARCH_LIST lists the architectures, CUDA_OPS=0 omits all compiled operators.
 """
 
 import os
@@ -22,19 +22,19 @@ CSRC = ROOT / "cuda_ops" / "csrc"
 TORCH_FLOOR = (
     "0x020b000000000000"  # 2.11: the library uses no newer part of the stable ABI, so it serves 2.11 and later
 )
-ARCHITECTURES = ("7.0", "8.0", "8.6", "9.0", "10.0")  # those of them that nvcc knows
-# No contraction to fused multiply-add: kernels must decide ties as the references do; where it helps they call fma themselves.
+ARCHITECTURES = ("7.0", "8.0", "8.6", "9.0", "10.0")  # those that nvcc supports are compiled
+# No contraction to fused multiply-add: kernels must break ties like the references; they call fma where it helps.
 CXX_FLAGS = ["-O3", "-g0", "-std=c++20", "-ffp-contract=off", "-fvisibility=hidden", "-Wall"]
 NVCC_FLAGS = ["-O3", "-std=c++20", "--fmad=false", "-Xcompiler", "-fvisibility=hidden"]
 
 
 def say(message: str) -> None:
-    """What was decided; pip shows it with -v, and setup.py always."""
+    """Print a decision of the build; pip shows it with -v, setup.py always."""
     print(f"cuda_ops: {message}", file=sys.stderr)
 
 
 def toolkit_of(nvcc: Path) -> Path:
-    """The folder that nvcc calls its top; nvcc on PATH is often a link, or a script that calls the real one from elsewhere."""
+    """Return the toolkit of an nvcc; nvcc on PATH is often a link, or a script that calls the real one elsewhere."""
     for path in (nvcc.resolve(), nvcc):  # ccache is called by a link of another name
         told = subprocess.run([path, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
         if top := re.search(r"^#\$ TOP=(.+)$", told, re.MULTILINE):
@@ -43,7 +43,7 @@ def toolkit_of(nvcc: Path) -> Path:
 
 
 def complaint(home: Path, version: str) -> str | None:
-    """Why a folder cannot serve as the toolkit of torch's CUDA version; None where it can: its nvcc compiles a kernel."""
+    """Return why a folder cannot be the toolkit of torch's CUDA version, or None if its nvcc compiles a kernel."""
     nvcc = home / "bin" / "nvcc"
     if not nvcc.is_file():
         return "it has no bin/nvcc"
@@ -62,7 +62,7 @@ def complaint(home: Path, version: str) -> str | None:
 
 
 def find_toolkit(version: str) -> Path | None:
-    """CUDA_HOME, the toolkit that pip installed (nvidia-cuda-nvcc), or that of nvcc on PATH; None where none of them serves."""
+    """Find a usable toolkit: CUDA_HOME, pip's (nvidia-cuda-nvcc), or that of nvcc on PATH; None if there is none."""
     on_path = shutil.which("nvcc")
     candidates = [
         *([Path(os.environ["CUDA_HOME"], "bin", "nvcc")] if os.environ.get("CUDA_HOME") else []),
@@ -78,7 +78,7 @@ def find_toolkit(version: str) -> Path | None:
 
 
 def architectures(toolkit: Path) -> str:
-    """TORCH_CUDA_ARCH_LIST, or all that nvcc knows of ARCHITECTURES; the newest also as PTX, for GPUs to come."""
+    """Return TORCH_CUDA_ARCH_LIST, or the ARCHITECTURES that nvcc supports, the newest also as PTX for later GPUs."""
     if os.environ.get("TORCH_CUDA_ARCH_LIST"):
         return os.environ["TORCH_CUDA_ARCH_LIST"]
     listed = subprocess.run([toolkit / "bin" / "nvcc", "--list-gpu-arch"], capture_output=True, text=True, check=True)
@@ -87,7 +87,7 @@ def architectures(toolkit: Path) -> str:
 
 
 def linkable_cudart(toolkit: Path) -> list[str]:
-    """Folders where the linker finds libcudart.so; pip's toolkit has libcudart.so.13 alone, so it gets a link to it."""
+    """Return folders with libcudart.so for the linker; pip's toolkit has only libcudart.so.13, so make a link to it."""
     for folder in (toolkit / "lib64", toolkit / "lib", *toolkit.glob("targets/*/lib")):
         if (folder / "libcudart.so").exists():
             return [str(folder)]
@@ -102,7 +102,7 @@ def linkable_cudart(toolkit: Path) -> list[str]:
 
 
 def extension() -> tuple[list[Extension], dict[str, type]]:
-    """The library of operators and what builds it; nothing where it cannot be built."""
+    """Return the library of operators and its build command; nothing if it cannot be built."""
     if os.environ.get("CUDA_OPS") == "0":
         say("left out, as CUDA_OPS=0 asks; plain torch serves")
         return [], {}
@@ -156,7 +156,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     classifiers=[f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13, 14)],
-    # recipes/ and k8s/job/ hold YAML alone; they are installed beside components/, which looks for them there.
+    # recipes/ and k8s/job/ contain only YAML; components/ finds them beside itself.
     packages=[*find_packages(include=["components*", "cuda_ops*", "model*", "pipelines*"]), "recipes", "k8s.job"],
     package_data={
         "components.reports": ["templates/*"],
@@ -173,7 +173,7 @@ setup(
         "simplejpeg>=1.8,<2",
         "pycocotools>=2.0.8",
         "scipy>=1.11,<2",
-        "hotcoco>=1.3,<2",  # pycocotools' numbers, sooner
+        "hotcoco>=1.3,<2",  # the same scores as pycocotools, faster
         "orjson>=3.10,<4",
         "pydantic>=2.9,<3",
         "ruamel.yaml>=0.18",
@@ -196,7 +196,7 @@ setup(
             "kubernetes>=27,<31",
             "psutil>=5.9",
         ],
-        # nvcc without a CUDA installation, of the release of torch's own nvidia-cuda-runtime; not on other systems.
+        # nvcc without a CUDA installation, in the release of torch's nvidia-cuda-runtime; Linux only.
         "cuda": [
             f"{name}==13.2.*; sys_platform == 'linux'"
             for name in ("nvidia-cuda-nvcc", "nvidia-nvvm", "nvidia-cuda-crt")
@@ -219,8 +219,8 @@ setup(
             "nbclient>=0.10",  # docs/tour.ipynb in the tests
             "nbformat>=5.10",
             "ipykernel>=6.29",
-            "playwright>=1.49",  # docs/screenshots.py; a browser must be installed besides
-            "kubeflow-training>=1.9,<2",  # types of the PyTorchJob; not beside the package `kubeflow`
+            "playwright>=1.49",  # docs/screenshots.py; needs an installed browser too
+            "kubeflow-training>=1.9,<2",  # types of the PyTorchJob; conflicts with the package `kubeflow`
             "kubeflow-trainer-api>=2.1,<3",  # types of the TrainJob
         ],
     },

@@ -1,9 +1,9 @@
-"""What the image installs beside torch: what setup.py asks for, at the versions of requirements.lock.
+"""List what the image installs besides torch: the requirements of setup.py, in the versions of requirements.lock.
 
     python .ci/image_requirements.py FOLDER    # writes run.txt and constraints.txt into it; needs setuptools
 
-NVIDIA's image has builds of its own of torch, and of what is compiled against it. Those that this Python finds are held at the versions
-they have, so pip neither replaces them nor takes the lock's beside them.
+NVIDIA's image has its own builds of torch and of packages compiled against it. Those that this Python finds are pinned
+to their installed versions, so that pip neither replaces them nor installs the locked ones too.
 """
 
 import os
@@ -18,7 +18,7 @@ HELD = re.compile(r"(torch|torchvision|triton|pytorch-triton|numpy|(nvidia|cuda)
 
 
 def canonical(name: str) -> str:
-    """A package's name as PEP 503 has it."""
+    """Normalise the name of a package as PEP 503 does."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 

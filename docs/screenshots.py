@@ -1,8 +1,11 @@
-"""Pictures of the MLflow UI and of a report, taken in a real browser: `make screenshots`, or python docs/screenshots.py RUN RUN.
+"""Take pictures of the MLflow UI and of a report in a real browser.
 
-Starts `mlflow ui` on loopback over a store that holds at least two runs, and headless Chromium, which must be installed (Debian:
-`apt-get install chromium`); Playwright drives it. The report is opened with the network cut off; anything it tells the console, and
-anything it asks of the network, is an error.
+    make screenshots
+    python docs/screenshots.py RUN RUN
+
+Starts `mlflow ui` on loopback with a store that has at least two runs, and headless Chromium, which must be installed
+(Debian: `apt-get install chromium`) and is driven by Playwright. The report is opened offline; it is an error if it
+logs anything to the console or makes a request.
 """
 
 import argparse
@@ -34,21 +37,21 @@ MAX_REPORT_BYTES = 5_000_000
 
 @dataclass(frozen=True)
 class PageFacts:
-    """What a browser had to say of a page."""
+    """Errors and requests of a page in the browser."""
 
     console: list[str]  # errors and warnings, exceptions too
-    requests: list[str]  # of anything but the page itself and data: URIs
+    requests: list[str]  # except the page itself and data: URIs
     size_bytes: int
 
 
 def find_browser() -> str | None:
-    """The path of a Chromium, or None."""
+    """Return the path of a Chromium, or None."""
     return next((path for name in BROWSERS if (path := shutil.which(name))), None)
 
 
 @contextmanager
 def browser_of(path: str) -> Iterator[Browser]:
-    """Headless Chromium. As root, as in a container, it runs without its sandbox, which it otherwise refuses to."""
+    """Start headless Chromium; as root, for instance in a container, without its sandbox, as it requires."""
     flags = ["--no-sandbox"] if os.geteuid() == 0 else []
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=[*flags, "--disable-dev-shm-usage"])
@@ -60,7 +63,7 @@ def browser_of(path: str) -> Iterator[Browser]:
 
 @contextmanager
 def opened_report(browser: Browser, path: Path, *, dark: bool = False) -> Iterator[tuple[Page, PageFacts]]:
-    """A report in a browser without network, and what comes to light as it is used."""
+    """Open a report offline; yield the page, and its errors and requests so far."""
     context = browser.new_context(viewport=VIEWPORT, offline=True, color_scheme="dark" if dark else "light")
     page = context.new_page()
     facts = PageFacts([], [], path.stat().st_size)
@@ -76,7 +79,7 @@ def opened_report(browser: Browser, path: Path, *, dark: bool = False) -> Iterat
 
 
 def hover_over_a_chart(page: Page) -> str:
-    """Move the pointer onto the first chart; returns what the page then reads out."""
+    """Move the pointer onto the first chart; return the values that the page then shows."""
     chart = page.locator(".chart").first
     chart.scroll_into_view_if_needed()
     box = chart.bounding_box()
@@ -86,13 +89,13 @@ def hover_over_a_chart(page: Page) -> str:
 
 
 def require_clean(facts: PageFacts) -> None:
-    """End the program where a page has errors, asks for something, or is too large."""
+    """End the program if a page has errors, makes requests, or is too large."""
     if facts.console or facts.requests or facts.size_bytes >= MAX_REPORT_BYTES:
         sys.exit(f"error: the report must be silent, ask for nothing and be under 5 MB, got {facts}")
 
 
 def shoot_report(browser: Browser, runs: list[Path], folder: Path) -> None:
-    """The head of the report, its charts with the pointer on one, and its pictures."""
+    """Take pictures of the start of the report, its charts with the pointer on one, and its galleries."""
     from components import report
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -118,7 +121,7 @@ def shoot_report(browser: Browser, runs: list[Path], folder: Path) -> None:
 
 @contextmanager
 def mlflow_ui(store: str) -> Iterator[str]:
-    """The URL of an MLflow UI that runs meanwhile."""
+    """Run an MLflow UI; yield its URL."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -141,12 +144,12 @@ def mlflow_ui(store: str) -> Iterator[str]:
         wait_for(f"{url}/health", server)
         yield url
     finally:
-        os.killpg(server.pid, signal.SIGTERM)  # the group it leads: its own workers
+        os.killpg(server.pid, signal.SIGTERM)  # its process group: it and its workers
         server.wait()
 
 
 def wait_for(url: str, server: subprocess.Popen[bytes], timeout_s: float = 180) -> None:
-    """Until a URL answers."""
+    """Wait until a URL answers; end the program if it does not."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         try:
@@ -160,14 +163,14 @@ def wait_for(url: str, server: subprocess.Popen[bytes], timeout_s: float = 180) 
 
 
 def ask(url: str, body: dict[str, Any]) -> dict[str, Any]:
-    """The answer of MLflow's REST API."""
+    """Send a request to MLflow's REST API; return the response."""
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=30) as answer:
         return json.load(answer)
 
 
 def shoot_mlflow(browser: Browser, store: str, experiment: str, folder: Path) -> None:
-    """The table of runs, two of them compared, a run's loss charts, one of its pictures."""
+    """Take pictures of the table of runs, two runs compared, the loss charts of a run, and one of its artifacts."""
     with mlflow_ui(store) as url:
         api = f"{url}/api/2.0/mlflow"
         found = ask(f"{api}/experiments/search", {"max_results": 10, "filter": f"name = '{experiment}'"})
@@ -191,7 +194,7 @@ def shoot_mlflow(browser: Browser, store: str, experiment: str, folder: Path) ->
             page.wait_for_selector(awaited, timeout=90_000)
             if search:
                 page.get_by_placeholder("Search metric charts").fill(search)
-            page.wait_for_timeout(6_000)  # the UI draws in several passes, and says nowhere that it has done
+            page.wait_for_timeout(6_000)  # the UI draws in several passes, and gives no sign when it is done
             if name == "mlflow_parameters":
                 page.get_by_text("Show diff only").first.click()
                 page.wait_for_timeout(1_000)
@@ -199,7 +202,10 @@ def shoot_mlflow(browser: Browser, store: str, experiment: str, folder: Path) ->
 
 
 def mlflow_page(browser: Browser, experiment_id: str) -> Page:
-    """A window whose UI is set for training: no assistant, and columns that tell runs apart. Versions that know no such key pass over it."""
+    """Open a window with settings for training: no assistant, and columns that distinguish runs.
+
+    Versions of MLflow that do not know a setting ignore it.
+    """
     columns = ["metrics.`ap/bbox`", "metrics.`ap/segm`", "params.`model.backbone`", "params.`train.dtype`"]
     stored = {
         "mlflow.assistant.panelOpen_v1": "false",
@@ -218,7 +224,7 @@ def mlflow_page(browser: Browser, experiment_id: str) -> Page:
 
 
 def drawing_of(url: str, run_id: str) -> str:
-    """The path of a run's first drawn prediction among its artifacts."""
+    """Return the artifact path of a run's first drawn prediction."""
     query = f"run_id={run_id}&path={quote('plots/predictions')}"
     with urllib.request.urlopen(f"{url}/api/2.0/mlflow/artifacts/list?{query}", timeout=30) as answer:
         files = json.load(answer).get("files", [])
@@ -228,12 +234,12 @@ def drawing_of(url: str, run_id: str) -> str:
 
 
 def has_scores(run: dict[str, Any]) -> bool:
-    """Whether a run, as the REST API tells of it, was evaluated."""
+    """Return True if a run, in the form of the REST API, was evaluated."""
     return any(metric["key"] == "ap/segm" for metric in run["data"].get("metrics", []))
 
 
 def save(page: Page, path: Path) -> None:
-    """What the window shows, as a PNG of fewer colours where that is needed to stay small."""
+    """Save the visible part of the page as a PNG, with fewer colours if it would be too large."""
     page.screenshot(path=path)
     for colors in (256, 128, 64, 32):
         with Image.open(path) as shot:
@@ -245,14 +251,14 @@ def save(page: Page, path: Path) -> None:
 
 
 def shrink(source: Path, target: Path) -> None:
-    """A picture of half its size."""
+    """Save a picture at half its size."""
     with Image.open(source) as picture:
         picture.reduce(2).save(target, quality=80)
     print(f"{target}: {target.stat().st_size / 1000:.0f} kB")
 
 
 def main() -> None:
-    """The command line."""
+    """Command line of this script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of the runs that the report is about")
     parser.add_argument("--store", default="sqlite:///mlflow.db", help="of MLflow (%(default)s)")

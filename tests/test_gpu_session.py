@@ -73,7 +73,7 @@ def test_a_session_is_told_in_tables(tmp_path: Path):
     assert "| bfloat16 | 300 |" not in scatters
     assert "| train bfloat16 ×16 | channels-last | 62.5 | 256.00 ms |" in told
     assert "| box_iou | 1.000 ms | 2.000 ms | torchvision 4.000 ms | 4.0× |" in told
-    assert "### Demo\n\nCannot be told: JSONDecodeError" in told
+    assert "### Demo\n\nCannot be read: JSONDecodeError" in told
     assert "Sanitizers" not in told
     assert "commit unknown, " in told  # outside git
 

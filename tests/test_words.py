@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 REPOSITORY = Path(__file__).parents[1]
-PACKAGES = ("components", "cuda_ops", "model", "pipelines")
+PACKAGES = ("components", "cuda_ops", "model", "pipelines", "docs", ".ci/gpu")
 # First words that leave a description without a subject: "Of one image." instead of "Objects found in one image."
 MID_AIR = re.compile(r"(as|by|how|of|such|that|those|what|where|whether|which|whose|why)\b", re.IGNORECASE)
 BANNED = {
@@ -51,7 +51,7 @@ class Prose(NamedTuple):
 
 @cache
 def prose() -> list[Prose]:
-    """All docstrings and comments of PACKAGES."""
+    """All docstrings and comments of Python files in PACKAGES."""
     found: list[Prose] = []
     for package in PACKAGES:
         for path in sorted((REPOSITORY / package).rglob("*.py")):

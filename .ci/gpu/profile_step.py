@@ -1,4 +1,7 @@
-"""Which kernels a training step consists of: `python .ci/gpu/profile_step.py cuda bfloat16 profile.md`, a table of the longest."""
+"""Profile a training step; write a table of the longest kernels.
+
+python .ci/gpu/profile_step.py cuda bfloat16 profile.md
+"""
 
 import sys
 from pathlib import Path
@@ -13,7 +16,7 @@ ROWS = 30
 
 
 def main() -> None:
-    """One step of R50-FPN at 800 × 1344, batch 16, after four to warm up; on the CPU a tiny one."""
+    """Profile one step of R50-FPN at 800 × 1344, batch 16, after four warm-up steps; on a CPU, a small one."""
     device, dtype, path = torch.device(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
     on_cuda = device.type == "cuda"
     overrides = ["model.weights=none", "model.freeze_stages=2", *([] if on_cuda else ["model.backbone=resnet18"])]

@@ -1,8 +1,9 @@
-"""Does anything run at all: `python .ci/gpu/smoke.py cuda`. Each operator beside its reference and at full size beside the CPU's, then a small
-training step of each dtype.
+"""Smoke test of a device: compare each operator with its reference, and at full size with the CPU; then train a little.
 
-A failure is told and the others go on; the exit status is the number of failures. The device is waited for after each check, so that a kernel
-that fails is named. On `cpu` the script itself is tried.
+    python .ci/gpu/smoke.py cuda    # cpu: to try the script itself
+
+The training is a small step in each dtype. A failure is printed and does not stop the other checks; the exit status is
+the number of failures. Each check ends with a synchronisation, so that an error is attributed to the right kernel.
 """
 
 import sys
@@ -25,13 +26,13 @@ LOST = (
     "misaligned",
     "device-side",
     "unspecified launch",
-)  # words of errors after which CUDA answers nothing more
-Check = Callable[[], str | None]  # what is wrong
+)  # words of errors after which the CUDA context is unusable
+Check = Callable[[], str | None]  # returns the fault, or None
 failures: list[str] = []
 
 
 def check(name: str, call: Check) -> None:
-    """Run one check, say how it went, and go on unless CUDA's context is lost."""
+    """Run one check and print its result; end the program if the CUDA context is lost."""
     began = time.perf_counter()
     try:
         told = call()
@@ -49,7 +50,7 @@ def check(name: str, call: Check) -> None:
 
 
 def far(got: Tensor | tuple[Tensor, ...], want: Tensor | tuple[Tensor, ...], tolerance: float = 1e-4) -> str | None:
-    """How two results differ, if they do."""
+    """Describe how two results differ, or return None."""
     pairs = zip(got, want, strict=True) if isinstance(got, tuple) else [(got, want)]
     for one, other in pairs:
         try:
@@ -60,7 +61,7 @@ def far(got: Tensor | tuple[Tensor, ...], want: Tensor | tuple[Tensor, ...], tol
 
 
 def full_size(operator: str) -> str | None:
-    """An operator's benchmark on the device beside the CPU's, row by row: the first that differs."""
+    """Compare an operator's benchmark cases on the device with the CPU; describe the first that differs."""
     rows = (benchmark.cases_of(operator, device) for device in (DEVICE, CPU))
     for ours, theirs in zip(*rows, strict=False):  # a device may have none
         got, want = ours.ours(), theirs.ours()
@@ -75,7 +76,7 @@ def full_size(operator: str) -> str | None:
 
 
 def roi_align(dtype: torch.dtype, deterministic: bool) -> str | None:
-    """Forward and backward, the device's in its dtype beside the CPU's in float32."""
+    """Compare forward and backward on the device, in its dtype, with the CPU in float32."""
     torch.manual_seed(0)
     levels = [torch.randn(2, 64, height, width) for height, width in benchmark.LEVEL_SHAPES[:4]]
     boxes = benchmark.random_boxes(2, 40, device=CPU)
@@ -92,7 +93,7 @@ def roi_align(dtype: torch.dtype, deterministic: bool) -> str | None:
 
 
 def training_step(dtype: str) -> str | None:
-    """Two steps of a small network: is anything not finite, or skipped?"""
+    """Run two steps of a small network; report values that are not finite, and skipped updates."""
     overrides = ["model.weights=none", "model.freeze_stages=2", "model.backbone=resnet18"]
     model = load_recipe("coco2017_r50_fpn_1x", overrides).model
     case = Case(
@@ -105,11 +106,13 @@ def training_step(dtype: str) -> str | None:
     print("     ", dtype, losses, flush=True)
     if any(value != value for value in losses.values()):
         return "a loss is nan"
-    return "skipped" if outcomes[1].skipped.item() and dtype != "float16" else None  # whose first scales overflow
+    return (
+        "skipped" if outcomes[1].skipped.item() and dtype != "float16" else None
+    )  # float16 skips: its first loss scales overflow
 
 
 def main() -> None:
-    """All checks, from the smallest to the largest."""
+    """Run all checks, from the smallest to the largest."""
     print(library.PATH, torch.ops.cuda_ops.build_info() if library.HAS_CPU else "not compiled", torch.__version__)
     if DEVICE.type == "cuda" and not library.HAS_CUDA:
         sys.exit("FAIL the library has no CUDA kernels")

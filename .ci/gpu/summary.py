@@ -1,4 +1,9 @@
-"""A session in Markdown, to be pasted into docs/measurements.md: `python .ci/gpu/summary.py OUT`. A part that cannot be told says why."""
+"""Print a summary of a session in Markdown, ready for docs/measurements.md.
+
+    python .ci/gpu/summary.py OUT
+
+A part that cannot be read is replaced by the reason.
+"""
 
 import datetime
 import json
@@ -12,30 +17,30 @@ OUT = Path(sys.argv[1])
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Rows in Markdown; nothing where there are none."""
+    """Format rows as a Markdown table; empty if there are none."""
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *lines]) if lines else ""
 
 
 def log(name: str) -> list[str]:
-    """The lines that a step wrote."""
+    """Read the lines that a step wrote."""
     path = OUT / "logs" / f"{name}.txt"
     return path.read_text(errors="replace").splitlines() if path.is_file() else []
 
 
 def rows_of_steps() -> list[list[str]]:
-    """Name, result, seconds and time of each step, in their order."""
+    """Read name, result, seconds and time of each step, in order."""
     return [line.split(" | ") for line in (OUT / "steps.txt").read_text().splitlines()]
 
 
 def written(pattern: str) -> dict[str, Path]:
-    """The files that steps wrote, by the step's name, which is `*` of the pattern; others may lie beside them."""
+    """Find the files that steps wrote, by the name of the step, which is `*` in the pattern; ignore other files."""
     paths = {name: OUT / pattern.replace("*", name) for name, *_ in rows_of_steps()}
     return {name: path for name, path in sorted(paths.items()) if path.is_file()}
 
 
 def benchmarks() -> dict[str, dict[str, Any]]:
-    """benchmark.json of each step that measured the network, with the day on which it was written."""
+    """Read benchmark.json of each step that measured the network, with the day on which it was written."""
     found = {}
     for name, path in written("*/benchmark.json").items():
         day = datetime.datetime.fromtimestamp(path.stat().st_mtime, datetime.UTC).date()
@@ -92,7 +97,7 @@ def demo() -> str:
 
 
 def network(mode: str, gathers: bool = False) -> str:
-    """Of the steps whose RoIAlign gradients were gathered, or of all others."""
+    """Make the table of the steps that gathered RoIAlign's gradients, or of all others."""
     from components.reports import readme
 
     records = [
@@ -165,12 +170,12 @@ PARTS: dict[str, Callable[[], str]] = {
 
 
 def main() -> None:
-    """Each part below its title; parts that have nothing to tell are left out."""
+    """Print each part below its title; omit empty parts."""
     for title, tell in PARTS.items():
         try:
             text = tell()
         except Exception as error:  # the others are reported all the same
-            text = f"Cannot be told: {type(error).__name__}: {error}"
+            text = f"Cannot be read: {type(error).__name__}: {error}"
         if text:
             print(f"### {title}\n\n{text}\n")
 
