@@ -10,6 +10,7 @@ A word of the form section.key=value is an override wherever it stands; the othe
 """
 
 import argparse
+import errno
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,13 @@ from components.params import load_config
 from model.errors import UserError
 
 _OVERRIDE = re.compile(r"\w+(\.\w+)+=")
+_REMEDIES = (
+    ((errno.ENOENT,), "check that it is spelt right and was not removed meanwhile"),
+    ((errno.EACCES, errno.EPERM, errno.EROFS), "give permission, or name another path"),
+    ((errno.EEXIST, errno.ENOTDIR), "a folder is needed there; move the file away, or name another path"),
+    ((errno.EISDIR, errno.ENOTEMPTY), "a file is needed there; move the folder away, or name another path"),
+    ((errno.ENOSPC, errno.EDQUOT), "free some space, then run the same command again"),
+)
 
 
 def stage_parser(
@@ -69,12 +77,29 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """End the process with `error: …` on stderr and status 2 where the user can fix the cause; other errors pass."""
+    """End the process with `error: …` on stderr and status 2 where the user can fix the cause; other errors pass.
+
+    That is where a UserError is raised, or the operating system refuses something.
+    """
     try:
         yield
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.errno is None:  # a library's own kind, which says nothing about files
+            raise
+        print(f"error: {_describe(error)}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _describe(error: OSError) -> str:
+    """Name the path, what the operating system said, and what to do."""
+    path = error.filename2 or error.filename
+    remedy = next(
+        (text for codes, text in _REMEDIES if error.errno in codes), "check the path, the disk and the limits"
+    )
+    return f"{f'{path}: ' if path else ''}{error.strerror}; {remedy}"

@@ -1,5 +1,6 @@
 """What all stages' command lines share."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,30 @@ def test_a_users_error_is_one_message_and_status_2(capsys: pytest.CaptureFixture
 def test_an_error_of_ours_keeps_its_traceback():
     with pytest.raises(ValueError, match="ours"), user_errors():
         raise ValueError("ours")
+
+
+def test_what_the_operating_system_refuses_is_one_message_and_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "file").touch()
+    refused: dict[str, Callable[[], object]] = {
+        f"{tmp_path}/file: File exists; a folder is needed": (tmp_path / "file").mkdir,
+        f"{tmp_path}/file/below: Not a directory; a folder is needed": (tmp_path / "file" / "below").touch,
+        f"{tmp_path}: Is a directory; a file is needed": lambda: tmp_path.write_text(""),
+        f"{tmp_path}/gone: No such file or directory; check that it is spelt": (tmp_path / "gone").read_text,
+        f"{tmp_path}/a/b: No such file or directory; check": lambda: (tmp_path / "file").rename(tmp_path / "a" / "b"),
+        "No space left on device; free some space": lambda: Path("/dev/full").write_text("text"),
+    }
+    for message, action in refused.items():
+        with pytest.raises(SystemExit) as exit_, user_errors():
+            action()
+        assert exit_.value.code == 2, message
+        assert capsys.readouterr().err.startswith(f"error: {message}"), message
+
+
+def test_a_librarys_error_that_names_nothing_of_the_system_keeps_its_traceback():
+    with pytest.raises(OSError, match="cannot identify"), user_errors():
+        raise OSError("cannot identify image file")
 
 
 def test_an_interrupt_ends_quietly(capsys: pytest.CaptureFixture[str]):

@@ -176,3 +176,11 @@ def test_the_list_tells_every_recipe_with_its_hardware_time_and_ap(capsys: pytes
 def test_the_command_line_writes_where_it_is_told(output: Path):
     main(["coco_tiny", "--output", str(output), "train.seed=9"])
     assert load_config(output).train.seed == 9
+
+
+def test_a_file_below_a_file_is_an_error_without_a_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as exit_:
+        main(["shapes_demo", "--output", f"{tmp_path}/file/below"])
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}/file: File exists; a folder is needed there")
