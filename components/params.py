@@ -18,6 +18,7 @@ from ruamel.yaml import YAML, YAMLError
 
 from components.config import RENAMED, Config, flatten
 from model.errors import UserError
+from model.files import write_atomically
 
 
 class ConfigError(UserError):
@@ -73,7 +74,7 @@ def load_stored(path: str | Path) -> Config:
 
 def save_config(config: Config, path: str | Path) -> None:
     """Write every value, defaults too, as a parameter file that `load_config` reads."""
-    Path(path).write_text(config_text(config), encoding="utf-8")
+    write_atomically(Path(path), config_text(config))
 
 
 def config_text(config: Config) -> str:

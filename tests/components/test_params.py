@@ -176,3 +176,17 @@ def test_any_value_survives_saving(
     path = tmp_path_factory.mktemp("config") / "params.yaml"
     save_config(config, path)
     assert load_config(path) == config
+
+
+def test_saving_replaces_the_file_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "config.yaml"
+    path.write_text("old")
+
+    def full(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="disk full"):
+        save_config(Config(), path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
