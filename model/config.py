@@ -163,7 +163,8 @@ class ModelConfig(Section):
     box_pool_size: PositiveInt = 7
     mask_pool_size: PositiveInt = 14
     # RoIAlign samples per bin and axis; 0: adaptive, one per cell. Null: by conventions, detectron2 0, torchvision 2.
-    pool_sampling_ratio: NonNegativeInt | None = None
+    # At most 128, the operator's own limit (MAX_SAMPLES of cuda_ops/operators/multilevel_roi_align.py).
+    pool_sampling_ratio: Annotated[int, Field(ge=0, le=128)] | None = None
     # Detections.
     score_threshold: Fraction = 0.05
     nms_iou: Fraction = 0.5

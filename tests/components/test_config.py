@@ -1,8 +1,11 @@
 """The sections of the configuration: frozen, under the names of overrides, checked where they are declared."""
 
 import pytest
+from pydantic import ValidationError
 
 from components.config import Config, StabilityConfig
+from cuda_ops.operators.multilevel_roi_align import MAX_SAMPLES
+from model.config import ModelConfig
 
 
 def test_sections_are_frozen() -> None:
@@ -20,3 +23,11 @@ def test_flat_names_are_the_names_of_overrides() -> None:
 def test_a_configuration_names_each_seed_once() -> None:
     with pytest.raises(ValueError, match="seeds must differ"):
         StabilityConfig(seeds=(1, 2, 1))
+
+
+def test_samples_of_a_bin_are_limited_as_in_the_operator() -> None:
+    for ratio in (None, 0, 2, MAX_SAMPLES):
+        assert ModelConfig(pool_sampling_ratio=ratio).pool_sampling_ratio == ratio
+    for ratio in (-1, MAX_SAMPLES + 1):
+        with pytest.raises(ValidationError, match="pool_sampling_ratio"):
+            ModelConfig(pool_sampling_ratio=ratio)
