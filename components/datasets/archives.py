@@ -5,6 +5,7 @@ them exist. The zip itself is deleted once it is unpacked, and if it cannot be.
 """
 
 import json
+import re
 import shutil
 import stat
 import zipfile
@@ -16,12 +17,23 @@ from urllib.parse import urlsplit
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from components.datasets.transfer import DownloadError, RemoteFile, fetch, is_intact, look_up, part_of, published_md5
+from components.datasets.transfer import (
+    DownloadError,
+    RemoteFile,
+    fetch,
+    is_intact,
+    look_up,
+    part_of,
+    published_md5,
+    without_credentials,
+)
 from model.files import write_atomically
 
 OFFICIAL_HOST = "images.cocodataset.org"
 _GIB = 1 << 30
 _CHUNK_BYTES = 1 << 18
+# Names at the top of the folder that this module gives itself, on file systems that ignore case too.
+_OWN_NAME = re.compile(r"\.download|\.unpack-.*|.*\.zip(\.part(\.validator)?)?", re.IGNORECASE)
 _MAX_RATIO = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}  # limit of unpacked size to packed size, by method
 
 
@@ -85,9 +97,9 @@ def unpack(archive: Path, folder: Path) -> dict[str, int]:
         Name relative to folder → size in bytes.
 
     Raises:
-        DownloadError: if the zip cannot be used: it is damaged, or has a link, a path outside the folder, or a file and
-            a folder of one name; nothing is written then, and the zip is deleted, so that the next run fetches it
-            again. Or if the disk has an error or no room; then the zip stays.
+        DownloadError: if the zip cannot be used: it is damaged, or has a link, a path outside the folder, a name that
+            the download uses itself, or a file and a folder of one name; nothing is written then, and the zip is
+            deleted, so that the next run fetches it again. Or if the disk has an error or no room; then the zip stays.
     """
     aside = folder / f".unpack-{archive.stem}"
     with _disk_errors(folder):
@@ -170,7 +182,7 @@ def _bring(archive: Archive, remote: RemoteFile, md5: str | None, folder: Path, 
     files = unpack(target, folder)
     stamp = _stamp(archive, folder)
     stamp.parent.mkdir(exist_ok=True)
-    write_atomically(stamp, json.dumps({"url": remote.url, "md5": md5, "files": files}))
+    write_atomically(stamp, json.dumps({"url": without_credentials(remote.url), "md5": md5, "files": files}))
     target.unlink()
     progress.update(task, description=f"{archive.name} (done)")
 
@@ -232,11 +244,14 @@ def _require_usable(members: Sequence[zipfile.ZipInfo]) -> None:
 
 def _require_inside(member: zipfile.ZipInfo) -> None:
     name = PurePosixPath(member.filename)
-    is_link = stat.S_ISLNK(member.external_attr >> 16)
-    is_nothing = not (name.parts or member.is_dir())
-    outside = name.is_absolute() or ".." in name.parts or "\\" in member.filename or ":" in member.filename
-    if is_link or outside or is_nothing:
-        raise _UnusableError(
-            f"must only have files inside the folder, got {member.filename!r}, "
-            f"{'a link' if is_link else 'a path outside the folder' if outside else 'no name'}"
-        )
+    if stat.S_ISLNK(member.external_attr >> 16):
+        fault = "a link"
+    elif name.is_absolute() or ".." in name.parts or "\\" in member.filename or ":" in member.filename:
+        fault = "a path outside the folder"
+    elif not (name.parts or member.is_dir()):
+        fault = "no name"
+    elif name.parts and _OWN_NAME.fullmatch(name.parts[0]):
+        fault = "a name that the download uses itself"
+    else:
+        return
+    raise _UnusableError(f"must only have files inside the folder, got {member.filename!r}, {fault}")

@@ -28,11 +28,22 @@ _BAD_RANGE = (400, 412, 416)  # the server cannot answer this range; it may answ
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of a disk that takes no more
 _PLAIN = {"Accept-Encoding": "identity"}  # without compression, so that ranges and sizes are those of the file
 
+# User and password in an address, also where one of their characters should have been escaped.
+_CREDENTIALS = re.compile(r"://([^/\s]*|[^/@\s]*:(?!\d*/)[^@\s]*)@")
+
 Progress = Callable[[int, int], None]  # bytes so far, total bytes
 
 
+def without_credentials(text: str) -> str:
+    """Mask user and password in every address of a text."""
+    return _CREDENTIALS.sub("://***@", text)
+
+
 class DownloadError(UserError):
-    """The data could not be fetched completely; the message says why and what to do."""
+    """The data could not be fetched completely; the message says why and what to do, without any password."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_credentials(message))
 
 
 @dataclass(frozen=True)

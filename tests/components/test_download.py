@@ -378,3 +378,11 @@ def test_a_custom_folder_is_only_looked_at(tmp_path: Path):
 def test_a_missing_custom_folder_is_named(tmp_path: Path):
     with pytest.raises(DownloadError, match=r"images_train: no such image folder; set data.train_images"):
         run(Config(data=DataConfig(source="custom", raw_dir=tmp_path)))
+
+
+def test_a_password_of_the_mirror_is_kept_in_no_file(server: FileServer, tmp_path: Path):
+    mirror = server.url.replace("http://", "http://user:secret@")
+    run(Config(data=DataConfig(source="coco2017", raw_dir=tmp_path, base_url=mirror)))
+    stamps = [path.read_text() for path in (tmp_path / ".download").iterdir()]
+    assert len(stamps) == 3
+    assert all("http://***@127.0.0.1" in text and "secret" not in text for text in stamps)

@@ -72,10 +72,18 @@ def test_a_zip_that_cannot_be_used_is_a_clear_error_and_is_deleted(tmp_path: Pat
         "must not have a file and a folder of one name, got 'c'": ("c/", "c"),
         "got '.', no name": (".",),
         "got 'a/../../b', a path outside": ("a/../../b",),
+        "got '.Download/a.zip.json', a name that the download uses": (".Download/a.zip.json",),
+        "got '.unpack-b/1.jpg', a name that the download uses": ("c", ".unpack-b/1.jpg"),
+        "got 'a.zip', a name that the download uses": ("a.zip",),  # unpacked in its own place, and deleted
+        "got 'b.zip.part', a name that the download uses": ("b.zip.part",),
     }
     for message, files in names.items():
         assert message in unpack_error(zipped(dict.fromkeys(files, b"x")), tmp_path)
         assert list(tmp_path.iterdir()) == [], message
+    (tmp_path / "a.zip").write_bytes(
+        zipped({"train/b.zip": b"x", "train/.download": b"x"})
+    )  # no place of the download's
+    assert set(unpack(tmp_path / "a.zip", tmp_path)) == {"train/b.zip", "train/.download"}
 
 
 def test_no_altered_byte_of_a_zip_ends_in_anything_but_its_files_or_a_clear_error(tmp_path: Path):

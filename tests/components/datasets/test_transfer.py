@@ -311,3 +311,19 @@ def test_a_folder_of_the_archives_name_is_reported_before_anything_is_fetched(tm
     with serving(Server(good)) as server, pytest.raises(DownloadError, match=r"f\.zip: must be free .* got a folder"):
         bring(server, tmp_path / "f.zip")
     assert server.ranges == []
+
+
+def test_a_password_in_an_address_is_in_no_message():
+    addresses = {
+        "http://user:secret@host/f.zip": "http://***@host/f.zip",
+        "https://secret@host/f.zip": "https://***@host/f.zip",
+        "http://user:se@cret@host/f.zip": "http://***@host/f.zip",
+        "http://user:sec/ret@host/f.zip": "http://***@host/f.zip",
+        "http://host:8080/data@2x/f.zip": "http://host:8080/data@2x/f.zip",
+    }
+    for address, shown in addresses.items():
+        assert str(DownloadError(f"{address}: cannot be read, {address!r}")) == f"{shown}: cannot be read, {shown!r}"
+    with pytest.raises(DownloadError) as error:  # requests repeats the whole address
+        look_up("http://user:sec/ret@host/f.zip")
+    assert "secret" not in str(error.value).replace("/", "")
+    assert "http://***@host/f.zip" in str(error.value)
