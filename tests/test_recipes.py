@@ -54,8 +54,11 @@ def test_lines_of_recipes_and_of_what_they_write_have_120_columns_at_most():
         assert [line for line in text.splitlines() if len(line) > 120] == [], name
 
 
-def test_each_recipe_has_a_run_of_its_own():
-    assert {name: load_recipe(name).train.output_dir for name in NAMES} == {name: Path("runs") / name for name in NAMES}
+def test_each_recipe_has_a_run_and_a_study_of_its_own():
+    for name in NAMES:
+        config = load_recipe(name)
+        folders = config.train.output_dir, config.stability.output_dir
+        assert folders == (Path("runs") / name, Path("runs") / f"{name}_stability"), name
 
 
 def test_the_demo_is_the_default_parameter_file():
@@ -162,7 +165,10 @@ DIFFERENCES: dict[str, set[str]] = {
 @pytest.mark.parametrize("name", DIFFERENCES)
 def test_a_recipe_differs_from_its_base_where_it_says(name: str):
     base, recipe = (load_recipe(n).flat() for n in ("coco2017_r50_fpn_1x", name))
-    assert {key for key in recipe if recipe[key] != base[key]} == DIFFERENCES[name] | {"train.output_dir"}
+    assert {key for key in recipe if recipe[key] != base[key]} == DIFFERENCES[name] | {
+        "train.output_dir",
+        "stability.output_dir",
+    }
 
 
 def test_no_recipe_is_without_a_check_of_its_values():

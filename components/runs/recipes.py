@@ -3,8 +3,9 @@
     config = load_recipe("coco2017_r50_fpn_1x", ["train.base_lr=0.01"])
 
 `recipes/<name>.yaml` holds a header of comments and the values that differ from the defaults of the configuration
-classes, or from the recipe that `extends: <name>` names. A comment beside a value is inherited with it. `recipes/` lies
-beside `components/`, in the repository and where the package is installed.
+classes, or from the recipe that `extends: <name>` names. A comment beside a value is inherited with it. Only
+`stability.output_dir` is not inherited: it is runs/<name>_stability unless stated. `recipes/` lies beside `components/`,
+in the repository and where the package is installed.
 """
 
 import difflib
@@ -117,8 +118,10 @@ def _read(name: str, extending: tuple[str, ...]) -> Recipe:
         config, comments = base.config, base.comments
     else:
         config, comments = Config(), {}
+    # Seeds of two recipes in one folder would not be one study.
+    base_tree = _merged(config.model_dump(mode="json"), {"stability": {"output_dir": f"runs/{name}_stability"}})
     # All of the base's values are right already, so what is found wrong here stands in this file.
-    config = build_config(_merged(config.model_dump(mode="json"), own), (), str(path))
+    config = build_config(_merged(base_tree, own), (), str(path))
     stated = _stated(own)
     inherited = {key: comment for key, comment in comments.items() if key not in stated}
     return Recipe(path, read_header(name), config, inherited | {key: text for key, text in stated.items() if text})

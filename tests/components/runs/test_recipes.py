@@ -43,6 +43,7 @@ def test_a_recipe_has_the_defaults_but_for_what_it_states(folder: Path):
         "data.buckets": [[800, 1344], [1344, 800]],
         "data.shapes.seed": 3,
         "train.base_lr": 0.01,
+        "stability.output_dir": "runs/base_stability",
     }
     assert recipe.header == "# The base.\n#\n# Command: none\n"
 
@@ -61,6 +62,16 @@ def test_values_and_their_comments_come_from_all_that_a_recipe_extends(folder: P
         "train.seed": "lucky",
     }
     assert recipe.header == "# Last.\n"
+
+
+def test_a_study_lies_in_a_folder_of_its_own_recipe(folder: Path):
+    (folder / "named.yaml").write_text("# Named.\nextends: base\nstability:\n  output_dir: elsewhere\n  parallel: 2\n")
+    (folder / "last.yaml").write_text("# Last.\nextends: named\n")
+    studies = {name: load_recipe(name).stability for name in ("named", "last")}
+    assert {name: (str(study.output_dir), study.parallel) for name, study in studies.items()} == {
+        "named": ("elsewhere", 2),
+        "last": ("runs/last_stability", 2),
+    }
 
 
 def test_overrides_go_before_a_recipes_values_and_leave_the_recipe_as_it_is(folder: Path):
