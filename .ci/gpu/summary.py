@@ -105,7 +105,7 @@ def network(mode: str, gathers: bool = False) -> str:
         for name, report in benchmarks().items()
         if name.startswith("gather_") == gathers
     ]
-    return readme.training_table(records) if mode == "train" else readme.inference_table(records)
+    return readme.table("training" if mode == "train" else "inference", records)
 
 
 def torchvision() -> str:

@@ -18,8 +18,10 @@ from components.reports.speed import training_time_s
 from components.runs.environment import hardware_name
 from components.runs.figures import DASH, duration, number
 from components.runs.files import RunData, read_run
+from components.runs.journal import Entry
 from components.runs.recipes import nearest_recipe
-from components.studies import tables
+from components.studies.tables import markdown_note
+from components.studies.tables import markdown_table as study_table
 from model.errors import UserError
 from model.files import write_atomically
 
@@ -27,7 +29,29 @@ RESULTS = Path("docs/results")
 # The documents, relative to the repository's root, and the tables that each of them marks.
 DOCUMENTS = {"README.md": ("summary",), "docs/results.md": ("accuracy", "stability", "training", "inference")}
 _BLOCK = re.compile(r"(<!-- table:(?P<name>[\w-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
-_OWN_COLUMN = ("train.dtype", "train.compile", "train.cuda_graph")  # shown in the column of the precision
+_COMMANDS = {  # table → command that measures it
+    "summary": "maskrcnn train",
+    "accuracy": "maskrcnn train",
+    "stability": "maskrcnn stability",
+    "training": "maskrcnn benchmark train scaling",
+    "inference": "maskrcnn benchmark inference",
+}
+# Titles of the columns; `title = cell` where the name in _CELLS is another.
+_SUMMARY = (
+    "recipe | hardware | precision | training = time | box AP | mask AP | box AP over seeds | mask AP over seeds | made"
+)
+_ACCURACY = "training = recipe | hardware | batch | precision | box AP | mask AP | box AP50 | mask AP50 | time | speed-up | made"
+_STEPS = (
+    "network | hardware | batch | precision | images/s | speed-up | median step | peak memory | "
+    "time to torchvision's | made"
+)
+_SCALING = (
+    "weak scaling = backbone | hardware | processes | batch each = batch | precision | images/s | speed-up | "
+    "weak scaling | made"
+)
+_SHOWN_AS_PRECISION = ("train.dtype", "train.compile", "train.cuda_graph")
+# Rows that agree in these are compared: they differ in precision alone.
+_SAME = ("recipe", "other_changes", "backbone", "height", "width", "batch", "processes", "hardware")
 Record = dict[str, Any]
 
 
@@ -67,11 +91,36 @@ def record_of(run_dir: Path) -> Record:
         return record
     run = read_run(run_dir)
     if run.evaluation is not None and run.config:
-        record["training"] = _training(run)
+        record["training"] = _training(run, run.evaluation)
     if run.benchmark is not None:
+        # Benchmarks are logged at step 0, unlike trainings.
+        logged = [one for one in run.journal if one.step == 0 and any(n.startswith("throughput/") for n in one.metrics)]
         backbone = run.config.get("model.backbone")  # missing in benchmark.json of earlier versions
-        record["benchmark"] = {"date": _date_of_benchmark(run), "backbone": backbone, **run.benchmark}
+        record["benchmark"] = {"date": _date(logged), "backbone": backbone, **run.benchmark}
     return record
+
+
+def _training(run: RunData, evaluation: Record) -> Record:
+    near, environment = nearest_recipe(run.config), run.environment or run.benchmark or {}
+    return {
+        "recipe": near.recipe,
+        "changes": {key: ours for key, (_, ours) in near.changes.items()},
+        "date": _date(run.training),
+        "commit": commit_of(run),
+        "hardware": environment.get("hardware"),
+        "versions": environment.get("versions"),
+        "processes": environment.get("processes", run.config.get("train.processes", 1)),
+        "batch_size": run.config["train.batch_size"],
+        **{name.removeprefix("train."): run.config.get(name, False) for name in _SHOWN_AS_PRECISION},
+        "steps": run.training[-1].step if run.training else None,
+        "time_s": training_time_s(run),
+        **{key: evaluation.get(key) for key in ("images", "data_hash", "bbox", "segm")},
+    }
+
+
+def _date(entries: Sequence[Entry]) -> str | None:
+    """Date of the last of some entries of a journal."""
+    return datetime.datetime.fromtimestamp(entries[-1].time_s, datetime.UTC).date().isoformat() if entries else None
 
 
 def read_records(folder: Path) -> list[Record]:
@@ -82,7 +131,10 @@ def read_records(folder: Path) -> list[Record]:
 def blocks_of(records: Iterable[Record]) -> dict[str, str]:
     """Make the Markdown of each table by name; a sentence if nothing was measured."""
     kept = list(records)
-    return {name: make(kept) or _nothing(command) for name, (make, command) in _TABLES.items()}
+    return {
+        name: table(name, kept) or f"Not measured yet; run `{command}`, then `maskrcnn report --readme RUN`."
+        for name, command in _COMMANDS.items()
+    }
 
 
 def fill_blocks(document: str, text: str, blocks: dict[str, str]) -> str:
@@ -99,242 +151,136 @@ def fill_blocks(document: str, text: str, blocks: dict[str, str]) -> str:
     return _BLOCK.sub(lambda match: f"{match[1]}\n{blocks[match['name']]}\n\n{match[3]}", text)
 
 
-def summary_table(records: Sequence[Record]) -> str:
-    """Make README's table: a row per training of an unchanged recipe, with mean ± std over seeds if studied."""
-    trainings = [record["training"] for record in records if "training" in record]
+def table(name: str, records: Sequence[Record]) -> str:
+    """Make one of the tables, all but the summary as in NVIDIA's README; empty if nothing was measured.
+
+    Args:
+        name: "summary" (trainings of unchanged recipes), "accuracy", "stability" (one table per study), "training"
+            (throughput per precision, then weak scaling) or "inference".
+    """
+    trainings = _trainings(records)
+    match name:
+        case "summary":
+            return _table(_SUMMARY, [row for row in trainings if not row["changes"]])
+        case "accuracy":
+            return _table(_ACCURACY, trainings)
+        case "stability":
+            studies = [record["stability"] for record in records if "stability" in record]
+            return "\n\n".join(f"{study_table(study).rstrip()}\n\n{markdown_note(study)}" for study in studies)
+        case "training":
+            parts = _table(_STEPS, _steps(records, "train")), _table(_SCALING, _weak_scaling(records))
+            return "\n\n".join(filter(None, parts))
+        case _:
+            return _table(_STEPS, _steps(records, "inference"))
+
+
+def _trainings(records: Sequence[Record]) -> list[Record]:
+    """Rows of trainings, each with the study of its recipe."""
     studies = {record["name"]: record["stability"] for record in records if "stability" in record}
-    head = ["recipe", "hardware", "precision", "training", "box AP", "mask AP", "box AP over seeds", "mask AP over seeds",
-            "made"]  # fmt: skip
-    rows = [
-        [
-            _title(one),
-            _machine(one, one["processes"]),
-            _precision(one),
-            duration(one["time_s"]),
-            *(number((one[iou_type] or {}).get("AP")) for iou_type in ("bbox", "segm")),
-            *(_over_seeds(studies.get(f"{one['recipe']}_stability"), one, iou_type) for iou_type in ("bbox", "segm")),
-            _made(one),
-        ]
-        for one in trainings
-        if not one["changes"]
+    free = (*_SHOWN_AS_PRECISION, "train.seed")
+    return [
+        {
+            **training,
+            "study": studies.get(f"{training['recipe']}_stability"),
+            "other_changes": {key: value for key, value in training["changes"].items() if key not in free},
+            "speed": 1 / training["time_s"] if training["time_s"] else None,
+        }
+        for training in (record["training"] for record in records if "training" in record)
     ]
-    return markdown_table(Table(head, rows)) if rows else ""
 
 
-def accuracy_table(records: Sequence[Record]) -> str:
-    """Make "training accuracy", as in NVIDIA's README: AP, training time, and speed-up of lower precisions."""
-    trainings = [record["training"] for record in records if "training" in record]
-    head = ["training", "hardware", "batch", "precision", "box AP", "mask AP", "box AP50", "mask AP50", "time", "speed-up",
-            "made"]  # fmt: skip
-    rows = [
-        [
-            _title(one),
-            _machine(one, one["processes"]),
-            str(one["batch_size"]),
-            _precision(one),
-            *(number((one[iou_type] or {}).get(name)) for name in ("AP", "AP50") for iou_type in ("bbox", "segm")),
-            duration(one["time_s"]),
-            _speedup(
-                one, trainings, key=_training_key, value=lambda other: 1 / other["time_s"] if other["time_s"] else None
-            ),
-            _made(one),
-        ]
-        for one in trainings
-    ]
-    return markdown_table(Table(head, rows)) if rows else ""
-
-
-def stability_table(records: Sequence[Record]) -> str:
-    """Make "training stability test", as in NVIDIA's README: one table per study."""
-    studies = [record["stability"] for record in records if "stability" in record]
-    return "\n\n".join(f"{tables.markdown_table(study).rstrip()}\n\n{tables.markdown_note(study)}" for study in studies)
-
-
-def training_table(records: Sequence[Record]) -> str:
-    """Make "training performance", as in NVIDIA's README: throughput and speed-up per precision; then weak scaling."""
-    return "\n\n".join(filter(None, (_steps_table(records, "train"), _scaling_table(records))))
-
-
-def inference_table(records: Sequence[Record]) -> str:
-    """Make "inference performance", as in NVIDIA's README: throughput and speed-up per precision."""
-    return _steps_table(records, "inference")
-
-
-def _steps_table(records: Sequence[Record], mode: str) -> str:
-    cases = [
-        {**case, "benchmark": benchmark}
-        for benchmark in _benchmarks(records)
+def _steps(records: Sequence[Record], mode: str) -> list[Record]:
+    """Rows of our network's steps in one mode."""
+    return [
+        {**benchmark, **case, "processes": 1, "speed": case["images_per_s"]}
+        for benchmark in (record["benchmark"] for record in records if "benchmark" in record)
         for case in (benchmark.get("steps") or {}).get("cases", [])
         if case["mode"] == mode and case["model"] == "ours"
     ]
-    head = ["network", "hardware", "batch", "precision", "images/s", "speed-up", "median step", "peak memory",
-            "time to torchvision's", "made"]  # fmt: skip
-    rows = [
-        [
-            f"{case['benchmark']['backbone'] or ''} {case['height']} × {case['width']}".strip(),
-            _machine(case["benchmark"], 1),
-            str(case["batch"]),
-            _precision(case),
-            number(case["images_per_s"], ".3g"),
-            _speedup(case, cases, key=_case_key, value=lambda other: other["images_per_s"]),
-            f"{case['step_s']['median']:.3g} s",
-            number(case["peak_memory_mib"], ".0f", "MiB"),
-            number(case.get("ratio_to_torchvision"), ".2f"),
-            _made(case["benchmark"]),
-        ]
-        for case in cases
+
+
+def _weak_scaling(records: Sequence[Record]) -> list[Record]:
+    """Rows of several processes, each with the same batch."""
+    return [
+        {**benchmark, **row, "dtype": scaling["dtype"], "batch": row["batch_per_process"], "speed": row["images_per_s"]}
+        for benchmark in (record["benchmark"] for record in records if "benchmark" in record)
+        if (scaling := benchmark.get("scaling"))
+        for row in scaling["weak"]
     ]
-    return markdown_table(Table(head, rows)) if rows else ""
 
 
-def _scaling_table(records: Sequence[Record]) -> str:
-    measured = [
-        {**row, "dtype": benchmark["scaling"]["dtype"], "batch": row["batch_per_process"], "benchmark": benchmark}
-        for benchmark in _benchmarks(records)
-        if "scaling" in benchmark
-        for row in benchmark["scaling"]["weak"]
-    ]
-    head = [
-        "weak scaling",
-        "hardware",
-        "processes",
-        "batch each",
-        "precision",
-        "images/s",
-        "speed-up",
-        "weak scaling",
-        "made",
-    ]
-    rows = [
-        [
-            row["benchmark"]["backbone"] or DASH,
-            _machine(row["benchmark"], row["processes"]),
-            str(row["processes"]),
-            str(row["batch"]),
-            _precision(row),
-            number(row["images_per_s"], ".3g"),
-            _speedup(
-                row,
-                measured,
-                key=lambda one: (*_case_key(one), one["processes"]),
-                value=lambda one: one["images_per_s"],
-            ),
-            number(row["speedup"], ".2f"),
-            _made(row["benchmark"]),
-        ]
-        for row in measured
-    ]
-    return markdown_table(Table(head, rows)) if rows else ""
+def _table(columns: str, rows: Sequence[Record]) -> str:
+    """Format rows as Markdown; empty if there are none."""
+    head = [column.partition(" = ") for column in columns.split(" | ")]
+    cells = [[_CELLS[cell or title]({**row, "rows": rows}) for title, _, cell in head] for row in rows]
+    return markdown_table(Table([title for title, *_ in head], cells)) if rows else ""
 
 
-_TABLES: dict[str, tuple[Callable[[Sequence[Record]], str], str]] = {
-    "summary": (summary_table, "maskrcnn train"),
-    "accuracy": (accuracy_table, "maskrcnn train"),
-    "stability": (stability_table, "maskrcnn stability"),
-    "training": (training_table, "maskrcnn benchmark train scaling"),
-    "inference": (inference_table, "maskrcnn benchmark inference"),
-}
-
-
-def _training(run: RunData) -> Record:
-    assert run.evaluation is not None
-    near, last = nearest_recipe(run.config), run.training[-1].time_s if run.training else None
-    environment = run.environment or run.benchmark or {}
-    return {
-        "recipe": near.recipe,
-        "changes": {key: ours for key, (_, ours) in near.changes.items()},
-        "date": None if last is None else _day(last),
-        "commit": commit_of(run),
-        "hardware": environment.get("hardware"),
-        "versions": environment.get("versions"),
-        "processes": environment.get("processes", run.config.get("train.processes", 1)),
-        "batch_size": run.config["train.batch_size"],
-        **{name.removeprefix("train."): run.config.get(name, False) for name in _OWN_COLUMN},
-        "steps": run.training[-1].step if run.training else None,
-        "time_s": training_time_s(run),
-        **{key: run.evaluation.get(key) for key in ("images", "data_hash", "bbox", "segm")},
-    }
-
-
-def _date_of_benchmark(run: RunData) -> str | None:
-    """Date on which the benchmark's figures were logged, which is at step 0, unlike training's."""
-    times = [
-        entry.time_s
-        for entry in run.journal
-        if entry.step == 0 and any(name.startswith("throughput/") for name in entry.metrics)
-    ]
-    return _day(times[-1]) if times else None
-
-
-def _day(time_s: float) -> str:
-    return datetime.datetime.fromtimestamp(time_s, datetime.UTC).date().isoformat()
-
-
-def _benchmarks(records: Sequence[Record]) -> list[Record]:
-    return [record["benchmark"] for record in records if "benchmark" in record]
-
-
-def _speedup(
-    one: Record, others: Sequence[Record], *, key: Callable[[Record], Any], value: Callable[[Record], float | None]
-) -> str:
+def _speedup(row: Record) -> str:
     """Speed-up over the same in plain float32, or else TF32; a dash if that was not measured or is this one."""
+    same = [one for one in row["rows"] if all(one.get(key) == row.get(key) for key in _SAME)]
     for precision in ("float32", "tf32"):
-        if _precision(one) == precision:
+        if _precision(row) == precision:
             return DASH
-        for other in others:
-            mine, base = value(one), value(other)
-            if _precision(other) == precision and key(other) == key(one) and mine and base:
-                return f"{mine / base:.2f}"
+        base = next((one["speed"] for one in same if one["speed"] and _precision(one) == precision), None)
+        if base and row["speed"]:
+            return f"{row['speed'] / base:.2f}"
     return DASH
 
 
-def _over_seeds(study: Record | None, one: Record, iou_type: str) -> str:
-    """Mean ± standard deviation of a study with the data of this training; a dash if there is none."""
-    score = study.get(iou_type, {}).get("AP") if study and study["data_hash"] == one["data_hash"] else None
-    return DASH if not score or score["deviation"] is None else f"{score['mean']:.3f} ± {score['deviation']:.3f}"
-
-
-def _precision(one: Record) -> str:
+def _precision(row: Record) -> str:
     """Precision and enabled accelerators."""
-    extras = [label for key, label in (("compile", "compiled"), ("cuda_graph", "CUDA graph")) if one.get(key)]
-    return ", ".join([one["dtype"], *extras])
+    extras = [label for key, label in (("compile", "compiled"), ("cuda_graph", "CUDA graph")) if row.get(key)]
+    return ", ".join([row["dtype"], *extras])
 
 
-def _training_key(one: Record) -> Any:
-    changes = {name: value for name, value in one["changes"].items() if name not in (*_OWN_COLUMN, "train.seed")}
-    return (
-        one["recipe"],
-        json.dumps(changes, sort_keys=True),
-        one["processes"],
-        json.dumps(one["hardware"], sort_keys=True),
-    )
-
-
-def _case_key(case: Record) -> tuple[Any, ...]:
-    benchmark = case["benchmark"]
-    size = case.get("height"), case.get("width")
-    return benchmark["backbone"], *size, case["batch"], json.dumps(benchmark["hardware"], sort_keys=True)
-
-
-def _title(training: Record) -> str:
+def _recipe(row: Record) -> str:
     """Recipe and its changed values, without those in the column of the precision."""
     changes = [
         f"{name.rpartition('.')[2]}={json.dumps(value)}"
-        for name, value in training["changes"].items()
-        if name not in _OWN_COLUMN
+        for name, value in row["changes"].items()
+        if name not in _SHOWN_AS_PRECISION
     ]
-    return ", ".join([training["recipe"], *changes[:3], *(["…"] if len(changes) > 3 else [])])
+    return ", ".join([row["recipe"], *changes[:3], *(["…"] if len(changes) > 3 else [])])
 
 
-def _machine(one: Record, processes: int) -> str:
-    return hardware_name(one["hardware"], processes) if one.get("hardware") else "not recorded"
+def _over_seeds(row: Record, iou_type: str) -> str:
+    """Mean ± standard deviation of a study with the data of this training; a dash if there is none."""
+    study = row["study"]
+    score = study.get(iou_type, {}).get("AP") if study and study["data_hash"] == row["data_hash"] else None
+    return DASH if not score or score["deviation"] is None else f"{score['mean']:.3f} ± {score['deviation']:.3f}"
 
 
-def _made(one: Record) -> str:
-    commit = one.get("commit") or ""
+def _score(row: Record, iou_type: str, name: str) -> str:
+    return number((row[iou_type] or {}).get(name))
+
+
+def _made(row: Record) -> str:
+    commit = row.get("commit") or ""
     short = commit[:7] + ("-dirty" if commit.endswith("-dirty") else "")
-    return ", ".join(filter(None, (one.get("date"), short))) or "not recorded"
+    return ", ".join(filter(None, (row.get("date"), short))) or "not recorded"
 
 
-def _nothing(command: str) -> str:
-    return f"Not measured yet; run `{command}`, then `maskrcnn report --readme RUN`."
+_CELLS: dict[str, Callable[[Record], str]] = {
+    "recipe": _recipe,
+    "network": lambda row: f"{row['backbone'] or ''} {row['height']} × {row['width']}".strip(),
+    "backbone": lambda row: row["backbone"] or DASH,
+    "hardware": lambda row: hardware_name(row["hardware"], row["processes"]) if row.get("hardware") else "not recorded",
+    "processes": lambda row: str(row["processes"]),
+    "batch": lambda row: str(row.get("batch") or row["batch_size"]),
+    "precision": _precision,
+    "time": lambda row: duration(row["time_s"]),
+    "box AP": lambda row: _score(row, "bbox", "AP"),
+    "mask AP": lambda row: _score(row, "segm", "AP"),
+    "box AP50": lambda row: _score(row, "bbox", "AP50"),
+    "mask AP50": lambda row: _score(row, "segm", "AP50"),
+    "box AP over seeds": lambda row: _over_seeds(row, "bbox"),
+    "mask AP over seeds": lambda row: _over_seeds(row, "segm"),
+    "images/s": lambda row: number(row["images_per_s"], ".3g"),
+    "speed-up": _speedup,
+    "median step": lambda row: f"{row['step_s']['median']:.3g} s",
+    "peak memory": lambda row: number(row["peak_memory_mib"], ".0f", "MiB"),
+    "time to torchvision's": lambda row: number(row.get("ratio_to_torchvision"), ".2f"),
+    "weak scaling": lambda row: number(row["speedup"], ".2f"),
+    "made": _made,
+}

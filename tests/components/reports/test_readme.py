@@ -79,7 +79,7 @@ def test_the_summary_has_unchanged_recipes_and_their_studies():
         ([study("coco_stability", "other data")], "–"),
         ([study("coco_lr_stability", "ab")], "–"),
     ):
-        table = columns(readme.summary_table([*records, *studies]))
+        table = columns(readme.table("summary", [*records, *studies]))
         assert (table["recipe"], table["precision"], table["box AP"]) == (["coco"], ["float32"], ["0.377"])
         assert table["box AP over seeds"] == [over_seeds]
         assert table["mask AP over seeds"] == ["–"]
@@ -87,7 +87,7 @@ def test_the_summary_has_unchanged_recipes_and_their_studies():
 
 def test_training_in_half_the_time_is_twice_as_fast():
     records = [training("a", "tf32", 7200), training("b", "bfloat16", 3600, **{"train.dtype": "bfloat16"})]
-    table = columns(readme.accuracy_table(records))
+    table = columns(readme.table("accuracy", records))
     assert table["speed-up"] == ["–", "2.00"]
     assert table["box AP"] == ["0.377", "0.377"]
     assert table["mask AP"] == ["–", "–"]
@@ -99,7 +99,7 @@ def test_training_in_half_the_time_is_twice_as_fast():
 
 def test_other_networks_are_not_compared():
     records = [training("a", "float32", 7200), training("b", "float16", 3600, **{"model.backbone": "resnet101"})]
-    table = columns(readme.accuracy_table(records))
+    table = columns(readme.table("accuracy", records))
     assert table["speed-up"] == ["–", "–"]
     assert table["training"] == ["coco", 'coco, backbone="resnet101"']
 
@@ -109,12 +109,12 @@ def test_throughput_is_compared_at_the_same_batch():
     steps += [step("train", "float32", 24) | {"compile": True}]
     steps += [step("inference", "float32", 40), {**step("train", "float32", 10), "model": "torchvision"}]
     records = [benchmark("a", steps={"cases": steps})]
-    table = columns(readme.training_table(records))
+    table = columns(readme.table("training", records))
     assert table["images/s"] == ["20", "25", "30", "24"]
     assert table["precision"] == ["float32", "float16", "float16", "float32, compiled"]
     assert table["speed-up"] == ["–", "1.25", "–", "1.20"]
     assert table["made"][0] == "2026-01-02, abcdef0-dirty"
-    assert columns(readme.inference_table(records))["images/s"] == ["40"]
+    assert columns(readme.table("inference", records))["images/s"] == ["40"]
 
 
 def test_weak_scaling_of_two_precisions_stands_side_by_side():
@@ -127,7 +127,7 @@ def test_weak_scaling_of_two_precisions_stands_side_by_side():
         benchmark("a", scaling={"dtype": "float32", "weak": rows, "strong": []}),
         benchmark("b", scaling={"dtype": "float16", "weak": faster, "strong": []}),
     ]
-    table = columns(readme.training_table(records))
+    table = columns(readme.table("training", records))
     assert table["weak scaling"] == ["1.00", "7.00"] * 2
     assert table["images/s"] == ["20", "140", "30", "210"]
     assert table["speed-up"] == ["–", "–", "1.50", "1.50"]
