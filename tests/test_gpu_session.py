@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -35,6 +36,11 @@ def summary_of(out: Path) -> str:
     command = [sys.executable, str(REPOSITORY / ".ci" / "gpu" / "summary.py"), str(out)]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "GIT_DIR": str(out / "no repository")}
     environment.pop("MASKRCNN_COMMIT", None)
+    smi = out / "bin" / "nvidia-smi"
+    smi.parent.mkdir()
+    smi.write_text("#!/bin/sh\necho 570.1, 700.00 W\n")
+    smi.chmod(0o755)
+    environment["PATH"] = f"{smi.parent}:{environment['PATH']}"
     return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True).stdout
 
 
@@ -76,6 +82,7 @@ def test_a_session_is_told_in_tables(tmp_path: Path):
     assert "### Demo\n\nCannot be read: JSONDecodeError" in told
     assert "Sanitizers" not in told
     assert "commit unknown, " in told  # outside git
+    assert " (driver 570.1, 700.00 W), " in told
 
 
 def interpreter(folder: Path, cases: str) -> str:
@@ -193,6 +200,34 @@ def test_a_session_tells_no_figure_of_an_earlier_one_but_where_some_steps_alone_
     assert lines[0] == "profile_bf16 | ok | 1 | 1"
     assert lines[1].startswith("ONLY=smoke operators | ")
     assert "Steps below the last row with ONLY ran in this call." in done.stdout
+
+
+def test_figures_name_the_commit_without_git_too(tmp_path: Path):
+    """Of a checkout that another user owns, then without .git beside the kit that was made in it, then of a changed file."""
+    root, download = tmp_path / "checkout", 'while [ $1 != -d ]; do shift; done; mkdir -p "$2"; exit ;;'
+    shutil.copytree(REPOSITORY / ".ci" / "gpu", root / ".ci" / "gpu")
+    (root / ".gitignore").write_text("build\n")
+    git = ["git", "-C", str(root), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "All"]):
+        subprocess.run([*git, *command], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    told = '*summary.py*) git describe --always --abbrev=40 || echo "$MASKRCNN_COMMIT"; exit ;;'
+    cases = f'*"pip download"*) {download} {told} *"import sys"* | *"-m pip"*) ;; *) exit 1 ;;'
+    settings = {**os.environ, "PYTHON": interpreter(tmp_path, cases), "PREBUILT": "0", "ONLY": "smoke"}
+    settings |= {"GIT_CEILING_DIRECTORIES": str(tmp_path), "MASKRCNN_COMMIT": ""}
+
+    def told_by(*command: str, **environment: str) -> str:
+        script = [str(root / ".ci" / "gpu" / command[0]), *command[1:]]
+        done = subprocess.run(script, env=settings | environment, capture_output=True, text=True, check=False)
+        return done.stdout.splitlines()[-1]
+
+    told_by("make_kit")
+    assert told_by("session", "--dry", KIT="none", GIT_TEST_ASSUME_DIFFERENT_OWNER="1") == commit
+    shutil.rmtree(root / ".git")
+    assert told_by("session", "--dry") == commit
+    (root / ".ci" / "gpu" / "wheels.txt").write_text("")
+    assert told_by("session", "--dry") == f"{commit}-dirty"
+    assert told_by("session", "--dry", MASKRCNN_COMMIT="mine") == "mine"
 
 
 def test_steps_side_by_side_end_with_the_session(tmp_path: Path):

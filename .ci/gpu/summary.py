@@ -8,6 +8,8 @@ A part that cannot be read is replaced by the reason.
 import datetime
 import json
 import re
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -48,6 +50,15 @@ def benchmarks() -> dict[str, dict[str, Any]]:
     return found
 
 
+def driver() -> str:
+    """The driver of the first GPU and the power it may take; nothing without nvidia-smi."""
+    command = ["nvidia-smi", "--id=0", "--query-gpu=driver_version,power.limit", "--format=csv,noheader"]
+    if shutil.which(command[0]) is None:
+        return ""
+    told = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return f" (driver {told.stdout.strip()})" if told.returncode == 0 else ""
+
+
 def machine() -> str:
     from components.runs.environment import environment
 
@@ -56,7 +67,7 @@ def machine() -> str:
     told = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     return (
         f"{datetime.datetime.now(datetime.UTC).date()}, commit {made['commit'] or 'unknown'}, "
-        f"{hardware['gpu'] or hardware['cpu']}, {hardware['cores']} cores; {told}.\n`.ci/gpu/session`; steps of the network are waited for in groups of `benchmark.steps_per_wait`."
+        f"{hardware['gpu'] or hardware['cpu']}{driver()}, {hardware['cores']} cores; {told}.\n`.ci/gpu/session`; steps of the network are waited for in groups of `benchmark.steps_per_wait`."
     )
 
 
