@@ -1,5 +1,7 @@
 // Kernels with one mistake each, and their corrections: the emulator must report the former and not the latter.
 #include <cassert>
+#include <map>
+#include <string>
 
 #include "cuda_common.h"
 
@@ -102,6 +104,88 @@ __global__ void __launch_bounds__(kBlock / 2) bounded_kernel(const float* values
   if (threadIdx.x == 0) *sum = values[63];
 }
 
+__global__ void parted_kernel(const float* values, float* sum) {
+  if (threadIdx.x < kBlock / 2) {
+    __syncthreads();
+    if (threadIdx.x == 0) *sum = values[0];
+  } else {
+    __syncthreads();
+  }
+}
+
+// Votes of a warp whose lanes stand in two lines, or give two masks, or one that leaves them out.
+__global__ void votes_apart_kernel(float* sum) {
+  const unsigned all = 0xffffffffu;
+  if (threadIdx.x % 2 == 0) {
+    if (__any_sync(all, 1)) *sum = 1;
+  } else {
+    __any_sync(all, 0);
+  }
+}
+
+__global__ void vote_kernel(unsigned mask_of_first, unsigned mask_of_last, float* sum) {
+  const int vote = __any_sync(threadIdx.x < 16 ? mask_of_first : mask_of_last, 1);
+  if (threadIdx.x == 0) *sum = float(vote);
+}
+
+__global__ void absent_shuffle_kernel(const float* values, float* sum) {
+  if (threadIdx.x >= 16) return;
+  const float other = __shfl_sync(0xffffu, values[threadIdx.x], 20);
+  if (threadIdx.x == 0) *sum = other;
+}
+
+// All read, and then the last one writes.
+__global__ void late_write_kernel(float* sum) {
+  if (*sum != 0) return;
+  if (threadIdx.x + blockIdx.x == 3) *sum = 1;
+}
+
+__global__ void half_atomic_kernel(float* sum) {
+  if (threadIdx.x == 0) {
+    *sum = 1;
+  } else {
+    atomicAdd(sum, 1.0f);
+  }
+}
+
+__global__ void foreign_shared_kernel(const float* values, float* sum) {
+  __shared__ float copies[kBlock];
+  if (blockIdx.x == 0) copies[threadIdx.x] = values[threadIdx.x];
+  __syncthreads();
+  atomicAdd(sum, copies[threadIdx.x]);
+}
+
+// Packs that begin within what may be touched, and end outside.
+struct Six {
+  float values[6];
+};
+
+template <class Pack>
+__global__ void copy_pack_kernel(const float* from, float* to) {
+  *reinterpret_cast<Pack*>(to) = *reinterpret_cast<const Pack*>(from);
+}
+
+__global__ void copy_into_shared_kernel(const float* values, float* sum) {
+  __shared__ float copies[kBlock - 1];
+  reinterpret_cast<float4*>(copies)[15] = *reinterpret_cast<const float4*>(values);
+  *sum = copies[60];
+}
+
+float latest;  // of the library, no memory of the device
+
+__global__ void remember_kernel(const float* values, float* sum) {
+  *sum = latest;
+  latest = values[0];
+}
+
+__global__ void last_kernel(float* sum) {
+  atomicExch(sum, float(blockIdx.x * blockDim.x + threadIdx.x));
+}
+
+__global__ void grid_kernel(float* sum) {
+  if (blockIdx.x == 0) *sum = float(gridDim.x);
+}
+
 // Adds 1 for each thread and primitive whose result is what CUDA says.
 __global__ void primitives_kernel(float* sum) {
   const int thread = threadIdx.x + blockDim.x * threadIdx.y, lane = thread % 32;
@@ -111,7 +195,7 @@ __global__ void primitives_kernel(float* sum) {
   right += __shfl_up_sync(all, double(thread), 2) == thread - (lane < 2 ? 0 : 2);
   right += __shfl_down_sync(all, thread, 2) == thread + (lane > 29 ? 0 : 2);
   right += __ballot_sync(all, lane % 2) == 0xaaaaaaaau && __any_sync(all, lane == 9) && !__all_sync(all, lane < 31);
-  if (lane < 8) right += __ballot_sync(0xffu, 1) == 0xffu;  // where only these lanes come
+  if (lane < 8) right += (__ballot_sync(0xffu, 1) == 0xffu) + __all_sync(0xffu, 1);  // where only these lanes come
   right += __syncthreads_count(thread < 40) == 40;
   right += __syncthreads_or(thread == 1) && !__syncthreads_or(thread < 0);
   right += __syncthreads_and(thread < 64) && !__syncthreads_and(thread < 63);
@@ -132,73 +216,99 @@ __global__ void primitives_kernel(float* sum) {
   atomicAdd(sum, float(right));
 }
 
+// What a launch is given: values [64], a sum [1], a copy [64], the stream.
+struct Call {
+  const float* from;
+  float *to, *copy;
+  cudaStream_t stream;
+};
+
+const std::map<std::string, void (*)(const Call&)> kLaunches{
+    {"none: barriers", [](const Call& in) { sum_kernel<Barriers::kAll><<<1, kBlock, 0, in.stream>>>(in.from, in.to); }},
+    {"none: primitives", [](const Call& in) { primitives_kernel<<<1, dim3(16, 4), 0, in.stream>>>(in.to); }},
+    {"none: the last thread", [](const Call& in) { last_kernel<<<4, 16, 0, in.stream>>>(in.to); }},
+    {"none: the size of the grid", [](const Call& in) { grid_kernel<<<4, 1, 0, in.stream>>>(in.to); }},
+    {"none: atomics", [](const Call& in) { add_kernel<<<4, 16, 0, in.stream>>>(in.from, in.to, kBlock, true); }},
+    {"none: filled", [](const Call& in) { add_kernel<<<1, kBlock, 0, in.stream>>>(in.copy, in.to, kBlock, true); }},
+    {"none: copied", [](const Call& in) { add_kernel<<<1, kBlock, 0, in.stream>>>(in.copy, in.to, kBlock, true); }},
+    {"a barrier that some threads miss",
+     [](const Call& in) { sum_kernel<Barriers::kSome><<<1, kBlock, 0, in.stream>>>(in.from, in.to); }},
+    {"barriers in two places", [](const Call& in) { parted_kernel<<<1, kBlock, 0, in.stream>>>(in.from, in.to); }},
+    {"no barrier", [](const Call& in) { sum_kernel<Barriers::kNone><<<1, kBlock, 0, in.stream>>>(in.from, in.to); }},
+    {"a vote that half the warp misses",
+     [](const Call& in) { ballot_kernel<<<1, kBlock, 0, in.stream>>>(in.from, in.to); }},
+    {"votes in two places", [](const Call& in) { votes_apart_kernel<<<1, 32, 0, in.stream>>>(in.to); }},
+    {"votes of two masks",
+     [](const Call& in) { vote_kernel<<<1, 32, 0, in.stream>>>(0xffffffffu, 0xffff0000u, in.to); }},
+    {"a vote by a lane that its mask leaves out",
+     [](const Call& in) { vote_kernel<<<1, 32, 0, in.stream>>>(0xfffffffeu, 0xfffffffeu, in.to); }},
+    {"a shuffle by 32 lanes", [](const Call& in) { far_shuffle_kernel<<<1, kBlock, 0, in.stream>>>(in.from, in.to); }},
+    {"a shuffle from a lane that its mask leaves out",
+     [](const Call& in) { absent_shuffle_kernel<<<1, 32, 0, in.stream>>>(in.from, in.to); }},
+    {"sum of what was not zeroed",
+     [](const Call& in) { add_kernel<<<4, 16, 0, in.stream>>>(in.from, in.to, kBlock, true); }},
+    {"shared memory that was not written",
+     [](const Call& in) { forgetful_sum_kernel<<<1, kBlock, 0, in.stream>>>(in.from, in.to); }},
+    {"shared memory that another block wrote",
+     [](const Call& in) { foreign_shared_kernel<<<2, kBlock, 0, in.stream>>>(in.from, in.to); }},
+    {"blocks that add without atomics",
+     [](const Call& in) { add_block_kernel<<<kBlock, 1, 0, in.stream>>>(in.from, in.to); }},
+    {"threads that add without atomics",
+     [](const Call& in) { add_kernel<<<1, kBlock, 0, in.stream>>>(in.from, in.to, kBlock, false); }},
+    {"a thread that writes what others read", [](const Call& in) { late_write_kernel<<<1, 4, 0, in.stream>>>(in.to); }},
+    {"a block that writes what others read", [](const Call& in) { late_write_kernel<<<4, 1, 0, in.stream>>>(in.to); }},
+    {"an addition beside atomic ones", [](const Call& in) { half_atomic_kernel<<<1, 4, 0, in.stream>>>(in.to); }},
+    {"a read past the end",
+     [](const Call& in) { add_kernel<<<1, 16, 0, in.stream>>>(in.from, in.to, kBlock + 1, true); }},
+    {"a write past the end", [](const Call& in) { copy_kernel<<<1, 2, 0, in.stream>>>(in.from, in.to, 2); }},
+    {"a write past the end of a shared variable",
+     [](const Call& in) { outside_shared_kernel<<<1, kBlock, 0, in.stream>>>(in.from, in.to); }},
+    {"a pack that is read past the end",
+     [](const Call& in) { copy_pack_kernel<float2><<<1, 1, 0, in.stream>>>(in.to, in.copy); }},
+    {"a struct that is read past the end",
+     [](const Call& in) { copy_pack_kernel<Six><<<1, 1, 0, in.stream>>>(in.from + 60, in.copy); }},
+    {"a struct that is written past the end",
+     [](const Call& in) { copy_pack_kernel<Six><<<1, 1, 0, in.stream>>>(in.from, in.copy + 60); }},
+    {"a pack that is written past the end of a shared variable",
+     [](const Call& in) { copy_into_shared_kernel<<<1, 1, 0, in.stream>>>(in.from, in.to); }},
+    {"a write to a variable of the library", [](const Call& in) { remember_kernel<<<1, 1, 0, in.stream>>>(in.from, in.to); }},
+    {"a pack at an odd address", [](const Call& in) { packed_kernel<<<1, 1, 0, in.stream>>>(in.from, in.to); }},
+    {"an integer divided by 0", [](const Call& in) { divide_kernel<<<1, 1, 0, in.stream>>>(in.from, in.to); }},
+    {"an assertion that does not hold", [](const Call& in) { assert_kernel<<<2, 2, 0, in.stream>>>(in.from, in.to); }},
+    {"a loop without an end", [](const Call& in) { endless_kernel<<<4, 32, 0, in.stream>>>(in.from, in.to); }},
+    {"a loop without an end that touches no memory",
+     [](const Call& in) { endless_search_kernel<<<4, 32, 0, in.stream>>>(in.from, in.to); }},
+    {"no blocks", [](const Call& in) { add_kernel<<<0, kBlock, 0, in.stream>>>(in.from, in.to, kBlock, true); }},
+    {"2^32 blocks",
+     [](const Call& in) { copy_kernel<<<dim3(1 << 16, 1 << 15, 2), 1, 0, in.stream>>>(in.from, in.to, 1); }},
+    {"too many blocks along y",
+     [](const Call& in) { copy_kernel<<<dim3(1, 65536), 1, 0, in.stream>>>(in.from, in.to, 1); }},
+    {"too many blocks along z",
+     [](const Call& in) { copy_kernel<<<dim3(1, 1, 65536), 1, 0, in.stream>>>(in.from, in.to, 1); }},
+    {"more threads than a block may have",
+     [](const Call& in) { add_kernel<<<1, 1025, 0, in.stream>>>(in.from, in.to, kBlock, true); }},
+    {"more threads along z than a block may have",
+     [](const Call& in) { add_kernel<<<1, dim3(1, 1, 65), 0, in.stream>>>(in.from, in.to, kBlock, true); }},
+    {"more threads than __launch_bounds__",
+     [](const Call& in) { bounded_kernel<<<1, kBlock, 0, in.stream>>>(in.from, in.to); }},
+    {"more shared memory than a block may have",
+     [](const Call& in) { add_kernel<<<1, kBlock, (48 << 10) + 1, in.stream>>>(in.from, in.to, kBlock, true); }},
+    {"more shared memory with the kernel's own",
+     [](const Call& in) { sum_kernel<Barriers::kAll><<<1, kBlock, 48 << 10, in.stream>>>(in.from, in.to); }},
+    {"a memset past the end", [](const Call& in) { STD_CUDA_CHECK(cudaMemsetAsync(in.to, 0, 8, in.stream)); }},
+};
+
 // values: [64] float32, whose sum is returned if nothing is wrong.
 Tensor mistake(const Tensor& values, std::string name) {
   const OnDeviceOf device(values);
-  auto sum = torch::stable::new_empty(values, {1});
-  const float* from = data_of<float>(values);
-  float* to = mutable_data_of<float>(sum);
+  auto sum = torch::stable::new_empty(values, {1}), copy = torch::stable::new_empty(values, {kBlock});
+  const Call call{data_of<float>(values), mutable_data_of<float>(sum), mutable_data_of<float>(copy), device.stream()};
   if (name != "sum of what was not zeroed") torch::stable::zero_(sum);
-  const auto stream = device.stream();
-  if (name == "none: barriers") {
-    sum_kernel<Barriers::kAll><<<1, kBlock, 0, stream>>>(from, to);
-  } else if (name == "none: primitives") {
-    primitives_kernel<<<1, dim3(16, 4), 0, stream>>>(to);
-  } else if (name == "a barrier that some threads miss") {
-    sum_kernel<Barriers::kSome><<<1, kBlock, 0, stream>>>(from, to);
-  } else if (name == "no barrier") {
-    sum_kernel<Barriers::kNone><<<1, kBlock, 0, stream>>>(from, to);
-  } else if (name == "shared memory that was not written") {
-    forgetful_sum_kernel<<<1, kBlock, 0, stream>>>(from, to);
-  } else if (name == "a vote that half the warp misses") {
-    ballot_kernel<<<1, kBlock, 0, stream>>>(from, to);
-  } else if (name == "none: atomics" || name == "sum of what was not zeroed") {
-    add_kernel<<<4, 16, 0, stream>>>(from, to, kBlock, true);
-  } else if (name == "blocks that add without atomics") {
-    add_block_kernel<<<kBlock, 1, 0, stream>>>(from, to);
-  } else if (name == "threads that add without atomics") {
-    add_kernel<<<1, kBlock, 0, stream>>>(from, to, kBlock, false);
-  } else if (name == "a read past the end") {
-    add_kernel<<<1, 16, 0, stream>>>(from, to, kBlock + 1, true);
-  } else if (name == "a write past the end") {
-    copy_kernel<<<1, 2, 0, stream>>>(from, to, 2);
-  } else if (name == "a write past the end of a shared variable") {
-    outside_shared_kernel<<<1, kBlock, 0, stream>>>(from, to);
-  } else if (name == "a pack at an odd address") {
-    packed_kernel<<<1, 1, 0, stream>>>(from, to);
-  } else if (name == "more threads than a block may have") {
-    add_kernel<<<1, 1025, 0, stream>>>(from, to, kBlock, true);
-  } else if (name == "no blocks") {
-    add_kernel<<<0, kBlock, 0, stream>>>(from, to, kBlock, true);
-  } else if (name == "more shared memory than a block may have") {
-    add_kernel<<<1, kBlock, (48 << 10) + 1, stream>>>(from, to, kBlock, true);
-  } else if (name == "a loop without an end") {
-    endless_kernel<<<4, 32, 0, stream>>>(from, to);
-  } else if (name == "a loop without an end that touches no memory") {
-    endless_search_kernel<<<4, 32, 0, stream>>>(from, to);
-  } else if (name == "a shuffle by 32 lanes") {
-    far_shuffle_kernel<<<1, kBlock, 0, stream>>>(from, to);
-  } else if (name == "an integer divided by 0") {
-    divide_kernel<<<1, 1, 0, stream>>>(from, to);
-  } else if (name == "an assertion that does not hold") {
-    assert_kernel<<<2, 2, 0, stream>>>(from, to);
-  } else if (name == "more threads than __launch_bounds__") {
-    bounded_kernel<<<1, kBlock, 0, stream>>>(from, to);
-  } else if (name == "2^32 blocks") {
-    copy_kernel<<<dim3(1 << 16, 1 << 15, 2), 1, 0, stream>>>(from, to, 1);
-  } else if (name == "a memset past the end") {
-    STD_CUDA_CHECK(cudaMemsetAsync(to, 0, 8, stream));
-  } else if (name == "none: filled" || name == "none: copied") {
-    auto copy = torch::stable::new_empty(values, {kBlock});
-    if (name == "none: filled") {
-      torch::stable::fill_(copy, 2.0);
-    } else {
-      torch::stable::copy_(copy, values);
-    }
-    add_kernel<<<1, kBlock, 0, stream>>>(data_of<float>(copy), to, kBlock, true);
-  } else {
-    STD_TORCH_CHECK(false, "no kernel has this mistake: ", name);
-  }
+  if (name == "none: filled") torch::stable::fill_(copy, 2.0);
+  if (name == "none: copied") torch::stable::copy_(copy, values);
+  const auto found = kLaunches.find(name);
+  STD_TORCH_CHECK(found != kLaunches.end(), "no kernel has this mistake: ", name);
+  found->second(call);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return sum;
 }
