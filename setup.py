@@ -36,20 +36,20 @@ def say(message: str) -> None:
 def toolkit_of(nvcc: Path) -> Path:
     """Return the toolkit of an nvcc; nvcc on PATH is often a link, or a script that calls the real one elsewhere."""
     for path in (nvcc.resolve(), nvcc):  # ccache is called by a link of another name
-        told = subprocess.run([path, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
-        if top := re.search(r"^#\$ TOP=(.+)$", told, re.MULTILINE):
+        output = subprocess.run([path, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
+        if top := re.search(r"^#\$ TOP=(.+)$", output, re.MULTILINE):
             return Path(top[1]).resolve()
     return nvcc.parents[1]
 
 
-def complaint(home: Path, version: str) -> str | None:
+def toolkit_problem(home: Path, version: str) -> str | None:
     """Return why a folder cannot be the toolkit of torch's CUDA version, or None if its nvcc compiles a kernel."""
     nvcc = home / "bin" / "nvcc"
     if not nvcc.is_file():
         return "it has no bin/nvcc"
-    told = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
-    if f"release {version.split('.')[0]}." not in told:
-        return f"torch was built with CUDA {version}, its nvcc says {(told.strip() or 'nothing').splitlines()[-1]}"
+    output = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    if f"release {version.split('.')[0]}." not in output:
+        return f"torch was built with CUDA {version}, its nvcc says {(output.strip() or 'nothing').splitlines()[-1]}"
     compiler = ["-ccbin", os.environ["CC"]] if "CC" in os.environ else []  # as torch's build tools call it
     with tempfile.TemporaryDirectory() as folder:
         probe = Path(folder, "probe.cu")
@@ -70,7 +70,7 @@ def find_toolkit(version: str) -> Path | None:
         *([Path(on_path)] if on_path else []),
     ]
     for home in dict.fromkeys(toolkit_of(nvcc) if nvcc.is_file() else nvcc.parents[1] for nvcc in candidates):
-        reason = complaint(home, version)
+        reason = toolkit_problem(home, version)
         if reason is None:
             return home
         say(f"{home} is passed over: {reason}")

@@ -10,7 +10,7 @@ A mutant is tried on the quick tests nearest to its file: of the files of its na
 and so on, until there are four. They run once first, under coverage, and of them those are taken that execute the mutant's line,
 the quickest first; where the line runs at import alone, all. What survives here may still be noticed by tests further away. A mutant that exceeds its time counts
 as noticed.
-A run of tests that breaks off without a verdict, for want of memory say, is told apart and counts as neither.
+A run of tests that breaks off without a verdict, for want of memory say, is reported separately and counts as neither.
 All happens in a copy of the tree; each run of tests is forked from a process that has torch imported.
 """
 
@@ -162,8 +162,8 @@ def measure(tree: Path, file: str, scratch: Path, baseline: Baseline) -> None:
     import coverage
 
     baseline.files.add(file)
-    told, data_file = scratch / "told.json", scratch / "coverage"
-    told.unlink(missing_ok=True)
+    recorded, data_file = scratch / "recorded.json", scratch / "coverage"
+    recorded.unlink(missing_ok=True)
     data_file.unlink(missing_ok=True)
 
     def work() -> int:
@@ -175,14 +175,14 @@ def measure(tree: Path, file: str, scratch: Path, baseline: Baseline) -> None:
         status = run_tests(tree, [file], scratch, [recorder])
         recording.stop()
         recording.save()
-        told.write_text(json.dumps([recorder.fixtures, recorder.seconds, sorted(recorder.failed)]))
+        recorded.write_text(json.dumps([recorder.fixtures, recorder.seconds, sorted(recorder.failed)]))
         return status
 
     forked(work, BASELINE_S, scratch / "baseline.log")
-    if not told.exists():
+    if not recorded.exists():
         print(f"  {file}: did not end, and is left out; see {scratch / 'baseline.log'}")
         return
-    fixtures, seconds, failed = json.loads(told.read_text())
+    fixtures, seconds, failed = json.loads(recorded.read_text())
     if failed:
         print(f"  {file}: {len(failed)} tests do not pass (or skip) without a mistake, and are left out")
     baseline.seconds |= {test: spent for test, spent in seconds.items() if test not in failed}
@@ -238,7 +238,7 @@ def mutants(files: Iterable[str], sample: int, seed: int) -> list[Mutant]:
 
     operators = {name: get_operator(name) for name in operator_names()}
     operators = {name: kind() for name, kind in operators.items() if not kind.arguments()}
-    places: dict[tuple[str, Any, Any], list[tuple[str, int]]] = {}
+    candidates: dict[tuple[str, Any, Any], list[tuple[str, int]]] = {}
     texts = {file: (ROOT / file).read_text(encoding="utf-8") for file in sorted(files)}
     for file, text in texts.items():
         nodes, left_alone = list(ast_nodes(get_ast(text))), annotations(text)
@@ -246,14 +246,14 @@ def mutants(files: Iterable[str], sample: int, seed: int) -> list[Mutant]:
             positions = [position for node in nodes for position in operator.mutation_positions(node)]
             for occurrence, (start, end) in enumerate(positions):
                 if not any(first <= start < last for first, last in left_alone):
-                    places.setdefault((file, start, end), []).append((name, occurrence))
-    dice = random.Random(seed)
-    chosen = dice.sample(sorted(places), min(sample, len(places)))
-    print(f"{len(chosen)} of {len(places)} places in {len(texts)} files, seed {seed}")
+                    candidates.setdefault((file, start, end), []).append((name, occurrence))
+    rng = random.Random(seed)
+    chosen = rng.sample(sorted(candidates), min(sample, len(candidates)))
+    print(f"{len(chosen)} of {len(candidates)} places in {len(texts)} files, seed {seed}")
     found = []
     for file, start, end in chosen:  # in the order drawn, so that a run that is broken off is a sample too
-        mistakes = places[file, start, end]
-        for name, occurrence in dice.sample(mistakes, len(mistakes)):
+        mistakes = candidates[file, start, end]
+        for name, occurrence in rng.sample(mistakes, len(mistakes)):
             mutated = mutate_code(texts[file], operators[name], occurrence)
             assert mutated is not None
             if is_python(mutated):
@@ -332,9 +332,9 @@ def verdict(mutant: Mutant, tree: Path, tests: Sequence[str], baseline: Baseline
         place.write_text(mutant.original, encoding="utf-8")
     if status == pytest.ExitCode.OK:
         return "SURVIVES"
-    is_told = status in (None, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED)
+    is_noticed = status in (None, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED)
     is_unreadable = status == pytest.ExitCode.USAGE_ERROR and "ERROR collecting" in log.read_text()
-    return "noticed" if is_told or is_unreadable else "UNDECIDED"
+    return "noticed" if is_noticed or is_unreadable else "UNDECIDED"
 
 
 def changed_lines(mutant: Mutant) -> list[str]:

@@ -64,11 +64,11 @@ def _read(run_dir: Path) -> dict[str, Any] | Result:
 def _require_same_evaluation(before: tuple[str, dict[str, Any]], after: tuple[str, dict[str, Any]]) -> None:
     (name, one), (other_name, other) = before, after
     if one["data_hash"] != other["data_hash"]:
-        told = [
+        evaluated = [
             f"{n}: {report['images']} images, data_hash {report['data_hash'][:12]}…" for n, report in (before, after)
         ]
         raise CompareError(
-            f"{name} and {other_name}: must be evaluated on the same data, got {' and '.join(told)}; "
+            f"{name} and {other_name}: must be evaluated on the same data, got {' and '.join(evaluated)}; "
             "evaluate both with one data.prepared_dir and evaluate.split"
         )
 

@@ -57,13 +57,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         result = run(config, checkpoint=args.checkpoint, output=args.output)
     console = Console(highlight=False, soft_wrap=True)
     for program in result.programs:
-        count, far = program["checked_images"], max(program["largest_differences"].values(), default=0.0)
-        told = (
-            f"equal to the network within {far:.2g} on {count} images"
+        count, difference = program["checked_images"], max(program["largest_differences"].values(), default=0.0)
+        agreement = (
+            f"equal to the network within {difference:.2g} on {count} images"
             if count
             else "not checked: no image has its size"
         )
-        console.print(f"{result.folder / program['file']}: {told}")
+        console.print(f"{result.folder / program['file']}: {agreement}")
 
 
 if __name__ == "__main__":

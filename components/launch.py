@@ -66,11 +66,11 @@ def _visible_gpus() -> int:
 def _run(command: Sequence[str]) -> int:
     """Run a command and pass SIGTERM on to it; torchrun gives its processes 30 s to end, then exits with 1."""
     process = subprocess.Popen(command)
-    was_told = False
+    was_terminated = False
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        nonlocal was_told
-        was_told = True
+        nonlocal was_terminated
+        was_terminated = True
         process.send_signal(number)
 
     with handled([signal.SIGTERM], pass_on):
@@ -79,4 +79,4 @@ def _run(command: Sequence[str]) -> int:
         except KeyboardInterrupt:  # the terminal has sent it to torchrun as well
             process.wait()
             raise
-    return STATUS_OF_SIGTERM if was_told and status else status
+    return STATUS_OF_SIGTERM if was_terminated and status else status

@@ -71,8 +71,8 @@ def run(config: Config, *, run_id: str = "", skip_test: bool = False, out: TextI
             was_adopted = _submit(api, manifest, say)
             _follow(api, name, say, write)
         except (JobTimeoutError, KeyboardInterrupt, SystemExit) as error:
-            told = "timed out" if isinstance(error, JobTimeoutError) else "cancelled"
-            say(f"{name} is being deleted: {told}")
+            reason = "timed out" if isinstance(error, JobTimeoutError) else "cancelled"
+            say(f"{name} is being deleted: {reason}")
             is_gone = api.delete(name)
             say(f"{name} is deleted" if is_gone else f"{name} is marked as deleted, its pods are still ending")
             raise
@@ -135,11 +135,11 @@ def _follow(api: JobApi, name: str, say: Callable[[str], None], write: Callable[
 @contextmanager
 def _signals_raise() -> Iterator[None]:
     """Raise SystemExit at the first SIGTERM, unless Ctrl-C came before; ignore more, so that the job is deleted."""
-    was_told = False
+    was_signalled = False
 
     def on_signal(number: int, _: object) -> None:
-        nonlocal was_told
-        is_first, was_told = not was_told, True
+        nonlocal was_signalled
+        is_first, was_signalled = not was_signalled, True
         if number == signal.SIGINT:
             raise KeyboardInterrupt  # a second one ends the wait for the deletion, which continues
         if is_first:

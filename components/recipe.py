@@ -34,7 +34,7 @@ _WRITTEN = re.compile(r"# Written by: (?P<command>.*) \(fingerprint (?P<fingerpr
 # Text that YAML 1.1 and 1.2 both read as it stands; other text is quoted.
 _PLAIN = re.compile(r"([A-Za-z_/]|\.\.?/)[\w./:=-]*(?<!:)|\d+[KMGT]i", re.ASCII)
 _PLAIN_IN_LIST = re.compile(r"[A-Za-z_]\w*", re.ASCII)
-_NO_TEXT = {"true", "false", "yes", "no", "on", "off", "y", "n", "null"}
+_NOT_TEXT = {"true", "false", "yes", "no", "on", "off", "y", "n", "null"}
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,8 @@ def _summary(name: str, header: str) -> Summary:
     """The first line is the purpose; `# Word: …` is what the word names, with the indented lines that follow it."""
     unfolded = re.sub(r"\n#  +", " ", header)
     purpose, *lines = [line[1:].strip() for line in unfolded.splitlines()]
-    said = {word: text.strip() for word, _, text in (line.partition(":") for line in lines)}
-    return Summary(name, purpose, said["Hardware"], said["Time"], said["AP"])
+    parts = {word: text.strip() for word, _, text in (line.partition(":") for line in lines)}
+    return Summary(name, purpose, parts["Hardware"], parts["Time"], parts["AP"])
 
 
 def _refuse_to_lose(output: Path) -> None:
@@ -145,7 +145,7 @@ def _inline(value: Any, plain: re.Pattern[str] = _PLAIN) -> str:
     if isinstance(value, list):
         return f"[{', '.join(_inline(one, _PLAIN_IN_LIST) for one in value)}]"
     if isinstance(value, str):
-        return value if plain.fullmatch(value) and value.lower() not in _NO_TEXT else _quoted(value)
+        return value if plain.fullmatch(value) and value.lower() not in _NOT_TEXT else _quoted(value)
     if isinstance(value, float) and 1e-9 < abs(value) < 1e16:
         return f"{Decimal(repr(value)):f}"  # 0.00004 for 4e-05
     return ".inf" if value == math.inf else json.dumps(value)

@@ -48,8 +48,8 @@ def require_boxes(boxes: Tensor, op: str, argument: str, dims: tuple[int, ...] =
 def require_pyramid(features: Sequence[Tensor], op: str) -> None:
     """Raise a ValueError unless these are 1 to MAX_PYRAMID_LEVELS levels [N, C, H_l, W_l] of one N, C and dtype."""
     require(0 < len(features) <= MAX_PYRAMID_LEVELS, op, "features", f"1 to {MAX_PYRAMID_LEVELS} levels", len(features))
-    kinds = [(level.dim(), *level.shape[:2], level.dtype) for level in features]
-    is_uniform = kinds == kinds[:1] * len(kinds) and features[0].dim() == 4 and features[0].is_floating_point()
+    layouts = [(level.dim(), *level.shape[:2], level.dtype) for level in features]
+    is_uniform = layouts == layouts[:1] * len(layouts) and features[0].dim() == 4 and features[0].is_floating_point()
     require(
         is_uniform and all(min(level.shape[1:]) > 0 for level in features),
         op,

@@ -110,14 +110,14 @@ class Server:
             403: f"the token's account must have the right to do so in the namespace {self.namespace or 'of the server'} (--namespace)",
             404: "nothing is there: --endpoint must be the root of Kubeflow Pipelines, version 2, and --namespace must be there",
         }
-        said = f"{self.endpoint}: {what}: {error.status} {error.reason} {_message(error)}".strip()
-        return f"{said}; {advice[error.status]}" if error.status in advice else said
+        text = f"{self.endpoint}: {what}: {error.status} {error.reason} {_message(error)}".strip()
+        return f"{text}; {advice[error.status]}" if error.status in advice else text
 
 
 def _message(error: Any) -> str:
     """The message in the server's JSON answer."""
     try:
-        told = json.loads(error.body)
-        return str(told.get("message") or told.get("error") or told)
+        answer = json.loads(error.body)
+        return str(answer.get("message") or answer.get("error") or answer)
     except (ValueError, TypeError, AttributeError):
         return str(error.body or "")[:500]

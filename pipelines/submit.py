@@ -95,12 +95,12 @@ def _upload(server: Server, name: str, text: str) -> Any:
             upload = server.uploads.upload_pipeline
             pipeline = server.ask("upload the pipeline", upload, str(path), name=name, **server.scope)
             what = "is new"
-        told: dict[str, Any] = {"pipeline_id": pipeline.pipeline_id}
+        scope: dict[str, Any] = {"pipeline_id": pipeline.pipeline_id}
         list_versions = server.pipelines.pipeline_service_list_pipeline_versions
-        version = server.find("find the version", list_versions, "pipeline_versions", digest, **told)
+        version = server.find("find the version", list_versions, "pipeline_versions", digest, **scope)
         if version is None:
-            told = {"name": digest, "pipelineid": pipeline.pipeline_id}
-            version = server.ask("upload the version", server.uploads.upload_pipeline_version, str(path), **told)
+            scope = {"name": digest, "pipelineid": pipeline.pipeline_id}
+            version = server.ask("upload the version", server.uploads.upload_pipeline_version, str(path), **scope)
             link = server.link("pipelines", f"{pipeline.pipeline_id}/version/{version.pipeline_version_id}")
             print(f"pipeline {name} {what}, version {digest}: {link}", flush=True)
     return version
@@ -122,10 +122,10 @@ def _experiment(server: Server, name: str) -> str:
 
 def _follow(server: Server, run_id: str, timeout_s: float) -> int:
     until_s = time.monotonic() + timeout_s if timeout_s else float("inf")
-    told: dict[str, str] = {}
+    states: dict[str, str] = {}
     while True:
         run = server.ask("look at the run", server.runs.run_service_get_run, run_id, patience_s=_PATIENCE_S)
-        _tell_changes(run, told)
+        _print_changes(run, states)
         if run.state in _ENDS:
             return _end(run, server)
         if time.monotonic() >= until_s:
@@ -135,11 +135,11 @@ def _follow(server: Server, run_id: str, timeout_s: float) -> int:
         time.sleep(min(_POLL_S, max(0.0, until_s - time.monotonic())))
 
 
-def _tell_changes(run: Any, told: dict[str, str]) -> None:
+def _print_changes(run: Any, states: dict[str, str]) -> None:
     """Say once what became of each step."""
     for task in _tasks(run):
-        if task.state and told.get(task.task_id) != task.state:
-            told[task.task_id] = task.state
+        if task.state and states.get(task.task_id) != task.state:
+            states[task.task_id] = task.state
             print(f"{task.display_name}: {task.state}", flush=True)
 
 

@@ -24,10 +24,12 @@ def summary_table(evaluation: dict[str, Any]) -> Table:
     names = _SHOWN_RECALL if "proposals" in evaluation else _SHOWN_AP
     for name in names:
         table.add_column(name, justify="right")
-    for kind, label in TITLES.items():
-        if kind not in evaluation:
+    for result_type, label in TITLES.items():
+        if result_type not in evaluation:
             continue
-        scores = [(evaluation[kind] or {}).get(name) for name in names]  # no scores at all with evaluate.skip_eval
+        scores = [
+            (evaluation[result_type] or {}).get(name) for name in names
+        ]  # no scores at all with evaluate.skip_eval
         table.add_row(label, *map(number, scores))
     return table
 

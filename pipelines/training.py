@@ -28,19 +28,21 @@ def training(placement: Placement, params: str, overrides: list[str]) -> BaseCom
 
     @dsl.pipeline(name=NAMES["training"], description="Mask R-CNN: from raw data to a model with its AP and speed.")
     def pipeline(params: str = defaults[0], overrides: list[str] = defaults[1]) -> None:
-        told = {"params": params, "overrides": overrides}
-        with ExitHandler(place("finish", steps.finish(**told, is_study=False))):
-            raw = place("download", steps.download(**told))
-            data = place("prepare", steps.prepare(**told, raw=raw.outputs["raw"]))
+        inputs = {"params": params, "overrides": overrides}
+        with ExitHandler(place("finish", steps.finish(**inputs, is_study=False))):
+            raw = place("download", steps.download(**inputs))
+            data = place("prepare", steps.prepare(**inputs, raw=raw.outputs["raw"]))
             trained = place(
                 "train",
-                placement.train(**told, dataset=data.outputs["dataset"], pipeline_run=dsl.PIPELINE_JOB_ID_PLACEHOLDER),
+                placement.train(
+                    **inputs, dataset=data.outputs["dataset"], pipeline_run=dsl.PIPELINE_JOB_ID_PLACEHOLDER
+                ),
             )
             model = trained.outputs["model"]
-            scored = place("evaluate", steps.evaluate(**told, model=model))
-            drawn = place("predict", steps.predict(**told, model=model).after(scored))
-            timed = place("benchmark", steps.benchmark(**told, model=model).after(drawn))
-            place("register", steps.register(**told, model=model).after(timed))
+            scored = place("evaluate", steps.evaluate(**inputs, model=model))
+            drawn = place("predict", steps.predict(**inputs, model=model).after(scored))
+            timed = place("benchmark", steps.benchmark(**inputs, model=model).after(drawn))
+            place("register", steps.register(**inputs, model=model).after(timed))
 
     return pipeline
 
@@ -57,19 +59,22 @@ def stability(placement: Placement, params: str, overrides: list[str]) -> BaseCo
 
     @dsl.pipeline(name=NAMES["stability"], description="Mask R-CNN from several seeds: mean and deviation of AP.")
     def pipeline(params: str = defaults[0], overrides: list[str] = defaults[1]) -> None:
-        told = {"params": params, "overrides": overrides}
-        with ExitHandler(place("finish", steps.finish(**told, is_study=True))):
-            raw = place("download", steps.download(**told))
-            data = place("prepare", steps.prepare(**told, raw=raw.outputs["raw"]))
-            listed = place("seeds", steps.seeds(**told))
+        inputs = {"params": params, "overrides": overrides}
+        with ExitHandler(place("finish", steps.finish(**inputs, is_study=True))):
+            raw = place("download", steps.download(**inputs))
+            data = place("prepare", steps.prepare(**inputs, raw=raw.outputs["raw"]))
+            listed = place("seeds", steps.seeds(**inputs))
             with ParallelFor(listed.output, parallelism=placement.parallel) as seed:
                 trained = place(
                     "train",
                     placement.train(
-                        **told, dataset=data.outputs["dataset"], pipeline_run=dsl.PIPELINE_JOB_ID_PLACEHOLDER, seed=seed
+                        **inputs,
+                        dataset=data.outputs["dataset"],
+                        pipeline_run=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+                        seed=seed,
                     ),
                 )
-                scored = place("evaluate", steps.evaluate(**told, model=trained.outputs["model"], seed=seed))
-            place("summarise", steps.summarise(**told, evaluations=Collected(scored.outputs["metrics"])))
+                scored = place("evaluate", steps.evaluate(**inputs, model=trained.outputs["model"], seed=seed))
+            place("summarise", steps.summarise(**inputs, evaluations=Collected(scored.outputs["metrics"])))
 
     return pipeline

@@ -35,21 +35,23 @@ def check(name: str, call: Check) -> None:
     """Run one check and print its result; end the program if the CUDA context is lost."""
     began = time.perf_counter()
     try:
-        told = call()
+        reason = call()
         if DEVICE.type == "cuda":
             torch.cuda.synchronize()
     except Exception as error:
-        told = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         traceback.print_exc(limit=3)
-    print(f"{'FAIL' if told else 'ok  '} {name:52} {time.perf_counter() - began:6.2f} s {told or ''}", flush=True)
-    if told:
+    print(f"{'FAIL' if reason else 'ok  '} {name:52} {time.perf_counter() - began:6.2f} s {reason or ''}", flush=True)
+    if reason:
         failures.append(name)
-        if DEVICE.type == "cuda" and any(word in told for word in LOST):
+        if DEVICE.type == "cuda" and any(word in reason for word in LOST):
             print("FAIL the CUDA context is lost: the rest cannot be tried in this process", flush=True)
             sys.exit(len(failures))
 
 
-def far(got: Tensor | tuple[Tensor, ...], want: Tensor | tuple[Tensor, ...], tolerance: float = 1e-4) -> str | None:
+def difference(
+    got: Tensor | tuple[Tensor, ...], want: Tensor | tuple[Tensor, ...], tolerance: float = 1e-4
+) -> str | None:
     """Describe how two results differ, or return None."""
     pairs = zip(got, want, strict=True) if isinstance(got, tuple) else [(got, want)]
     for one, other in pairs:
@@ -67,11 +69,11 @@ def full_size(operator: str) -> str | None:
         got, want = ours.ours(), theirs.ours()
         if isinstance(want, list):
             differing = sum(a != b for a, b in zip(got, want, strict=True))
-            told = f"{differing} of {len(want)} differ" if differing else None
+            reason = f"{differing} of {len(want)} differ" if differing else None
         else:
-            told = far(got, want)
-        if told:
-            return f"{ours.name}: {told}"
+            reason = difference(got, want)
+        if reason:
+            return f"{ours.name}: {reason}"
     return None
 
 
@@ -89,7 +91,7 @@ def roi_align(dtype: torch.dtype, deterministic: bool) -> str | None:
         )
         results.append((out.detach(), *torch.autograd.grad(out, features, torch.ones_like(out))))
         torch.use_deterministic_algorithms(False)
-    return far(results[1], results[0], {torch.bfloat16: 0.15, torch.float16: 0.05}.get(dtype, 1e-3))
+    return difference(results[1], results[0], {torch.bfloat16: 0.15, torch.float16: 0.05}.get(dtype, 1e-3))
 
 
 def training_step(dtype: str) -> str | None:
@@ -122,8 +124,8 @@ def main() -> None:
         check(f"{name}, full size, beside the CPU's", lambda name=name: full_size(name))
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for deterministic in (False, True):
-            told = f"multilevel_roi_align {dtype}{', deterministic' if deterministic else ''}"
-            check(told, lambda dtype=dtype, deterministic=deterministic: roi_align(dtype, deterministic))
+            name = f"multilevel_roi_align {dtype}{', deterministic' if deterministic else ''}"
+            check(name, lambda dtype=dtype, deterministic=deterministic: roi_align(dtype, deterministic))
     for dtype in ("float32", "bfloat16", *(["float16"] if DEVICE.type == "cuda" else [])):  # it takes minutes on a CPU
         check(f"training step {dtype}", lambda dtype=dtype: training_step(dtype))
     print(f"{len(failures)} failures", flush=True)

@@ -64,39 +64,39 @@ def machine() -> str:
 
     made = environment()
     hardware, versions = made["hardware"], made["versions"]
-    told = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    packages = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     return (
         f"{datetime.datetime.now(datetime.UTC).date()}, commit {made['commit'] or 'unknown'}, "
-        f"{hardware['gpu'] or hardware['cpu']}{driver()}, {hardware['cores']} cores; {told}.\n`.ci/gpu/session`; steps of the network are waited for in groups of `benchmark.steps_per_wait`."
+        f"{hardware['gpu'] or hardware['cpu']}{driver()}, {hardware['cores']} cores; {packages}.\n`.ci/gpu/session`; steps of the network are waited for in groups of `benchmark.steps_per_wait`."
     )
 
 
 def steps() -> str:
     rows = rows_of_steps()
-    told = table(["step", "", "s", "at s"], rows)
+    text = table(["step", "", "s", "at s"], rows)
     if any(name.startswith("ONLY=") for name, *_ in rows):
-        told += (
+        text += (
             "\n\nSteps below the last row with ONLY ran in this call. Others, and their figures, are of earlier calls."
         )
-    return told
+    return text
 
 
 def smoke() -> str:
     lines = log("smoke")
-    told = [line for line in lines if line.startswith("FAIL")] + lines[-1:]
-    return "\n".join(f"- {line[:250]}" for line in told)
+    text = [line for line in lines if line.startswith("FAIL")] + lines[-1:]
+    return "\n".join(f"- {line[:250]}" for line in text)
 
 
 def tests() -> str:
-    told = []
+    text = []
     for name in ("tests_model", "tests_operators"):
         lines = log(name)
         bad = [line for line in lines if line.startswith(("FAILED", "ERROR", "E   "))][:30]
         ends = [line for line in lines if re.search(r"\d+ (passed|failed|error|deselected)|tests? collected", line)][
             -1:
         ]
-        told += [f"- {name}: {line.strip('= ')[:250]}" for line in (*bad, *ends)]
-    return "\n".join(told)
+        text += [f"- {name}: {line.strip('= ')[:250]}" for line in (*bad, *ends)]
+    return "\n".join(text)
 
 
 def demo() -> str:
@@ -168,8 +168,8 @@ def operators() -> str:
 
 def sanitizers() -> str:
     words = re.compile(r"ERROR SUMMARY|RACECHECK SUMMARY|Invalid|hazard|differs|Error:")
-    told = [(name, line) for name in ("memcheck", "racecheck") for line in log(name) if words.search(line)]
-    return "\n".join(f"- {name}: {line.strip('= ')[:200]}" for name, line in told[-25:])
+    messages = [(name, line) for name in ("memcheck", "racecheck") for line in log(name) if words.search(line)]
+    return "\n".join(f"- {name}: {line.strip('= ')[:200]}" for name, line in messages[-25:])
 
 
 PARTS: dict[str, Callable[[], str]] = {
@@ -182,9 +182,9 @@ PARTS: dict[str, Callable[[], str]] = {
 
 def main() -> None:
     """Print each part below its title; omit empty parts."""
-    for title, tell in PARTS.items():
+    for title, make in PARTS.items():
         try:
-            text = tell()
+            text = make()
         except Exception as error:  # the others are reported all the same
             text = f"Cannot be read: {type(error).__name__}: {error}"
         if text:

@@ -316,10 +316,10 @@ def _instances(rng: np.random.Generator, boxes: Boxes) -> CocoInstances:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read a Case as JSON from the command line, print its Measurement as JSON."""
-    (case,) = sys.argv[1:] if argv is None else argv
-    told = Case.model_validate_json(case)
-    with process_group(pick_device(told.device), timeout_s=600):
-        measurement = measure(told)
+    (text,) = sys.argv[1:] if argv is None else argv
+    case = Case.model_validate_json(text)
+    with process_group(pick_device(case.device), timeout_s=600):
+        measurement = measure(case)
         if is_main():
             print(measurement.model_dump_json())
 

@@ -109,12 +109,13 @@ def _take_turn(evaluator: Evaluator, results: list[Result], iou_type: IouType) -
 def _row(turns: list[Turn], reference: list[Turn]) -> dict[str, Any]:
     score_s = median(turn.score_s for turn in turns)
     total_s = median(turn.load_s + turn.score_s for turn in turns)
-    mine, theirs = turns[0].curves, reference[0].curves
+    curves, expected = turns[0].curves, reference[0].curves
     return {
         "load_s": median(turn.load_s for turn in turns),
         "score_s": score_s,
         "total_s": total_s,
         "times_faster_score": median(turn.score_s for turn in reference) / score_s,
         "times_faster_total": median(turn.load_s + turn.score_s for turn in reference) / total_s,
-        "identical": np.array_equal(mine.precision, theirs.precision) and np.array_equal(mine.recall, theirs.recall),
+        "identical": np.array_equal(curves.precision, expected.precision)
+        and np.array_equal(curves.recall, expected.recall),
     }

@@ -101,8 +101,8 @@ def _photograph(rng: np.random.Generator) -> NDArray[np.uint8]:
     frequency = np.hypot(np.fft.fftfreq(height)[:, None] * height, np.fft.rfftfreq(width)[None] * width)
     frequency[0, 0] = np.inf  # the mean is set below
     spectra = np.fft.rfft2(rng.standard_normal((4, height, width))) / frequency**1.5  # 1.5 gives about 100 kB
-    light, *colours = np.fft.irfft2(spectra, (height, width))
-    planes = [light / light.std() * 0.9 + colour / colour.std() * 0.44 for colour in colours]
+    luminance, *colours = np.fft.irfft2(spectra, (height, width))
+    planes = [luminance / luminance.std() * 0.9 + colour / colour.std() * 0.44 for colour in colours]
     return np.clip(128 + 55 * np.stack(planes, axis=-1), 0, 255).astype(np.uint8)
 
 
@@ -165,9 +165,9 @@ def _time_rivals(paths: list[Path]) -> dict[str, dict[str, float]]:
         warnings.simplefilter("ignore", DeprecationWarning)  # torchvision deprecates its codecs
         for _ in range(_ROUNDS):
             for name, steps in rivals.items():
-                for step, spent in zip(steps, times[name], strict=True):
+                for step, times_ms in zip(steps, times[name], strict=True):
                     step(paths[0])
-                    spent += [_milliseconds(step, path) for path in paths]
+                    times_ms += [_milliseconds(step, path) for path in paths]
     return {
         name: {"decode": float(np.median(decode)), "whole": float(np.median(whole))}
         for name, (decode, whole) in times.items()
@@ -183,12 +183,12 @@ def _milliseconds(step: Step, path: Path) -> float:
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """Limit torch to one thread within the context, as in a worker."""
-    usual = torch.get_num_threads()
+    num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(usual)
+        torch.set_num_threads(num_threads)
 
 
 def _time_batches(folder: Path, config: Config) -> dict[str, Any]:

@@ -37,10 +37,12 @@ def in_fresh_process(case: Case, *, threads: int | None = None) -> Measurement:
     environment |= {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
-        told = [line for line in done.stderr.strip().splitlines() if "Error" in line]
-        last_words = (told or done.stderr.strip().splitlines())[-1:] or [f"exit status {done.returncode}, nothing said"]
+        errors = [line for line in done.stderr.strip().splitlines() if "Error" in line]
+        last_lines = (errors or done.stderr.strip().splitlines())[-1:] or [
+            f"exit status {done.returncode}, nothing said"
+        ]
         raise BenchmarkError(
-            f"benchmark of {case.mode}, {case.dtype}, batch {case.batch}, {case.height} × {case.width} failed: {last_words[0].strip()}; "
+            f"benchmark of {case.mode}, {case.dtype}, batch {case.batch}, {case.height} × {case.width} failed: {last_lines[0].strip()}; "
             "try a smaller benchmark.batch_sizes or benchmark.height_px and width_px"
         )
     return Measurement.model_validate_json(done.stdout.splitlines()[-1])

@@ -74,9 +74,9 @@ def synthetic_results(rng: Generator, objects: Objects, iou_type: IouType, detec
     distance = rng.gamma(2.0, 0.06, source.size)  # distance from the object, relative to its sides
     boxes = np.where(is_noise[:, None], _boxes(rng, source.size), _moved(rng, objects.boxes[source], distance))
     labels = np.where(is_noise, _labels(rng, source.size), objects.labels[source])
-    sureness = np.where(is_noise, rng.beta(1, 8, source.size), np.exp(-4 * distance) * rng.beta(8, 2, source.size))
+    confidence = np.where(is_noise, rng.beta(1, 8, source.size), np.exp(-4 * distance) * rng.beta(8, 2, source.size))
     found = Objects(objects.image_ids[source], labels, boxes)
-    scores = sureness.astype(np.float32).tolist()  # precision of a network's scores
+    scores = confidence.astype(np.float32).tolist()  # precision of a network's scores
     results = []
     for (image_id, label, xywh), score in zip(found.rows(), scores, strict=True):
         result = {"image_id": image_id, "category_id": label, "score": score}

@@ -166,8 +166,8 @@ class JobApi:
             403: f"bind the Role of k8s/base/launcher.yaml in {namespace} to the account that runs this",
             404: f"create the namespace {namespace} with kubectl apply -k k8s/base; {self._plural} need Kubeflow's operator (cluster.api)",
         }
-        said = f"{self._server}: {what} {self._plural} in {namespace}: {error.status} {error.reason}: {message}"
-        return f"{said}; {advice[error.status]}" if error.status in advice else said
+        text = f"{self._server}: {what} {self._plural} in {namespace}: {error.status} {error.reason}: {message}"
+        return f"{text}; {advice[error.status]}" if error.status in advice else text
 
 
 def _import_kubernetes() -> Any:

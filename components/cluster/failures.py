@@ -64,8 +64,8 @@ def _of_pod(pod: Json, events: list[Json]) -> Iterator[Failure]:
         waiting = container.get("state", {}).get("waiting", {})
         if waiting.get("reason") in _STUCK:
             reason = waiting["reason"]
-            said = waiting.get("message", "no message")
-            yield Failure("stuck", name, f"pod {name}: {reason}: {said}; check {_STUCK[reason]}")
+            message = waiting.get("message", "no message")
+            yield Failure("stuck", name, f"pod {name}: {reason}: {message}; check {_STUCK[reason]}")
     for condition in status.get("conditions", []):
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
             message = _latest(events, name.__eq__, "FailedScheduling") or condition.get("message", "")

@@ -66,27 +66,27 @@ class LogFollower:
         pause_s, tries = self._pause_s, 0
         while self._target:
             is_last = self._is_ending.is_set()  # set before reading, so that all lines until now are read
-            told = self._read_once(*self._target, follow=not is_last)
+            written = self._read_once(*self._target, follow=not is_last)
             tries += is_last
             if is_last and (self._is_whole or tries == _LAST_TRIES):
                 return
-            pause_s = self._pause_s if told else min(2 * pause_s, self._max_pause_s)
+            pause_s = self._pause_s if written else min(2 * pause_s, self._max_pause_s)
             time.sleep(self._pause_s) if is_last else self._is_ending.wait(pause_s)
 
     def _read_once(self, pod: str, container: str, *, follow: bool) -> int:
         """Write new lines until the stream ends; return their number."""
-        since_s, told, rest = self._filter.begin(), 0, b""
+        since_s, written, rest = self._filter.begin(), 0, b""
         self._is_whole = False
         try:
             for chunk in self._read(pod, container, since_s=since_s, follow=follow):
                 *lines, rest = (rest + chunk).split(b"\n")
-                told += sum(self._tell(line) for line in lines)
+                written += sum(self._write_new(line) for line in lines)
         except LogCutError:
-            return told  # a partial line is dropped; it is read again as a whole
+            return written  # a partial line is dropped; it is read again as a whole
         self._is_whole = True
-        return told + self._tell(rest) if rest else told
+        return written + self._write_new(rest) if rest else written
 
-    def _tell(self, line: bytes) -> int:
+    def _write_new(self, line: bytes) -> int:
         text = self._filter.take(line.decode(errors="replace"))
         if text is None:
             return 0

@@ -59,11 +59,11 @@ def _pytorchjob(job: Description) -> Manifest:
         "activeDeadlineSeconds": cluster.pending_timeout_s + cluster.run_timeout_s,
         "ttlSecondsAfterFinished": cluster.ttl_s,
     }
-    least = cluster.min_nodes or cluster.nodes
+    min_nodes = cluster.min_nodes or cluster.nodes
     if cluster.scheduler == "volcano":
-        spec["runPolicy"]["schedulingPolicy"] = {"queue": cluster.queue, "minAvailable": least}
+        spec["runPolicy"]["schedulingPolicy"] = {"queue": cluster.queue, "minAvailable": min_nodes}
     if cluster.form == "elastic":
-        spec["elasticPolicy"] |= {"minReplicas": least, "maxReplicas": cluster.nodes}
+        spec["elasticPolicy"] |= {"minReplicas": min_nodes, "maxReplicas": cluster.nodes}
         conf = spec["elasticPolicy"]["rdzvConf"]
         conf.append({"key": "join_timeout", "value": str(cluster.pending_timeout_s)})  # nodes may start this far apart
         spec["pytorchReplicaSpecs"] = {"Worker": _replicas(job, cluster.nodes)}
@@ -120,8 +120,8 @@ def _name(manifest: Manifest, job: Description) -> None:
 def digest(job: Description) -> str:
     """Digest of a job, to distinguish jobs of one name: everything but the launcher's time limits."""
     waits = {"context", "pending_timeout_s", "stuck_timeout_s", "run_timeout_s", "api_timeout_s", "poll_s"}
-    told = [job.name, job.command, job.env, job.cluster.model_dump(mode="json", exclude=waits)]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+    identity = [job.name, job.command, job.env, job.cluster.model_dump(mode="json", exclude=waits)]
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _pod(job: Description) -> Manifest:

@@ -90,8 +90,8 @@ class Follower:
             return True
         failed = condition(job, "Failed")
         if failed:
-            said = f"{failed.get('reason', '')}: {failed.get('message', '')}"
-            raise JobFailedError(self._with_reasons(f"{job['kind']} {name} failed: {said}"))
+            message = f"{failed.get('reason', '')}: {failed.get('message', '')}"
+            raise JobFailedError(self._with_reasons(f"{job['kind']} {name} failed: {message}"))
         is_running = any(pod.get("status", {}).get("phase") == "Running" for pod in pods)
         self._check_times(name, is_running, [failure for failure in failures if failure.kind == "stuck"])
         if condition(job, "Suspended"):

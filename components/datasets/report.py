@@ -74,9 +74,9 @@ def draw_report(path: Path, reports: dict[str, SplitReport], index: CocoIndex) -
 
 
 def _bars(axes: Axes, names: list[str], counts: list[int], rank: int, label: str) -> None:
-    places = np.arange(len(names))
-    axes.bar(places + 0.4 * rank, counts, width=0.4, align="edge", label=label)
-    axes.set_xticks(places + 0.4, names)
+    positions = np.arange(len(names))
+    axes.bar(positions + 0.4 * rank, counts, width=0.4, align="edge", label=label)
+    axes.set_xticks(positions + 0.4, names)
 
 
 def _draw_sample(axes: Axes, index: CocoIndex, i: int) -> None:

@@ -18,7 +18,7 @@ FILE_NAME = "before.json"
 IMAGES = 4
 
 
-def look_before(untrained: Predictor, index: CocoIndex, run_dir: Path) -> None:
+def write_before(untrained: Predictor, index: CocoIndex, run_dir: Path) -> None:
     """Write the network's current detections in IMAGES images, spread over a split."""
     found = untrained.objects(_images(index), batch_size=1, score_threshold=DRAWN_SCORE)
     content = {

@@ -91,7 +91,7 @@ def _print(evaluation: CocoEvaluation | None, run_dir: Path, trained: Trained) -
 def score_table(evaluation: CocoEvaluation) -> Table:
     """Table of the twelve scores of boxes and masks, or of the recall of proposals."""
     table = Table()
-    for column in ("", *(TITLES[kind] for kind in evaluation.scores)):
+    for column in ("", *(TITLES[result_type] for result_type in evaluation.scores)):
         table.add_column(column, justify="right" if column else "left")
     for name in next(iter(evaluation.scores.values())):
         table.add_row(name, *(number(scores[name]) for scores in evaluation.scores.values()))
@@ -101,8 +101,8 @@ def score_table(evaluation: CocoEvaluation) -> Table:
 def class_table(evaluation: CocoEvaluation) -> Table:
     """Table of AP per class."""
     table = Table()
-    for column in ("class", *(f"{TITLES[kind]} AP" for kind in evaluation.scores)):
+    for column in ("class", *(f"{TITLES[result_type]} AP" for result_type in evaluation.scores)):
         table.add_column(column, justify="left" if column == "class" else "right")
     for name, scores in evaluation.per_class.items():
-        table.add_row(name, *(number(scores[kind]) for kind in evaluation.scores))
+        table.add_row(name, *(number(scores[result_type]) for result_type in evaluation.scores))
     return table

@@ -33,7 +33,7 @@ def evaluation_report(
 ) -> dict[str, Any]:
     """Content of evaluation.json; scores are null if not computed."""
     return {
-        **{kind: evaluation and evaluation.scores[kind] for kind in RESULT_TYPES[results.task]},
+        **{result_type: evaluation and evaluation.scores[result_type] for result_type in RESULT_TYPES[results.task]},
         "per_class": evaluation and evaluation.per_class,
         "images": len(index),
         "detections": len(results.bbox),
@@ -50,11 +50,11 @@ def write_inference(folder: Path, results: Results, evaluation: CocoEvaluation |
     with `weights_only=True`. Files of an earlier model in this folder are removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for kind in TITLES:
-        (folder / f"{kind}.json").unlink(missing_ok=True)
-    for kind in RESULT_TYPES[results.task]:
-        found = results.segm if kind == "segm" else results.bbox
-        write_atomically(folder / f"{kind}.json", orjson.dumps(found).decode())  # json is ten times slower
+    for result_type in TITLES:
+        (folder / f"{result_type}.json").unlink(missing_ok=True)
+    for result_type in RESULT_TYPES[results.task]:
+        found = results.segm if result_type == "segm" else results.bbox
+        write_atomically(folder / f"{result_type}.json", orjson.dumps(found).decode())  # json is ten times slower
     _save(results.tensors, folder / "predictions.pth")
     scores_path = folder / "coco_results.pth"
     if evaluation is None:
@@ -96,9 +96,9 @@ def write_plots(
 
 def _objects(results: Results, image_id: int, category_ids: Sequence[int]) -> list[Object]:
     """Objects found in one image."""
-    places = [k for k, result in enumerate(results.bbox) if result["image_id"] == image_id]
-    masks = [results.segm[k] for k in places] if results.segm else []
-    return objects_of([results.bbox[k] for k in places], masks, category_ids)
+    indices = [k for k, result in enumerate(results.bbox) if result["image_id"] == image_id]
+    masks = [results.segm[k] for k in indices] if results.segm else []
+    return objects_of([results.bbox[k] for k in indices], masks, category_ids)
 
 
 def _save(content: Any, path: Path) -> None:

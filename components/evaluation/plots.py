@@ -79,11 +79,11 @@ def draw_comparison(
     )
     names = class_names or index.class_names
     predicted = draw_objects(pixels, [one for one in found if one["score"] >= DRAWN_SCORE], names)
-    told = f"(score {DRAWN_SCORE} and above)"
+    note = f"(score {DRAWN_SCORE} and above)"
     if before is None:
-        return side_by_side([annotated, predicted], ["ground truth", f"predictions {told}"])
+        return side_by_side([annotated, predicted], ["ground truth", f"predictions {note}"])
     untrained = draw_objects(pixels, before, names)
-    titles = ["ground truth", f"before training {told}", f"after training {told}"]
+    titles = ["ground truth", f"before training {note}", f"after training {note}"]
     return side_by_side([annotated, untrained, predicted], titles)
 
 

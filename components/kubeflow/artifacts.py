@@ -77,13 +77,17 @@ def describe_evaluation(metrics: Artifact, page: Artifact, config: Config) -> No
     """Describe an evaluation: AP by MLflow name, and a page with scores, curves and some drawings."""
     run_dir = config.train.output_dir
     evaluation = json.loads((run_dir / "evaluation.json").read_text(encoding="utf-8"))
-    scores = {kind: evaluation[kind] or {} for kind in TITLES if kind in evaluation}
-    figures = {f"{name.lower()}/{kind}": value for kind, of_kind in scores.items() for name, value in of_kind.items()}
+    scores = {result_type: evaluation[result_type] or {} for result_type in TITLES if result_type in evaluation}
+    figures = {
+        f"{name.lower()}/{result_type}": value
+        for result_type, of_type in scores.items()
+        for name, value in of_type.items()
+    }
     facts = {key: evaluation[key] for key in ("checkpoint", "images", "detections", "data_hash", "commit")}
     _describe(metrics, {"run_dir": str(run_dir), **facts, **_mlflow(run_dir), **figures})
     rows = [
-        [name, *(number(of_kind.get(name), ".4f") for of_kind in scores.values())]
-        for name in dict.fromkeys(name for of_kind in scores.values() for name in of_kind)
+        [name, *(number(of_type.get(name), ".4f") for of_type in scores.values())]
+        for name in dict.fromkeys(name for of_type in scores.values() for name in of_type)
     ]
     plots = run_dir / "plots"
     pictures = [
@@ -91,7 +95,7 @@ def describe_evaluation(metrics: Artifact, page: Artifact, config: Config) -> No
         plots / "before_after.jpg",
         *_pictures(plots / "predictions"),
     ]
-    header = ["", *(TITLES[kind] for kind in scores)]
+    header = ["", *(TITLES[result_type] for result_type in scores)]
     _write_page(page, f"{evaluation['checkpoint']} on {evaluation['images']} images", header, rows, pictures)
 
 

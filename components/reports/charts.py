@@ -73,9 +73,9 @@ def thinned(x: Sequence[float], y: Sequence[float], limit: int = MAX_POINTS) -> 
     """Reduce a long series to means over equal stretches, which also removes noise; a short one is unchanged."""
     if len(x) <= limit:
         return list(x), list(y)
-    places = np.array_split(np.arange(len(x)), limit)
+    stretches = np.array_split(np.arange(len(x)), limit)
     values = np.asarray(y, dtype=float)
-    return [float(x[part[-1]]) for part in places], [_mean(values[part]) for part in places]
+    return [float(x[part[-1]]) for part in stretches], [_mean(values[part]) for part in stretches]
 
 
 def positive_bounds(series: Sequence[Series]) -> tuple[float, float]:
@@ -101,16 +101,16 @@ def _summary(title: str, series: Sequence[Series]) -> str:
 def _grid(x: Axis, y: Axis) -> str:
     right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
     parts = []
-    for tick, place in zip(y.ticks(), _down(y, y.ticks()), strict=True):
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{place:.1f}" y2="{place:.1f}"/>')
+    for tick, position in zip(y.ticks(), _down(y, y.ticks()), strict=True):
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{position:.1f}" y2="{position:.1f}"/>')
         parts.append(
-            f'<text class="tick" x="{LEFT - 6}" y="{place + 3.5:.1f}" text-anchor="end">{_number(tick)}</text>'
+            f'<text class="tick" x="{LEFT - 6}" y="{position + 3.5:.1f}" text-anchor="end">{_number(tick)}</text>'
         )
-    for tick, place in zip(x.ticks(), _across(x, x.ticks()), strict=True):
-        parts.append(f'<line class="grid" x1="{place:.1f}" x2="{place:.1f}" y1="{TOP}" y2="{bottom}"/>')
-        anchor = "end" if place > right - 8 else "middle"
+    for tick, position in zip(x.ticks(), _across(x, x.ticks()), strict=True):
+        parts.append(f'<line class="grid" x1="{position:.1f}" x2="{position:.1f}" y1="{TOP}" y2="{bottom}"/>')
+        anchor = "end" if position > right - 8 else "middle"
         parts.append(
-            f'<text class="tick" x="{place:.1f}" y="{bottom + 15}" text-anchor="{anchor}">{_number(tick)}</text>'
+            f'<text class="tick" x="{position:.1f}" y="{bottom + 15}" text-anchor="{anchor}">{_number(tick)}</text>'
         )
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
     middle = (LEFT + right) / 2

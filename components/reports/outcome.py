@@ -72,7 +72,7 @@ def classes(runs: Sequence[RunData]) -> Chapter:
         [name, str(counts.get(name, DASH)), *(_bar(column.per_class.get(name), column.slot) for column in columns)]
         for name in order
     ]
-    note = f"AP at IoU 0.50 to 0.95, sorted by {first.run.name}'s {TITLES[first.kind]} AP."
+    note = f"AP at IoU 0.50 to 0.95, sorted by {first.run.name}'s {TITLES[first.result_type]} AP."
     return Chapter("classes", "Classes", [note], [Table(["class", "instances", *_titles(columns, "AP")], rows)])
 
 
@@ -113,12 +113,12 @@ def sizes(runs: Sequence[RunData]) -> Chapter:
     return Chapter("sizes", "Sizes", [note], [Table(["size", "instances", *_titles(columns)], rows)])
 
 
-def errors(runs: Sequence[RunData], found: dict[str, dict[str, ErrorTypes]], why_not: str = "") -> Chapter:
+def errors(runs: Sequence[RunData], found: dict[str, dict[str, ErrorTypes]], reason: str = "") -> Chapter:
     """Make the chapter of errors: TIDE's error types, a table per IoU type.
 
     Args:
         found: run name → IoU type → error types.
-        why_not: note if there are none.
+        reason: note if there are none.
     """
     tables = []
     for iou_type, label in ((iou_type, TITLES[iou_type]) for iou_type in IOU_TYPES):
@@ -135,8 +135,8 @@ def errors(runs: Sequence[RunData], found: dict[str, dict[str, ErrorTypes]], why
         for k, error in enumerate(of_runs[0][2].errors):
             row: list[Cell | str] = [f"{error.name}: {error.meaning}"]
             for slot, _, types in of_runs:
-                mine = types.errors[k]
-                row += [str(mine.count), Cell(f"{mine.delta_ap:.3f}", mine.delta_ap / worst, slot)]
+                own = types.errors[k]
+                row += [str(own.count), Cell(f"{own.delta_ap:.3f}", own.delta_ap / worst, slot)]
             rows.append(row)
         base = ", ".join(f"{name} {types.ap50:.3f}" for _, name, types in of_runs)
         tables.append(Table(head, rows, f"{label}: AP50 {base}"))
@@ -144,7 +144,7 @@ def errors(runs: Sequence[RunData], found: dict[str, dict[str, ErrorTypes]], why
         "ΔAP50 is the gain in AP at IoU 0.50 if all errors of that type were fixed, each type alone "
         "(TIDE, arXiv:2008.08115). Detections of every score count."
     )
-    return Chapter("errors", "Error types", [note] if tables else [why_not], tables)
+    return Chapter("errors", "Error types", [note] if tables else [reason], tables)
 
 
 def pictures(galleries: Sequence[Gallery]) -> Chapter:
@@ -168,27 +168,34 @@ class _Column:
 
     slot: int
     run: RunData
-    kind: str
+    result_type: str
 
     @property
     def scores(self) -> dict[str, float | None]:
-        return self.run.scores[self.kind]
+        return self.run.scores[self.result_type]
 
     @property
     def per_class(self) -> dict[str, float | None]:
         assert self.run.evaluation is not None
-        return {name: of_class[self.kind] for name, of_class in (self.run.evaluation["per_class"] or {}).items()}
+        return {name: of_class[self.result_type] for name, of_class in (self.run.evaluation["per_class"] or {}).items()}
 
 
-def _columns(runs: Sequence[RunData], kinds: Iterable[str]) -> list[_Column]:
-    asked = set(kinds)
-    return [_Column(slot, run, kind) for slot, run in enumerate(runs) for kind in run.scores if kind in asked]
+def _columns(runs: Sequence[RunData], result_types: Iterable[str]) -> list[_Column]:
+    wanted = set(result_types)
+    return [
+        _Column(slot, run, result_type)
+        for slot, run in enumerate(runs)
+        for result_type in run.scores
+        if result_type in wanted
+    ]
 
 
 def _titles(columns: Sequence[_Column], what: str = "") -> list[str]:
     """Column titles, with the run's name if there are several runs."""
     is_one = all(column.run is columns[0].run for column in columns)
-    return [f"{'' if is_one else column.run.name + ': '}{TITLES[column.kind]} {what}".strip() for column in columns]
+    return [
+        f"{'' if is_one else column.run.name + ': '}{TITLES[column.result_type]} {what}".strip() for column in columns
+    ]
 
 
 def _evaluated(run: RunData) -> str:
@@ -198,8 +205,8 @@ def _evaluated(run: RunData) -> str:
     return f"{run.name}: {what}."
 
 
-def _counts(run: RunData, kind: str) -> dict[str, int]:
-    return run.data_report.get(run.split, {}).get(kind, {}) if run.index is not None else {}
+def _counts(run: RunData, key: str) -> dict[str, int]:
+    return run.data_report.get(run.split, {}).get(key, {}) if run.index is not None else {}
 
 
 def _bar(value: float | None, slot: int) -> Cell | str:

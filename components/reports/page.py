@@ -29,7 +29,7 @@ class Findings:
 
     errors: dict[str, dict[str, ErrorTypes]]  # run name → IoU type → error types
     galleries: list[Gallery]
-    trouble: str = ""  # reason why there are none, other than missing files
+    reason: str = ""  # reason why there are none, other than missing files
 
 
 def write_report(runs: Sequence[RunData], output: Path, question: str, pictures: int) -> Path:
@@ -77,7 +77,7 @@ def _chapters(runs: Sequence[RunData], question: str, found: Findings) -> list[C
         outcome.classes(runs),
         outcome.curves(runs),
         outcome.sizes(runs),
-        outcome.errors(runs, found.errors, found.trouble or _NO_ERRORS),
+        outcome.errors(runs, found.errors, found.reason or _NO_ERRORS),
         outcome.pictures(found.galleries),
         speed(runs),
         setup.environment(runs),

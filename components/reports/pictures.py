@@ -35,11 +35,11 @@ def worst_and_best(
     worst, best = extremes(analysis.image_scores(path, iou_type), count)
     ground_truth = load_ground_truth(index.ground_truth_path)
     of_images = {kind: _by_image(json.loads(file.read_text(encoding="utf-8"))) for kind, file in results.items()}
-    places = {int(image_id): i for i, image_id in enumerate(index.image_ids)}
+    indices = {int(image_id): i for i, image_id in enumerate(index.image_ids)}
     share = budget_bytes // max(1, len(worst) + len(best))
 
     def picture(score: ImageScore) -> Picture:
-        i = places[score.image_id]
+        i = indices[score.image_id]
         masks = of_images["segm"][score.image_id] if "segm" in of_images else []
         found = objects_of(of_images["bbox"][score.image_id], masks, index.category_ids)
         drawing = draw_comparison(index, i, ground_truth, found)

@@ -14,7 +14,7 @@ from components.runs.recipes import Nearest, load_recipe
 from model.scoring.names import TITLES
 
 _SHOWN_CLASSES = 100
-_PLACES = (
+_PATHS = (
     "data.raw_dir",
     "data.prepared_dir",
     "train.output_dir",
@@ -33,11 +33,13 @@ _HEADLINES = (("bbox", "AP"), ("segm", "AP"), ("bbox", "AP50"), ("segm", "AP50")
 
 def question(runs: Sequence[RunData], asked: str) -> Chapter:
     """Make the chapter of the question, with the answer in one table."""
-    shown = [(kind, name) for kind, name in _HEADLINES if any(run.scores.get(kind) for run in runs)]
-    head = ["run", *(f"{TITLES[kind]} {name}" for kind, name in shown), "steps", "time in steps"]
+    shown = [
+        (result_type, name) for result_type, name in _HEADLINES if any(run.scores.get(result_type) for run in runs)
+    ]
+    head = ["run", *(f"{TITLES[result_type]} {name}" for result_type, name in shown), "steps", "time in steps"]
     rows = []
     for run in runs:
-        found = [number(run.scores.get(kind, {}).get(name)) for kind, name in shown]
+        found = [number(run.scores.get(result_type, {}).get(name)) for result_type, name in shown]
         steps = str(run.training[-1].step) if run.training else DASH
         rows.append([run.name, *found, steps, duration(training_time_s(run))])
     return Chapter("question", "Question", [asked or _question(runs)], [Table(head, rows)])
@@ -48,11 +50,11 @@ def data(runs: Sequence[RunData]) -> Chapter:
     tables, notes = [], []
     groups: list[tuple[dict[str, Any], list[str]]] = []
     for run in runs:
-        alike = next((names for report, names in groups if report == run.data_report), None)
-        if alike is None:
+        same_data = next((names for report, names in groups if report == run.data_report), None)
+        if same_data is None:
             groups.append((run.data_report, [run.name]))
         else:
-            alike.append(run.name)
+            same_data.append(run.name)
     for report, names in groups:
         if not report:
             notes.append(
@@ -118,7 +120,7 @@ def reproduce(runs: Sequence[RunData], nearest: Mapping[str, Nearest]) -> Chapte
             commands.append(f"git checkout {commit.removesuffix('-dirty')}")
         recipe = load_recipe(near.recipe).flat()
         changes = {key: ours for key, (_, ours) in near.changes.items()}
-        changes |= {key: run.config[key] for key in _PLACES if run.config.get(key) not in (None, recipe[key])}
+        changes |= {key: run.config[key] for key in _PATHS if run.config.get(key) not in (None, recipe[key])}
         overrides = [shlex.quote(f"{key}={_yaml(value)}") for key, value in changes.items()]
         commands += [" ".join(["maskrcnn recipe", near.recipe, *overrides]), "dvc repro"]
     commands.append(" ".join(["maskrcnn report", *(shlex.quote(str(run.run_dir)) for run in runs)]))

@@ -40,12 +40,16 @@ class RunData:
 
     @property
     def scores(self) -> dict[str, dict[str, float | None]]:
-        """Scores by kind: of boxes and masks, of boxes, of proposals, or none at all."""
-        return {kind: self.evaluation[kind] for kind in TITLES if self.evaluation and self.evaluation.get(kind)}
+        """Scores by result type: of boxes and masks, of boxes, of proposals, or none at all."""
+        return {
+            result_type: self.evaluation[result_type]
+            for result_type in TITLES
+            if self.evaluation and self.evaluation.get(result_type)
+        }
 
-    def inference_path(self, kind: str) -> Path | None:
-        """The COCO results of a kind, where they were kept."""
-        path = self.run_dir / "inference" / f"{kind}.json"
+    def inference_path(self, result_type: str) -> Path | None:
+        """The COCO results of a type, where they were kept."""
+        path = self.run_dir / "inference" / f"{result_type}.json"
         return path if path.is_file() else None
 
 
@@ -92,7 +96,7 @@ def _missing(run_dir: Path, config: dict[str, Any], evaluation: Any, benchmark: 
         found.append(f"{run_dir}/log.jsonl is not there, so there are no loss curves.")
     if evaluation is None:
         found.append(f"{run_dir}/evaluation.json is not there: `maskrcnn evaluate` writes it.")
-    elif not any(evaluation.get(kind) for kind in TITLES):
+    elif not any(evaluation.get(result_type) for result_type in TITLES):
         found.append(f"{run_dir} was evaluated with evaluate.skip_eval, so there are no scores.")
     if benchmark is None:
         found.append(f"{run_dir}/benchmark.json is not there: `maskrcnn benchmark` writes it.")

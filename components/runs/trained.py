@@ -33,8 +33,8 @@ def load_trained(config: Config, checkpoint: str) -> Trained:
     path = require_checkpoint(run_dir, checkpoint)
     loaded = load_model(path, pick_device(config.train.device))
     trained = config_from_dict(loaded.config, str(path))
-    told_now = config.data.model_dump(include={"raw_dir", "prepared_dir", "workers"})
-    data = trained.data.model_copy(update=told_now)
+    current = config.data.model_dump(include={"raw_dir", "prepared_dir", "workers"})
+    data = trained.data.model_copy(update=current)
     name = path.relative_to(run_dir) if path.is_relative_to(run_dir) else path
     usable = trained.model_copy(update={"data": data, "tracking": config.tracking})
     return Trained(loaded, usable, name.as_posix())

@@ -9,7 +9,7 @@ from components.runs.figures import DASH, interval, number
 from model.scoring.names import IOU_TYPES, TITLES
 
 _SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-_WHY_NOT = (
+_NO_VERDICT = (
     "No verdict: {one} only one seed, and a single run says nothing about how much AP varies from seed to seed. "
     "Train several seeds with `maskrcnn stability`, and compare the folders of two studies."
 )
@@ -48,18 +48,18 @@ def score_table(comparison: dict[str, Any]) -> Table:
 
 def sentences(comparison: dict[str, Any]) -> list[str]:
     """Verdicts on the AP of boxes and of masks, and caveats."""
-    told = [_verdict(comparison, iou_type) for iou_type in IOU_TYPES if iou_type in comparison]
+    lines = [_verdict(comparison, iou_type) for iou_type in IOU_TYPES if iou_type in comparison]
     if comparison["method"] == "none":
         single = [side["name"] for side in (comparison["before"], comparison["after"]) if len(side["seeds"]) == 1]
-        told.append(_WHY_NOT.format(one="both have" if len(single) == 2 else f"{single[0]} has"))
+        lines.append(_NO_VERDICT.format(one="both have" if len(single) == 2 else f"{single[0]} has"))
     else:
-        told.append(
+        lines.append(
             "The other scores are not corrected for multiple comparisons: one in twenty will look different by chance. "
             "Use them to explain a change in AP, not to prove one."
         )
     if not comparison["same_training_data"]:
-        told.append("They were trained on different data, which may explain any difference.")
-    return told
+        lines.append("They were trained on different data, which may explain any difference.")
+    return lines
 
 
 def _verdict(comparison: dict[str, Any], iou_type: str) -> str:

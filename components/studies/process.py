@@ -20,7 +20,7 @@ from components.runs.environment import hardware
 from components.studies.result import StabilityError
 from model.files import make_folder
 
-_TOLD_LINES = 8  # lines of the log in the error of a failed seed
+_SHOWN_LINES = 8  # lines of the log in the error of a failed seed
 
 
 class SeedProcess:
@@ -54,7 +54,7 @@ class SeedProcess:
                 start_new_session=True,
             )
         self._began = time.monotonic()
-        self._is_told = False
+        self._is_ending = False
 
     @property
     def minutes(self) -> float:
@@ -67,23 +67,23 @@ class SeedProcess:
 
     def end(self) -> None:
         """Ask the process, once, to save a checkpoint and end."""
-        if not self._is_told:
+        if not self._is_ending:
             self._process.terminate()
-        self._is_told = True
+        self._is_ending = True
 
     def wait(self) -> None:
         """Wait until the process has ended."""
         self._process.wait()
 
-    def trouble(self) -> str:
+    def failure(self) -> str:
         """Reason of a failure, with the end of the log; empty if there was none."""
         status = self.status()
         if not status:
             return ""
-        why = f"killed by {signal.Signals(-status).name}" if status < 0 else f"status {status}"
-        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TOLD_LINES:]
+        reason = f"killed by {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-_SHOWN_LINES:]
         return "\n".join(
-            [f"seed {self.config.train.seed}: {why}; {self.log} ends with", *(f"    {line}" for line in lines)]
+            [f"seed {self.config.train.seed}: {reason}; {self.log} ends with", *(f"    {line}" for line in lines)]
         )
 
 

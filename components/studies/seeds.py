@@ -39,29 +39,29 @@ def find_finished(config: Config) -> Result | None:
     run_dir = config.train.output_dir
     if not (run_dir / "config.yaml").is_file():
         return None
-    told = differences_beside_seed(load_stored(run_dir / "config.yaml"), config)
+    differing = differences_beside_seed(load_stored(run_dir / "config.yaml"), config)
     try:
         result = read_result(run_dir)
         require_final(result)
     except ResultError:
         result = None
-    if result is not None and result.data != _present_data(config):
-        told.append("the data")
-    if told:
+    if result is not None and result.data != _current_data(config):
+        differing.append("the data")
+    if differing:
         raise StabilityError(
-            f"{run_dir}: must be a run of this study, but differs in {', '.join(told)}; set another stability.output_dir, or "
+            f"{run_dir}: must be a run of this study, but differs in {', '.join(differing)}; set another stability.output_dir, or "
             "move this folder away"
         )
-    return result if result is not None and _came_to_its_end(result) else None
+    return result if result is not None and _is_complete(result) else None
 
 
-def _present_data(config: Config) -> tuple[str, str]:
+def _current_data(config: Config) -> tuple[str, str]:
     """Hashes of the current data for evaluation and for training."""
     data = config.data.prepared_dir
     return CocoIndex.open(data, config.evaluate.split).data_hash, CocoIndex.open(data, "train").data_hash
 
 
-def _came_to_its_end(result: Result) -> bool:
+def _is_complete(result: Result) -> bool:
     """True if the run is complete; with a target AP it may end at any step, as its last checkpoint says."""
     checkpoint = last_checkpoint(result.run_dir)
     if checkpoint is None:  # the weights were deleted
@@ -78,34 +78,34 @@ def train_seeds(configs: Sequence[Config], parallel: int, console: Console) -> N
         SystemExit: with status 128 + the signal's number, if a signal ended the study; seeds in training have saved a
             checkpoint.
     """
-    waiting, running, troubles = deque(configs), dict[int, SeedProcess](), list[str]()  # slot → running seed
+    waiting, running, failures = deque(configs), dict[int, SeedProcess](), list[str]()  # slot → running seed
     parallel = min(parallel, len(configs))
-    told = _Told()
-    with handled(_SIGNALS, told.note), _Display(configs, console) as display:
+    received = _Signal()
+    with handled(_SIGNALS, received.note), _Display(configs, console) as display:
         try:
-            while running or (waiting and not told.number):
+            while running or (waiting and not received.number):
                 for slot in set(range(parallel)) - set(running):
-                    if waiting and not told.number:
-                        troubles += _start(running, slot, waiting.popleft(), parallel)
+                    if waiting and not received.number:
+                        failures += _start(running, slot, waiting.popleft(), parallel)
                 time.sleep(_POLL_S)
                 for slot, seed in list(running.items()):
-                    if told.number:
+                    if received.number:
                         seed.end()
                     display.show(seed)
                     if seed.status() is not None:
                         del running[slot]
-                        troubles += [seed.trouble()] if seed.status() else []
+                        failures += [seed.failure()] if seed.status() else []
         finally:  # no seed may continue without its study
             for seed in running.values():
                 seed.end()
             for seed in running.values():
                 seed.wait()
-    if told.number:
-        raise SystemExit(128 + told.number)
-    if troubles:
+    if received.number:
+        raise SystemExit(128 + received.number)
+    if failures:
         raise StabilityError(
-            f"stability: every seed must train to its end, but {len(troubles)} did not; finished ones are kept, and the same command "
-            "continues with the others:\n" + "\n".join(troubles)
+            f"stability: every seed must train to its end, but {len(failures)} did not; finished ones are kept, and the same command "
+            "continues with the others:\n" + "\n".join(failures)
         )
 
 
@@ -117,7 +117,7 @@ def _start(running: dict[int, SeedProcess], slot: int, config: Config, parallel:
     return []
 
 
-class _Told:
+class _Signal:
     """Number of the received signal; 0 for none."""
 
     number = 0

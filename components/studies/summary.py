@@ -58,12 +58,12 @@ def _require_one_study(results: Sequence[Result]) -> None:
 
 
 def _require_same(one: Result, other: Result) -> None:
-    told = differences_beside_seed(one.config, other.config)
+    differing = differences_beside_seed(one.config, other.config)
     names = ("the data evaluated on (data_hash)", "the data trained on (train_data_hash)")
-    told += [name for name, a, b in zip(names, one.data, other.data, strict=True) if a != b]
-    if told:
+    differing += [name for name, a, b in zip(names, one.data, other.data, strict=True) if a != b]
+    if differing:
         raise StabilityError(
-            f"{one.run_dir} and {other.run_dir}: must differ only in the seed, but differ in {', '.join(told)}; "
+            f"{one.run_dir} and {other.run_dir}: must differ only in the seed, but differ in {', '.join(differing)}; "
             "use `maskrcnn compare` for runs that differ in more"
         )
 

@@ -83,8 +83,8 @@ def markdown_table(report: dict[str, Any]) -> str:
 def markdown_note(report: dict[str, Any]) -> str:
     """Caption of the table in one sentence, with date and commit."""
     count, commits = len(report["seeds"]), ", ".join(commit[:7] + commit[40:] for commit in report["commits"])
-    told = f"AP at IoU 0.50:0.95 of {count} training run{'s' * (count > 1)} that differ only in the seed"
-    note = f"{told}, on {report['images']} images; {report['date']}, commit {commits}."
+    scores = f"AP at IoU 0.50:0.95 of {count} training run{'s' * (count > 1)} that differ only in the seed"
+    note = f"{scores}, on {report['images']} images; {report['date']}, commit {commits}."
     return note if count > 1 else f"{note} {_NO_DEVIATION}"
 
 
@@ -94,8 +94,8 @@ def terminal_table(report: dict[str, Any]) -> Table:
     header, rows = _header(report), _rows(report)
     for column in ("", *(row[0].removeprefix("final AP ") for row in rows)):
         table.add_column(column, justify="right" if column else "left")
-    for place, name in enumerate(header[1:], start=1):
-        table.add_row(name, *(row[place] for row in rows), end_section=place == len(report["seeds"]))
+    for column_idx, name in enumerate(header[1:], start=1):
+        table.add_row(name, *(row[column_idx] for row in rows), end_section=column_idx == len(report["seeds"]))
     if len(report["seeds"]) == 1:
         table.caption = _NO_DEVIATION
     return table

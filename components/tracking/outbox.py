@@ -180,13 +180,13 @@ class Outbox:
                     del self._unsent[counter][: len(lines)]
                     self._save()
         while self._file.waiting:
-            letter = self._file.waiting[0]
+            item = self._file.waiting[0]
             try:
-                self._server.send(letter["kind"], letter["arguments"])
+                self._server.send(item["kind"], item["arguments"])
             except Exception as error:
                 if not self._server.refuses(error):
                     raise
-                _log.warning("MLflow refuses %s: %s", letter, error)  # dropped, so that it does not block later items
+                _log.warning("MLflow refuses %s: %s", item, error)  # dropped, so that it does not block later items
             with self._state:
                 del self._file.waiting[0]
                 self._save()

@@ -32,7 +32,7 @@ def register(config: Config, checkpoint: Path, scored: Scored) -> tuple[str, boo
         version = _version(registry, run_id, trained, scored, config.predict)
         is_champion, verdict = beats(version, registry.champion())
         if is_champion:
-            registry.crown(version)
+            registry.set_champion(version)
     return version.number, is_champion, verdict
 
 

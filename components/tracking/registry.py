@@ -60,7 +60,7 @@ class Registry:
                 raise
             return None
 
-    def crown(self, chosen: Version) -> None:
+    def set_champion(self, chosen: Version) -> None:
         """Set the alias to a version."""
         self._client.set_registered_model_alias(self._name, CHAMPION, chosen.number)
 

@@ -41,7 +41,7 @@ class MlflowServer:
         self._run_id: str
 
     def connect(self, run_id: str) -> str:
-        with _alone_at(self._full_uri), _allowed(self.uri):
+        with _locked(self._full_uri), _allowed(self.uri):
             self._client = make_client(self._full_uri)
             return self._begin(run_id)
 
@@ -181,7 +181,7 @@ def _allowed(uri: str) -> Iterator[None]:
 
 
 @contextmanager
-def _alone_at(uri: str) -> Iterator[None]:
+def _locked(uri: str) -> Iterator[None]:
     """Lock a local database within the context, since its first user creates or migrates the tables."""
     if not uri.startswith(_SQLITE):
         yield
@@ -207,8 +207,8 @@ def make_client(uri: str) -> "MlflowClient":
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    for chatter in ("mlflow.pyfunc", "mlflow.store", "alembic", "urllib3.connectionpool"):
-        logging.getLogger(chatter).setLevel(logging.ERROR)
+    for name in ("mlflow.pyfunc", "mlflow.store", "alembic", "urllib3.connectionpool"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         return MlflowClient(tracking_uri=uri)
     except MlflowException as error:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
 from components.config import Config
-from components.evaluation.before_after import look_before
+from components.evaluation.before_after import write_before
 from components.evaluation.score import evaluate_model
 from components.launch import STATUS_OF_SIGTERM
 from components.params import save_config
@@ -36,7 +36,7 @@ from model.distributed import (
 from model.engine.average import WeightAverage
 from model.engine.checkpoint import mark_best, read_checkpoint, save_checkpoint
 from model.engine.compilation import compile_parts
-from model.engine.graphs import GraphCaptureError, why_not_graphed
+from model.engine.graphs import GraphCaptureError, graph_obstacle
 from model.engine.optim import make_optimizer
 from model.engine.pointers import last_checkpoint
 from model.engine.precision import LossScaler, set_float32_products
@@ -77,7 +77,7 @@ class Training:
         self.model.to_device(device)
         if config.train.compile:
             compile_parts(self.model, device)
-        if config.train.cuda_graph and (reason := why_not_graphed(config.train, device)):
+        if config.train.cuda_graph and (reason := graph_obstacle(config.train, device)):
             console.print(f"train.cuda_graph: steps run without graphs, since {reason}", highlight=False)
         self.optimizer = make_optimizer(self.model, config.train)
         self.average = WeightAverage(self.model, config.train.ema_decay) if config.train.ema_decay else None
@@ -92,7 +92,7 @@ class Training:
             here = {**environment(), "processes": world_size()}
             write_atomically(self.run_dir / "environment.json", json.dumps(here, indent=2) + "\n")
             if path is None:
-                self._look_before()
+                self._write_before()
         self._unread: Step | None = None
         self._asked_to_end = torch.zeros((), device=device)
         self.sigterm = threading.Event()
@@ -159,11 +159,11 @@ class Training:
                 mark_best(self.run_dir, checkpoint)
         wait_for_all()
 
-    def _look_before(self) -> None:
+    def _write_before(self) -> None:
         config, index = self.config, self.index
         split = CocoIndex.open(config.data.prepared_dir, config.evaluate.split)
         untrained = Predictor(self.model, config.data, config.train.dtype, index.class_names, index.category_ids)
-        look_before(untrained, split, self.run_dir)
+        write_before(untrained, split, self.run_dir)
 
     def _state(self) -> dict[str, Any]:
         average = {} if self.average is None else {"average": self.average.state_dict()}
@@ -239,12 +239,12 @@ class Training:
             return
         self.nonfinite_in_row += 1
         values = {name: loss.item() for name, loss in step.losses.items()}
-        told = f"step {step.number}: losses {values}, gradient norm {step.grad_norm.item()}, images {step.image_ids}"
-        self.console.print(f"skipped, since not finite: {told}", highlight=False)
+        details = f"step {step.number}: losses {values}, gradient norm {step.grad_norm.item()}, images {step.image_ids}"
+        self.console.print(f"skipped, since not finite: {details}", highlight=False)
         if self.nonfinite_in_row >= self.config.train.max_nonfinite_steps:
             raise DivergedError(
                 f"training diverged: losses and gradients must be finite, got {self.nonfinite_in_row} steps in a row that are not; "
-                f"last {told}. Lower train.base_lr, lengthen train.warmup_iters or set train.clip_grad_norm; "
+                f"last {details}. Lower train.base_lr, lengthen train.warmup_iters or set train.clip_grad_norm; "
                 f"the weights are those of step {step.number - self.nonfinite_in_row}"
             )
 
@@ -270,13 +270,15 @@ class Training:
         with nullcontext() if self.average is None else self.average.applied():
             evaluation = evaluate_model(self.model, self.config)
         names = {"bbox": "AP", "segm": "AP", "proposals": "AR1000"}
-        found = {kind: scores[names[kind]] or 0.0 for kind, scores in evaluation.scores.items()}
+        found = {result_type: scores[names[result_type]] or 0.0 for result_type, scores in evaluation.scores.items()}
         tracker.log_metrics({f"epoch/{names[k].lower()}_{k}": value for k, value in found.items()}, self.step)
-        told = ", ".join(f"{kind} {names[kind]} {value:.4f}" for kind, value in found.items())
-        self.console.print(f"step {self.step}: {told}", highlight=False)
+        scores = ", ".join(f"{result_type} {names[result_type]} {value:.4f}" for result_type, value in found.items())
+        self.console.print(f"step {self.step}: {scores}", highlight=False)
         targets: dict[ResultType, float] = {"bbox": evaluate.target_bbox_ap, "segm": evaluate.target_segm_ap}
-        targets = {kind: least for kind, least in targets.items() if kind in found}
-        self.reached_target = any(targets.values()) and all(found[kind] >= least for kind, least in targets.items())
+        targets = {result_type: least for result_type, least in targets.items() if result_type in found}
+        self.reached_target = any(targets.values()) and all(
+            found[result_type] >= least for result_type, least in targets.items()
+        )
         is_best, self.best_ap = evaluation.main_score > self.best_ap, max(evaluation.main_score, self.best_ap)
         return is_best
 

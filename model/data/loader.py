@@ -172,8 +172,8 @@ def start_method(workers: int) -> str | None:
     With forkserver, the default of 3.14, each worker imports torch anew, and SIGTERM to all processes of a job ends the
     server, which its workers take for the end of training.
     """
-    usual = multiprocessing.get_start_method(allow_none=True)
-    return "fork" if workers > 0 and sys.platform == "linux" and usual in (None, "forkserver") else None
+    default_method = multiprocessing.get_start_method(allow_none=True)
+    return "fork" if workers > 0 and sys.platform == "linux" and default_method in (None, "forkserver") else None
 
 
 def _outlive_sigterm(worker: int) -> None:

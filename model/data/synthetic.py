@@ -47,9 +47,9 @@ def write_shapes(config: ShapesConfig, root: Path, workers: int = 0) -> bool:
     if marker.is_file():
         if json.loads(marker.read_text()) == {"config": recipe, "complete": True}:
             return False
-    elif theirs := [path for split in SPLITS for path in (root / split, _annotations(root, split)) if path.exists()]:
+    elif foreign := [path for split in SPLITS for path in (root / split, _annotations(root, split)) if path.exists()]:
         raise UserError(
-            f"{theirs[0]}: already exists and was not made by `data.source: shapes`; it is not overwritten. "
+            f"{foreign[0]}: already exists and was not made by `data.source: shapes`; it is not overwritten. "
             "Set data.raw_dir to another folder, or data.source to the source of this data."
         )
     (root / "annotations").mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ class GraphCaptureError(UserError):
     """A step could not be captured; the state that the attempt left behind must not be used."""
 
 
-def why_not_graphed(train: TrainConfig, device: torch.device) -> str | None:
+def graph_obstacle(train: TrainConfig, device: torch.device) -> str | None:
     """Reason why steps of this process cannot be CUDA graphs; None if they can."""
     if device.type != "cuda":
         return f"the device is {device.type}"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from model.config import TrainConfig
 from model.data.prefetch import prefetch
 from model.distributed import mean_over_ranks, without_reduction
-from model.engine.graphs import GraphedUpdates, why_not_graphed
+from model.engine.graphs import GraphedUpdates, graph_obstacle
 from model.engine.optim import learning_rate, set_learning_rate, step_unless
 from model.engine.precision import LossScaler, autocast
 from model.structures import Batch, Outcome
@@ -66,7 +66,7 @@ def train_steps(
     device = next(model.parameters()).device
     on_device = prefetch(batches, device)
     graphed = None
-    if train.cuda_graph and not why_not_graphed(train, device):
+    if train.cuda_graph and not graph_obstacle(train, device):
         graphed = GraphedUpdates(lambda batch: update_weights(model, [batch], optimizer, train, scaler), device)
     for number in range(start_step + 1, train.max_iters + 1):
         began, rate = time.perf_counter(), learning_rate(train, number)

@@ -67,13 +67,13 @@ def draw_detections(
     if masks is not None:
         for i in order:
             _draw_mask(canvas, coco_mask.decode(masks[i]), _color(i), style)
-    pen = ImageDraw.Draw(canvas)
+    draw = ImageDraw.Draw(canvas)
     for i in order:
-        pen.rectangle((corners[i] * style.scale).tolist(), outline=_color(i), width=style.line)
+        draw.rectangle((corners[i] * style.scale).tolist(), outline=_color(i), width=style.line)
     for i in order:
         name = class_names[labels[i] - 1]
         text = name if scores is None else f"{name} {scores[i]:.2f}"
-        _draw_label(pen, text, corners[i] * style.scale, _color(i), style)
+        _draw_label(draw, text, corners[i] * style.scale, _color(i), style)
     return canvas
 
 
@@ -96,11 +96,11 @@ def side_by_side(pictures: Sequence[Image.Image], titles: Sequence[str]) -> Imag
     top = font.getbbox("Ag")[3] + 2 * gap
     width = sum(picture.width for picture in pictures) + gap * (len(pictures) - 1)
     row = Image.new("RGB", (int(width), int(top + max(picture.height for picture in pictures))), _WHITE)
-    pen = ImageDraw.Draw(row)
+    draw = ImageDraw.Draw(row)
     left = 0
     for picture, title in zip(pictures, titles, strict=True):
         row.paste(picture, (left, int(top)))
-        pen.text((left + gap, gap), title, fill=_BLACK, font=font)
+        draw.text((left + gap, gap), title, fill=_BLACK, font=font)
         left += picture.width + gap
     return row
 
@@ -129,16 +129,16 @@ def _draw_mask(canvas: Image.Image, mask: NDArray[np.uint8], color: Color, style
     canvas.paste(color, frame, opacity)
 
 
-def _draw_label(pen: ImageDraw.ImageDraw, text: str, box: NDArray[np.float64], color: Color, style: _Style) -> None:
+def _draw_label(draw: ImageDraw.ImageDraw, text: str, box: NDArray[np.float64], color: Color, style: _Style) -> None:
     """Draw a tag on the box's upper left corner, kept inside the picture."""
-    canvas_width, canvas_height = pen.im.size
-    _, _, right, lower = pen.textbbox((0, 0), text, font=style.font)
+    canvas_width, canvas_height = draw.im.size
+    _, _, right, lower = draw.textbbox((0, 0), text, font=style.font)
     width, height = right + 6, lower + 4
     x = min(max(box[0], 0), max(canvas_width - width, 0))
     y = box[1] - height if box[1] >= height else min(max(box[1], 0), canvas_height - height)
-    pen.rectangle((x, y, x + width, y + height), fill=color)
+    draw.rectangle((x, y, x + width, y + height), fill=color)
     luminance = np.dot(color, (0.299, 0.587, 0.114))
-    pen.text((x + 3, y + 2), text, fill=_BLACK if luminance > 140 else _WHITE, font=style.font)
+    draw.text((x + 3, y + 2), text, fill=_BLACK if luminance > 140 else _WHITE, font=style.font)
 
 
 def _color(i: int) -> Color:

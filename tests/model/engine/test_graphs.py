@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from model.config import ModelConfig, TrainConfig
-from model.engine.graphs import GraphCaptureError, GraphedUpdates, TargetSizes, pad_targets, why_not_graphed
+from model.engine.graphs import GraphCaptureError, GraphedUpdates, TargetSizes, graph_obstacle, pad_targets
 from model.engine.optim import learning_rate, make_optimizer, set_learning_rate
 from model.engine.precision import LossScaler
 from model.engine.steps import train_steps, update_weights
@@ -78,10 +78,10 @@ def test_each_group_has_a_learning_rate_of_its_own(tiny_config: Callable[..., Mo
 
 
 def test_the_reason_against_graphs_is_told() -> None:
-    assert why_not_graphed(TrainConfig(), CPU) == "the device is cpu"
+    assert graph_obstacle(TrainConfig(), CPU) == "the device is cpu"
     cuda = torch.device("cuda")
-    assert why_not_graphed(TrainConfig(), cuda) is None
-    assert "micro-batches" in (why_not_graphed(TrainConfig(accumulation_steps=2), cuda) or "")
+    assert graph_obstacle(TrainConfig(), cuda) is None
+    assert "micro-batches" in (graph_obstacle(TrainConfig(accumulation_steps=2), cuda) or "")
 
 
 def with_targets(batch: Batch, sizes: TargetSizes) -> Batch:
