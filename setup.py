@@ -119,7 +119,8 @@ def extension() -> tuple[list[Extension], dict[str, type]]:
     )
     if toolkit is None and os.environ.get("FORCE_CUDA") == "1":
         sys.exit(
-            f"error: FORCE_CUDA=1 needs the CUDA toolkit of torch, {torch.version.cuda}; set CUDA_HOME, or install nvidia-cuda-nvcc, "
+            f"error: FORCE_CUDA=1 needs the CUDA toolkit of torch, {torch.version.cuda}; set CUDA_HOME, or install "
+            "nvidia-cuda-nvcc, "
             "nvidia-nvvm, nvidia-cuda-crt, nvidia-cuda-runtime and nvidia-cuda-cccl of that version"
         )
     sources = sorted(CSRC.glob("*.cpp"))

@@ -4,13 +4,16 @@
     make mutate FILES=model/inference/postprocess.py   # of one file, or of several in quotes
     make mutate SAMPLE=50 SEED=1
 
-Cosmic Ray makes the mutants: other numbers, operators, comparisons, constants, loops that never run, decorators left out. Annotations are left alone.
-A sample is drawn by place in the code, so that a `+`, for which there are a dozen mutants, weighs no more than a `<`.
-A mutant is tried on the quick tests nearest to its file: of the files of its name, then of those that import it, then of those that import what imports it,
-and so on, until there are four. They run once first, under coverage, and of them those are taken that execute the mutant's line,
-the quickest first; where the line runs at import alone, all. What survives here may still be noticed by tests further away. A mutant that exceeds its time counts
-as noticed.
-A run of tests that breaks off without a verdict, for want of memory say, is reported separately and counts as neither.
+Cosmic Ray makes the mutants: other numbers, operators, comparisons, constants, loops that never run, decorators left
+out. Annotations are left alone. A sample is drawn by place in the code, so that a `+`, for which there are a dozen
+mutants, weighs no more than a `<`.
+
+A mutant is tried on the quick tests nearest to its file: those in files of its name, then in files that import it, then
+in files that import those, and so on, until there are four files. They run once first, under coverage; of them those
+that execute the mutant's line are used, the quickest first, or all if the line runs only at import. A survivor may
+still be noticed by tests further away. A mutant that exceeds its time counts as noticed. A run of tests that ends
+without a verdict, for lack of memory for example, is reported separately and counts as neither.
+
 All happens in a copy of the tree; each run of tests is forked from a process that has torch imported.
 """
 
@@ -212,7 +215,10 @@ def imports(path: Path) -> set[str]:
 
 
 def nearest_tests(file: str) -> list[str]:
-    """Files of tests, nearest first: of its name, that import it, of the name of what imports it, and so on; of equals those that import little else."""
+    """Files of tests, nearest first: of its name, that import it, of the name of what imports it, and so on.
+
+    Among equals, those that import little else come first.
+    """
     known = {str(p.relative_to(ROOT)): imports(p) for floor in (*FLOORS, "tests") for p in (ROOT / floor).rglob("*.py")}
     tests = {path for path in known if path.startswith("tests/") and Path(path).name.startswith("test_")}
     found: list[str] = []
@@ -273,7 +279,7 @@ def is_python(text: str) -> bool:
 
 
 def annotations(text: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Where types stand, and what runs only as a program: a mistake there changes nothing, or is no mistake of the code's."""
+    """Positions of types, and of code that runs only as a program: a mistake there changes no behaviour."""
     nodes: list[ast.expr | ast.stmt | None] = []
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.arg | ast.AnnAssign):

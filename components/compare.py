@@ -39,7 +39,8 @@ def run(run_dirs: Sequence[Path]) -> list[dict[str, Any]]:
     """
     if len(run_dirs) < 2:
         raise CompareError(
-            f"compare: must name at least two runs or studies, got {len(run_dirs)}; the others are compared with the first"
+            f"compare: must name at least two runs or studies, got {len(run_dirs)}; the others are compared with the "
+            "first"
         )
     found = [(run_dir.as_posix(), _read(run_dir)) for run_dir in run_dirs]
     from components.studies.comparison import compare, study_of

@@ -59,11 +59,13 @@ def _require_custom(data: DataConfig) -> None:
         paths = split_paths(data, split)
         if not (data.raw_dir / paths.images).is_dir():
             raise DownloadError(
-                f"{data.raw_dir / paths.images}: no such image folder; set data.{split}_images, relative to data.raw_dir"
+                f"{data.raw_dir / paths.images}: no such image folder; set data.{split}_images, relative to "
+                "data.raw_dir"
             )
         if not (data.raw_dir / paths.annotations).is_file():
             raise DownloadError(
-                f"{data.raw_dir / paths.annotations}: no such annotation file; set data.{split}_annotations, relative to data.raw_dir"
+                f"{data.raw_dir / paths.annotations}: no such annotation file; set data.{split}_annotations, relative "
+                "to data.raw_dir"
             )
 
 

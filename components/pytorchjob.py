@@ -109,7 +109,8 @@ def _submit(api: JobApi, manifest: Manifest, say: Callable[[str], None]) -> bool
             continue
         if present["metadata"].get("annotations", {}).get(DIGEST) != manifest["metadata"]["annotations"][DIGEST]:
             raise ClusterError(
-                f"{name}: already exists with another image, command or resources; wait for its end, delete it, or set another --run-id"
+                f"{name}: already exists with another image, command or resources; wait for its end, delete it, or "
+                "set another --run-id"
             )
         say(f"{name} already exists; following it")
         return True

@@ -87,7 +87,10 @@ class Summary:
     ap: str
 
     def __str__(self) -> str:
-        return f"{self.name}\n  {self.purpose}\n  Hardware: {self.hardware}\n  Time:     {self.time}\n  AP:       {self.ap}"
+        return (
+            f"{self.name}\n  {self.purpose}\n"
+            f"  Hardware: {self.hardware}\n  Time:     {self.time}\n  AP:       {self.ap}"
+        )
 
 
 def list_recipes() -> list[Summary]:

@@ -306,14 +306,16 @@ class TrainConfig(Section):
     def _consistent(self) -> "TrainConfig":
         if self.batch_size % self.accumulation_steps:
             raise ValueError(
-                f"batch_size must be a multiple of accumulation_steps, got {self.batch_size} and {self.accumulation_steps}"
+                f"batch_size must be a multiple of accumulation_steps, got {self.batch_size} and "
+                f"{self.accumulation_steps}"
             )
         if list(self.lr_steps) != sorted(set(self.lr_steps)):
             raise ValueError(f"lr_steps must be strictly increasing, got {list(self.lr_steps)}")
         lowest = self.peak_lr - self.warmup_iters * self.warmup_factor
         if self.warmup_method == "mlperf_linear" and lowest < -1e-9 * self.peak_lr:
             raise ValueError(
-                f"warmup_factor must be at most {self.peak_lr / self.warmup_iters:.6g} with mlperf_linear, which is the rate {self.peak_lr:g} over "
+                f"warmup_factor must be at most {self.peak_lr / self.warmup_iters:.6g} with mlperf_linear, which is "
+                f"the rate {self.peak_lr:g} over "
                 f"{self.warmup_iters} warmup_iters, got {self.warmup_factor:g}: the rate would start below 0"
             )
         return self

@@ -57,7 +57,8 @@ def pick_device(name: str) -> torch.device:
         )
     if processes > torch.cuda.device_count():
         raise UserError(
-            f"train.device: {processes} processes need one GPU each, got {torch.cuda.device_count()}; lower --nproc-per-node, or set train.device=cpu"
+            f"train.device: {processes} processes need one GPU each, got {torch.cuda.device_count()}; lower "
+            "--nproc-per-node, or set train.device=cpu"
         )
     index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
     if index >= torch.cuda.device_count():

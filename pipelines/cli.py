@@ -43,7 +43,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _help() -> str:
     lines = [f"  {stage:<10} {purpose}" for stage, purpose in STAGES.items()]
-    ending = "`maskrcnn <stage> --help` shows a stage's options. All but recipe and compare read params.yaml, which recipe writes."
+    ending = (
+        "`maskrcnn <stage> --help` shows a stage's options. "
+        "All but recipe and compare read params.yaml, which recipe writes."
+    )
     return "\n".join([USAGE, "", "stages:", *lines, "", ending])
 
 

@@ -23,11 +23,13 @@ _SUMMARIES = {
     "compile": "Write the pipeline as a file that Kubeflow Pipelines takes.",
     "submit": (
         "Upload the pipeline where it is new or has changed, and run it.\n\n"
-        "The token is that of KF_PIPELINES_TOKEN, or of the file that --token-file or KF_PIPELINES_SA_TOKEN_PATH names; it may be none.\n"
+        "The token is that of KF_PIPELINES_TOKEN, or of the file that --token-file or KF_PIPELINES_SA_TOKEN_PATH "
+        "names; it may be none.\n"
         "With --wait the status is 0 if the run succeeded, 1 if it did not, 2 if that could not be learned in time."
     ),
     "run-local": "Run the pipeline on this machine by kfp's local runner, training in train.processes processes.",
-    "manifest": "Print the training job that the pipeline would submit; in a pipeline, its name ends with the id of the run.",
+    "manifest": "Print the training job that the pipeline would submit; in a pipeline, its name ends with the id of "
+    "the run.",
 }
 
 
@@ -87,7 +89,8 @@ def _run(action: str, args: argparse.Namespace) -> int:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(text, encoding="utf-8")
         print(
-            f"{args.output}: the pipeline {args.pipeline}; upload it in the user interface, or `maskrcnn pipeline submit`"
+            f"{args.output}: the pipeline {args.pipeline}; upload it in the user interface, or `maskrcnn pipeline "
+            "submit`"
         )
         return 0
     if action == "run-local":

@@ -38,8 +38,10 @@ class Server:
         self.scope: dict[str, Any] = {"namespace": namespace} if namespace else {}  # argument of namespaced calls
         if not self.endpoint.startswith(("http://", "https://")):
             raise PipelinesError(
-                f"--endpoint: must be the URL of Kubeflow Pipelines, http(s)://…, got {self.endpoint!r}; {ENDPOINT} serves too. From outside "
-                "the cluster: kubectl -n kubeflow port-forward service/ml-pipeline-ui 8080:80, then --endpoint http://127.0.0.1:8080"
+                f"--endpoint: must be the URL of Kubeflow Pipelines, http(s)://…, got {self.endpoint!r}; {ENDPOINT} "
+                "serves too. From outside "
+                "the cluster: kubectl -n kubeflow port-forward service/ml-pipeline-ui 8080:80, then --endpoint "
+                "http://127.0.0.1:8080"
             )
         named = token_file or os.environ.get(TOKEN_FILE)
         self._token_file = Path(named) if named else None
@@ -80,7 +82,8 @@ class Server:
                 last = str(error)
             if time.monotonic() >= until_s:
                 raise PipelinesError(
-                    f"{self.endpoint}: must answer ({what}), got {last}; is it the URL of Kubeflow Pipelines, and is it up?"
+                    f"{self.endpoint}: must answer ({what}), got {last}; is it the URL of Kubeflow Pipelines, and is "
+                    "it up?"
                 )
             time.sleep(min(_PAUSE_S, max(0.0, until_s - time.monotonic())))
 
@@ -107,8 +110,10 @@ class Server:
             401: f"the token must be valid still; get a new one into {TOKEN} or --token-file"
             if has_token
             else f"give a token by {TOKEN} or --token-file",
-            403: f"the token's account must have the right to do so in the namespace {self.namespace or 'of the server'} (--namespace)",
-            404: "nothing is there: --endpoint must be the root of Kubeflow Pipelines, version 2, and --namespace must be there",
+            403: "the token's account must have the right to do so in the namespace "
+            f"{self.namespace or 'of the server'} (--namespace)",
+            404: "nothing is there: --endpoint must be the root of Kubeflow Pipelines, version 2, and --namespace "
+            "must be there",
         }
         text = f"{self.endpoint}: {what}: {error.status} {error.reason} {_message(error)}".strip()
         return f"{text}; {advice[error.status]}" if error.status in advice else text

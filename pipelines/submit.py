@@ -56,7 +56,8 @@ def submit(
     config = request.config
     if server.namespace and server.namespace != config.cluster.namespace:
         raise ConfigError(
-            f"--namespace: must be cluster.namespace, {config.cluster.namespace}, got {server.namespace}: steps and training share volumes, "
+            f"--namespace: must be cluster.namespace, {config.cluster.namespace}, got {server.namespace}: steps and "
+            "training share volumes, "
             "and those are of one namespace"
         )
     text = compile_pipeline(request, with_overrides=False)
@@ -130,7 +131,8 @@ def _follow(server: Server, run_id: str, timeout_s: float) -> int:
             return _end(run, server)
         if time.monotonic() >= until_s:
             raise WaitError(
-                f"run {run_id}: must end in --timeout {timeout_s:g} s, is {run.state} still; it goes on: {server.link('runs', run_id)}"
+                f"run {run_id}: must end in --timeout {timeout_s:g} s, is {run.state} still; it goes on: "
+                f"{server.link('runs', run_id)}"
             )
         time.sleep(min(_POLL_S, max(0.0, until_s - time.monotonic())))
 

@@ -67,7 +67,8 @@ def machine() -> str:
     packages = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     return (
         f"{datetime.datetime.now(datetime.UTC).date()}, commit {made['commit'] or 'unknown'}, "
-        f"{hardware['gpu'] or hardware['cpu']}{driver()}, {hardware['cores']} cores; {packages}.\n`.ci/gpu/session`; steps of the network are waited for in groups of `benchmark.steps_per_wait`."
+        f"{hardware['gpu'] or hardware['cpu']}{driver()}, {hardware['cores']} cores; {packages}.\n"
+        "`.ci/gpu/session`; steps of the network are waited for in groups of `benchmark.steps_per_wait`."
     )
 
 
@@ -122,7 +123,9 @@ def network(mode: str, gathers: bool = False) -> str:
 def torchvision() -> str:
     rows = [
         [
-            f"{case['mode']} {case['dtype']} ×{case['batch']}", "channels-last" if case["model"].endswith("NHWC") else "NCHW", f"{case['images_per_s']:.4g}",
+            f"{case['mode']} {case['dtype']} ×{case['batch']}",
+            "channels-last" if case["model"].endswith("NHWC") else "NCHW",
+            f"{case['images_per_s']:.4g}",
             f"{1e3 * case['step_s']['median']:.2f} ms",
         ]
         for report in benchmarks().values()
@@ -173,10 +176,11 @@ def sanitizers() -> str:
 
 
 PARTS: dict[str, Callable[[], str]] = {
-    "Machine": machine, "Steps": steps, "Smoke": smoke, "Tests": tests, "Demo": demo, "Training": lambda: network("train"),
+    "Machine": machine, "Steps": steps, "Smoke": smoke, "Tests": tests, "Demo": demo,
+    "Training": lambda: network("train"),
     "Training, RoIAlign's gradient gathered": lambda: network("train", gathers=True),
-    "Inference": lambda: network("inference"), "torchvision's network": torchvision, "Phases": phases, "Kernels of a step": profile,
-    "Operators": operators, "Sanitizers": sanitizers,
+    "Inference": lambda: network("inference"), "torchvision's network": torchvision, "Phases": phases,
+    "Kernels of a step": profile, "Operators": operators, "Sanitizers": sanitizers,
 }  # fmt: skip
 
 

@@ -72,8 +72,10 @@ def table(report: dict[str, Any]) -> Table:
     (height, width), (to_height, to_width) = report["source_size"], report["target_size"]
     batches = report["batches"]
     result = Table(
-        title=f"JPEG of {height} × {width}, {report['image_kb']:.0f} kB → {to_height} × {to_width}, flipped; CPU ms per image",
-        caption=f"data loader, {batches['workers']} workers, batches of {batches['batch']}: {batches['images_per_s']:.3g} images/s, "
+        title=f"JPEG of {height} × {width}, {report['image_kb']:.0f} kB → {to_height} × {to_width}, flipped; CPU ms "
+        "per image",
+        caption=f"data loader, {batches['workers']} workers, batches of {batches['batch']}: "
+        f"{batches['images_per_s']:.3g} images/s, "
         f"a batch in {batches['batch_ms']['median']:.3g} ms (p90 {batches['batch_ms']['p90']:.3g})",
         box=box.SIMPLE,
         title_justify="left",

@@ -42,7 +42,8 @@ def in_fresh_process(case: Case, *, threads: int | None = None) -> Measurement:
             f"exit status {done.returncode}, nothing said"
         ]
         raise BenchmarkError(
-            f"benchmark of {case.mode}, {case.dtype}, batch {case.batch}, {case.height} × {case.width} failed: {last_lines[0].strip()}; "
+            f"benchmark of {case.mode}, {case.dtype}, batch {case.batch}, {case.height} × {case.width} failed: "
+            f"{last_lines[0].strip()}; "
             "try a smaller benchmark.batch_sizes or benchmark.height_px and width_px"
         )
     return Measurement.model_validate_json(done.stdout.splitlines()[-1])

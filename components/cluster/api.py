@@ -153,7 +153,8 @@ class JobApi:
                 last = str(error)
             if time.monotonic() > until_s:
                 raise ClusterError(
-                    f"{self._server}: must answer ({what}), got for cluster.api_timeout_s={self.cluster.api_timeout_s}: {last}. "
+                    f"{self._server}: must answer ({what}), got for "
+                    f"cluster.api_timeout_s={self.cluster.api_timeout_s}: {last}. "
                     "A job that has started continues; run the same command to follow it again"
                 )
             time.sleep(pause_s)
@@ -164,7 +165,8 @@ class JobApi:
         advice = {
             401: "log in again, or mount a service account's token",
             403: f"bind the Role of k8s/base/launcher.yaml in {namespace} to the account that runs this",
-            404: f"create the namespace {namespace} with kubectl apply -k k8s/base; {self._plural} need Kubeflow's operator (cluster.api)",
+            404: f"create the namespace {namespace} with kubectl apply -k k8s/base; {self._plural} need Kubeflow's "
+            "operator (cluster.api)",
         }
         text = f"{self._server}: {what} {self._plural} in {namespace}: {error.status} {error.reason}: {message}"
         return f"{text}; {advice[error.status]}" if error.status in advice else text
@@ -193,7 +195,8 @@ def _connection(kubernetes: Any, context: str) -> Any:
             kubernetes.config.load_kube_config(file, context=context or None, client_configuration=connection)
     except (kubernetes.config.ConfigException, OSError) as error:
         raise ClusterError(
-            f"cluster.context: {context or 'the current one'} cannot be used: {error}; see `kubectl config get-contexts`"
+            f"cluster.context: {context or 'the current one'} cannot be used: {error}; see `kubectl config "
+            "get-contexts`"
         ) from error
     connection.retries = False  # no retries by urllib3: `_ask` repeats requests itself
     return connection

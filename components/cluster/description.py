@@ -134,7 +134,8 @@ def require_volume(key: str, path: Path, cluster: ClusterConfig) -> str:
     under = [volume for volume in cluster.volumes if place.is_relative_to(volume.split(":")[1])]
     if not under:
         raise ConfigError(
-            f"{key}: must lie on a volume, got {path} in {cluster.working_dir}; mount a claim there with cluster.volumes, "
+            f"{key}: must lie on a volume, got {path} in {cluster.working_dir}; mount a claim there with "
+            "cluster.volumes, "
             f"now {list(cluster.volumes)}"
         )
     return max(under, key=lambda volume: len(volume.split(":")[1]))
@@ -146,8 +147,10 @@ def _check_batch(config: Config) -> None:
     for nodes in range(cluster.min_nodes or cluster.nodes, cluster.nodes + 1):
         if train.micro_batch_size % (nodes * per_node):
             raise ConfigError(
-                f"train.batch_size: {train.batch_size} images in {train.accumulation_steps} micro-batches must be a multiple of the number "
-                f"of processes, got {nodes * per_node}: {per_node} on each of {nodes} nodes (cluster.nodes, cluster.min_nodes)"
+                f"train.batch_size: {train.batch_size} images in {train.accumulation_steps} micro-batches must be a "
+                "multiple of the number "
+                f"of processes, got {nodes * per_node}: {per_node} on each of {nodes} nodes (cluster.nodes, "
+                "cluster.min_nodes)"
             )
 
 
@@ -173,7 +176,8 @@ def _check_tracking(config: Config) -> None:
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(
-            f"cluster.tracking_uri: must be a server that pods can reach, http(s)://…, got {uri!r}; or set tracking.enabled=false"
+            f"cluster.tracking_uri: must be a server that pods can reach, http(s)://…, got {uri!r}; or set "
+            "tracking.enabled=false"
         )
     if parts.password is not None:
         raise ConfigError(

@@ -69,7 +69,10 @@ def _of_pod(pod: Json, events: list[Json]) -> Iterator[Failure]:
     for condition in status.get("conditions", []):
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
             message = _latest(events, name.__eq__, "FailedScheduling") or condition.get("message", "")
-            text = f"pod {name}: unschedulable: {message}; check cluster.gpus_per_node, cpu, memory, node_selector and tolerations"
+            text = (
+                f"pod {name}: unschedulable: {message}; "
+                "check cluster.gpus_per_node, cpu, memory, node_selector and tolerations"
+            )
             yield Failure("unschedulable", name, text)
 
 

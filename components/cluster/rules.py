@@ -71,7 +71,8 @@ def _replica_faults(role: str, replica: dict[str, Any]) -> list[str]:
     for number, container in enumerate(containers):
         if not container.get("image"):
             faults.append(
-                f"{path}.template.spec.containers[{number}].image: must be set, got none; set cluster.image=REGISTRY/NAME:TAG"
+                f"{path}.template.spec.containers[{number}].image: must be set, got none; set "
+                "cluster.image=REGISTRY/NAME:TAG"
             )
     number_of = replica.get("replicas")
     if role == "Master" and number_of != 1:

@@ -129,7 +129,10 @@ class Follower:
                     text += "; no reason is known: check that Kubeflow's operator runs and watches this namespace"
                 raise JobTimeoutError(self._with_reasons(text))
         elif now_s - self._running_since_s > cluster.run_timeout_s:
-            text = f"{name} did not end within cluster.run_timeout_s={cluster.run_timeout_s}; run the same command to continue from its last checkpoint"
+            text = (
+                f"{name} did not end within cluster.run_timeout_s={cluster.run_timeout_s}; "
+                "run the same command to continue from its last checkpoint"
+            )
             raise JobTimeoutError(self._with_reasons(text))
 
     def _with_reasons(self, text: str) -> str:

@@ -168,7 +168,8 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         path = error.filename2 or error.filename or folder
         raise DownloadError(
             f"{path}: must be readable and writable, got {error.strerror or error}. "
-            f"Free space, give permission or move away what has that name in {folder}, or set data.raw_dir to another folder; "
+            f"Free space, give permission or move away what has that name in {folder}, or set data.raw_dir to another "
+            "folder; "
             "then run `maskrcnn download` again."
         ) from error
 
@@ -222,7 +223,8 @@ def _require_free(size: float, folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     if size > free:
         raise DownloadError(
-            f"{folder}: {size / _GIB:.1f} GiB must be free for the archives and their files, got {free / _GIB:.1f} GiB. "
+            f"{folder}: {size / _GIB:.1f} GiB must be free for the archives and their files, got {free / _GIB:.1f} "
+            "GiB. "
             "Free some space or set data.raw_dir to a folder on a larger disk."
         )
 

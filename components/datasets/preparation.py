@@ -80,7 +80,8 @@ def _require_same_categories(train: CocoFile, val: CocoFile) -> None:
     if train.categories != val.categories:
         different = sorted(train.categories.items() ^ val.categories.items())
         raise AnnotationError(
-            f"{val.path}: categories must be those of {train.path}; they differ in (id, name) {different[:_SHOWN_PROBLEMS]}. "
+            f"{val.path}: categories must be those of {train.path}; they differ in (id, name) "
+            f"{different[:_SHOWN_PROBLEMS]}. "
             "Give both files the same `categories`."
         )
 
@@ -131,7 +132,8 @@ def _replacing(target: Path) -> Iterator[Path]:
     """Yield a new folder that replaces `target` if the context ends without an error."""
     if target.is_dir() and any(target.iterdir()) and not (target / _REPORT).is_file():
         raise AnnotationError(
-            f"{target}: must be empty or written by `maskrcnn prepare`, but has other files; set data.prepared_dir to another folder."
+            f"{target}: must be empty or written by `maskrcnn prepare`, but has other files; set data.prepared_dir to "
+            "another folder."
         )
     fresh, stale = (target.with_name(f".{target.name}.{state}") for state in ("new", "old"))
     for leftover in (fresh, stale):

@@ -99,7 +99,8 @@ def fetch(remote: RemoteFile, target: Path, *, md5: str | None, progress: Progre
     """
     if target.is_dir():
         raise DownloadError(
-            f"{target}: must be free for the file of that name, got a folder; move it away and run `maskrcnn download` again"
+            f"{target}: must be free for the file of that name, got a folder; move it away and run `maskrcnn "
+            "download` again"
         )
     part = part_of(target)
     for _ in range(2):  # a wrong byte may come from an earlier, damaged part: restart once
@@ -225,7 +226,8 @@ def _append(response: requests.Response, part: Path, remote: RemoteFile, *, star
         raise DownloadError(
             f"{part}: cannot be written ({error.strerror}): {remote.size - kept} more bytes must be free there, "
             f"got {shutil.disk_usage(part.parent).free}; {kept} of {remote.size} bytes are kept. Free some space, "
-            "then run `maskrcnn download` again to continue from there, or set data.raw_dir to a folder on a larger disk."
+            "then run `maskrcnn download` again to continue from there, or set data.raw_dir to a folder on a larger "
+            "disk."
         ) from error
 
 
@@ -315,7 +317,8 @@ def _send(method: str, url: str, headers: dict[str, str]) -> requests.Response:
         raise _RetryError(f"the connection broke: {error}") from error
     except (OSError, ValueError) as error:  # all others of requests are an OSError
         raise DownloadError(
-            f"{url}: must be, and be redirected to, an address http://… or https://… that exists, got {error}; check data.base_url"
+            f"{url}: must be, and be redirected to, an address http://… or https://… that exists, got {error}; check "
+            "data.base_url"
         ) from error
     except HTTPError as error:
         raise _RetryError(f"the connection broke: {error}") from error

@@ -51,7 +51,8 @@ def export(config: Config, checkpoint: str, folder: Path) -> list[dict[str, Any]
     device = next(trained.loaded.model.parameters()).device
     if not library.serves(device):
         raise ExportError(
-            f"export: the operators must be compiled for {device.type}, got their plain torch versions, which cannot be exported; "
+            f"export: the operators must be compiled for {device.type}, got their plain torch versions, which cannot "
+            "be exported; "
             f"see `python -m cuda_ops` for the reason; {library.VARIABLE} must not be `reference`"
         )
     index = open_split(trained, config.evaluate.split)

@@ -60,7 +60,8 @@ def describe_model(model: Artifact, config: Config) -> None:
     checkpoint = last_checkpoint(run_dir)
     if checkpoint is None:
         raise CheckpointError(
-            f"{run_dir}: must have a checkpoint after training, got none; this step and the training job must mount the same volume "
+            f"{run_dir}: must have a checkpoint after training, got none; this step and the training job must mount "
+            "the same volume "
             "(cluster.volumes)"
         )
     data_hash = CocoIndex.open(config.data.prepared_dir, "train").data_hash

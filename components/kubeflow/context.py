@@ -26,8 +26,8 @@ COMPILED = "MASKRCNN_COMPILED"  # environment variable of a step's pod: the comp
 # Keys that are compiled into all steps of a pipeline, so that no run can change them. The size of the training job and
 # its queue may differ from run to run; the steps themselves keep their compiled size.
 COMPILED_KEYS = (
-    "cluster.image", "cluster.image_pull_secret", "cluster.working_dir", "cluster.volumes", "cluster.env", "cluster.secrets",
-    "cluster.tracking_uri", "stability.parallel",
+    "cluster.image", "cluster.image_pull_secret", "cluster.working_dir", "cluster.volumes", "cluster.env",
+    "cluster.secrets", "cluster.tracking_uri", "stability.parallel",
 )  # fmt: skip
 _STATUSES = {"SUCCEEDED": "FINISHED", "CANCELED": "KILLED", "CANCELLED": "KILLED"}  # kfp → MLflow
 
@@ -67,7 +67,8 @@ def _require_as_compiled(config: Config, compiled: dict[str, object]) -> None:
     for key, value in compiled.items():
         if flat[key] != value:
             raise ConfigError(
-                f"{key}: must be the value compiled into this pipeline, {json.dumps(value)}, got {json.dumps(flat[key])}; "
+                f"{key}: must be the value compiled into this pipeline, {json.dumps(value)}, got "
+                f"{json.dumps(flat[key])}; "
                 "compile or submit the pipeline again with the new value"
             )
 

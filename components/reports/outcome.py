@@ -53,7 +53,8 @@ def scores(runs: Sequence[RunData]) -> Chapter:
     rows = [[name, *(number(column.scores.get(name)) for column in columns)] for name in names]
     notes = [_evaluated(run) for run in runs if run.scores]
     ending = (
-        "Average precision (AP) and recall (AR) as COCO defines them; AP without a number is the mean over IoU 0.50 to 0.95. "
+        "Average precision (AP) and recall (AR) as COCO defines them; AP without a number is the mean over IoU 0.50 "
+        "to 0.95. "
         "A dash means that there is no ground truth."
     )
     return Chapter("scores", "Scores", [*notes, ending], [Table(["", *_titles(columns)], rows)])
@@ -109,7 +110,10 @@ def sizes(runs: Sequence[RunData]) -> Chapter:
         for size, (letter, meaning) in _SIZES.items()
         for score in ("AP", "AR")
     ]
-    note = "COCO classifies objects by the area of their masks; the counts, from `prepare`, are by the area of their boxes."
+    note = (
+        "COCO classifies objects by the area of their masks; "
+        "the counts, from `prepare`, are by the area of their boxes."
+    )
     return Chapter("sizes", "Sizes", [note], [Table(["size", "instances", *_titles(columns)], rows)])
 
 
@@ -150,7 +154,10 @@ def errors(runs: Sequence[RunData], found: dict[str, dict[str, ErrorTypes]], rea
 def pictures(galleries: Sequence[Gallery]) -> Chapter:
     """Make the chapter of pictures: the worst and the best images of each run."""
     shown = [gallery for gallery in galleries if gallery.pictures]
-    note = "Left: ground truth; right: predictions with a score of at least 0.5. Images are sorted by F1 at IoU 0.5, of masks if there are any."
+    note = (
+        "Left: ground truth; right: predictions with a score of at least 0.5. "
+        "Images are sorted by F1 at IoU 0.5, of masks if there are any."
+    )
     return Chapter(
         "pictures", "Worst and best images", [note] if shown else ["No pictures: see what is missing."], galleries=shown
     )

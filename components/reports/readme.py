@@ -40,7 +40,10 @@ _COMMANDS = {  # table → command that measures it
 _SUMMARY = (
     "recipe | hardware | precision | training = time | box AP | mask AP | box AP over seeds | mask AP over seeds | made"
 )
-_ACCURACY = "training = recipe | hardware | batch | precision | box AP | mask AP | box AP50 | mask AP50 | time | speed-up | made"
+_ACCURACY = (
+    "training = recipe | hardware | batch | precision | box AP | mask AP | box AP50 | mask AP50 | time | "
+    "speed-up | made"
+)
 _STEPS = (
     "network | hardware | batch | precision | images/s | speed-up | median step | peak memory | "
     "time to torchvision's | made"

@@ -66,7 +66,8 @@ def read_run(run_dir: Path) -> RunData:
     journal = read_journal(run_dir / "log.jsonl")
     if not (config or journal or evaluation or benchmark):
         raise UserError(
-            f"{run_dir}: must hold a run (config.yaml, log.jsonl, evaluation.json or benchmark.json), but has none of them"
+            f"{run_dir}: must hold a run (config.yaml, log.jsonl, evaluation.json or benchmark.json), but has none of "
+            "them"
         )
     missing = _missing(run_dir, config, evaluation, benchmark)
     prepared = Path(str(config.get("data.prepared_dir", "")))
@@ -121,7 +122,8 @@ def _find_split(
         hashes.append(f"{split} {index.data_hash[:12]}")
     found = f"it holds {', '.join(hashes)}" if hashes else "nothing is prepared there"
     missing.append(
-        f"The evaluated data ({evaluation['data_hash'][:12]}) are not in {prepared} ({found}), so there are no pictures and no "
+        f"The evaluated data ({evaluation['data_hash'][:12]}) are not in {prepared} ({found}), so there are no "
+        "pictures and no "
         "error types. Run the report where they are."
     )
     return configured, None

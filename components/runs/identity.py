@@ -8,7 +8,8 @@ from components.config import RENAMED, Config, flatten
 
 # Keys that may differ between a run and its continuation: place, length, logging.
 FREE_TO_CHANGE = (
-    "device", "processes", "compile", "cuda_graph", "keep_last", "log_period", "checkpoint_period", "max_iters", "output_dir", "resume", "timeout_s",
+    "device", "processes", "compile", "cuda_graph", "keep_last", "log_period", "checkpoint_period", "max_iters",
+    "output_dir", "resume", "timeout_s",
 )  # fmt: skip
 # Keys of image preparation for training; the images themselves are identified by their hash.
 _SEEN_IN_TRAINING = ("buckets", "min_sizes_px", "max_size_px", "horizontal_flip", "scale_jitter", "crop_size_px")

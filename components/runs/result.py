@@ -54,7 +54,8 @@ def read_result(run_dir: Path) -> Result:
     for needed in (run_dir / "config.yaml", path):
         if not needed.is_file():
             raise ResultError(
-                f"{needed}: no such file; a finished run has it. `maskrcnn train` trains and evaluates one, `maskrcnn stability` one a seed"
+                f"{needed}: no such file; a finished run has it. `maskrcnn train` trains and evaluates one, `maskrcnn "
+                "stability` one a seed"
             )
     try:
         evaluation = json.loads(path.read_text(encoding="utf-8"))
@@ -82,6 +83,7 @@ def require_final(result: Result) -> None:
     may_end_early = evaluate.target_bbox_ap > 0 or evaluate.target_segm_ap > 0
     if step and int(step[1]) != train.max_iters and not may_end_early:
         raise ResultError(
-            f"{result.run_dir}: evaluation.json must be of step {train.max_iters} (train.max_iters), got step {int(step[1])}; "
+            f"{result.run_dir}: evaluation.json must be of step {train.max_iters} (train.max_iters), got step "
+            f"{int(step[1])}; "
             f"let `maskrcnn train` come to its end, then {again}"
         )

@@ -50,7 +50,8 @@ def open_split(trained: Trained, split: str) -> CocoIndex:
     known, found = trained.loaded.category_ids, index.category_ids
     if known != found:
         raise UserError(
-            f"{trained.config.data.prepared_dir}: must hold the {len(known)} classes that {trained.loaded.path} was trained on "
+            f"{trained.config.data.prepared_dir}: must hold the {len(known)} classes that {trained.loaded.path} was "
+            "trained on "
             f"(ids {known[:5]}…), got {len(found)} (ids {found[:5]}…); set data.prepared_dir to that data set"
         )
     return index

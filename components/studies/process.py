@@ -98,7 +98,8 @@ def _lock(descriptor: int, path: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise StabilityError(
-            f"{path}: another process trains this seed and must end first; it may have outlived its study; find it with `fuser {path}`"
+            f"{path}: another process trains this seed and must end first; it may have outlived its study; find it "
+            f"with `fuser {path}`"
         ) from None
 
 

@@ -49,7 +49,8 @@ def find_finished(config: Config) -> Result | None:
         differing.append("the data")
     if differing:
         raise StabilityError(
-            f"{run_dir}: must be a run of this study, but differs in {', '.join(differing)}; set another stability.output_dir, or "
+            f"{run_dir}: must be a run of this study, but differs in {', '.join(differing)}; set another "
+            "stability.output_dir, or "
             "move this folder away"
         )
     return result if result is not None and _is_complete(result) else None
@@ -104,7 +105,8 @@ def train_seeds(configs: Sequence[Config], parallel: int, console: Console) -> N
         raise SystemExit(128 + received.number)
     if failures:
         raise StabilityError(
-            f"stability: every seed must train to its end, but {len(failures)} did not; finished ones are kept, and the same command "
+            f"stability: every seed must train to its end, but {len(failures)} did not; finished ones are kept, and "
+            "the same command "
             "continues with the others:\n" + "\n".join(failures)
         )
 

@@ -50,7 +50,8 @@ def _require_one_study(results: Sequence[Result]) -> None:
     for one, next_one in pairwise(results):
         if one.seed == next_one.seed:
             raise StabilityError(
-                f"{one.run_dir} and {next_one.run_dir}: seeds must differ, but both have train.seed={one.seed}; leave out one of them"
+                f"{one.run_dir} and {next_one.run_dir}: seeds must differ, but both have train.seed={one.seed}; leave "
+                "out one of them"
             )
     for result in results:
         require_final(result)

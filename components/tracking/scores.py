@@ -59,7 +59,8 @@ def shortfall(minimum: RegistryConfig, scored: Scored) -> str:
         return "proposals have no AP, which registration requires"
     minima = {"bbox": minimum.min_bbox_ap, "segm": minimum.min_segm_ap}
     lacking = [
-        f"{TITLES[iou_type]} AP {scored.ap.get(iou_type, 0.0):.4f} is below registry.min_{iou_type}_ap {minima[iou_type]:.4f}"
+        f"{TITLES[iou_type]} AP {scored.ap.get(iou_type, 0.0):.4f} is below registry.min_{iou_type}_ap "
+        f"{minima[iou_type]:.4f}"
         for iou_type in IOU_TYPES
         if scored.ap.get(iou_type, 0.0) < minima[iou_type]
     ]
@@ -75,7 +76,8 @@ def beats(version: "Version", champion: "Version | None") -> tuple[bool, str]:
     new, old = Scored.of_tags(version.tags), Scored.of_tags(champion.tags)
     if new.data_hash != old.data_hash:
         return False, (
-            f"not the champion: the champion, version {champion.number}, was evaluated on other data; evaluate its run on this "
+            f"not the champion: the champion, version {champion.number}, was evaluated on other data; evaluate its "
+            "run on this "
             "data and register it again, or set the alias in MLflow"
         )
     iou_type = next((iou_type for iou_type in ("segm", "bbox") if iou_type in new.ap and iou_type in old.ap), None)

@@ -161,7 +161,8 @@ class MlflowServer:
             return self._make_experiment()
         if experiment.lifecycle_stage != "active":
             raise TrackingError(
-                f"tracking.experiment: {self._experiment!r} was deleted at {self.uri}; set another name, or restore it: "
+                f"tracking.experiment: {self._experiment!r} was deleted at {self.uri}; set another name, or restore "
+                "it: "
                 f"mlflow experiments restore -x {experiment.experiment_id}"
             )
         return experiment.experiment_id
@@ -176,7 +177,8 @@ def _allowed(uri: str) -> Iterator[None]:
         if getattr(error, "error_code", "") not in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
             raise
         raise TrackingError(
-            f"MLflow at {uri}: access must be allowed, but is denied; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            f"MLflow at {uri}: access must be allowed, but is denied; set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD"
         ) from error
 
 

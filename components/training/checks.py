@@ -22,11 +22,13 @@ def check_learnable(config: Config, index: CocoIndex) -> None:
         )
     if model.weights == "none" and model.frozen_stages:
         raise ConfigError(
-            f"model.freeze_stages: must be 0 with model.weights=none, got {model.frozen_stages}; frozen random filters would never learn"
+            f"model.freeze_stages: must be 0 with model.weights=none, got {model.frozen_stages}; frozen random "
+            "filters would never learn"
         )
     if not index.has_instances.any():
         raise UserError(
-            f"{config.data.prepared_dir}: a training image must have an instance that is not a crowd, but none has; add annotations"
+            f"{config.data.prepared_dir}: a training image must have an instance that is not a crowd, but none has; "
+            "add annotations"
         )
 
 
@@ -39,6 +41,8 @@ def check_divisible(config: Config) -> None:
     train, processes = config.train, world_size()
     if train.micro_batch_size % processes:
         raise ConfigError(
-            f"train.batch_size: {train.batch_size} images in {train.accumulation_steps} micro-batches must be a multiple of the number of "
-            f"processes, got {processes}; set train.batch_size to {train.accumulation_steps * processes} or a multiple of it"
+            f"train.batch_size: {train.batch_size} images in {train.accumulation_steps} micro-batches must be a "
+            "multiple of the number of "
+            f"processes, got {processes}; set train.batch_size to {train.accumulation_steps * processes} or a "
+            "multiple of it"
         )

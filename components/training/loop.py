@@ -243,7 +243,8 @@ class Training:
         self.console.print(f"skipped, since not finite: {details}", highlight=False)
         if self.nonfinite_in_row >= self.config.train.max_nonfinite_steps:
             raise DivergedError(
-                f"training diverged: losses and gradients must be finite, got {self.nonfinite_in_row} steps in a row that are not; "
+                f"training diverged: losses and gradients must be finite, got {self.nonfinite_in_row} steps in a row "
+                "that are not; "
                 f"last {details}. Lower train.base_lr, lengthen train.warmup_iters or set train.clip_grad_norm; "
                 f"the weights are those of step {step.number - self.nonfinite_in_row}"
             )

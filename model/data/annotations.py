@@ -122,7 +122,8 @@ def require_annotations(path: Path) -> None:
     """
     if not path.is_file():
         raise AnnotationError(
-            f"{path}: no such annotation file. Fetch it with `maskrcnn download`, or set data.train_annotations and data.val_annotations."
+            f"{path}: no such annotation file. Fetch it with `maskrcnn download`, or set data.train_annotations and "
+            "data.val_annotations."
         )
 
 

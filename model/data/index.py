@@ -65,7 +65,8 @@ class CocoIndex:
         folder = prepared_dir / split
         if not (folder / _META).is_file():
             raise UserError(
-                f"{folder}: must hold prepared data, but has none. Run `maskrcnn prepare` with the same data.prepared_dir first."
+                f"{folder}: must hold prepared data, but has none. Run `maskrcnn prepare` with the same "
+                "data.prepared_dir first."
             )
         meta = json.loads((folder / _META).read_text(encoding="utf-8"))
         self._arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in meta["arrays"]}

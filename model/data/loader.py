@@ -84,7 +84,8 @@ class GroupedBatchSampler(Sampler[list[tuple[int, int]]]):
         self._images = np.flatnonzero(index.has_instances)
         if not len(self._images):
             raise UserError(
-                "the train split must have an image with an instance to learn, got none (crowds do not count); check data.train_annotations"
+                "the train split must have an image with an instance to learn, got none (crowds do not count); check "
+                "data.train_annotations"
             )
         self._buckets = _training_buckets(index, data)
         self._batch_size, self._seed, self._start_batch = batch_size, seed, start_batch

@@ -30,7 +30,8 @@ def compile_parts(model: MaskRCNN, device: torch.device) -> None:
     except Exception as error:  # Inductor's own exception classes are private
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"train.compile=true: torch.compile must work on {device.type}, but compiling one line failed ({type(error).__name__}: {reason}); "
+            f"train.compile=true: torch.compile must work on {device.type}, but compiling one line failed "
+            f"({type(error).__name__}: {reason}); "
             "install a C++ compiler (and Triton for CUDA), or set train.compile to false"
         ) from error
     for name, part in model.named_modules():

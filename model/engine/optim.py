@@ -73,7 +73,8 @@ def _apex_sgd(train: TrainConfig, groups: list[dict[str, Any]]) -> Callable[...,
             reason = "its FusedSGD reads the learning rate from the host, which train.cuda_graph does not allow"
     if train.apex == "required":
         raise UserError(
-            f"train.apex=required: needs NVIDIA's apex, but {reason}; use NGC's PyTorch images, build it from github.com/NVIDIA/apex with "
+            f"train.apex=required: needs NVIDIA's apex, but {reason}; use NGC's PyTorch images, build it from "
+            "github.com/NVIDIA/apex with "
             "its CUDA extensions (`apex` on the package index is another project), or set train.apex to auto or off"
         )
     return None
@@ -105,6 +106,6 @@ def step_unless(optimizer: torch.optim.Optimizer, skipped: Tensor) -> None:
     if isinstance(optimizer, torch.optim.SGD):
         optimizer.found_inf = skipped  # type: ignore[attr-defined]  # the switch that GradScaler uses
     else:
-        optimizer._dummy_overflow_buf.copy_(skipped)  # type: ignore[attr-defined]  # apex's switch: its kernel returns at once
+        optimizer._dummy_overflow_buf.copy_(skipped)  # type: ignore[attr-defined]  # its kernel returns at once
     optimizer.step()
     optimizer.zero_grad()

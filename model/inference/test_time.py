@@ -63,7 +63,8 @@ def detect_views(model: MaskRCNN, scales: Sequence[Batch], evaluate: EvaluateCon
     heads, frame = model.roi_heads, scales[0]
     if heads is None:
         raise UserError(
-            "evaluate: scales, flip and soft_nms need a network with RoI heads, got model.task=proposals; leave them at their defaults"
+            "evaluate: scales, flip and soft_nms need a network with RoI heads, got model.task=proposals; leave them "
+            "at their defaults"
         )
     views = [View(batch, False) for batch in scales]
     if evaluate.flip:

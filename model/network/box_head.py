@@ -37,7 +37,8 @@ def make_box_head(config: ModelConfig, in_channels: int) -> tuple[nn.Module, int
         conv_layer(i, o, 3, head_norm(config.norm), relu=True) for i, o in itertools.pairwise(widths)
     ]
     for layer in layers:
-        nn.init.kaiming_normal_(layer.get_submodule("0").weight, mode="fan_out", nonlinearity="relu")  # type: ignore[arg-type]
+        weight = layer.get_submodule("0").weight
+        nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")  # type: ignore[arg-type]
     linear = nn.Linear(widths[-1] * config.box_pool_size**2, config.box_head_channels)
     return nn.Sequential(*layers, nn.Flatten(), linear, nn.ReLU(inplace=True)), config.box_head_channels
 

@@ -21,7 +21,8 @@ def make_mask_head(config: ModelConfig, in_channels: int) -> tuple[nn.Sequential
     widths = [in_channels] + [config.mask_head_channels] * config.mask_head_convs
     layers = [conv_layer(i, o, 3, head_norm(config.norm), relu=True) for i, o in itertools.pairwise(widths)]
     for layer in layers:
-        nn.init.kaiming_normal_(layer.get_submodule("0").weight, mode="fan_out", nonlinearity="relu")  # type: ignore[arg-type]
+        weight = layer.get_submodule("0").weight
+        nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")  # type: ignore[arg-type]
     return nn.Sequential(*layers), widths[-1]
 
 

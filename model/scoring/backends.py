@@ -125,7 +125,8 @@ def choose_backend(asked: AnyBackend) -> Backend:
     except ImportError as error:
         if asked == "hotcoco":
             raise UserError(
-                f"evaluate.backend=hotcoco: hotcoco must be installed, but cannot be imported ({error}); run `pip install hotcoco`, "
+                f"evaluate.backend=hotcoco: hotcoco must be installed, but cannot be imported ({error}); run `pip "
+                "install hotcoco`, "
                 "or set evaluate.backend to auto or pycocotools, which gives the same numbers more slowly"
             ) from error
         _warn_once(f"hotcoco cannot be imported ({error}); using pycocotools, which gives the same numbers more slowly")

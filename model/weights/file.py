@@ -78,7 +78,8 @@ def _read(path: Path) -> Any:
             raise WeightsError(f"{path}: {error}") from error
         except Exception as error:  # a damaged pickle may raise anything
             raise WeightsError(
-                f"{path}: must hold weights that load safely, but does not ({error}); save a state dict with torch.save(model.state_dict(), …), "
+                f"{path}: must hold weights that load safely, but does not ({error}); save a state dict with "
+                "torch.save(model.state_dict(), …), "
                 "or arrays by name with pickle"
             ) from error
 
@@ -98,7 +99,8 @@ class _ArraysOnly(pickle.Unpickler):
         if (module, name) == ("_codecs", "encode"):  # protocol 2's encoding of bytes
             return _latin1
         raise WeightsError(
-            f"must hold only arrays and plain containers, but asks for {module}.{name}; refused, and nothing in it was run. "
+            f"must hold only arrays and plain containers, but asks for {module}.{name}; refused, and nothing in it "
+            "was run. "
             "Use a file from a source that you trust, or extract the arrays where the file was made"
         )
 

@@ -116,8 +116,10 @@ def _require_fit(
     example = wrong[0]
     got = f"{tuple(state[example].shape)}" if example in state else "nothing"
     raise WeightsError(
-        f"{source}: must hold the weights of this network, but {len(wrong)} of {len(own)} tensors do not fit: {example} must be "
-        f"{tuple(own[example].shape)}, got {got}; check model.backbone, model.features, model.norm and the widths under `model`"
+        f"{source}: must hold the weights of this network, but {len(wrong)} of {len(own)} tensors do not fit: "
+        f"{example} must be "
+        f"{tuple(own[example].shape)}, got {got}; check model.backbone, model.features, model.norm and the widths "
+        "under `model`"
     )
 
 
@@ -149,7 +151,8 @@ def _fetch(weights: object) -> dict[str, Tensor]:
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:  # UnpicklingError: code in the file
         cache = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
         raise WeightsError(
-            f"{weights}: cannot be fetched from {url} ({error}); put the file at {cache}, or set model.weights to none or a path"
+            f"{weights}: cannot be fetched from {url} ({error}); put the file at {cache}, or set model.weights to "
+            "none or a path"
         ) from error
 
 

@@ -101,7 +101,8 @@ def _format_of(names: Mapping[str, Tensor], source: str) -> Format:
         if any(re.fullmatch(mark, name) for name in names):
             return format
     raise WeightsError(
-        f"{source}: must have names of torchvision, Detectron, Detectron2 or maskrcnn-benchmark, or our own, got {list(names)[:3]}"
+        f"{source}: must have names of torchvision, Detectron, Detectron2 or maskrcnn-benchmark, or our own, got "
+        f"{list(names)[:3]}"
     )
 
 
