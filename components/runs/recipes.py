@@ -4,8 +4,8 @@
 
 `recipes/<name>.yaml` holds a header of comments and the values that differ from the defaults of the configuration
 classes, or from the recipe that `extends: <name>` names. A comment beside a value is inherited with it. Only
-`stability.output_dir` is not inherited: it is runs/<name>_stability unless stated. `recipes/` lies beside
-`components/`, in the repository and where the package is installed.
+`stability.output_dir` is not inherited: it is runs/<name>_stability unless stated. `recipes/` is beside `components/`
+in the repository and in an installed package.
 """
 
 import difflib
