@@ -9,12 +9,13 @@ it must be and what it got; an unknown key names the nearest known one.
 import difflib
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml.constructor import SafeConstructor
 
 from components.config import RENAMED, Config, flatten
 from model.errors import UserError
@@ -49,9 +50,10 @@ def build_config(tree: dict[str, Any], overrides: Iterable[str] = (), where: str
     Raises:
         ConfigError: if a key is unknown, or a value out of range.
     """
-    for override in overrides:
+    applied = tuple(overrides)
+    for override in applied:
         _apply_override(tree, override)
-    return _validate(tree, where)
+    return _validate(tree, where, applied)
 
 
 def config_from_dict(tree: dict[str, Any], where: str) -> Config:
@@ -97,8 +99,17 @@ def read_flat(path: str | Path) -> dict[str, Any]:
 def _read_text(path: Path) -> str:
     if not path.is_file():
         raise ConfigError(f"{path}: no such parameter file. `maskrcnn recipe shapes_demo` writes one to params.yaml.")
+    return read_utf8(path)
+
+
+def read_utf8(path: Path) -> str:
+    """The text of a YAML file, without the byte order mark that some editors put before it.
+
+    Raises:
+        ConfigError: if it is not UTF-8.
+    """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not YAML: {error}") from error
 
@@ -114,8 +125,8 @@ def parse_yaml(text: str, where: str, *, comments: bool = False) -> dict[str, An
         ConfigError: if it is not YAML, or holds no sections.
     """
     try:
-        tree = YAML(typ="rt" if comments else "safe", pure=True).load(text)
-    except YAMLError as error:
+        tree = YAML(typ="rt", pure=True).load(text) if comments else _load_yaml(text)
+    except (YAMLError, RecursionError) as error:
         raise ConfigError(f"{where}: not YAML: {error}") from error
     if tree is None:
         return {}
@@ -124,6 +135,19 @@ def parse_yaml(text: str, where: str, *, comments: bool = False) -> dict[str, An
             f"{where}: must hold sections ({', '.join(Config.model_fields)}), got a {type(tree).__name__}"
         )
     return tree
+
+
+class _Constructor(SafeConstructor):
+    """Plain values of YAML; text that looks like a date or a time stays as it was written."""
+
+
+_Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
+
+
+def _load_yaml(text: str) -> Any:
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Constructor = _Constructor
+    return yaml.load(text)
 
 
 def _with_present_names(tree: dict[str, Any]) -> dict[str, Any]:
@@ -142,8 +166,8 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     if not equals or len(parts) < 2 or not all(parts):
         raise ConfigError(f"override {override!r}: must be section.key=value, for example train.base_lr=0.01")
     try:
-        value = YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
+        value = _load_yaml(text)
+    except (YAMLError, RecursionError) as error:
         raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from error
     node = tree
     for part in parts[:-1]:
@@ -156,26 +180,44 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     node[parts[-1]] = "" if value is None and not text.strip() else value
 
 
-def _validate(tree: dict[str, Any], where: str) -> Config:
+def _validate(tree: dict[str, Any], where: str, overrides: Sequence[str] = ()) -> Config:
     try:
         # JSON mode: YAML has lists where we have tuples and text where we have paths, but "0.1" is not a number.
-        return Config.model_validate_json(json.dumps(tree, default=str), strict=True)
+        text = json.dumps(tree, default=str)
+    except (TypeError, ValueError, RecursionError) as error:  # a key that is a list, an anchor within itself
+        place = " with ".join(filter(None, (where, " ".join(overrides))))
+        raise ConfigError(
+            f"{place}: must hold sections of keys with text, numbers, or lists of them, got other YAML ({error})"
+        ) from error
+    try:
+        return Config.model_validate_json(text, strict=True)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(problem, where) for problem in error.errors())) from error
+        raise ConfigError("\n".join(_explain(problem, where, overrides) for problem in error.errors())) from error
 
 
-def _explain(problem: Any, where: str) -> str:
+def _explain(problem: Any, where: str, overrides: Sequence[str]) -> str:
     location = [str(part) for part in problem["loc"]]
     name = ".".join(location)
+    place = _place(name, where, overrides)
     if name == "extends":
         return (
-            f"{where}: extends: only recipes have it; `maskrcnn recipe NAME` writes a recipe's complete parameter file"
+            f"{place}: extends: only recipes have it; `maskrcnn recipe NAME` writes a recipe's complete parameter file"
         )
     if problem["type"] == "extra_forbidden":
-        return f"{where}: {name}: unknown key{_nearest(location)}"
+        return f"{place}: {name}: unknown key{_nearest(location)}"
     if problem["type"] == "value_error":
-        return f"{where}: {name}: {problem['ctx']['error']}"
-    return f"{where}: {name}: {problem['msg']}, got {problem['input']!r}"
+        return f"{place}: {name}: {problem['ctx']['error']}"
+    return f"{place}: {name}: {problem['msg']}, got {problem['input']!r}"
+
+
+def _place(name: str, where: str, overrides: Sequence[str]) -> str:
+    """The source of a key's value: an override or the file; of a section's values: the file and the overrides in it."""
+    given = [(override.partition("=")[0].strip(), override) for override in overrides]
+    for key, override in reversed(given):
+        if f"{name}.".startswith(f"{key}."):
+            return f"override {override!r}"
+    within = [override for key, override in given if key.startswith(f"{name}.")]
+    return f"{where} with {' '.join(within)}" if within else where
 
 
 def _nearest(location: list[str]) -> str:

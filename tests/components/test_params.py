@@ -64,7 +64,32 @@ def test_an_unknown_key_is_told_with_the_nearest(params: Path, override: str, to
     with pytest.raises(ConfigError, match="unknown key") as error:
         load_config(params, [override])
     assert told in str(error.value)
-    assert str(params) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("train.base_lr=-1", "override 'train.base_lr=-1': train.base_lr: Input"),
+        ("train.base_lr={a: 1}", "override 'train.base_lr={a: 1}': train.base_lr: Input"),
+        ("train.lr_steps=[1, a]", "override 'train.lr_steps=[1, a]': train.lr_steps.1: Input"),
+        ("trian.seed=1", "{params} with trian.seed=1: trian: unknown key"),
+        ("train.accumulation_steps=3", "{params} with train.base_lr=1 train.accumulation_steps=3: train: batch_size"),
+        ("train.seed=2", "{params}: data.shapes.seed: Input"),  # this override is right
+    ],
+)
+def test_an_error_names_the_override_or_the_file_that_it_comes_from(params: Path, override: str, told: str):
+    params.write_text("train:\n  base_lr: 0.01\n" + ("data: {shapes: {seed: one}}" if "seed=2" in override else ""))
+    with pytest.raises(ConfigError) as error:
+        load_config(params, ["train.base_lr=1", "model.task=box", override])
+    assert str(error.value).startswith(told.replace("{params}", str(params)))
+
+
+def test_text_that_looks_like_a_time_stays_as_it_was_written(params: Path):
+    time = "2026-11-28T10:00:00+01:00"
+    params.write_text(f"tracking:\n  run_name: {time}\n  experiment: 2026-11-28\n")
+    assert load_config(params).tracking.run_name == time
+    assert load_config(params).tracking.experiment == "2026-11-28"
+    assert load_config(params, [f"tracking.experiment={time}"]).tracking.experiment == time
 
 
 @pytest.mark.parametrize(
@@ -107,12 +132,27 @@ def test_an_override_below_a_value_is_refused(params: Path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"), [("- 1\n", "got a list"), ("a: [1\n", "not YAML"), ("a: 1\na: 2\n", "not YAML")]
+    ("text", "told"),
+    [
+        ("- 1\n", "got a list"),
+        ("a: [1\n", "not YAML"),
+        ("a: 1\na: 2\n", "not YAML"),
+        ("a: " + "[" * 2000, "not YAML"),
+        ("[a]: 1\n", "must hold sections of keys"),
+        ("train:\n  [seed]: 1\n", "must hold sections of keys"),
+        ("train: &a\n  seed: *a\n", "must hold sections of keys"),
+    ],
 )
 def test_a_file_that_is_no_parameter_file_is_told(tmp_path: Path, text: str, told: str):
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(ConfigError, match=told):
         load_config(tmp_path / "params.yaml")
+
+
+def test_an_override_of_yaml_that_is_no_value_is_told(params: Path):
+    for value in ("&a [*a]", "{[a]: 1}", "[" * 2000):
+        with pytest.raises(ConfigError, match=r"train\.lr_steps="):
+            load_config(params, [f"train.lr_steps={value}"])
 
 
 def test_a_recipe_that_extends_another_is_no_parameter_file(tmp_path: Path):
