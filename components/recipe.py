@@ -28,6 +28,7 @@ from components.config import Config
 from components.runs.recipes import RecipeError, read_header, read_recipe, recipe_names
 from model.config import Section
 
+_NOT_STATED = "not stated"
 _KEYS = "# Keys: model/config.py and components/config.py say what each means and allows.\n"
 # The first line of a written file. The fingerprint is of the command and of all lines below: an edit of either shows.
 _WRITTEN = re.compile(r"# Written by: (?P<command>.*) \(fingerprint (?P<fingerprint>[0-9a-f]+)\)")
@@ -55,7 +56,7 @@ def run(name: str, overrides: Sequence[str] = (), *, output: Path, force: bool =
     text = recipe_text(name, overrides)
     if output.is_dir():
         raise RecipeError(f"{output}: must be a file, is a folder; name a file in it with --output FILE")
-    if output.exists() and not force:
+    if output.is_file() and not force:  # others, such as /dev/stdout, hold nothing that could be lost
         _refuse_to_lose(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text, encoding="utf-8")
@@ -101,9 +102,10 @@ def list_recipes() -> list[Summary]:
 def _summary(name: str, header: str) -> Summary:
     """The first line is the purpose; `# Word: …` is what the word names, with the indented lines that follow it."""
     unfolded = re.sub(r"\n#  +", " ", header)
-    purpose, *lines = [line[1:].strip() for line in unfolded.splitlines()]
+    purpose, *lines = [line[1:].strip() for line in unfolded.splitlines()] or [""]
     parts = {word: text.strip() for word, _, text in (line.partition(":") for line in lines)}
-    return Summary(name, purpose, parts["Hardware"], parts["Time"], parts["AP"])
+    hardware, time, ap = (parts.get(word, _NOT_STATED) for word in ("Hardware", "Time", "AP"))
+    return Summary(name, purpose or _NOT_STATED, hardware, time, ap)
 
 
 def _refuse_to_lose(output: Path) -> None:

@@ -9,6 +9,7 @@ in the repository and in an installed package.
 """
 
 import difflib
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import takewhile
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from components.config import Config
-from components.params import build_config, parse_yaml
+from components.params import build_config, parse_yaml, read_utf8
 from components.runs.identity import deciding, differences
 from model.errors import UserError
 
@@ -82,8 +83,8 @@ def read_recipe(name: str) -> Recipe:
 
 def read_header(name: str) -> str:
     """The comment atop a recipe's file."""
-    with _path(name).open(encoding="utf-8") as file:
-        return "".join(takewhile(lambda line: line.startswith("#"), file))
+    lines = io.StringIO(read_utf8(_path(name)))
+    return "".join(takewhile(lambda line: line.startswith("#"), lines))
 
 
 def nearest_recipe(flat: dict[str, Any]) -> Nearest:
@@ -112,7 +113,7 @@ def _hint(name: str) -> str:
 def _read(name: str, extending: tuple[str, ...]) -> Recipe:
     """Read a recipe; `extending` are the recipes that lead to it, from the one that the caller asked for."""
     path = _path(name)
-    own = parse_yaml(path.read_text(encoding="utf-8"), str(path), comments=True)
+    own = parse_yaml(read_utf8(path), str(path), comments=True)
     if "extends" in own:
         base = _read(_base(own.pop("extends"), path, (*extending, name)), (*extending, name))
         config, comments = base.config, base.comments

@@ -149,6 +149,10 @@ def test_another_file_may_be_written_beside_an_edited_one(tmp_path: Path, monkey
         run("shapes_demo", output=Path("new/folder"), force=True)
 
 
+def test_what_is_no_file_holds_nothing_to_lose():
+    run("shapes_demo", output=Path("/dev/null"))  # as /dev/stdout, which reading would wait for
+
+
 def test_a_wrong_override_writes_nothing(output: Path):
     with pytest.raises(ConfigError):
         run("coco_tiny", ["train.sed=1"], output=output)
@@ -171,6 +175,18 @@ def test_the_list_tells_every_recipe_with_its_hardware_time_and_ap(capsys: pytes
     assert "6.5 h" in fpn
     assert "box 0.382, mask 0.347 (cited" in fpn
     assert "not measured here" in fpn
+
+
+def test_a_recipe_that_is_not_finished_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(recipes, "RECIPES", tmp_path)
+    (tmp_path / "draft.yaml").write_text("\ufeff# A draft.\n#\n# AP: 0.1\n")  # some editors begin files so
+    (tmp_path / "empty.yaml").touch()
+    main(["--list"])
+    draft, empty = capsys.readouterr().out.split("\n\n")
+    assert draft == "draft\n  A draft.\n  Hardware: not stated\n  Time:     not stated\n  AP:       0.1"
+    assert empty.startswith("empty\n  not stated\n")
 
 
 def test_the_command_line_writes_where_it_is_told(output: Path):

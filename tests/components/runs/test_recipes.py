@@ -7,7 +7,7 @@ import pytest
 from components.config import Config
 from components.params import ConfigError
 from components.runs import recipes
-from components.runs.recipes import Nearest, RecipeError, load_recipe, nearest_recipe, read_recipe
+from components.runs.recipes import Nearest, RecipeError, load_recipe, nearest_recipe, read_header, read_recipe
 from model.errors import UserError
 
 BASE = """# The base.
@@ -78,7 +78,9 @@ def test_overrides_go_before_a_recipes_values_and_leave_the_recipe_as_it_is(fold
     recipe = read_recipe("base")
     assert recipe.overridden(["data.shapes.seed=4", "train.base_lr=1"]).data.shapes.seed == 4
     assert recipe.config.data.shapes.seed == 3
-    with pytest.raises(ConfigError, match=r"train\.sead: unknown key; did you mean train\.seed\?"):
+    with pytest.raises(
+        ConfigError, match=r"^override 'train\.sead=1': train\.sead: unknown key; did you mean train\.seed\?"
+    ):
         load_recipe("base", ["train.sead=1"])
 
 
@@ -108,6 +110,13 @@ def test_what_a_recipe_gets_wrong_is_told_with_file_and_key(folder: Path):
         (folder / "other.yaml").write_text(f"# A recipe.\n\n{text}\n")
         with pytest.raises(UserError, match=told):
             read_recipe("other")
+
+
+def test_a_recipe_that_is_not_utf8_is_told(folder: Path):
+    (folder / "other.yaml").write_bytes(b"# Caf\xe9.\n")
+    for read in (read_recipe, read_header):
+        with pytest.raises(ConfigError, match=r"other\.yaml: not YAML: 'utf-8'"):
+            read("other")
 
 
 def test_an_unknown_recipe_names_the_nearest(folder: Path):
