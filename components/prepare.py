@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from components.cli import parse, stage_parser, user_errors
 from components.config import Config
-from components.datasets.raw import require_raw
+from components.datasets.raw import require_raw, require_replaceable
 
 if TYPE_CHECKING:
     from components.datasets.report import SplitReport
@@ -33,6 +33,7 @@ def run(config: Config) -> PrepareResult:
         AnnotationError: if the data cannot be used; it lists the first invalid records.
     """
     require_raw(config.data)
+    require_replaceable(config.data.prepared_dir)
     from components.datasets.preparation import prepare
 
     return PrepareResult(config.data.prepared_dir, prepare(config.data))

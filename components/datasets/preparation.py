@@ -12,6 +12,7 @@ from typing import Any
 import pycocotools.mask as coco_mask
 from rich.progress import track
 
+from components.datasets.raw import REPORT, require_replaceable
 from components.datasets.report import SplitReport, draw_report, split_report
 from model.config import DataConfig
 from model.data.annotations import AnnotationError, CocoFile, ImageRecord, Problem, read_coco
@@ -19,7 +20,6 @@ from model.data.index import CocoIndex, IndexedImage, images_location, write_ind
 from model.data.layout import SPLITS, Split, split_paths
 from model.data.measure import ImageFacts, ImageFault, measure_images
 
-_REPORT = "report.json"
 _SHOWN_PROBLEMS = 10
 
 
@@ -47,7 +47,7 @@ def prepare(data: DataConfig) -> dict[str, SplitReport]:
         for split in SPLITS:
             reports[split] = _write_split(folder, data, split, checked[split])
         text = json.dumps({split: asdict(report) for split, report in reports.items()}, indent=1, ensure_ascii=False)
-        (folder / _REPORT).write_text(text, encoding="utf-8")
+        (folder / REPORT).write_text(text, encoding="utf-8")
         draw_report(folder / "report.png", reports, CocoIndex.open(folder, "train"))
     return reports
 
@@ -130,11 +130,7 @@ def _mask_area(segmentation: Any, image: ImageRecord) -> int:
 @contextmanager
 def _replacing(target: Path) -> Iterator[Path]:
     """Yield a new folder that replaces `target` if the context ends without an error."""
-    if target.is_dir() and any(target.iterdir()) and not (target / _REPORT).is_file():
-        raise AnnotationError(
-            f"{target}: must be empty or written by `maskrcnn prepare`, but has other files; set data.prepared_dir to "
-            "another folder."
-        )
+    require_replaceable(target)  # again, since checking takes minutes
     fresh, stale = (target.with_name(f".{target.name}.{state}") for state in ("new", "old"))
     for leftover in (fresh, stale):
         shutil.rmtree(leftover, ignore_errors=True)

@@ -1,8 +1,12 @@
-"""Presence of the raw data that `maskrcnn prepare` reads."""
+"""Checks of what `maskrcnn prepare` reads and replaces, before minutes of work."""
+
+from pathlib import Path
 
 from model.config import DataConfig
 from model.data.annotations import AnnotationError, require_annotations
 from model.data.layout import SPLITS, split_paths
+
+REPORT = "report.json"  # in data.prepared_dir
 
 
 def require_raw(data: DataConfig) -> None:
@@ -19,3 +23,20 @@ def require_raw(data: DataConfig) -> None:
             raise AnnotationError(
                 f"{folder}: no such image folder. Fetch it with `maskrcnn download`, or set data.{split}_images."
             )
+
+
+def require_replaceable(prepared_dir: Path) -> None:
+    """Refuse to replace what `maskrcnn prepare` has not written.
+
+    Raises:
+        AnnotationError: if it is a file, or a folder with other files.
+    """
+    if prepared_dir.is_dir():
+        is_ours = (prepared_dir / REPORT).is_file() or not any(prepared_dir.iterdir())
+    else:
+        is_ours = not prepared_dir.exists()
+    if not is_ours:
+        raise AnnotationError(
+            f"{prepared_dir}: must be empty or written by `maskrcnn prepare`, but is a file or has other files; "
+            "set data.prepared_dir to another folder."
+        )

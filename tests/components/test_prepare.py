@@ -305,6 +305,15 @@ def test_a_folder_of_someone_else_is_not_replaced(custom: Custom, tmp_path: Path
     assert (tmp_path / "prepared" / "thesis.txt").exists()
 
 
+def test_a_file_is_not_replaced_and_that_is_said_before_the_images_are_checked(custom: Custom, tmp_path: Path):
+    (tmp_path / "prepared").write_text("thesis")
+    box(custom)  # is found later
+    with pytest.raises(AnnotationError, match=r"prepared: must be empty .*but is a file"):
+        custom.prepare()
+    assert [path.name for path in tmp_path.iterdir() if "prepared" in path.name] == ["prepared"]
+    assert (tmp_path / "prepared").read_text() == "thesis"
+
+
 def test_the_command_prints_counts_and_the_report(custom: Custom, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     box(custom)
     custom.prepare(on_invalid="skip")
