@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from components.cli import user_errors
-from components.runs.result import Result, read_result
+from components.runs.result import Result, read_object, read_result
 from components.studies.comparison_text import parameter_table, score_table
 from model.errors import UserError
 from model.files import write_atomically
@@ -54,12 +54,7 @@ def run(run_dirs: Sequence[Path]) -> list[dict[str, Any]]:
 def _read(run_dir: Path) -> dict[str, Any] | Result:
     """Read the stability.json of a study, or the result of a run."""
     path = run_dir / "stability.json"
-    if not path.is_file():
-        return read_result(run_dir)
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise CompareError(f"{path}: must be JSON ({error}); rewrite it with `maskrcnn stability --summary`") from error
+    return read_object(path, "`maskrcnn stability --summary`") if path.is_file() else read_result(run_dir)
 
 
 def _require_same_evaluation(before: tuple[str, dict[str, Any]], after: tuple[str, dict[str, Any]]) -> None:

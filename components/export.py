@@ -22,6 +22,7 @@ from rich.console import Console
 
 from components.cli import parse, stage_parser, user_errors
 from components.config import Config
+from model.data.index import CocoIndex
 from model.engine.pointers import require_checkpoint
 
 
@@ -40,7 +41,9 @@ def run(config: Config, *, checkpoint: str = "last", output: Path | None = None)
         ExportError: if the operators are not compiled for train.device, or a program disagrees with the network.
         UserError: if the checkpoint or prepared data with its classes is missing.
     """
+    # Missing files are reported before torch is loaded.
     require_checkpoint(config.train.output_dir, checkpoint)
+    CocoIndex.open(config.data.prepared_dir, config.evaluate.split)
     from components.inference.programs import export
 
     folder = output or config.train.output_dir / "export"

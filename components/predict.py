@@ -16,6 +16,7 @@ from rich.console import Console
 from components.cli import parse, stage_parser, user_errors
 from components.config import Config
 from components.inference.images import find_images
+from model.data.index import CocoIndex
 from model.engine.pointers import require_checkpoint
 
 
@@ -36,12 +37,14 @@ def run(
     Files that cannot be read are skipped and listed in the result.
 
     Raises:
-        UserError: if there is no checkpoint, a path does not exist, a folder has no image, or a drawing would replace
-            an input.
+        UserError: if there is no checkpoint, a path does not exist, a folder has no image, a drawing would replace
+            an input, or without inputs no val split is prepared.
     """
     require_checkpoint(config.train.output_dir, checkpoint)
     folder = output or (Path("predictions") if inputs else config.train.output_dir / "predictions")
     sources = find_images(inputs, folder)
+    if not inputs:
+        CocoIndex.open(config.data.prepared_dir, "val")  # reported, if missing, before torch is loaded
     from components.inference.predictions import predict
 
     is_own = not inputs and output is None  # a folder given by the user may have other files

@@ -13,20 +13,34 @@ from rich.console import Console
 from components.cli import parse, stage_parser, user_errors
 from components.config import Config
 from components.params import ConfigError
+from components.runs.result import read_result
 from components.studies.result import StabilityResult
+from components.studies.seed import seed_dir
+from model.data.index import CocoIndex
 
 
 def run(config: Config) -> StabilityResult:
     """Train and evaluate each of `stability.seeds` that is not finished, and summarise them all.
 
     Raises:
+        ConfigError: with evaluate.skip_eval.
         StabilityError: if stability.output_dir has runs with another configuration or other data, or a seed failed.
+        UserError: if the data are not prepared.
         SystemExit: with status 128 + the signal's number, if a signal ended the study early.
     """
+    _require_inputs(config)
     from components.studies.study import summarise_study, train_study
 
     train_study(config, config.stability.seeds)
     return summarise_study(config)
+
+
+def _require_inputs(config: Config) -> None:
+    """Report what training would lack before torch is loaded."""
+    if config.evaluate.skip_eval:
+        raise ConfigError("evaluate.skip_eval: must be false for a study, which needs scores, got true")
+    for split in {"train", config.evaluate.split}:
+        CocoIndex.open(config.data.prepared_dir, split)
 
 
 def _show(result: StabilityResult) -> None:
@@ -53,11 +67,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.seed is None and not args.summary:
             _show(run(config))
             return
-        from components.studies.study import summarise_study, train_study
-
         if args.summary:
+            for seed in config.stability.seeds:
+                read_result(seed_dir(config.stability, seed))  # reported, if missing, before torch is loaded
+            from components.studies.study import summarise_study
+
             _show(summarise_study(config))
         else:
+            _require_inputs(config)
+            from components.studies.study import train_study
+
             train_study(config, [args.seed])
 
 

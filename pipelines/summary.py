@@ -1,6 +1,5 @@
 """Summary of a local pipeline: the AP table, where the pictures lie, how to see more. `make demo` ends with it."""
 
-import json
 import sys
 from typing import Any
 
@@ -10,6 +9,7 @@ from rich.table import Table
 from components.cli import user_errors
 from components.params import load_config
 from components.runs.figures import number
+from components.runs.result import read_object
 from model.errors import UserError
 from model.scoring.names import TITLES
 
@@ -41,7 +41,7 @@ def main() -> None:
         path = run_dir / "evaluation.json"
         if not path.is_file():
             raise UserError(f"{path}: no such file; `dvc repro` or `maskrcnn evaluate` writes it")
-        evaluation = json.loads(path.read_text(encoding="utf-8"))
+        evaluation = read_object(path, "`maskrcnn evaluate`")
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
     console.print(summary_table(evaluation))
     for what, where in (("drawn predictions", run_dir / "predictions"), ("curves", run_dir / "plots")):

@@ -4,13 +4,13 @@ A run may lack any of its files; `missing` then says which, and which command wo
 """
 
 import csv
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from components.params import read_flat
 from components.runs.journal import Entry, read_journal
+from components.runs.result import read_object
 from model.data.index import CocoIndex
 from model.errors import UserError
 from model.scoring.names import TITLES
@@ -132,10 +132,7 @@ def _find_split(
 def _read_json(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: must be JSON, got {error}; make it again") from error
+    return read_object(path, "the command that made it")
 
 
 def _read_columns(path: Path) -> dict[str, list[float]]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from model.errors import UserError
 from model.files import replacing, write_atomically
 
 _TAIL_BYTES = 16384  # end of a journal, longer than its last line
@@ -72,9 +73,19 @@ class Journal:
 
 
 def read_journal(path: Path) -> list[Entry]:
-    """Read a journal that another process may be writing: its complete lines, oldest first; none without a file."""
+    """Read a journal that another process may be writing: its complete lines, oldest first; none without a file.
+
+    Raises:
+        UserError: if a line is damaged.
+    """
     lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
-    return [Entry(tree["step"], tree["time"], tree["metrics"]) for tree in map(json.loads, lines)]
+    try:
+        return [Entry(tree["step"], tree["time"], tree["metrics"]) for tree in map(json.loads, lines)]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path}: each line must be a JSON object with step, time and metrics, as training writes it, but one is not "
+            f"({error!r})"
+        ) from error
 
 
 def last_step(path: Path) -> int:

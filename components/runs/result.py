@@ -57,13 +57,25 @@ def read_result(run_dir: Path) -> Result:
                 f"{needed}: no such file; a finished run has it. `maskrcnn train` trains and evaluates one, `maskrcnn "
                 "stability` one a seed"
             )
-    try:
-        evaluation = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ResultError(f"{path}: not JSON ({error}); `maskrcnn evaluate` writes it anew") from error
-    if not isinstance(evaluation, dict) or (evaluation.get("bbox") or {}).get("AP") is None:
+    evaluation = read_object(path, "`maskrcnn evaluate`")
+    if (evaluation.get("bbox") or {}).get("AP") is None:
         raise ResultError(f"{path}: must hold AP, got none; run `maskrcnn evaluate` without evaluate.skip_eval")
     return Result(run_dir, load_stored(run_dir / "config.yaml"), evaluation)
+
+
+def read_object(path: Path, command: str) -> dict[str, Any]:
+    """The object in a JSON file that a command wrote.
+
+    Raises:
+        ResultError: if it is empty, not JSON, or another value.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not UTF-8 either
+        raise ResultError(f"{path}: not JSON ({error}); {command} writes it anew") from error
+    if not isinstance(content, dict):
+        raise ResultError(f"{path}: must hold an object, got {type(content).__name__}; {command} writes it anew")
+    return content
 
 
 def require_final(result: Result) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from rich.console import Console
 
 from components.config import Config
-from components.params import ConfigError
 from components.studies.result import StabilityResult
 from components.studies.seed import seed_config
 from components.studies.seeds import find_finished, train_seeds
@@ -18,8 +17,6 @@ from components.tracking.tracker import open_tracker, send_rest
 
 def train_study(config: Config, seeds: Sequence[int]) -> None:
     """Train and evaluate the unfinished seeds, `stability.parallel` at a time, within the study's MLflow run."""
-    if config.evaluate.skip_eval:
-        raise ConfigError("evaluate.skip_eval: must be false for a study, which needs scores, got true")
     study, console = config.stability, Console()
     configs = [seed_config(config, seed) for seed in seeds]
     missing = [one for one in configs if not config.train.resume or find_finished(one) is None]

@@ -1,11 +1,11 @@
 """Scores by which a model is registered, or becomes the champion."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.config import RegistryConfig
+from components.runs.result import read_object
 from model.errors import UserError
 from model.scoring.names import IOU_TYPES, TITLES
 
@@ -39,11 +39,11 @@ def read_evaluation(path: Path) -> tuple[str, Scored]:
     """Read the evaluated checkpoint's name and scores from an evaluation.json.
 
     Raises:
-        UserError: if the file is missing or has no scores.
+        UserError: if the file is missing, damaged, or has no scores.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such evaluation; score the model with `maskrcnn evaluate` before registering it")
-    document = json.loads(path.read_text(encoding="utf-8"))
+    document = read_object(path, "`maskrcnn evaluate`")
     scores = {iou_type: document.get(iou_type) or {} for iou_type in IOU_TYPES}
     ap: dict[str, float] = {
         iou_type: of_iou_type["AP"] for iou_type, of_iou_type in scores.items() if of_iou_type.get("AP") is not None

@@ -68,6 +68,15 @@ class CocoIndex:
                 f"{folder}: must hold prepared data, but has none. Run `maskrcnn prepare` with the same "
                 "data.prepared_dir first."
             )
+        try:
+            self._read(folder)
+        except (OSError, EOFError, ValueError, TypeError, LookupError) as error:
+            raise UserError(
+                f"{folder}: must hold prepared data as it was written, but it is damaged ({error}). Run `maskrcnn prepare` again."
+            ) from error
+
+    def _read(self, folder: Path) -> None:
+        prepared_dir, split = self._prepared_dir, self._split
         meta = json.loads((folder / _META).read_text(encoding="utf-8"))
         self._arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in meta["arrays"]}
         self._images_dir = _images_dir(meta, prepared_dir)
@@ -85,7 +94,7 @@ class CocoIndex:
         """Open the index that `maskrcnn prepare` wrote for a split, train or val.
 
         Raises:
-            UserError: if there is none.
+            UserError: if there is none, or it is damaged.
         """
         return cls(prepared_dir, split)
 

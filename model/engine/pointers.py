@@ -1,5 +1,6 @@
 """Paths of checkpoints: by the pointers `last_checkpoint` and `best_checkpoint` in a run's folder. Needs no torch."""
 
+import zipfile
 from pathlib import Path
 
 from model.errors import UserError
@@ -20,7 +21,7 @@ def find_checkpoint(run_dir: Path, pointer: str) -> Path | None:
     pointer_path = run_dir / pointer
     if not pointer_path.is_file():
         return None
-    path = run_dir / pointer_path.read_text(encoding="utf-8").strip()
+    path = run_dir / pointer_path.read_text(encoding="utf-8", errors="replace").strip()
     if not path.is_file():
         raise CheckpointError(
             f"{pointer_path}: must name a checkpoint of this run, got {path}, which does not exist; "
@@ -35,14 +36,24 @@ def last_checkpoint(run_dir: Path) -> Path | None:
 
 
 def require_checkpoint(run_dir: Path, checkpoint: str) -> Path:
-    """The path of a checkpoint that must exist.
+    """The path of a checkpoint that must exist, and be whole as far as that shows without torch.
 
     Args:
         checkpoint: `last` or `best` of the run, or a path.
 
     Raises:
-        CheckpointError: if there is none.
+        CheckpointError: if there is none, or it is no zip archive.
     """
+    path = _require_named(run_dir, checkpoint)
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(
+            f"{path}: not a readable checkpoint (no zip archive, as torch.save writes them, or not to its end); "
+            "use an earlier one beside it"
+        )
+    return path
+
+
+def _require_named(run_dir: Path, checkpoint: str) -> Path:
     pointer = {"last": LAST, "best": BEST}.get(checkpoint)
     if pointer is None:
         require_file(Path(checkpoint))

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -78,9 +79,16 @@ DOORS = (
     ("evaluate",),
     ("evaluate", "--checkpoint", "none.pt"),
     ("predict",),
+    ("evaluate", "--checkpoint", "empty.pt"),
+    ("predict", "--checkpoint", "step.pt"),
     ("predict", "--checkpoint", "step.pt", "none.jpg"),
     ("export",),
     ("export", "--checkpoint", "none.pt"),
+    ("export", "--checkpoint", "step.pt"),
+    ("stability",),
+    ("stability", "evaluate.skip_eval=true"),
+    ("stability", "--seed", "2"),
+    ("stability", "--summary"),
     ("register",),
     ("register", "evaluated"),
     ("report", "none"),
@@ -106,7 +114,8 @@ for words in doors:
 
 def test_help_and_mistakes_answer_before_anything_heavy_is_imported(tmp_path: Path):
     (tmp_path / "params.yaml").write_text("data:\n  raw_dir: raw\n  prepared_dir: prepared\n")
-    (tmp_path / "step.pt").touch()
+    zipfile.ZipFile(tmp_path / "step.pt", "w").close()
+    (tmp_path / "empty.pt").touch()
     (tmp_path / "evaluated").mkdir()
     evaluation = {"bbox": {"AP": 0.5}, "segm": {"AP": 0.5}, "checkpoint": "checkpoints/none.pt", "data_hash": "0"}
     (tmp_path / "evaluated" / "evaluation.json").write_text(json.dumps(evaluation))

@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
-from components.runs.result import read_result, require_final
+import pytest
+
+from components.runs.result import ResultError, read_object, read_result, require_final
 
 
 def test_a_run_of_an_earlier_version_is_read(tmp_path: Path) -> None:
@@ -15,3 +17,11 @@ def test_a_run_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     assert (result.seed, result.data) == (3, ("da", None))
     assert result.config.evaluate.target_bbox_ap == 0.377
     require_final(result)
+
+
+def test_a_damaged_file_is_told_with_the_command_that_writes_it(tmp_path: Path) -> None:
+    path = tmp_path / "evaluation.json"
+    for content in (b"", b'{"bbox"', b"[]", b"null", b"\xff"):
+        path.write_bytes(content)
+        with pytest.raises(ResultError, match=r"evaluation\.json: .*; `maskrcnn evaluate` writes it anew"):
+            read_object(path, "`maskrcnn evaluate`")

@@ -96,6 +96,23 @@ def test_a_split_without_any_annotation_can_be_opened(tmp_path: Path):
     assert index.instances(1).xy.shape == (0, 2)
 
 
+def test_a_damaged_index_is_told_with_the_way_out(tmp_path: Path):
+    location = images_location(tmp_path, Path(), tmp_path)
+    images = [IndexedImage(ImageRecord(1, "a.jpg", 4, 6), False, [])]
+    write_index(tmp_path / "val", images, categories={1: "a"}, data_hash="0", location=location)
+    for name in ("meta.json", "boxes.npy"):
+        path = tmp_path / "val" / name
+        whole = path.read_bytes()
+        for damaged in (b"", b"{}", b"[]", b"\xff", whole[: len(whole) // 2]):
+            path.write_bytes(damaged)
+            with pytest.raises(UserError, match=r"val: must hold prepared data .*Run `maskrcnn prepare` again"):
+                CocoIndex.open(tmp_path, "val")
+        path.write_bytes(whole)
+    (tmp_path / "val" / "xy.npy").unlink()
+    with pytest.raises(UserError, match=r"xy\.npy"):
+        CocoIndex.open(tmp_path, "val")
+
+
 def test_a_crowd_alone_is_nothing_to_learn(tmp_path: Path):
     crowd = Instance(category_id=1, box=(0, 0, 2, 2), polygons=[], is_crowd=True, was_clipped=False)
     images = [IndexedImage(ImageRecord(1, "a.jpg", 4, 6), False, [crowd])]

@@ -10,7 +10,7 @@ import torch
 
 from model.config import ModelConfig
 from model.engine.checkpoint import load_model, mark_best, read_checkpoint, save_checkpoint
-from model.engine.pointers import CheckpointError, find_checkpoint, last_checkpoint
+from model.engine.pointers import CheckpointError, find_checkpoint, last_checkpoint, require_checkpoint
 from model.network.mask_rcnn import MaskRCNN
 
 
@@ -61,8 +61,12 @@ def test_an_interrupted_write_leaves_the_last_checkpoint(tmp_path: Path, monkeyp
 
 def test_a_pointer_to_nothing_is_an_error(tmp_path: Path) -> None:
     save(tmp_path, 1).unlink()
-    with pytest.raises(CheckpointError, match="last_checkpoint"):
-        last_checkpoint(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for pointer in (None, b"", b"runs", b"\xff"):
+        if pointer is not None:
+            (tmp_path / "last_checkpoint").write_bytes(pointer)
+        with pytest.raises(CheckpointError, match="last_checkpoint"):
+            last_checkpoint(tmp_path)
 
 
 def test_a_power_cut_never_leaves_a_pointer_to_a_file_that_was_lost(
@@ -101,8 +105,18 @@ def test_a_power_cut_never_leaves_a_pointer_to_a_file_that_was_lost(
 def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "step_0000001.pt"
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match="step_0000001"):
-        read_checkpoint(path)
+    for read in (read_checkpoint, lambda path: require_checkpoint(tmp_path, str(path))):
+        with pytest.raises(CheckpointError, match="step_0000001"):
+            read(path)
+
+
+def test_a_checkpoint_that_was_cut_off_is_refused_without_torch(tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    assert require_checkpoint(tmp_path, "last") == require_checkpoint(tmp_path, str(path)) == path
+    path.write_bytes(path.read_bytes()[:-100])
+    for name in ("last", str(path)):
+        with pytest.raises(CheckpointError, match=r"step_0000001\.pt: not a readable checkpoint .*earlier one"):
+            require_checkpoint(tmp_path, name)
 
 
 def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
