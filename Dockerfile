@@ -33,7 +33,8 @@ COPY requirements.lock /tmp/
 # --no-deps: torch's dependencies are installed with the rest, in the locked versions.
 RUN python3 -m venv /opt/maskrcnn \
     && grep -E '^(torch|torchvision)==' /tmp/requirements.lock > /tmp/torch.txt \
-    && /opt/maskrcnn/bin/python -m pip install --no-cache-dir --no-deps --index-url "${TORCH_INDEX}" --requirement /tmp/torch.txt
+    && /opt/maskrcnn/bin/python -m pip install --no-cache-dir --no-deps --index-url "${TORCH_INDEX}" \
+        --requirement /tmp/torch.txt
 
 # hadolint ignore=DL3006
 FROM torch-${VARIANT} AS build
@@ -58,7 +59,8 @@ ARG VARIANT
 # Compute capabilities of A100, A10 and RTX 30, H100, B200; newer GPUs compile the PTX of the last one on first use.
 ARG CUDA_ARCHITECTURES="8.0 8.6 9.0 10.0+PTX"
 ARG MAX_JOBS=4
-RUN FORCE_CUDA="$([ "${VARIANT}" = gpu ] && echo 1 || echo 0)" TORCH_CUDA_ARCH_LIST="${CUDA_ARCHITECTURES}" MAX_JOBS="${MAX_JOBS}" \
+RUN FORCE_CUDA="$([ "${VARIANT}" = gpu ] && echo 1 || echo 0)" TORCH_CUDA_ARCH_LIST="${CUDA_ARCHITECTURES}" \
+    MAX_JOBS="${MAX_JOBS}" \
     python -m pip install --verbose --no-deps --no-build-isolation .
 # Outside the source tree, so that the installed library is the one that is checked against its references.
 WORKDIR /

@@ -1,7 +1,8 @@
 # `make` lists the targets. Everything runs in .venv, which is created from requirements.lock on first use. CUDA kernels
 # are compiled for the GPUs of this machine; FORCE_CUDA=1 compiles them without a GPU, for TORCH_CUDA_ARCH_LIST.
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-family gpu-test gpu-check gpu-kit sanitize mutate floor lint ui bench screenshots image image-cpu lock clean
+.PHONY: help venv demo test test-slow test-family gpu-test gpu-check gpu-kit sanitize mutate floor lint ui bench \
+  screenshots image image-cpu lock clean
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check
@@ -44,14 +45,16 @@ endif
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-venv: $(VENV)/.built  ## create .venv with the locked packages and this one; PYTHON=… sets the interpreter (3.11 to 3.14), TORCH=cpu omits CUDA
+venv: $(VENV)/.built  ## create .venv with the locked packages; PYTHON=… is the interpreter, TORCH=cpu omits CUDA
 
 # The system's python3 is tried first. venv needs ensurepip, which Debian puts in a separate package.
 $(VENV)/.installed: requirements.lock setup.py
 	@python="$(PYTHON)"; [ "$$python" ] || for name in python3 python3.14 python3.13 python3.12 python3.11; do \
-	  $$name -c 'import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2> /dev/null && python=$$name && break; \
+	  $$name -c 'import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2> /dev/null && \
+	    python=$$name && break; \
 	done; \
-	[ "$$python" ] || { echo "error: no Python 3.11 to 3.14 with the module ensurepip on PATH; install one (on Debian and Ubuntu" \
+	[ "$$python" ] || { \
+	  echo "error: no Python 3.11 to 3.14 with the module ensurepip on PATH; install one (on Debian and Ubuntu" \
 	  "python3 and python3-venv), or name it: make venv PYTHON=/path/to/python"; exit 1; }; \
 	echo "installing into $(VENV) with $$python: about $(if $(TORCH),1,5) GB, some minutes"; \
 	[ -x $(BIN)/pip ] || "$$python" -m venv $(VENV)
@@ -89,19 +92,19 @@ test-family: venv  ## overfit each kind of network on four images (minutes each)
 gpu-test: venv  ## run the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu
 
-gpu-check: venv  ## run the GPU session, 8 minutes: tests, AP of the demo, benchmarks, sanitizers; writes build/gpu/summary.md (docs/gpu.md)
+gpu-check: venv  ## run the GPU session, 8 minutes: tests, AP, benchmarks, sanitizers; writes build/gpu/summary.md
 	KIT=none PYTHON=$(CURDIR)/$(BIN)/python .ci/gpu/session
 
-gpu-kit: venv  ## write build/gpu_kit: what a GPU machine without network or nvcc needs besides the checkout (docs/gpu.md)
+gpu-kit: venv  ## write build/gpu_kit: what a GPU machine without network or nvcc needs (docs/gpu.md)
 	PYTHON=$(CURDIR)/$(BIN)/python .ci/gpu/make_kit
 
 sanitize: venv  ## run the operators' tests on the CPU under AddressSanitizer; needs g++
 	PYTHON=$(BIN)/python .ci/sanitize
 
-mutate: venv  ## mutation testing: do tests notice mistakes in a copy of the code? FILES=model/inference/postprocess.py SAMPLE=200 SEED=0
+mutate: venv  ## mutation testing: do tests notice mistakes in a copy of the code? FILES=… SAMPLE=200 SEED=0
 	$(BIN)/python .ci/mutate.py --sample $(SAMPLE) --seed $(SEED) $(FILES)
 
-floor:  ## build and test the operators with the oldest and the newest torch and nvcc, in separate environments (12 GB, temporarily)
+floor:  ## build and test the operators with the oldest and the newest torch and nvcc (12 GB, temporarily)
 	PYTHON=$(or $(PYTHON),python3) .ci/floor
 
 lint: $(VENV)/.installed  ## check format, lint and types
@@ -120,13 +123,16 @@ screenshots: venv  ## make docs/images/ from mlflow.db and RUNS (runs/shapes_dem
 	PYTHONPATH=. $(BIN)/python docs/screenshots.py $(RUNS)
 
 image: VARIANT := gpu
-image:  ## build the container image for NVIDIA GPUs; IMAGE=REGISTRY/NAME:TAG names it, DOCKER=podman uses another builder
+image:  ## build the container image for NVIDIA GPUs; IMAGE=REGISTRY/NAME:TAG, DOCKER=podman for another builder
 image-cpu: VARIANT := cpu
 image-cpu:  ## build the container image for CPUs
 image image-cpu:
-	@command -v $(DOCKER) > /dev/null || { echo "error: $(DOCKER) is not on PATH; install Docker, or name another builder: make $@ DOCKER=podman"; exit 1; }
-	@$(DOCKER) info > /dev/null 2>&1 || { echo "error: $(DOCKER) cannot reach its daemon; start it, and see that you may use it: $(DOCKER) info"; exit 1; }
-	$(DOCKER) build --build-arg VARIANT=$(VARIANT) --build-arg COMMIT="$$(git describe --always --dirty --abbrev=40 --exclude='*' 2> /dev/null)" \
+	@command -v $(DOCKER) > /dev/null || { \
+	  echo "error: $(DOCKER) is not on PATH; install Docker, or name another builder: make $@ DOCKER=podman"; exit 1; }
+	@$(DOCKER) info > /dev/null 2>&1 || { \
+	  echo "error: $(DOCKER) cannot reach its daemon; start it, and see that you may use it: $(DOCKER) info"; exit 1; }
+	$(DOCKER) build --build-arg VARIANT=$(VARIANT) \
+	  --build-arg COMMIT="$$(git describe --always --dirty --abbrev=40 --exclude='*' 2> /dev/null)" \
 	  --tag $(IMAGE) .
 
 lock: venv  ## update requirements.lock from setup.py, keeping versions that are still allowed

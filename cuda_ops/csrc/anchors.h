@@ -1,5 +1,5 @@
-// Anchors of one cell. The order of operations is that of operators/generate_anchors.py, so results agree in every bit. Both
-// kernels get them from the host: there are a dozen or so.
+// Anchors of one cell. The order of operations is that of operators/generate_anchors.py, so results agree in every bit.
+// Both kernels get them from the host: there are a dozen or so.
 #pragma once
 
 #include <cmath>
@@ -27,7 +27,8 @@ inline Box<T> exact_anchor(double size, double ratio) {
 
 // Of each size and ratio: by ratio, then size if they are rounded, else by size, then ratio.
 template <class T>
-std::vector<Box<T>> cell_anchors(const double* sizes, int64_t num_sizes, const std::vector<double>& ratios, bool rounded) {
+std::vector<Box<T>> cell_anchors(const double* sizes, int64_t num_sizes, const std::vector<double>& ratios,
+                                 bool rounded) {
   std::vector<Box<T>> anchors;
   const auto num_ratios = static_cast<int64_t>(ratios.size());
   for (int64_t i = 0; i < num_sizes * num_ratios; ++i) {

@@ -1,4 +1,5 @@
-// Boxes (x1, y1, x2, y2): area and overlap. The order of operations is that of operators/box_iou.py, so results agree in every bit.
+// Boxes (x1, y1, x2, y2): area and overlap. The order of operations is that of operators/box_iou.py, so results agree
+// in every bit.
 #pragma once
 
 #include <limits>

@@ -16,7 +16,8 @@
 #include <tuple>
 #include <vector>
 
-// What a VECTORIZED function calls in its loops: left to choose, the compiler may let both copies share one of the lesser.
+// What a VECTORIZED function calls in its loops: left to choose, the compiler may let both copies share one of the
+// lesser.
 #ifdef __GNUC__
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 #else
@@ -30,9 +31,11 @@
 #define HOST_DEVICE ALWAYS_INLINE
 #endif
 
-// A function compiled twice, for AVX2 and for any x86-64; the processor decides at run time. Loops in it are vectorised by the
-// compiler; contraction is off (setup.py), so both copies give the same bits. A sanitizer starts too late for the choice.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && !defined(__CUDACC__)
+// A function compiled twice, for AVX2 and for any x86-64; the processor decides at run time. Loops in it are vectorised
+// by the compiler; contraction is off (setup.py), so both copies give the same bits. A sanitizer starts too late for
+// the choice.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && \
+    !defined(__CUDACC__)
 #define VECTORIZED __attribute__((target_clones("avx2", "default")))
 #else
 #define VECTORIZED

@@ -1,7 +1,8 @@
 // An image enlarged, and mirrored if asked: [h, w, 3] uint8 → [height, width, 3] uint8.
 //
-// Rows are widened, four at a time, into a ring of eight; two neighbours of them make a row of the result. Every value is
-// two + round((one - two) · weight), the weight in 2^-15, which AVX2 does for 16 values at once; in scalars it is the same.
+// Rows are widened, four at a time, into a ring of eight; two neighbours of them make a row of the result. Every value
+// is two + round((one - two) · weight), the weight in 2^-15, which AVX2 does for 16 values at once; in scalars it is
+// the same.
 #include <algorithm>
 #include <cmath>
 #include <cstring>

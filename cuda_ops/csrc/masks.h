@@ -1,9 +1,10 @@
 // Masks resized to the pixels of their boxes, but only as far as a threshold needs: most pixels lie between cells that
 // are all above it, or all below.
 //
-// Cells are those of the mask with a border of zeros, S × S, columns one after another, as in operators/encode_masks.py.
-// An exact mask is sampled where the centres of pixels lie in its box, as in Detectron2; a rounded one is stretched over
-// whole pixels as in torchvision, bit for bit as torch's CPU kernel of bilinear interpolation does it.
+// Cells are those of the mask with a border of zeros, S × S, columns one after another, as in
+// operators/encode_masks.py. An exact mask is sampled where the centres of pixels lie in its box, as in Detectron2; a
+// rounded one is stretched over whole pixels as in torchvision, bit for bit as torch's CPU kernel of bilinear
+// interpolation does it.
 #pragma once
 
 #include <cmath>

@@ -217,7 +217,7 @@ void pool(const Levels<const T>& levels, const Tensor& boxes, const Pyramid& pyr
   // A thread walks the boxes of an image for one slice, then for the next: what neighbours share stays in the cache.
   torch::stable::parallel_for(0, num_slices * num_boxes, grain, [&](int64_t begin, int64_t end) {
     Scratch<W> scratch;
-    scratch.sums.resize(std::max(plan.max_cells(), max_window(levels, pyramid)) * slice);  // levels may differ in layout
+    scratch.sums.resize(std::max(plan.max_cells(), max_window(levels, pyramid)) * slice);  // layouts may differ
     scratch.offsets.resize(plan.max_cells());
     for (int64_t i = begin; i < end; ++i) {
       const int64_t box = plan.box_at(i % num_boxes), first = i / num_boxes * slice;
@@ -278,8 +278,8 @@ struct Head {
   Plan<Accumulator<T>> plan;
 };
 
-// Adds the gradients of the boxes in positions [position, end) of the plan that lie on level l to that of a slice of channels,
-// [first, first + count); returns the position after them.
+// Adds the gradients of the boxes in positions [position, end) of the plan that lie on level l to that of a slice of
+// channels, [first, first + count); returns the position after them.
 template <class T, class W>
 int64_t scatter_boxes(
     const Head<T>& head, int64_t position, int64_t end, int l, const Level<W>& level, W* origin, int64_t first,
@@ -297,7 +297,8 @@ int64_t scatter_boxes(
   return position;
 }
 
-// A thread owns slices of channels of images and walks their boxes in one order, head by head, so sums never depend on threads.
+// A thread owns slices of channels of images and walks their boxes in one order, head by head, so sums never depend on
+// threads.
 template <class T, class W>
 void scatter(const std::vector<Head<T>>& heads, const Pyramid& pyramid, const Levels<W>& levels) {
   const int64_t num_images = heads[0].grad.size(0), channels = heads[0].grad.size(2);

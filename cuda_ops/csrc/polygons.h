@@ -13,7 +13,8 @@ constexpr double kMinSidePx = 0.1;
 constexpr int64_t kWordBits = 32;
 constexpr double kFarthest = 1125899906842624.0;  // 2^50 fifths of a cell; a point farther out is moved here
 
-// Instance i owns parts instance_offsets[i] to [i + 1], part t owns vertices part_offsets[t] to [t + 1]; offsets never fall.
+// Instance i owns parts instance_offsets[i] to [i + 1], part t owns vertices part_offsets[t] to [t + 1]; offsets never
+// fall.
 template <class T>
 struct Polygons {
   const T* xy;

@@ -52,7 +52,7 @@ struct Sample {
 // O × O bins of S × S samples; S = 0 is adaptive: as many as a bin has cells, rounded up, but max_samples at most.
 struct Grid {
   int output_size, sampling_ratio;
-  bool aligned;     // whether a cell's centre, not its corner, stands at its number; if not, boxes are a cell wide at least
+  bool aligned;     // a cell's centre, not its corner, lies at its index; if not, boxes are a cell wide or more
   int max_samples;  // of a bin on one axis
 
   // Cells of a bin on one axis, at most: two a sample.
@@ -134,8 +134,8 @@ HOST_DEVICE Sample<B> sample_of(B start, B bin_size, int bin, int sample, int nu
   return {true, low, low < last ? low + 1 : last, (1 - high_weight) * share, high_weight * share};
 }
 
-// Adds one tap of a sample to those of its bin, of which there are num_taps; samples that share a cell are added up. Samples
-// go from one end to the other, so a known cell is among the last ones; to list one twice would be no error.
+// Adds one tap of a sample to those of its bin, of which there are num_taps; samples that share a cell are added up.
+// Samples go from one end to the other, so a known cell is among the last ones; to list one twice would be no error.
 template <class W>
 HOST_DEVICE void add_tap(Tap<W> tap, Tap<W>* taps, int& num_taps) {
   const int first = num_taps > 4 ? num_taps - 4 : 0;

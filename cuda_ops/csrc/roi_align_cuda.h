@@ -1,5 +1,5 @@
-// What the CUDA kernels of RoIAlign share: how work is cut into blocks, and the cells and weights of a box, in shared memory
-// where they fit.
+// What the CUDA kernels of RoIAlign share: how work is cut into blocks, and the cells and weights of a box, in shared
+// memory where they fit.
 #pragma once
 
 #include "cuda_common.h"
@@ -41,8 +41,8 @@ __device__ __forceinline__ void with_roi(
   }
 }
 
-// The part of the output that a block works on: bins of one box, [first_bin, first_bin + num_bins), as many as in the other
-// parts of the box but for the last, and channels [first_channel, end_channel), kBlockChannels at a time.
+// The part of the output that a block works on: bins of one box, [first_bin, first_bin + num_bins), as many as in the
+// other parts of the box but for the last, and channels [first_channel, end_channel), kBlockChannels at a time.
 struct Part {
   int64_t box, first_channel, end_channel;
   int first_bin, num_bins;
@@ -73,16 +73,16 @@ struct Parts {
   int64_t channels, bins, bin_parts, part_bins, block_channels, channel_parts, count;
 };
 
-// A multiprocessor holds eight blocks of kThreads at most. With sixteen times as many, the last ones to end keep the device
-// waiting for little.
+// A multiprocessor holds eight blocks of kThreads at most. With sixteen times as many, the last ones to end keep the
+// device waiting for little.
 inline int64_t enough_blocks(const Tensor& tensor) {
   int multiprocessors = 1;
   cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, tensor.get_device_index());
   return int64_t{multiprocessors} * 8 * 16;
 }
 
-// Cells and weights of all bins of one box, in memory of the block: taps [2, O, max_taps] for rows and columns, and how many
-// a bin has.
+// Cells and weights of all bins of one box, in memory of the block: taps [2, O, max_taps] for rows and columns, and how
+// many a bin has.
 template <class W>
 struct BoxTaps {
   __device__ BoxTaps(unsigned char* memory, Grid grid)
@@ -151,7 +151,8 @@ struct BoxTaps {
   // Calls f with the offset of each cell of a bin, from the first cell of a plane, and its weight.
   template <class Offset, class L, class F>
   __device__ __forceinline__ void for_each_cell(const L& level, int bin, Grid grid, const F& f) const {
-    const auto row_stride = static_cast<Offset>(level.row_stride), column_stride = static_cast<Offset>(level.column_stride);
+    const auto row_stride = static_cast<Offset>(level.row_stride);
+    const auto column_stride = static_cast<Offset>(level.column_stride);
     const int row_bin = bin / grid.output_size, column_bin = grid.output_size + bin % grid.output_size;
     const Tap<W>*rows = taps + row_bin * per_bin, *columns = taps + column_bin * per_bin;
     for (int j = 0; j < counts[row_bin]; ++j) {
@@ -218,7 +219,8 @@ bool can_pack(const Levels<T>& levels, int num_levels, int64_t channels, int pac
   return can;
 }
 
-// Boxes as the kernels read them, one row after another; copied are those that lie otherwise, or not at a multiple of a row.
+// Boxes as the kernels read them, one row after another; copied are those that lie otherwise, or not at a multiple of a
+// row.
 inline Tensor readable_boxes(const Tensor& boxes) {
   const auto rows = torch::stable::contiguous(boxes);
   const bool is_double = rows.scalar_type() == ScalarType::Double;
@@ -238,8 +240,8 @@ inline unsigned blocks_of(int64_t items) {
   return static_cast<unsigned>(std::min<int64_t>(items, std::numeric_limits<int32_t>::max()));
 }
 
-// Where the blocks of a launch have their taps. A level may be so long that those of adaptive sampling do not fit into shared
-// memory, or so large that its offsets are long: fewer blocks then share out memory of the device.
+// Where the blocks of a launch have their taps. A level may be so long that those of adaptive sampling do not fit into
+// shared memory, or so large that its offsets are long: fewer blocks then share out memory of the device.
 template <class W>
 struct TapPlace {
   TapPlace(Grid grid, int64_t num_parts, bool has_short_offsets, const Tensor& like) : blocks(blocks_of(num_parts)) {

@@ -79,7 +79,8 @@ class Plan {
     return levels_[box];
   }
 
-  // Cells that one axis of a box lists, at most: more than its level has, where a box turned inside out lists them again.
+  // Cells that one axis of a box lists, at most: more than its level has, where a box turned inside out lists them
+  // again.
   int64_t max_cells() const {
     return max_taps_;
   }

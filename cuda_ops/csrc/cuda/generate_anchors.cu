@@ -1,4 +1,5 @@
-// Anchors of every cell of a pyramid: one thread a cell, one launch a level and anchor of a cell. They are made once a shape.
+// Anchors of every cell of a pyramid: one thread a cell, one launch a level and anchor of a cell. They are made once a
+// shape.
 #include "anchors.h"
 #include "cuda_common.h"
 

@@ -1,7 +1,7 @@
 // The way back of RoIAlign: gradients of the heads' outputs [N, R, C, O, O] → of the features of each level.
 //
-// Heads add atomically, in a launch each, to one pyramid; or, if results must repeat, a block takes a tile of cells and walks
-// the boxes of its image in order, head by head, so that every cell is written once and by one thread.
+// Heads add atomically, in a launch each, to one pyramid; or, if results must repeat, a block takes a tile of cells and
+// walks the boxes of its image in order, head by head, so that every cell is written once and by one thread.
 #include "roi_align_cuda.h"
 
 namespace cuda_ops {
@@ -115,8 +115,8 @@ struct Tiles {
   int32_t rows[kMaxLevels] = {}, columns[kMaxLevels] = {};
 };
 
-// Whether bins from start on, or back from it where the box is turned inside out, reach cells [first, first + kTile); one
-// cell too many does no harm.
+// Whether bins from start on, or back from it where the box is turned inside out, reach cells [first, first + kTile);
+// one cell too many does no harm.
 template <class B>
 __device__ __forceinline__ bool reaches(B start, B bin_size, Grid grid, int64_t first) {
   const B end = start + B(grid.output_size) * bin_size;
