@@ -112,7 +112,9 @@ def extension() -> tuple[list[Extension], dict[str, type]]:
     except ImportError:
         torch = None
     if not compiler or torch is None:
-        say(f"not built for want of {'torch' if compiler else 'a C++ compiler'}; plain torch serves, slower")
+        say(
+            f"not built, since there is no {'torch' if compiler else 'C++ compiler'}; plain torch is used, which is slower"
+        )
         return [], {}
     toolkit = (
         None if os.environ.get("FORCE_CUDA") == "0" or torch.version.cuda is None else find_toolkit(torch.version.cuda)

@@ -107,7 +107,7 @@ class Server:
     def _refusal(self, what: str, error: Any) -> str:
         has_token = self._token_file is not None or TOKEN in os.environ
         advice = {
-            401: f"the token must be valid still; get a new one into {TOKEN} or --token-file"
+            401: f"the token is invalid or has expired; put a new one into {TOKEN} or --token-file"
             if has_token
             else f"give a token by {TOKEN} or --token-file",
             403: "the token's account must have the right to do so in the namespace "

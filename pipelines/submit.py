@@ -51,7 +51,7 @@ def submit(
     Raises:
         ConfigError, ManifestError: if it could not run so.
         PipelinesError: if the server cannot be reached or refuses.
-        WaitError: if the run has not ended in time; it goes on.
+        WaitError: if the run has not ended in time; it continues.
     """
     config = request.config
     if server.namespace and server.namespace != config.cluster.namespace:
@@ -131,7 +131,7 @@ def _follow(server: Server, run_id: str, timeout_s: float) -> int:
             return _end(run, server)
         if time.monotonic() >= until_s:
             raise WaitError(
-                f"run {run_id}: must end in --timeout {timeout_s:g} s, is {run.state} still; it goes on: "
+                f"run {run_id}: did not end within --timeout {timeout_s:g} s and is {run.state}; it continues: "
                 f"{server.link('runs', run_id)}"
             )
         time.sleep(min(_POLL_S, max(0.0, until_s - time.monotonic())))

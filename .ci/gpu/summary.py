@@ -55,8 +55,8 @@ def driver() -> str:
     command = ["nvidia-smi", "--id=0", "--query-gpu=driver_version,power.limit", "--format=csv,noheader"]
     if shutil.which(command[0]) is None:
         return ""
-    told = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    return f" (driver {told.stdout.strip()})" if told.returncode == 0 else ""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return f" (driver {done.stdout.strip()})" if done.returncode == 0 else ""
 
 
 def machine() -> str:

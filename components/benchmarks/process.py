@@ -39,7 +39,7 @@ def in_fresh_process(case: Case, *, threads: int | None = None) -> Measurement:
     if done.returncode:
         errors = [line for line in done.stderr.strip().splitlines() if "Error" in line]
         last_lines = (errors or done.stderr.strip().splitlines())[-1:] or [
-            f"exit status {done.returncode}, nothing said"
+            f"exit status {done.returncode}, without a message"
         ]
         raise BenchmarkError(
             f"benchmark of {case.mode}, {case.dtype}, batch {case.batch}, {case.height} × {case.width} failed: "

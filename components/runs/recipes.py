@@ -139,7 +139,7 @@ def _base(name: Any, path: Path, extending: tuple[str, ...]) -> str:
 
 
 def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """The base's tree with the values of one's own in their places."""
+    """The tree of a base with a recipe's own values in it."""
     tree = dict(base)
     for name, value in own.items():
         section = base.get(name)

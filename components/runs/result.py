@@ -97,5 +97,5 @@ def require_final(result: Result) -> None:
         raise ResultError(
             f"{result.run_dir}: evaluation.json must be of step {train.max_iters} (train.max_iters), got step "
             f"{int(step[1])}; "
-            f"let `maskrcnn train` come to its end, then {again}"
+            f"let `maskrcnn train` finish, then {again}"
         )

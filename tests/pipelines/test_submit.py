@@ -141,7 +141,7 @@ def test_an_expired_token_is_reported_but_not_shown(
     monkeypatch.setenv("KF_PIPELINES_TOKEN", "stale-one")
     assert submit() == 2
     error = capsys.readouterr().err
-    assert "must be valid still" in error
+    assert "is invalid or has expired" in error
     assert "stale-one" not in error
 
 
@@ -231,7 +231,7 @@ def test_the_status_is_1_when_the_run_did_not_succeed(kubeflow: Any, submit: Com
 def test_waiting_has_its_own_time_limit(kubeflow: Any, submit: Command, capsys: Capture):
     kubeflow.states = ["RUNNING"]
     assert submit("--wait", "--timeout", "0.1") == 2
-    assert "must end in --timeout 0.1 s, is RUNNING still; it goes on" in capsys.readouterr().err
+    assert "did not end within --timeout 0.1 s and is RUNNING; it continues" in capsys.readouterr().err
 
 
 def test_waiting_outlives_failures_of_the_server(kubeflow: Any, submit: Command, monkeypatch: pytest.MonkeyPatch):
