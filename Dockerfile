@@ -8,7 +8,7 @@
 # root file system may be read-only: caches are in /tmp, and data and runs are volumes. The user is 1000, which needs no
 # entry in /etc/passwd.
 ARG VARIANT=gpu
-# 26.06 has torch 2.13.0a0, torchvision 0.27.0a0, CUDA 13.3 and Python 3.12. Tags before 26.04 have torch 2.11.0a0
+# 26.06 has torch 2.13.0a0, torchvision 0.27.0a0, CUDA 13.3, Python 3.12. Tags before 26.04 have torch 2.11.0a0
 # or older, which setup.py does not allow.
 ARG NGC_IMAGE=nvcr.io/nvidia/pytorch:26.06-py3
 ARG PYTHON_IMAGE=python:3.12-slim-bookworm
