@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from torch.utils.cpp_extension import include_paths
 
 HERE = Path(__file__).resolve().parent
@@ -45,6 +46,7 @@ REWRITES = (  # what no header can define; lines keep their numbers
     (r"(__launch_bounds__\(([^()]*)\)\s*\w+\([^(){}]*\)\s*\{)", r"\1 emulator::at_most(\2);"),
     (r"([\w:]+(?:<[^<>;]*>)?)<<<([^;]*?)>>>\(", r'emulator::launch("\1", [&](const auto&... args) { \1(args...); }, \2)('),
 )  # fmt: skip
+PRECOMPILED = "cuda_common.h"  # which each kernel includes, and with it torch; parsed once for all of them
 FILLS = (0xFF, 0x00, 0x7F, 0xAA)  # nan, 0, 3e38 and a small negative number in float32
 
 
@@ -58,9 +60,17 @@ def rewritten(source: str) -> str:
 def build() -> Path:
     """The library of all kernels, from build/cuda_emulator where their sources have not changed.
 
+    Of several processes one builds, while the others wait and then find what it has built.
+
     Raises:
         RuntimeError: if a source does not compile; the compiler's words say why.
     """
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with FileLock(BUILD / "lock"):
+        return _built()
+
+
+def _built() -> Path:
     headers = [*sorted(CSRC.glob("*.h")), *sorted(HERE.glob("*.h"))]
     kernels = [*sorted(CSRC.glob("cuda/*.cu")), HERE / "mistakes.cu"]
     helpers = [path for path in sorted(CSRC.glob("*.cpp")) if "STABLE_TORCH_LIBRARY" not in path.read_text()]
@@ -71,7 +81,9 @@ def build() -> Path:
     folder = BUILD / f"sources-{_digest(*texts.values(), *FLAGS, *MACROS, torch.__version__, str(REWRITES))}"
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        _write(folder / name, text)
+        if not (folder / name).exists():  # to g++ a file of another age is another file than the precompiled one
+            _write(folder / name, text)
+    _precompile(folder)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(lambda part: _compiled(*part, folder), parts))
     library = BUILD / f"kernels-{_digest(*(path.name for path in objects), *WRAPPED)}.so"
@@ -94,9 +106,21 @@ def _compiled(source: Path, flags: list[str], folder: Path) -> Path:
         return out
     copy = folder / source.name
     _write(copy, text)
-    includes = [f"-I{folder}", *(f"-isystem{path}" for path in include_paths())]
-    _run(["g++", *FLAGS, *MACROS, *flags, *includes, "-c", "-x", "c++", copy], out)
+    common = ["-include", folder / PRECOMPILED] if source.suffix == ".cu" else []
+    _run([*_compiler(flags, folder), *common, "-c", "-x", "c++", copy], out)
     return out
+
+
+def _precompile(folder: Path) -> None:
+    """The headers of torch and CUDA as a kernel sees them: g++ takes this file where it would read PRECOMPILED."""
+    out = folder / f"{PRECOMPILED}.gch"
+    if not out.exists():
+        _run([*_compiler(KERNEL_FLAGS, folder), "-x", "c++-header", folder / PRECOMPILED], out)
+
+
+def _compiler(flags: list[str], folder: Path) -> list[str]:
+    includes = [f"-I{folder}", *(f"-isystem{path}" for path in include_paths())]
+    return ["g++", *FLAGS, *MACROS, *flags, *includes]
 
 
 def _write(path: Path, text: str) -> None:
