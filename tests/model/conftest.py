@@ -87,7 +87,7 @@ def _record(path: Path, info: dict[str, Any], annotations: list[dict[str, Any]])
     }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_config() -> Callable[..., ModelConfig]:
     """A network small enough to differentiate in a blink."""
 
@@ -112,7 +112,7 @@ def tiny_config() -> Callable[..., ModelConfig]:
     return build
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shapes_batch() -> Callable[..., Batch]:
     """Images of noise with triangles as ground truth: enough to compute losses."""
 
@@ -136,7 +136,7 @@ def shapes_batch() -> Callable[..., Batch]:
     return build
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def losses_on_fake_cuda() -> Callable[[MaskRCNN, Batch], dict[str, torch.Tensor]]:
     """The losses as a GPU would compute them, with shapes and devices but no values: no GPU is needed, and none can be asked."""
 
