@@ -67,12 +67,18 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
     Raises:
         ConfigError: if the parameter file or an override cannot be used.
     """
+    args = parse_words(parser, argv)
+    return args, load_config(args.params, args.overrides)
+
+
+def parse_words(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line as `parse` does, without the parameter file."""
     args = parser.parse_intermixed_args(argv)
     if "operands" in args:
         words = args.operands + args.overrides  # argparse cannot tell them apart and takes all for operands
         args.overrides = [word for word in words if _OVERRIDE.match(word)]
         args.operands = [word for word in words if not _OVERRIDE.match(word)]
-    return args, load_config(args.params, args.overrides)
+    return args
 
 
 @contextmanager

@@ -3,16 +3,18 @@
 Writes a single HTML file (no other files, no web requests), and a Markdown file of the same name without charts and
 pictures. For several runs it shows their differences and compares their figures; missing parts are listed. With
 --readme, the figures of the runs are stored in docs/results/, and the marked tables of README.md and docs/results.md
-are regenerated.
+are regenerated; without RUN, from the stored figures alone. The parameter file is read only without RUN and --readme.
 """
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
-from components.cli import parse, stage_parser, user_errors
+from components.cli import parse_words, stage_parser, user_errors
+from components.params import load_config
 from components.runs.files import read_run
 from model.errors import UserError
 
@@ -51,6 +53,23 @@ def run(run_dirs: Sequence[Path], *, output: Path, question: str = "", pictures:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line of `maskrcnn report`; by default it reports on train.output_dir."""
+    parser = _parser()
+    with user_errors():
+        args = parse_words(parser, argv)
+        run_dirs = [Path(word) for word in args.operands]
+        _refuse_unused(parser, args)
+        if args.readme:
+            from components.reports.readme import update_readme
+
+            update_readme(run_dirs, Path())
+            return
+        run_dirs = run_dirs or [load_config(args.params, args.overrides).train.output_dir]
+        output = args.output or (run_dirs[0] if len(run_dirs) == 1 else Path("runs")) / "report.html"
+        result = run(run_dirs, output=output, question=args.question, pictures=args.pictures)
+    Console().print(f"{result.html}, {result.markdown}", highlight=False, soft_wrap=True)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = stage_parser(
         "report", __doc__, operands="RUN", operands_help="folders of finished runs (train.output_dir)"
     )
@@ -66,18 +85,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         action="store_true",
         help="store the runs' figures; regenerate the tables of README.md and docs/results.md",
     )
-    with user_errors():
-        args, config = parse(parser, argv)
-        run_dirs = [Path(word) for word in args.operands]
-        if args.readme:
-            from components.reports.readme import update_readme
+    return parser
 
-            update_readme(run_dirs, Path())
-            return
-        run_dirs = run_dirs or [config.train.output_dir]
-        output = args.output or (run_dirs[0] if len(run_dirs) == 1 else Path("runs")) / "report.html"
-        result = run(run_dirs, output=output, question=args.question, pictures=args.pictures)
-    Console().print(f"{result.html}, {result.markdown}", highlight=False, soft_wrap=True)
+
+def _refuse_unused(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse options that would have no effect."""
+    given = {
+        name for name in ("output", "question", "pictures", "params") if getattr(args, name) != parser.get_default(name)
+    }
+    if args.readme and (of_page := sorted(given - {"params"})):
+        raise UserError(f"--{of_page[0]}: must not go with --readme, which writes no page; leave one of them out")
+    unused = [*args.overrides, *(["--params"] if "params" in given else [])]
+    if unused and (args.readme or args.operands):
+        by = "--readme" if args.readme else "a RUN"
+        raise UserError(f"{unused[0]}: must not go with {by}, for which no parameter file is read; leave it out")
 
 
 if __name__ == "__main__":

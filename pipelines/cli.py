@@ -45,7 +45,7 @@ def _help() -> str:
     lines = [f"  {stage:<10} {purpose}" for stage, purpose in STAGES.items()]
     ending = (
         "`maskrcnn <stage> --help` shows a stage's options. "
-        "All but recipe and compare read params.yaml, which recipe writes."
+        "All but recipe, compare and report RUN read params.yaml, which recipe writes."
     )
     return "\n".join([USAGE, "", "stages:", *lines, "", ending])
 

@@ -282,3 +282,34 @@ def test_a_browser_opens_the_page_without_a_word_or_a_request(written: report.Re
         assert re.fullmatch(r"at \d+\nfirst  [\d.]+", readout)
         assert (facts.console, facts.requests) == ([], [])
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")  # nothing reaches out of the window
+
+
+def test_named_runs_and_the_tables_need_no_parameter_file(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "docs").mkdir()
+    for document in ("README.md", "docs/results.md"):
+        shutil.copy(REPOSITORY / document, tmp_path / document)
+    monkeypatch.chdir(tmp_path)
+    report.main([str(run_dir), "--pictures", "0", "--output", "page.html"])
+    assert (tmp_path / "page.html").is_file()
+    report.main(["--readme"])
+    assert "Not measured yet" in (tmp_path / "README.md").read_text()
+
+
+def test_options_without_an_effect_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words, told in (
+        (["--readme", "--output", "page.html"], "--output: must not go with --readme"),
+        (["--readme", "--question", "Why?"], "--question: must not go with --readme"),
+        (["--readme", "--pictures", "2"], "--pictures: must not go with --readme"),
+        (["--readme", "--params", "mine.yaml"], "--params: must not go with --readme"),
+        (["run", "--params", "mine.yaml"], "--params: must not go with a RUN"),
+        (["run", "train.seed=1"], "train.seed=1: must not go with a RUN"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            report.main(words)
+        assert end.value.code == 2
+        assert told in capsys.readouterr().err, words
