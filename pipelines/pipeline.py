@@ -55,7 +55,7 @@ def _parser(action: str) -> argparse.ArgumentParser:
         parser.add_argument("--token-file", type=Path, metavar="FILE", help="a file with the token")
         parser.add_argument("--wait", action="store_true", help="follow the run to its end")
         parser.add_argument(
-            "--timeout", type=float, default=0.0, metavar="S", help="give up waiting after S seconds (never)"
+            "--timeout", type=float, default=0.0, metavar="S", help="with --wait: give up after S seconds (never)"
         )
     return parser
 
@@ -76,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
             print(to_yaml(make_manifest(config, skip_test=True)), end="")
             return
+        if words[0] == "submit" and args.timeout and not args.wait:
+            raise UserError("--timeout: must go with --wait, since nothing is waited for without it; add --wait")
         status = _run(words[0], args)
     sys.exit(status)
 

@@ -261,3 +261,9 @@ def test_an_impossible_configuration_is_reported_before_anything_is_sent(
     assert submit("cluster.image=") == 2
     assert "cluster.image" in capsys.readouterr().err
     assert not kubeflow.requests
+
+
+def test_a_time_limit_without_waiting_is_refused(kubeflow: Any, submit: Command, capsys: Capture):
+    assert submit("--timeout", "60") == 2
+    assert "--timeout: must go with --wait" in capsys.readouterr().err
+    assert kubeflow.runs == []
