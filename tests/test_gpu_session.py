@@ -81,6 +81,7 @@ def test_a_session_is_told_in_tables(tmp_path: Path):
     assert "| box_iou | 1.000 ms | 2.000 ms | torchvision 4.000 ms | 4.0× |" in told
     assert "### Demo\n\nCannot be read: JSONDecodeError" in told
     assert "Sanitizers" not in told
+    assert "A dry run" not in told
     assert "commit unknown, " in told  # outside git
     assert " (driver 570.1, 700.00 W), " in told
 
@@ -186,6 +187,7 @@ def test_a_session_tells_no_figure_of_an_earlier_one_but_where_some_steps_alone_
     assert done.returncode == 1
     assert "these steps failed or timed out: library smoke " in done.stderr
     assert "last week" not in done.stdout
+    assert "no figure below is a result" in done.stdout
     for name in ("profile.md", "operators.jsonl", "train_bf16/benchmark.json", "evaluation_demo_float32.json"):
         assert not (out / name).exists() or not (out / name).read_text()
     assert all((out / name).exists() for name in foreign)
