@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -21,6 +20,8 @@ _TITLES = {"bbox": "boxes", "segm": "masks"}
 
 def plot_precision_recall(evaluation: CocoEvaluation, path: Path) -> None:
     """Plot a PNG with one panel for boxes and one for masks, if any, and one curve per IoU threshold."""
+    from matplotlib.figure import Figure  # imported here since it takes a second, and training draws no curves
+
     figure = Figure(figsize=(0.5 + 5.25 * len(evaluation.precision), 4.8), layout="constrained")
     panels = figure.subplots(1, len(evaluation.precision), sharex=True, sharey=True, squeeze=False)[0]
     for panel, iou_type in zip(panels, evaluation.precision, strict=True):
