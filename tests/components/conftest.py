@@ -3,12 +3,14 @@
 import importlib.util
 import json
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from mlflow import MlflowClient
 
 from components import evaluate, prepare
 from components.config import Config
@@ -79,6 +81,26 @@ def evaluated(trained_run: Config) -> tuple[evaluate.EvaluateResult, dict[str, A
     """That run evaluated, and what its evaluation.json says."""
     result = evaluate.run(trained_run)
     return result, json.loads((result.run_dir / "evaluation.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables, which take seconds to make. Only to be copied."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def start_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """Starts a stage in forked processes of one group; see ranks.py."""
+    with ExitStack() as stack:
+
+        def start(count: int, *command: str, threads: int = 0) -> Any:
+            folder = tmp_path_factory.mktemp("ranks")
+            return stack.enter_context(neighbour("ranks").Ranks(folder, count, *command, threads=threads))
+
+        yield start
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """The benchmark on networks so small that a step takes a blink; what it compares must be the same work."""
 
 import json
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from model.engine.graphs import WARMUP_STEPS
 from model.network.mask_rcnn import MaskRCNN
 
 CPU = torch.device("cpu")
+FEW = {"roi_batch_size": 8, "rpn_post_nms_top_n_test": 8}  # RoIs of an image, where each is expensive
 
 
 def small_model(**changes: object) -> ModelConfig:
@@ -97,7 +99,7 @@ def test_the_family_with_a_pyramid_has_a_twin(changes: dict[str, object]) -> Non
 @pytest.mark.parametrize(
     "changes",
     [
-        {"features": "c4", "box_head": "res5", "box_pool_size": 4, "mask_pool_size": 4, "mask_head_convs": 0},
+        {"features": "c4", "box_head": "res5", "box_pool_size": 4, "mask_pool_size": 4, "mask_head_convs": 0, **FEW},
         {"task": "proposals"},
     ],
 )
@@ -165,10 +167,10 @@ def test_masks_for_torchvision_fill_the_boxes_of_the_outlines() -> None:
 @pytest.mark.parametrize("mode", ["train", "inference"])
 def test_all_networks_are_stepped_and_timed(mode: str) -> None:
     measured = measure(
-        small_case(mode=mode, networks=("ours", "torchvision", "torchvision NHWC"), warmup=1, steps=3, steps_per_wait=2)
+        small_case(mode=mode, networks=("ours", "torchvision", "torchvision NHWC"), warmup=1, steps=2, steps_per_wait=2)
     )
     counts = {name: len(times) for name, times in measured.step_s.items()}
-    assert counts == {"ours": 3, "torchvision": 3, "torchvision NHWC": 3}
+    assert counts == {"ours": 2, "torchvision": 2, "torchvision NHWC": 2}
     assert all(time_s > 0 for times in measured.step_s.values() for time_s in times)
 
 
@@ -231,9 +233,10 @@ def test_memory_of_the_warm_up_does_not_count() -> None:
 
 
 def test_figures_reach_the_report_mlflow_and_the_terminal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    shutil.copy(empty_database, tmp_path)
     save_config(small_config(tmp_path), tmp_path / "params.yaml")
     benchmark.main(["train", "benchmark.batch_sizes=[1]", "benchmark.torchvision=false"])
     report = json.loads((tmp_path / "run" / "benchmark.json").read_text())
@@ -316,7 +319,7 @@ def test_plan_is_every_combination() -> None:
 
 
 def test_phases_of_float32_are_not_those_of_tf32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process may have been told to use TF32, or to repeat every bit."""
+    """A process may have been set to use TF32, or to repeat every bit."""
     products = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
     before = [each.fp32_precision for each in products]
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
@@ -354,6 +357,7 @@ def test_the_floor_counts_the_products_of_forward_and_backward() -> None:
 
 def test_scaling_compares_processes_with_one(tmp_path: Path) -> None:
     config = small_config(tmp_path)
+    config = config.model_copy(update={"benchmark": config.benchmark.model_copy(update={"steps": 1, "warmup": 0})})
     report = scaling.measure(config)
     for kind, batches in (("weak", [2, 2]), ("strong", [4, 2])):
         one, two = report[kind]
@@ -361,6 +365,7 @@ def test_scaling_compares_processes_with_one(tmp_path: Path) -> None:
         assert [one["batch_per_process"], two["batch_per_process"]] == batches
         assert one["efficiency"] == 1
         assert two["speedup"] == pytest.approx(two["images_per_s"] / one["images_per_s"])
+    assert report["weak"][1]["step_s"] == report["strong"][1]["step_s"], "the same measurement"
     assert scaling.metrics(report)["throughput/weak_scaling_2_images_per_s"] == report["weak"][1]["images_per_s"]
     assert scaling.table(report).row_count == 4
 
@@ -382,6 +387,6 @@ def test_word_that_is_no_mode_is_an_error(
     assert "any of train, inference, phases, scaling, loader, evaluator" in capsys.readouterr().err
 
 
-def test_case_that_fails_tells_why() -> None:
+def test_failure_of_a_case_has_its_reason() -> None:
     with pytest.raises(BenchmarkError, match="no_such_device"):
         in_fresh_process(small_case(device="no_such_device"))

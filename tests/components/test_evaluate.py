@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 import sqlite3
 import sys
 from pathlib import Path
@@ -49,7 +50,9 @@ def test_scores_are_those_of_pycocotools_on_the_files_left_behind(
     assert [report[task][name] for name in SCORE_NAMES] == [None if v < 0 else v for v in oracle.stats]
 
 
-def test_absent_backend_is_told_before_anything_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_absent_backend_is_reported_before_anything_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "hotcoco", None)  # what an import of an absent package meets
     config = Config(
         train=TrainConfig(output_dir=tmp_path / "without_checkpoint"), evaluate=EvaluateConfig(backend="hotcoco")
@@ -77,10 +80,12 @@ def test_skip_eval_writes_predictions_and_no_score(
 def test_scores_reach_mlflow(
     trained_run: Config,
     evaluated: tuple[evaluate.EvaluateResult, dict[str, Any]],
+    empty_database: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    shutil.copy(empty_database, tmp_path)
     config = update(trained_run, "tracking", enabled=True, uri=f"sqlite:///{tmp_path}/mlflow.db")
     config = update(config, "train", output_dir=tmp_path / "run")
     evaluate.run(config, checkpoint=str(trained_run.train.output_dir / evaluated[0].checkpoint))

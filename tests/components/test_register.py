@@ -70,23 +70,29 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Config:
     return config
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's tables, which take seconds to make."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
 def config(evaluated: Config, empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     """That run alone in a folder, with a database of its own."""
-    monkeypatch.chdir(tmp_path)
+    return alone_in(tmp_path, evaluated, empty_database, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def registered(
+    evaluated: Config, empty_database: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Config, RegisterResult]:
+    """The run of another folder and database, registered. Only to be read."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        config = alone_in(tmp_path_factory.mktemp("registered"), evaluated, empty_database, monkeypatch)
+        return config, register.run(config)
+
+
+def alone_in(folder: Path, evaluated: Config, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    monkeypatch.chdir(folder)
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    shutil.copytree(evaluated.train.output_dir, tmp_path / "run")
-    shutil.copy(empty_database, tmp_path)
-    return with_values(evaluated, f"sqlite:///{tmp_path}/mlflow.db", train={"output_dir": tmp_path / "run"})
+    shutil.copytree(evaluated.train.output_dir, folder / "run")
+    shutil.copy(empty_database, folder)
+    return with_values(evaluated, f"sqlite:///{folder}/mlflow.db", train={"output_dir": folder / "run"})
 
 
 def with_values(config: Config, uri: str = "", **sections: dict[str, Any]) -> Config:
@@ -153,8 +159,10 @@ json.dump({"found": found, "code": [model.inference.predictor.__file__, cuda_ops
 """
 
 
-def test_a_registered_model_loads_without_us_and_finds_what_predict_finds(config: Config, tmp_path: Path) -> None:
-    result = register.run(config)
+def test_a_registered_model_loads_without_us_and_finds_what_predict_finds(
+    registered: tuple[Config, RegisterResult], tmp_path: Path
+) -> None:
+    config, result = registered
     assert result == RegisterResult(
         "1", True, "maskrcnn version 1: the champion, as the first version", "models:/maskrcnn/1"
     )
@@ -169,15 +177,15 @@ def test_a_registered_model_loads_without_us_and_finds_what_predict_finds(config
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["found"] == predicted(config, images, tmp_path / "out")
-    assert sum(len(image["detections"]) for image in told["found"]) > 0
+    loaded = json.loads(done.stdout)
+    assert loaded["found"] == predicted(config, images, tmp_path / "out")
+    assert sum(len(image["detections"]) for image in loaded["found"]) > 0
     repository = Path(__file__).resolve().parents[2]
-    assert not any(Path(file).is_relative_to(repository) for file in told["code"])
+    assert not any(Path(file).is_relative_to(repository) for file in loaded["code"])
 
 
-def test_a_version_tells_where_it_is_from(config: Config) -> None:
-    register.run(config)
+def test_a_version_says_where_it_is_from(registered: tuple[Config, RegisterResult]) -> None:
+    config, _ = registered
     client = MlflowClient(tracking_uri=config.tracking.uri)
     version = client.get_model_version("maskrcnn", "1")
     run_id = json.loads((config.train.output_dir / "mlflow_run.json").read_text())["run_id"]
@@ -207,8 +215,8 @@ def test_a_version_requires_every_package_that_its_code_imports() -> None:
     assert outside - {"model", "cuda_ops", "mlflow"} <= set(REQUIREMENTS)
 
 
-def test_registering_twice_is_one_version(config: Config) -> None:
-    first = register.run(config)
+def test_registering_twice_is_one_version(registered: tuple[Config, RegisterResult]) -> None:
+    config, first = registered
     second = register.run(config)
     assert (first.version, second.version, versions(config)) == ("1", "1", ["1"])
     assert second.is_champion
@@ -243,9 +251,9 @@ def test_a_model_below_the_threshold_is_not_registered(config: Config) -> None:
 def test_an_equal_ap_leaves_the_champion_where_it_is() -> None:
     champion = Version("1", Scored({"bbox": 0.5, "segm": 0.4}, "d").tags())
     for boxes in (0.4, 0.5, 0.6):
-        wins, told = beats(Version("2", Scored({"bbox": boxes, "segm": 0.4}, "d").tags()), champion)
+        wins, reason = beats(Version("2", Scored({"bbox": boxes, "segm": 0.4}, "d").tags()), champion)
         assert not wins
-        assert told == "not the champion: mask AP 0.4000 against 0.4000 of version 1"
+        assert reason == "not the champion: mask AP 0.4000 against 0.4000 of version 1"
     assert beats(Version("2", Scored({"bbox": 0.4, "segm": math.nextafter(0.4, 1)}, "d").tags()), champion)[0]
 
 
@@ -256,14 +264,14 @@ def test_without_masks_boxes_decide() -> None:
 
 
 @pytest.mark.parametrize(
-    ("evaluation", "told"), [(None, "maskrcnn evaluate"), ({"bbox": None, "segm": None}, "must have AP")]
+    ("evaluation", "reason"), [(None, "maskrcnn evaluate"), ({"bbox": None, "segm": None}, "must have AP")]
 )
-def test_a_run_without_scores_is_refused(config: Config, evaluation: dict[str, Any] | None, told: str) -> None:
+def test_a_run_without_scores_is_refused(config: Config, evaluation: dict[str, Any] | None, reason: str) -> None:
     path = config.train.output_dir / "evaluation.json"
     path.unlink()
     if evaluation is not None:
         path.write_text(json.dumps({**evaluation, "checkpoint": "checkpoints/step_0000007.pt", "data_hash": "d"}))
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=reason):
         register.run(config)
 
 

@@ -1,6 +1,7 @@
 """The evaluators' benchmark at a size of a second: what is scored is like COCO, and both score it alike."""
 
 import json
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -68,9 +69,10 @@ def test_generated_results_are_the_surer_the_nearer_an_object_they_lie() -> None
 
 
 def test_mode_reaches_the_report_mlflow_and_the_terminal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    shutil.copy(empty_database, tmp_path)
     config = Config(train=TrainConfig(output_dir=tmp_path / "run", device="cpu"), benchmark=SMALL)
     tracking = config.tracking.model_copy(update={"uri": f"sqlite:///{tmp_path}/mlflow.db"})
     save_config(config.model_copy(update={"tracking": tracking}), tmp_path / "params.yaml")

@@ -1,6 +1,7 @@
 """The benchmark of the loader: what it measures and where the figures go; how large they are is not for tests."""
 
 import json
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -26,9 +27,10 @@ def small_config(folder: Path) -> Config:
 
 
 def test_the_loader_alone_is_measured_and_reported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    shutil.copy(empty_database, tmp_path)
     save_config(small_config(tmp_path), tmp_path / "params.yaml")
     benchmark.main(["loader"])
     report = json.loads((tmp_path / "run" / "benchmark.json").read_text())
