@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from components.tracking.tracker import open_tracker, send_rest
 from model.engine.pointers import last_checkpoint
 
 TINY = Path(__file__).with_name("tiny.yaml")
+STEPS = 2
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,8 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def study_config(root: Path, name: str, *overrides: str) -> Config:
     folders = (f"data.raw_dir={root}/raw", f"data.prepared_dir={root}/prepared", f"stability.output_dir={root}/{name}")
     return load_config(
-        TINY, [*folders, "model.score_threshold=0.001", "train.max_iters=4", "train.lr_steps=[3]", *overrides]
+        TINY,
+        [*folders, "model.score_threshold=0.001", f"train.max_iters={STEPS}", "train.lr_steps=[1]", *overrides],
     )
 
 
@@ -94,8 +97,8 @@ def test_a_seed_twice_gives_the_same_ap_and_another_seed_another(shapes: Path) -
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+def database(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{shutil.copy(empty_database, tmp_path_factory.mktemp('study'))}"
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +115,8 @@ def broken_then_mended(shapes: Path, database: str) -> tuple[Config, str, dict[i
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
         patch.chdir(shapes)
-        obstacle = shapes / "study" / "seed_2" / "checkpoints"
-        obstacle.parent.mkdir(parents=True)
+        obstacle = shapes / "study" / "seed_2"
+        obstacle.parent.mkdir()
         obstacle.write_text("no folder")
         with pytest.raises(StabilityError) as error:
             stability.run(config)
@@ -126,14 +129,14 @@ def broken_then_mended(shapes: Path, database: str) -> tuple[Config, str, dict[i
     return config, str(error.value), {seed: shapes / "study" / f"seed_{seed}" for seed in (1, 2)}
 
 
-def test_a_seed_that_fails_is_told_and_holds_up_no_other(
+def test_a_seed_that_fails_is_reported_and_holds_up_no_other(
     broken_then_mended: tuple[Config, str, dict[int, Path]],
 ) -> None:
-    told = broken_then_mended[1]
-    assert "1 did not; finished ones are kept" in told
-    assert "seed 2: status 1" in told
-    assert "FileExistsError" in told or "NotADirectoryError" in told
-    assert "seed 1" not in told
+    failure = broken_then_mended[1]
+    assert "1 did not; finished ones are kept" in failure
+    assert "seed 2: status 1" in failure
+    assert "FileExistsError" in failure or "NotADirectoryError" in failure
+    assert "seed 1" not in failure
 
 
 def test_a_study_leaves_what_it_promises(broken_then_mended: tuple[Config, str, dict[int, Path]]) -> None:
@@ -146,7 +149,7 @@ def test_a_study_leaves_what_it_promises(broken_then_mended: tuple[Config, str, 
         assert report["bbox"]["AP"]["values"][seed - 1] == evaluation["bbox"]["AP"]
         assert json.loads((folder / "evaluations" / f"seed_{seed}.json").read_text()) == evaluation
         assert load_config(run_dir / "config.yaml").train.seed == seed
-        assert len(losses(run_dir)) == 4
+        assert len(losses(run_dir)) == STEPS
     assert {"stability.csv", "stability.md", "stability.png"} <= {path.name for path in folder.iterdir()}
 
 
@@ -199,12 +202,9 @@ def test_other_data_are_not_mixed_in(
 ) -> None:
     fewer = study_config(tmp_path, "study", f"data.raw_dir={shapes}/raw", "data.train_limit=6")
     prepare.run(fewer)
-    told = (
-        f"data.prepared_dir={tmp_path}/prepared",
-        "stability.seeds=[1, 2, 3]",
-    )  # the same parameters but for the place
+    elsewhere = (f"data.prepared_dir={tmp_path}/prepared", "stability.seeds=[1, 2, 3]")  # else the same parameters
     with pytest.raises(StabilityError, match=r"seed_1: must be a run of this study, but differs in the data;"):
-        stability.run(study_config(shapes, "study", *told))
+        stability.run(study_config(shapes, "study", *elsewhere))
 
 
 def test_a_summary_of_unfinished_seeds_is_refused(
@@ -319,7 +319,7 @@ def test_a_named_gpu_is_the_users_choice(monkeypatch: pytest.MonkeyPatch) -> Non
     assert _environment(load_config(TINY, ["train.device=cuda:1"]), 0, 2)["CUDA_VISIBLE_DEVICES"] == "0,1"
 
 
-def test_cores_are_shared_out_unless_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cores_are_shared_out_unless_their_number_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     cores = len(os.sched_getaffinity(0))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert _environment(Config(), 0, 2)["OMP_NUM_THREADS"] == str(max(1, cores // 2))
@@ -340,7 +340,7 @@ def test_the_last_step_of_a_journal_is_that_of_its_last_whole_line(tmp_path: Pat
     assert last_step(journal) == 4999
 
 
-def test_children_find_their_parent_when_mlflow_was_away(tmp_path: Path) -> None:
+def test_children_find_their_parent_when_mlflow_was_away(empty_database: Path, tmp_path: Path) -> None:
     database = tmp_path / "not_yet" / "mlflow.db"
     config = load_config(TINY, ["tracking.enabled=true", f"tracking.uri=sqlite:///{database}"])
     database.parent.write_text("a file where the folder should be")
@@ -349,6 +349,7 @@ def test_children_find_their_parent_when_mlflow_was_away(tmp_path: Path) -> None
             tracker.log_metrics({"ap/bbox": 0.5}, step=1)
     database.parent.unlink()
     database.parent.mkdir()
+    shutil.copy(empty_database, database)
     with open_tracker(config, run_dir=tmp_path / "study"):
         pass
     send_rest(config, run_dir=tmp_path / "study" / "seed_1")
@@ -361,4 +362,4 @@ def test_children_find_their_parent_when_mlflow_was_away(tmp_path: Path) -> None
     assert child.data.metrics["ap/bbox"] == 0.5
     ended = child.info.end_time
     send_rest(config, run_dir=tmp_path / "study" / "seed_1")
-    assert client.get_run(ids[1]).info.end_time == ended, "what has nothing to tell is left alone"
+    assert client.get_run(ids[1]).info.end_time == ended, "a run with nothing left to send is left alone"

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from model.engine.pointers import last_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOOTH = Path(__file__).with_name("smooth.yaml")
-STEPS = 20
+STEPS = 6
+EVER = "train.max_iters=100000"  # until a signal ends it
 
 
 @pytest.fixture(scope="module")
@@ -38,41 +39,42 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def small_config(root: Path, name: str, *overrides: str) -> Config:
     folders = (f"data.raw_dir={root}/raw", f"data.prepared_dir={root}/prepared", f"train.output_dir={root}/{name}")
-    return load_config(SMOOTH, [*folders, *overrides])
+    small = ("model.box_pool_size=4", "model.mask_pool_size=7", "model.mask_head_convs=1")
+    short = (f"train.max_iters={STEPS}", f"train.lr_steps=[{STEPS - 1}]")
+    return load_config(SMOOTH, [*folders, *small, *short, *overrides])
+
+
+def saved_params(root: Path, config: Config) -> str:
+    """The parameter file of a run."""
+    params = root / f"{config.train.output_dir.name}.yaml"
+    save_config(config, params)
+    return str(params)
 
 
 @contextmanager
-def torchrun(
-    root: Path, config: Config, processes: int, stage: str = "train", *words: str
-) -> Iterator[subprocess.Popen]:
-    """A stage under torchrun; whatever is still there at the end is killed."""
-    params = root / f"{config.train.output_dir.name}.yaml"
-    save_config(config, params)
-    options = ["--standalone", f"--nproc-per-node={processes}", "-m", f"components.{stage}"]
-    command = [sys.executable, "-m", "torch.distributed.run", *options, "--params", str(params), *words]
+def training(root: Path, config: Config) -> Iterator[subprocess.Popen]:
+    """The command that trains in train.processes processes by torchrun; whatever is still there at the end is killed."""
     process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+        [sys.executable, "-m", "components.train", "--skip-test", "--params", saved_params(root, config)],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
     try:
         yield process
     finally:
-        for pid in [*workers(process), process.pid]:
+        for pid in [*children(process.pid), *workers(process), process.pid]:
             kill(pid, signal.SIGKILL)
         process.communicate()
 
 
-def completed(root: Path, config: Config, processes: int, stage: str = "train", *words: str) -> str:
-    """What a stage that must succeed says."""
-    with torchrun(root, config, processes, stage, *words) as process:
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output
-    return output
+def children(pid: int) -> list[int]:
+    """The processes that a process has started, in order."""
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in path.read_text().split()] if path.exists() else []
 
 
 def workers(process: subprocess.Popen) -> list[int]:
-    """The processes that torchrun started, in order of rank."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    return [int(pid) for pid in children.read_text().split()] if children.exists() else []
+    """The processes that the torchrun of a command started, in order of rank."""
+    return [worker for torchrun in children(process.pid) for worker in children(torchrun)]
 
 
 def kill(pid: int, number: signal.Signals) -> None:
@@ -88,10 +90,15 @@ def losses(config: Config) -> list[dict[str, float]]:
     return [{name: value for name, value in step.items() if name.startswith("loss/")} for step in steps]
 
 
-def wait_for_steps(config: Config, number: int, process: subprocess.Popen) -> None:
+def wait_for_steps(config: Config, number: int, ended: Callable[[], str | None]) -> None:
+    """Wait until a run's journal has that many steps; `ended` gives the output of a process that has ended, else None."""
     while len(losses(config)) < number:
-        assert process.poll() is None, process.communicate()[0]
+        assert (output := ended()) is None, output
         time.sleep(0.02)
+
+
+def output_of_ended(process: subprocess.Popen) -> str | None:
+    return None if process.poll() is None else process.communicate()[0]
 
 
 @pytest.fixture(scope="module")
@@ -101,21 +108,14 @@ def alone(shapes: Path) -> Config:
     return config
 
 
-@pytest.fixture(scope="module")
-def together(shapes: Path) -> Config:
-    """The same by two processes."""
-    config = small_config(shapes, "together")
-    completed(shapes, config, 2, "train", "--skip-test")
-    return config
-
-
 @pytest.mark.parametrize("accumulation_steps", [1, 2])
 def test_two_processes_learn_as_one_with_their_joint_batch(
-    accumulation_steps: int, shapes: Path, alone: Config, together: Config
+    accumulation_steps: int, shapes: Path, alone: Config, start_ranks: Callable[..., Any]
 ) -> None:
-    if accumulation_steps > 1:
-        together = small_config(shapes, "accumulating", f"train.accumulation_steps={accumulation_steps}")
-        completed(shapes, together, 2, "train", "--skip-test")
+    name = f"together_{accumulation_steps}"
+    together = small_config(shapes, name, f"train.accumulation_steps={accumulation_steps}")
+    ranks = start_ranks(2, "train", "--skip-test", "--params", saved_params(shapes, together))
+    assert ranks.wait() == [0, 0], ranks.output()
     expected, got = losses(alone), losses(together)
     assert len(got) == STEPS
     assert max(abs(a[name] - b[name]) for a, b in zip(expected, got, strict=True) for name in a) < 1e-5
@@ -123,12 +123,13 @@ def test_two_processes_learn_as_one_with_their_joint_batch(
 
 
 def test_evaluation_does_not_depend_on_the_number_of_processes(
-    shapes: Path, alone: Config, monkeypatch: pytest.MonkeyPatch
+    shapes: Path, alone: Config, start_ranks: Callable[..., Any]
 ) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # a process's results depend in their last bits on its threads
     written = {}
     for processes in (1, 2, 3):
-        completed(shapes, alone, processes, "evaluate")
+        # A process's results depend in their last bits on its threads.
+        ranks = start_ranks(processes, "evaluate", "--params", saved_params(shapes, alone), threads=1)
+        assert ranks.wait() == [0] * processes, ranks.output()
         folder = alone.train.output_dir
         names = ("evaluation.json", "inference/bbox.json", "inference/segm.json")
         written[processes] = [(folder / name).read_bytes() for name in names]
@@ -137,47 +138,60 @@ def test_evaluation_does_not_depend_on_the_number_of_processes(
     assert written[3] == written[1]
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_sigterm_saves_and_the_same_command_goes_on_exactly(
-    processes: int, shapes: Path, alone: Config, together: Config
+def test_sigterm_saves_and_training_goes_on_exactly(shapes: Path, start_ranks: Callable[..., Any]) -> None:
+    config = small_config(shapes, "preempted", "data.workers=1", EVER)
+    ranks = start_ranks(1, "train", "--skip-test", "--params", saved_params(shapes, config))
+    (process,) = ranks.processes
+    wait_for_steps(config, 2, lambda: None if process.is_alive() else ranks.output())
+    for pid in [*children(process.pid), process.pid]:  # as batch systems do it: to the loader's workers, too
+        kill(pid, signal.SIGTERM)
+    assert ranks.wait() == [143], ranks.output()
+    assert "saved step" in ranks.output()
+    saved = last_checkpoint(config.train.output_dir)
+    assert saved is not None
+    step = read_checkpoint(saved)["step"]
+    assert step >= 2
+    assert len(losses(config)) == step
+    for name in ("preempted", "unbroken"):
+        train.run(small_config(shapes, name, f"train.max_iters={step + 2}"), skip_test=True)
+    assert losses(config) == losses(small_config(shapes, "unbroken")), "bit for bit"
+
+
+def test_torchrun_saves_at_sigterm_and_goes_on_exactly_and_a_killed_process_ends_the_others_and_is_named(
+    shapes: Path, start_ranks: Callable[..., Any]
 ) -> None:
-    config = small_config(shapes, f"preempted_{processes}", f"train.processes={processes}", "data.workers=1")
-    params = shapes / f"preempted_{processes}.yaml"
-    save_config(config, params)
-    command = [sys.executable, "-m", "components.train", "--skip-test", "--params", str(params)]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
-    wait_for_steps(config, 3, process)
-    os.killpg(process.pid, signal.SIGTERM)  # as batch systems do it: to the loader's workers, too
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 143, output
+    config = small_config(shapes, "by_torchrun", "train.processes=2", "data.workers=1", EVER)
+    with training(shapes, config) as process:
+        wait_for_steps(config, 2, lambda: output_of_ended(process))
+        os.killpg(process.pid, signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 143, output
     assert "saved step" in output
     saved = last_checkpoint(config.train.output_dir)
     assert saved is not None
-    assert 3 <= read_checkpoint(saved)["step"] < STEPS, "in the middle of an epoch, long before the checkpoint period"
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert "continuing from" in done.stdout, done.stderr
-    assert losses(config) == losses(alone if processes == 1 else together), "bit for bit"
-
-
-def test_a_killed_process_ends_the_others_and_is_named(shapes: Path) -> None:
-    config = small_config(shapes, "killed", "train.max_iters=100000")
-    with torchrun(shapes, config, 2, "train", "--skip-test") as process:
-        wait_for_steps(config, 2, process)
+    step = read_checkpoint(saved)["step"]
+    assert len(losses(config)) == step >= 2, "long before the checkpoint period"
+    with training(shapes, config) as process:
+        wait_for_steps(config, step + 2, lambda: output_of_ended(process))
         of_rank = workers(process)
         os.kill(of_rank[1], signal.SIGKILL)
         output, _ = process.communicate(timeout=config.train.timeout_s)
         assert process.returncode == 1
         assert not any(Path(f"/proc/{pid}").exists() for pid in of_rank)
+    assert "continuing from" in output
     assert "Signal 9 (SIGKILL)" in output
     assert f"(pid: {of_rank[1]})" in output.replace(f"PID {of_rank[1]}", f"(pid: {of_rank[1]})")
+    unbroken = small_config(shapes, "together_unbroken", f"train.max_iters={len(losses(config))}")
+    ranks = start_ranks(2, "train", "--skip-test", "--params", saved_params(shapes, unbroken))
+    assert ranks.wait() == [0, 0], ranks.output()
+    assert losses(config) == losses(unbroken), "bit for bit"
 
 
 @pytest.mark.slow
 def test_a_process_that_hangs_ends_all_after_the_time_out(shapes: Path) -> None:
-    config = small_config(shapes, "hanging", "train.max_iters=100000", "train.timeout_s=5")
-    with torchrun(shapes, config, 2, "train", "--skip-test") as process:
-        wait_for_steps(config, 2, process)
+    config = small_config(shapes, "hanging", "train.processes=2", "train.timeout_s=5", EVER)
+    with training(shapes, config) as process:
+        wait_for_steps(config, 2, lambda: output_of_ended(process))
         stopped = workers(process)[1]
         os.kill(stopped, signal.SIGSTOP)
         output, _ = process.communicate(timeout=120)  # torchrun waits 30 s for the stopped one to end
@@ -186,13 +200,12 @@ def test_a_process_that_hangs_ends_all_after_the_time_out(shapes: Path) -> None:
     assert "Timed out waiting 5000ms" in output
 
 
-def test_a_batch_that_the_processes_cannot_share_is_refused(shapes: Path) -> None:
+def test_a_batch_that_the_processes_cannot_share_is_refused(shapes: Path, start_ranks: Callable[..., Any]) -> None:
     config = small_config(shapes, "uneven", "train.batch_size=3")
-    with torchrun(shapes, config, 2, "train") as process:
-        output, _ = process.communicate(timeout=120)
-    assert (
-        "train.batch_size: 3 images in 1 micro-batches must be a multiple of the number of processes, got 2" in output
-    )
+    ranks = start_ranks(2, "train", "--params", saved_params(shapes, config))
+    assert ranks.wait() == [2, 2]
+    must = "train.batch_size: 3 images in 1 micro-batches must be a multiple of the number of processes, got 2"
+    assert must in ranks.output()
     assert not config.train.output_dir.exists()
 
 
@@ -222,17 +235,17 @@ def test_float16_resumes_with_its_loss_scale(shapes: Path) -> None:
     options = (
         "train.dtype=float16",
         "train.batch_size=1",
-        "train.max_iters=4",
-        "train.lr_steps=[3]",
-        "train.checkpoint_period=2",
+        "train.lr_steps=[]",
+        "train.checkpoint_period=1",
+        "model.roi_batch_size=16",
     )
-    whole = small_config(shapes, "half", *options)
+    whole = small_config(shapes, "half", *options, "train.max_iters=2")
     train.run(whole, skip_test=True)
     torch.manual_seed(5)
-    parts = small_config(shapes, "halves", *options)
-    train.run(small_config(shapes, "halves", *options, "train.max_iters=2"), skip_test=True)
+    parts = small_config(shapes, "halves", *options, "train.max_iters=2")
+    train.run(small_config(shapes, "halves", *options, "train.max_iters=1"), skip_test=True)
     train.run(parts, skip_test=True)
     assert losses(parts) == losses(whole)
-    ours, theirs = (read_checkpoint(c.train.output_dir / "checkpoints" / "step_0000004.pt") for c in (parts, whole))
+    ours, theirs = (read_checkpoint(c.train.output_dir / "checkpoints" / "step_0000002.pt") for c in (parts, whole))
     assert ours["scaler"] == theirs["scaler"]
     assert ours["scaler"]["_growth_tracker"] > 0 or ours["scaler"]["scale"] < 2.0**16
