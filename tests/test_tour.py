@@ -49,7 +49,7 @@ def test_the_tour_runs_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ]
     assert len(pictures) == 4  # data, losses, an evaluated image, the user's own
     assert "step=3" in "".join(text_of(cell) for cell in code)
-    told = json.loads((tmp_path / "predictions" / "predictions.json").read_text())
-    assert Path(told["images"][0]["file"]).name == "my_picture.png"
-    assert len(told["images"][0]["detections"]) > 0
+    predictions = json.loads((tmp_path / "predictions" / "predictions.json").read_text())
+    assert Path(predictions["images"][0]["file"]).name == "my_picture.png"
+    assert len(predictions["images"][0]["detections"]) > 0
     assert (tmp_path / "runs" / "tour" / "report.html").stat().st_size > 50_000

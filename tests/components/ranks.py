@@ -3,11 +3,12 @@
 `Ranks(folder, 3, "evaluate", …)` starts a stage in three processes of one group, as torchrun would.
 """
 
-import atexit
 import importlib
 import multiprocessing
 import os
 import runpy
+import sys
+import traceback
 from datetime import timedelta
 from pathlib import Path
 
@@ -66,12 +67,18 @@ def _run(rank: int, ranks: int, folder: str, threads: int, command: tuple[str, .
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
     if threads:
         torch.set_num_threads(threads)
+    status: object = 0
     try:
         importlib.import_module(f"components.{command[0]}").main(command[1:])
         if ranks > 1:
             dist.destroy_process_group()
-    finally:
-        atexit._run_exitfuncs()  # which multiprocessing leaves out, and which end the workers of a loader
+    except SystemExit as end:
+        status = end.code
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    # The exception is gone, and with it the loader, whose workers multiprocessing would wait for.
+    sys.exit(status)
 
 
 if __name__ == "__rank__":

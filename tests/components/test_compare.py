@@ -155,7 +155,7 @@ def test_a_run_beside_a_study_says_nothing_about_noise(
     assert "other has only one seed" in comparison["sentences"][-1]
 
 
-def test_parameters_that_differ_are_told(make_run: Callable[..., Path]) -> None:
+def test_parameters_that_differ_are_listed(make_run: Callable[..., Path]) -> None:
     overrides = ("train.base_lr=0.01", "train.processes=2", "predict.images=3", "data.prepared_dir=elsewhere")
     (comparison,) = compare.run([make_run("one", 1, 0.7), make_run("other", 2, 0.8, *overrides)])
     assert comparison["parameters"] == {"train.base_lr": [0.02, 0.01], "train.processes": [1, 2]}
@@ -169,7 +169,7 @@ def test_a_key_that_an_older_study_does_not_know_had_its_default(make_study: Cal
     assert compare.run([one, other])[0]["parameters"] == {}
 
 
-def test_other_training_data_are_told(make_run: Callable[..., Path]) -> None:
+def test_other_training_data_are_reported(make_run: Callable[..., Path]) -> None:
     (comparison,) = compare.run([make_run("one", 1, 0.7), make_run("other", 1, 0.8, train_data_hash="ff")])
     assert "trained on different data" in comparison["sentences"][-1]
 
@@ -205,9 +205,9 @@ def test_the_command_prints_tables_and_writes_json(
 ) -> None:
     one, other = make_study("one", BASE), make_study("other", BETTER, "train.base_lr=0.01")
     compare.main([str(one), str(other), "--json", str(tmp_path / "out" / "compare.json")])
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for words in ("train.base_lr", "box AP50", "+0.0300", "mask APl", "is better than"):
-        assert words in told
+        assert words in output
     (comparison,) = json.loads((tmp_path / "out" / "compare.json").read_text())["comparisons"]
     assert set(comparison["bbox"]) == set(SCORE_NAMES)
     assert comparison["bbox"]["APl"] == {"before": None, "after": None, "difference": None, "interval": None, "p": None}

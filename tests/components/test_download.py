@@ -320,7 +320,7 @@ def test_a_raw_dir_that_cannot_be_written_is_a_clear_error(server: FileServer, t
         run(config(tmp_path / "file", server))
 
 
-def test_too_small_a_disk_is_told_before_anything_is_fetched(
+def test_too_small_a_disk_is_reported_before_anything_is_fetched(
     server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))

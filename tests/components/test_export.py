@@ -39,21 +39,21 @@ assert not {"model", "components", "cuda_ops"} & set(sys.modules)
 @dataclass(frozen=True)
 class Exported:
     folder: Path
-    told: str
+    output: str
 
 
 @pytest.fixture(scope="module")
 def exported(trained_run: Config, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     params = tmp_path_factory.mktemp("export") / "params.yaml"
     save_config(trained_run, params)
-    with contextlib.redirect_stdout(io.StringIO()) as told:
+    with contextlib.redirect_stdout(io.StringIO()) as stdout:
         export.main(["--params", str(params)])
-    return Exported(trained_run.train.output_dir / "export", told.getvalue())
+    return Exported(trained_run.train.output_dir / "export", stdout.getvalue())
 
 
 def test_each_bucket_has_a_program_that_was_checked(trained_run: Config, exported: Exported) -> None:
     content = json.loads((exported.folder / "export.json").read_text())
-    assert f"{exported.folder / '96x160.pt2'}: equal to the network within" in exported.told
+    assert f"{exported.folder / '96x160.pt2'}: equal to the network within" in exported.output
     assert [(p["height"], p["width"]) for p in content["programs"]] == [(96, 160), (160, 96)]
     assert {path.name for path in exported.folder.iterdir()} == {"export.json", "96x160.pt2", "160x96.pt2"}
     assert sum(program["checked_images"] for program in content["programs"]) > 0

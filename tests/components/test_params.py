@@ -1,4 +1,4 @@
-"""The parameter file: what is read, what is refused, and how the refusal is told."""
+"""The parameter file: what is read, what is refused, and how the refusal is worded."""
 
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def test_an_empty_value_is_the_empty_text(params: Path):
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "reason"),
     [
         ("train.max_iter=3", "did you mean train.max_iters?"),
         ("trian.base_lr=1", "did you mean train?"),
@@ -60,14 +60,14 @@ def test_an_empty_value_is_the_empty_text(params: Path):
         ("predict.qqq=1", "known: predict.score_threshold, predict.batch_size, "),
     ],
 )
-def test_an_unknown_key_is_told_with_the_nearest(params: Path, override: str, told: str):
+def test_an_unknown_key_is_reported_with_the_nearest(params: Path, override: str, reason: str):
     with pytest.raises(ConfigError, match="unknown key") as error:
         load_config(params, [override])
-    assert told in str(error.value)
+    assert reason in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "reason"),
     [
         ("train.base_lr=-1", "override 'train.base_lr=-1': train.base_lr: Input"),
         ("train.base_lr={a: 1}", "override 'train.base_lr={a: 1}': train.base_lr: Input"),
@@ -77,11 +77,11 @@ def test_an_unknown_key_is_told_with_the_nearest(params: Path, override: str, to
         ("train.seed=2", "{params}: data.shapes.seed: Input"),  # this override is right
     ],
 )
-def test_an_error_names_the_override_or_the_file_that_it_comes_from(params: Path, override: str, told: str):
+def test_an_error_names_the_override_or_the_file_that_it_comes_from(params: Path, override: str, reason: str):
     params.write_text("train:\n  base_lr: 0.01\n" + ("data: {shapes: {seed: one}}" if "seed=2" in override else ""))
     with pytest.raises(ConfigError) as error:
         load_config(params, ["train.base_lr=1", "model.task=box", override])
-    assert str(error.value).startswith(told.replace("{params}", str(params)))
+    assert str(error.value).startswith(reason.replace("{params}", str(params)))
 
 
 def test_text_that_looks_like_a_time_stays_as_it_was_written(params: Path):
@@ -93,7 +93,7 @@ def test_text_that_looks_like_a_time_stays_as_it_was_written(params: Path):
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "reason"),
     [
         ("train.base_lr=-1", "train.base_lr: Input should be greater than 0, got -1"),
         ("train.max_iters=many", "got 'many'"),
@@ -108,13 +108,13 @@ def test_text_that_looks_like_a_time_stays_as_it_was_written(params: Path):
         ("model.anchor_sizes_px=[8, 16]", "one size for each of the 5 levels"),
     ],
 )
-def test_a_wrong_value_is_told_with_what_it_must_be(params: Path, override: str, told: str):
+def test_a_wrong_value_is_reported_with_what_it_must_be(params: Path, override: str, reason: str):
     with pytest.raises(ConfigError) as error:
         load_config(params, [override])
-    assert told in str(error.value)
+    assert reason in str(error.value)
 
 
-def test_all_faults_are_told_at_once(params: Path):
+def test_all_faults_are_reported_at_once(params: Path):
     with pytest.raises(ConfigError) as error:
         load_config(params, ["train.base_lr=-1", "model.nms_iou=2"])
     assert len(str(error.value).splitlines()) == 2
@@ -132,7 +132,7 @@ def test_an_override_below_a_value_is_refused(params: Path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reason"),
     [
         ("- 1\n", "got a list"),
         ("a: [1\n", "not YAML"),
@@ -143,13 +143,13 @@ def test_an_override_below_a_value_is_refused(params: Path):
         ("train: &a\n  seed: *a\n", "must hold sections of keys"),
     ],
 )
-def test_a_file_that_is_no_parameter_file_is_told(tmp_path: Path, text: str, told: str):
+def test_a_file_that_is_no_parameter_file_is_refused(tmp_path: Path, text: str, reason: str):
     (tmp_path / "params.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=reason):
         load_config(tmp_path / "params.yaml")
 
 
-def test_an_override_of_yaml_that_is_no_value_is_told(params: Path):
+def test_an_override_of_yaml_that_is_no_value_is_refused(params: Path):
     for value in ("&a [*a]", "{[a]: 1}", "[" * 2000):
         with pytest.raises(ConfigError, match=r"train\.lr_steps="):
             load_config(params, [f"train.lr_steps={value}"])
@@ -161,7 +161,7 @@ def test_a_recipe_that_extends_another_is_no_parameter_file(tmp_path: Path):
         load_config(tmp_path / "mine.yaml")
 
 
-def test_an_absent_file_is_told_with_the_way_out(tmp_path: Path):
+def test_an_absent_file_is_reported_with_the_way_out(tmp_path: Path):
     with pytest.raises(ConfigError, match="maskrcnn recipe shapes_demo"):
         load_config(tmp_path / "params.yaml")
 

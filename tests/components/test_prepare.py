@@ -1,4 +1,4 @@
-"""Prepare: a whole custom data set in, index, ground truth and report out; bad records told or dropped."""
+"""Prepare: a whole custom data set in, index, ground truth and report out; bad records refused or dropped."""
 
 import json
 import shutil
@@ -169,7 +169,7 @@ FAULTS = {  # what is done, what the error says, its name in the report, (images
 
 
 @pytest.mark.parametrize("damage", FAULTS, ids=lambda damage: damage.__name__)
-def test_a_bad_record_is_an_error_that_tells_file_id_and_reason(custom: Custom, damage: Any):
+def test_a_bad_record_is_an_error_that_names_file_id_and_reason(custom: Custom, damage: Any):
     damage(custom)
     with pytest.raises(AnnotationError, match=FAULTS[damage][0]) as error:
         custom.prepare()
@@ -199,7 +199,7 @@ def test_the_first_ten_offenders_are_listed_and_the_rest_counted(custom: Custom)
     assert lines[11] == "… and 3 more"
 
 
-def test_broken_json_tells_the_position(custom: Custom):
+def test_broken_json_is_reported_with_the_position(custom: Custom):
     custom.prepare()
     (custom.root / "instances_val.json").write_text('{"images": [')
     with pytest.raises(AnnotationError, match=r"instances_val.json: line 1, column 13"):

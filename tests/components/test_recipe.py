@@ -112,7 +112,7 @@ def test_what_has_been_edited_or_came_from_elsewhere_is_overwritten_by_force_alo
         r"must be as `maskrcnn recipe shapes_demo train\.max_iters=\d` wrote it, but has been edited; it would be over"
     )
     foreign = "must be a file that `maskrcnn recipe` wrote, but its first line does not say so; it would be overwritten"
-    for content, told in {
+    for content, reason in {
         written.replace("max_iters: 5", "max_iters: 50"): edited,
         written.replace("# from scratch", "# from nothing"): edited,
         written.replace("# Hardware:  2", "# Hardware:  4"): edited,
@@ -128,7 +128,7 @@ def test_what_has_been_edited_or_came_from_elsewhere_is_overwritten_by_force_alo
     }.items():
         output.write_text(content, encoding="utf-8", errors="surrogateescape")
         before = output.read_bytes()
-        with pytest.raises(RecipeError, match=told) as error:
+        with pytest.raises(RecipeError, match=reason) as error:
             run("shapes_demo", output=output)
         assert str(error.value).startswith(f"{output}: ")
         assert str(error.value).endswith("Pass --force, or write elsewhere with --output FILE")
@@ -159,7 +159,7 @@ def test_a_wrong_override_writes_nothing(output: Path):
     assert not output.exists()
 
 
-def test_the_list_tells_every_recipe_with_its_hardware_time_and_ap(capsys: pytest.CaptureFixture[str]):
+def test_the_list_has_every_recipe_with_its_hardware_time_and_ap(capsys: pytest.CaptureFixture[str]):
     main(["--list"])
     blocks = capsys.readouterr().out.strip().split("\n\n")
     assert [block.split("\n")[0] for block in blocks] == recipe_names()
@@ -189,7 +189,7 @@ def test_a_recipe_that_is_not_finished_is_listed(
     assert empty.startswith("empty\n  not stated\n")
 
 
-def test_the_command_line_writes_where_it_is_told(output: Path):
+def test_the_command_line_writes_to_the_named_file(output: Path):
     main(["coco_tiny", "--output", str(output), "train.seed=9"])
     assert load_config(output).train.seed == 9
 

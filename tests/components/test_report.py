@@ -91,9 +91,9 @@ def test_every_score_stands_in_both_files(run_dir: Path, written: report.ReportR
     markdown = written.markdown.read_text()
     for task in ("bbox", "segm"):
         for name, value in evaluation[task].items():
-            told = "–" if value is None else f"{value:.3f}"
-            assert told in page.cells
-            assert re.search(rf"^\| {name} \|.* {told} \|", markdown, re.MULTILINE)
+            shown = "–" if value is None else f"{value:.3f}"
+            assert shown in page.cells
+            assert re.search(rf"^\| {name} \|.* {shown} \|", markdown, re.MULTILINE)
     assert set(evaluation["per_class"]) <= set(page.cells)
 
 
@@ -238,7 +238,7 @@ def test_an_unchanged_recipe_is_recognised(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "reason"),
     [
         (["nowhere"], "does not exist"),
         (["."], "must hold a run"),
@@ -247,15 +247,15 @@ def test_an_unchanged_recipe_is_recognised(tmp_path: Path) -> None:
         (["RUN", "--pictures", "-1"], "0 or more"),
     ],
 )
-def test_what_cannot_be_reported_is_told(
-    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+def test_what_cannot_be_reported_is_refused(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], reason: str
 ) -> None:  # fmt: skip
     save_config(Config(), tmp_path / "params.yaml")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:
         report.main([str(run_dir) if word == "RUN" else word for word in words])
     assert end.value.code == 2
-    assert told in capsys.readouterr().err
+    assert reason in capsys.readouterr().err
 
 
 def test_no_run_at_all_is_refused(tmp_path: Path) -> None:

@@ -70,13 +70,13 @@ def test_files_and_metrics_are_those_of_the_task(runs: dict[str, Config], task: 
     image = torch.load(run_dir / "inference" / "predictions.pth", weights_only=True)[0]
     assert set(image) == {"image_id", "size", "boxes", "scores", "labels"}
     entries = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
-    told = json.dumps(entries)
-    assert "loss/rpn_box_reg" in told
-    assert ("ap/bbox" in told) == (task == "box")
-    assert ("ar1000/proposals" in told) == (task == "proposals")
-    assert ("epoch/ap_bbox" if task == "box" else "epoch/ar1000_proposals") in told
-    assert "loss/mask" not in told
-    assert "/segm" not in told
+    journal = json.dumps(entries)
+    assert "loss/rpn_box_reg" in journal
+    assert ("ap/bbox" in journal) == (task == "box")
+    assert ("ar1000/proposals" in journal) == (task == "proposals")
+    assert ("epoch/ap_bbox" if task == "box" else "epoch/ar1000_proposals") in journal
+    assert "loss/mask" not in journal
+    assert "/segm" not in journal
     with (run_dir / "metrics.csv").open() as file:
         assert not [column for column in csv.DictReader(file).fieldnames or [] if "mask" in column or "segm" in column]
     curves = run_dir / "plots" / "precision_recall.csv"
@@ -102,7 +102,7 @@ def test_predictions_have_boxes_alone(runs: dict[str, Config], task: str) -> Non
 
 
 @by_task
-def test_a_pipelines_step_tells_the_scores_of_the_task(runs: dict[str, Config], task: str, tmp_path: Path) -> None:
+def test_a_pipelines_step_has_the_scores_of_the_task(runs: dict[str, Config], task: str, tmp_path: Path) -> None:
     metrics, page = dsl.Metrics(uri=str(tmp_path / "metrics")), dsl.HTML(uri=str(tmp_path / "page"))
     artifacts.describe_evaluation(metrics, page, runs[task])
     kind, first = {"box": ("bbox", "ap"), "proposals": ("proposals", "ar100")}[task]
@@ -120,7 +120,7 @@ def test_boxes_alone_have_what_registering_needs(runs: dict[str, Config]) -> Non
     assert shortfall(runs["box"].registry, scored) == ""
 
 
-def test_proposals_are_not_registered_and_the_reason_is_told(runs: dict[str, Config]) -> None:
+def test_proposals_are_not_registered_and_the_reason_is_given(runs: dict[str, Config]) -> None:
     config = runs["proposals"]
     tracked = config.model_copy(update={"tracking": config.tracking.model_copy(update={"enabled": True})})
     result = register.run(tracked)

@@ -1,4 +1,4 @@
-"""Line charts: where a value lies, which ticks an axis has, what a screen reader and the pointer are told."""
+"""Line charts: where a value lies, which ticks an axis has, what a screen reader and the pointer get."""
 
 import math
 import re

@@ -169,7 +169,7 @@ def test_a_run_is_taken_up_once_and_kept(tree: Path, monkeypatch: pytest.MonkeyP
     assert (tree / "docs" / "results.md").read_text() == text
 
 
-def test_a_stability_study_is_shown_as_it_tells_of_itself(tree: Path):
+def test_a_stability_study_is_shown_as_it_describes_itself(tree: Path):
     score = {"values": [0.7, 0.72], "mean": 0.71, "deviation": 0.0141, "interval": [0.58, 0.84]}
     study = {
         "seeds": [1, 2],

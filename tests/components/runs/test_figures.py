@@ -17,7 +17,7 @@ def test_a_dash_stands_for_what_there_is_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"), [(None, "–"), (59.6, "1 min 0 s"), (48, "48 s"), (386, "6 min 26 s"), (13020, "3 h 37 min")]
+    ("seconds", "text"), [(None, "–"), (59.6, "1 min 0 s"), (48, "48 s"), (386, "6 min 26 s"), (13020, "3 h 37 min")]
 )
-def test_durations_are_said_as_people_say_them(seconds: float | None, told: str) -> None:
-    assert duration(seconds) == told
+def test_durations_are_said_as_people_say_them(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text

@@ -49,8 +49,8 @@ def test_a_description_of_an_earlier_version_lacks_only_what_had_its_default() -
 
 def test_runs_of_one_study_may_differ_in_the_seed_alone() -> None:
     assert differences_beside_seed(Config(), with_values("train", seed=3, device="cpu")) == []
-    told = differences_beside_seed(Config(), with_values("train", lr_steps=(1, 2)))
-    assert told == ["train.lr_steps ([60000, 80000] and [1, 2])"]
+    found = differences_beside_seed(Config(), with_values("train", lr_steps=(1, 2)))
+    assert found == ["train.lr_steps ([60000, 80000] and [1, 2])"]
 
 
 def test_a_checkpoint_is_continued_where_nothing_that_it_learned_from_has_changed() -> None:
@@ -59,10 +59,10 @@ def test_a_checkpoint_is_continued_where_nothing_that_it_learned_from_has_change
     assert changes_since_checkpoint(state, free, "da") == []
     assert changes_since_checkpoint(state, with_values("evaluate", batch_size=1), "da") == []
     assert changes_since_checkpoint(state, with_values("data", workers=9), "da") == []
-    for section, key, value, told in (
+    for section, key, value, change in (
         ("train", "seed", 1, "train.seed: 0 → 1"),
         ("model", "nms_iou", 0.4, "model.nms_iou: 0.5 → 0.4"),
         ("data", "horizontal_flip", 0.1, "data.horizontal_flip: 0.5 → 0.1"),
     ):
-        assert changes_since_checkpoint(state, with_values(section, **{key: value}), "da") == [told]
+        assert changes_since_checkpoint(state, with_values(section, **{key: value}), "da") == [change]
     assert changes_since_checkpoint(state, Config(), "other") == ["other training data"]

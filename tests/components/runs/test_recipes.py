@@ -103,12 +103,12 @@ WRONG = {
 }
 
 
-def test_what_a_recipe_gets_wrong_is_told_with_file_and_key(folder: Path):
+def test_what_a_recipe_gets_wrong_is_reported_with_file_and_key(folder: Path):
     (folder / "round.yaml").write_text("extends: other\n")
     (folder / "wrong.yaml").write_text("train:\n  base_lr: -1\n")
-    for text, told in WRONG.items():
+    for text, reason in WRONG.items():
         (folder / "other.yaml").write_text(f"# A recipe.\n\n{text}\n")
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=reason):
             read_recipe("other")
 
 
@@ -120,7 +120,7 @@ def test_a_recipe_that_is_not_utf8_is_told(folder: Path):
 
 
 def test_an_unknown_recipe_names_the_nearest(folder: Path):
-    for name, told in {
+    for name, reason in {
         "bases": "did you mean base?",
         "../outside": "known: base",
         "": "known: base",
@@ -129,10 +129,10 @@ def test_an_unknown_recipe_names_the_nearest(folder: Path):
         with pytest.raises(RecipeError) as error:
             read_recipe(name)
         assert f"{name!r} is not a recipe; " in str(error.value)
-        assert told in str(error.value)
+        assert reason in str(error.value)
 
 
-def test_a_configuration_is_told_by_its_recipe_and_what_differs():
+def test_a_configuration_is_described_by_its_recipe_and_what_differs():
     overrides = ["train.base_lr=0.007", "train.output_dir=elsewhere", "tracking.enabled=false"]
     near = nearest_recipe(load_recipe("coco_tiny", overrides).flat())
     assert near == Nearest("coco_tiny", {"train.base_lr": (0.02, 0.007)})

@@ -1,4 +1,4 @@
-"""Finished runs as their folders tell of them."""
+"""Finished runs as their folders describe them."""
 
 import json
 from pathlib import Path

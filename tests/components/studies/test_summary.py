@@ -77,9 +77,9 @@ def test_one_run_has_no_deviation(make_run: Callable[..., Path], tmp_path: Path)
     result = summarise([make_run(1)], tmp_path / "out")
     score = result.report["bbox"]["AP"]
     assert (score["mean"], score["deviation"], score["interval"]) == (0.7, None, None)
-    told = (tmp_path / "out" / "stability.md").read_text()
-    assert "| final AP box | 0.700 | 0.700 | – | – |" in told
-    assert "set at least two in stability.seeds" in told
+    note = (tmp_path / "out" / "stability.md").read_text()
+    assert "| final AP box | 0.700 | 0.700 | – | – |" in note
+    assert "set at least two in stability.seeds" in note
 
 
 def test_a_score_of_nothing_to_find_has_no_mean(study: list[Path], tmp_path: Path) -> None:

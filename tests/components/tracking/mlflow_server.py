@@ -113,9 +113,9 @@ class Server:
                 urllib.request.urlopen(f"{self.url}/health", timeout=10).close()
                 return
             except OSError:
-                told = (self.folder / "server.log").read_text(errors="replace")[-3000:]
-                assert self.process.poll() is None, told
-                assert time.monotonic() < deadline, told
+                log = (self.folder / "server.log").read_text(errors="replace")[-3000:]
+                assert self.process.poll() is None, log
+                assert time.monotonic() < deadline, log
                 time.sleep(0.2)
 
 

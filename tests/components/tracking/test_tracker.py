@@ -204,7 +204,7 @@ def test_unknown_run_in_the_environment_is_an_error(
         pass
 
 
-def test_deleted_run_is_replaced_by_one_that_is_told_everything(tmp_path: Path, database: str) -> None:
+def test_deleted_run_is_replaced_by_one_that_receives_everything(tmp_path: Path, database: str) -> None:
     run_dir = tmp_path / "run"
     with open_tracker(config_for(database), run_dir=run_dir) as tracker:
         tracker.log_metrics({"loss/mask": 0.5}, step=1)
@@ -255,7 +255,7 @@ def test_password_is_neither_written_to_disk_nor_said(
 
 
 @pytest.mark.parametrize(("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")])
-def test_status_tells_how_the_stage_ended(
+def test_status_says_how_the_stage_ended(
     tmp_path: Path, database: str, error: type[BaseException], status: str
 ) -> None:
     @contextmanager
