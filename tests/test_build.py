@@ -127,21 +127,37 @@ def test_an_environment_with_another_torch_is_not_taken_for_the_one_asked_for(in
             installed(*asked.split())
 
 
-def set_up(**environment: str) -> subprocess.Popen[str]:
-    """setup.py up to where it would build."""
-    return subprocess.Popen(
-        [sys.executable, "setup.py", "--version"],
+# setup.py up to where it would build, once for each CUDA_HOME, in a process that has imported torch for all of them.
+SET_UP = """
+import os, runpy, sys
+import setuptools, torch
+homes, sys.argv = sys.argv[1:], ["setup.py", "--version"]
+for home in homes:
+    child = os.fork()
+    if not child:
+        os.environ["CUDA_HOME"] = home
+        runpy.run_path("setup.py", run_name="__main__")
+        sys.exit(0)
+    print("status", os.waitpid(child, 0)[1], file=sys.stderr, flush=True)
+"""
+
+
+def set_up(*homes: Path) -> list[str]:
+    """The words of setup.py for each CUDA_HOME, and its status in the last line."""
+    done = subprocess.run(
+        [sys.executable, "-c", SET_UP, *map(str, homes)],
         cwd=REPOSITORY,
-        env={**os.environ, "FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "9.0", **environment},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        env={**os.environ, "FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "9.0"},
+        capture_output=True,
         text=True,
+        check=True,
     )
+    return re.findall(r"(?s)(.*?\nstatus \d+)\n", done.stderr)
 
 
 @pytest.mark.skipif(torch.version.cuda is None or not shutil.which("c++"), reason="needs c++, and torch with CUDA")
-def test_a_folder_with_nvcc_alone_is_no_toolkit(tmp_path: Path) -> None:
-    """The toolkit is what nvcc calls its top, wherever the script lies that calls nvcc, and only if it compiles a kernel."""
+def test_the_toolkit_is_the_top_that_nvcc_names_if_it_compiles_a_kernel(tmp_path: Path) -> None:
+    """Wherever the script lies that calls nvcc; a folder with nvcc alone is no toolkit."""
     major = torch.version.cuda.partition(".")[0]
     cases = {
         "empty": "it has no bin/nvcc",
@@ -154,24 +170,17 @@ def test_a_folder_with_nvcc_alone_is_no_toolkit(tmp_path: Path) -> None:
         (tmp_path / name / "bin" / "nvcc.profile").touch()
     (tmp_path / "link" / "bin").mkdir(parents=True)
     (tmp_path / "link" / "bin" / "nvcc").symlink_to(tmp_path / "bare" / "bin" / "nvcc")
-    runs = {name: set_up(CUDA_HOME=str(tmp_path / ("link" if name == "bare" else name))) for name in cases}
-    for name, reason in cases.items():
-        said = runs[name].communicate()[1]
-        assert re.search(f"cuda_ops: {tmp_path / name} is passed over: {reason}", said), said
-
-
-@pytest.mark.skipif(
-    not list(Path(sysconfig.get_path("purelib"), "nvidia").glob("cu*/bin/nvcc")) or not shutil.which("c++"),
-    reason="needs c++, and nvcc of nvidia-cuda-nvcc",
-)
-def test_a_script_that_calls_nvcc_leads_to_its_toolkit(tmp_path: Path) -> None:
-    nvcc = sorted(Path(sysconfig.get_path("purelib"), "nvidia").glob("cu*/bin/nvcc"))[-1]
-    script(tmp_path / "bin" / "nvcc", f'#!/bin/sh\nexec {nvcc} "$@"\n')
-    run = set_up(CUDA_HOME=str(tmp_path))
-    said = run.communicate()[1]
-    assert run.returncode == 0
-    assert f"CUDA by {nvcc.resolve().parents[1]} for 9.0" in said
-    assert "passed over" not in said
+    installed = sorted(Path(sysconfig.get_path("purelib"), "nvidia").glob("cu*/bin/nvcc"))
+    for nvcc in installed[-1:]:
+        script(tmp_path / "caller" / "bin" / "nvcc", f'#!/bin/sh\nexec {nvcc} "$@"\n')
+    *refusals, of_caller = set_up(*(tmp_path / name for name in ("empty", "old", "link", "caller")))
+    for output, (name, reason) in zip(refusals, cases.items(), strict=True):
+        assert re.search(f"cuda_ops: {tmp_path / name} is passed over: {reason}", output), output
+    if not installed:
+        pytest.skip("needs nvcc of nvidia-cuda-nvcc")
+    assert of_caller.endswith("\nstatus 0")
+    assert f"CUDA by {installed[-1].resolve().parents[1]} for 9.0" in of_caller
+    assert "passed over" not in of_caller
 
 
 def test_the_tests_of_the_operators_need_only_what_the_scripts_copy(tmp_path: Path) -> None:
