@@ -1,6 +1,6 @@
 """Whole training steps, detections and exports on a GPU without values: what a GPU would refuse, or wait for, is known without one."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import cycle
 from typing import Any
 
@@ -69,39 +69,50 @@ def train(gpu: Any, model: MaskRCNN, batches: list[Batch], **options: Any) -> It
         yield step
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_each_recipes_network_trains_in_every_dtype(name: str, shapes_batch: Shapes, fake_gpu: Any) -> None:
-    """A deeper ResNet has more of the same blocks, so 50 layers stand for 101; tf32's tensors are float32's."""
-    for dtype in ("float32", "bfloat16", "float16"):
-        model, batch = on_meta(NETWORKS[name]), shapes_batch(images=2)
-        with fake_gpu() as gpu:
-            (step,) = train(gpu, model, [batch], dtype=dtype, max_iters=1)
-        assert {value.device for value in (step.grad_norm, step.skipped, *step.losses.values())} == {CUDA}
-        assert gpu.dtypes == {PRODUCTS[dtype]}
-        assert gpu.questions == 0
+def in_turn() -> list[Any]:
+    """Each recipe's network in one dtype, another for the next; in the others it is slow."""
+    dtypes = ("bfloat16", "float16", "float32")  # tf32's tensors are float32's
+    return [
+        pytest.param(name, dtype, marks=() if (row + column) % 3 == 0 else pytest.mark.slow)
+        for row, name in enumerate(NETWORKS)
+        for column, dtype in enumerate(dtypes)
+    ]
+
+
+@pytest.mark.parametrize(("name", "dtype"), in_turn())
+def test_each_recipes_network_trains(name: str, dtype: str, shapes_batch: Shapes, fake_gpu: Any) -> None:
+    """A deeper ResNet has more of the same blocks, so 50 layers stand for 101."""
+    model, batch = on_meta(NETWORKS[name]), shapes_batch(images=2)
+    with fake_gpu() as gpu:
+        (step,) = train(gpu, model, [batch], dtype=dtype, max_iters=1)
+    assert {value.device for value in (step.grad_norm, step.skipped, *step.losses.values())} == {CUDA}
+    assert gpu.dtypes == {PRODUCTS[dtype]}
+    assert gpu.questions == 0
+
+
+ACCUMULATED = {"accumulation_steps": 2, "clip_grad_norm": 1.0, "ema_decay": 0.99, "max_iters": 1}
+GRAPHS = {"cuda_graph": True, "clip_grad_norm": 1.0, "max_iters": 4}
 
 
 @pytest.mark.parametrize(
-    ("dtypes", "options"),
+    ("dtype", "options"),
     [
-        (PRODUCTS, {"accumulation_steps": 2, "clip_grad_norm": 1.0, "ema_decay": 0.99, "max_iters": 1}),
-        (("bfloat16", "float16"), {"cuda_graph": True, "clip_grad_norm": 1.0, "max_iters": 4}),
+        *(pytest.param(dtype, ACCUMULATED, id=f"accumulation_clipping_average-{dtype}") for dtype in PRODUCTS),
+        pytest.param("float16", GRAPHS, id="graphs-float16"),
+        pytest.param("bfloat16", GRAPHS, id="graphs-bfloat16", marks=pytest.mark.slow),  # float16 without its scale
     ],
-    ids=["accumulation_clipping_average", "graphs"],
 )
 def test_training_never_waits_whatever_is_set(
-    dtypes: Iterable[str], options: dict[str, Any], tiny_config: Config, shapes_batch: Shapes, fake_gpu: Any
+    dtype: str, options: dict[str, Any], tiny_config: Config, shapes_batch: Shapes, fake_gpu: Any
 ) -> None:
-    batches = [shapes_batch(images=2)]
-    for dtype in dtypes:
-        model = on_meta(tiny_config())
-        with fake_gpu() as gpu:
-            set_float32_products(CUDA, dtype)
-            steps = list(train(gpu, model, batches, dtype=dtype, **options))
-            set_float32_products(CUDA, "float32")
-        assert gpu.dtypes == {PRODUCTS[dtype]}
-        assert gpu.questions == 0
-        assert [step.is_replayed for step in steps] == [step.number > 3 for step in steps]
+    model, batches = on_meta(tiny_config()), [shapes_batch(images=2)]
+    with fake_gpu() as gpu:
+        set_float32_products(CUDA, dtype)
+        steps = list(train(gpu, model, batches, dtype=dtype, **options))
+        set_float32_products(CUDA, "float32")
+    assert gpu.dtypes == {PRODUCTS[dtype]}
+    assert gpu.questions == 0
+    assert [step.is_replayed for step in steps] == [step.number > 3 for step in steps]
 
 
 def test_plain_torch_in_place_of_the_compiled_operators_never_waits_either(
@@ -139,22 +150,21 @@ def test_detection_asks_the_host_once_a_view_and_once_more(
 ) -> None:
     evaluate = VIEWS[views]
     batches = [shapes_batch(images=2, size=size, with_targets=False) for size in (64, 96)]
-    for network in ({}, C4):
-        for dtype in ("float32", "float16"):
-            model = on_meta(tiny_config(**network))
-            with fake_gpu(answer=5) as gpu:
-                gpu.move(model)
-                on_host = [batch.map(lambda tensor: gpu.fake(tensor, CPU)) for batch in batches]
-                if evaluate is None:
-                    (_, found), *_ = predict(model, on_host, CUDA, dtype)
-                    questions = 2 * len(batches)
-                else:
-                    ((_, found),) = predict_views(model, [on_host[: len(evaluate.scales)]], evaluate, CUDA, dtype)
-                    questions = len(evaluate.scales) * (2 if evaluate.flip else 1) + 1
-            assert found.mask_probs.shape[:2] == found.boxes.shape[:2] == (2, 5)
-            assert {tensor.device for tensor in vars(found).values()} == {CUDA}
-            assert gpu.questions == questions
-            assert gpu.dtypes == {PRODUCTS[dtype]}
+    for network, dtype in (({}, "float32"), (C4, "float16")):
+        model = on_meta(tiny_config(**network))
+        with fake_gpu(answer=5) as gpu:
+            gpu.move(model)
+            on_host = [batch.map(lambda tensor: gpu.fake(tensor, CPU)) for batch in batches]
+            if evaluate is None:
+                (_, found), *_ = predict(model, on_host, CUDA, dtype)
+                questions = 2 * len(batches)
+            else:
+                ((_, found),) = predict_views(model, [on_host[: len(evaluate.scales)]], evaluate, CUDA, dtype)
+                questions = len(evaluate.scales) * (2 if evaluate.flip else 1) + 1
+        assert found.mask_probs.shape[:2] == found.boxes.shape[:2] == (2, 5)
+        assert {tensor.device for tensor in vars(found).values()} == {CUDA}
+        assert gpu.questions == questions
+        assert gpu.dtypes == {PRODUCTS[dtype]}
 
 
 @pytest.mark.parametrize("network", [{}, {"task": "proposals"}], ids=["masks", "proposals"])
