@@ -28,7 +28,11 @@ def shaken(module: nn.Module) -> nn.Module:
     return module
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101"])
+# Blocks of both kinds; more of them are slow.
+DEPTHS = ["resnet18", "resnet50", *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet34", "resnet101"))]
+
+
+@pytest.mark.parametrize("name", DEPTHS)
 def test_pyramid_and_gradients_are_torchvisions(name: str) -> None:
     torch.manual_seed(0)
     theirs = shaken(resnet_fpn_backbone(backbone_name=name, weights=None, trainable_layers=3)).double()
@@ -52,7 +56,9 @@ def test_pyramid_and_gradients_are_torchvisions(name: str) -> None:
     ("name", "changes"),
     [
         ("resnet50", {"features": "c4", "box_head": "res5", "box_pool_size": 14}),
-        ("resnet101", {"features": "c4", "box_head": "res5", "box_pool_size": 14}),
+        pytest.param(
+            "resnet101", {"features": "c4", "box_head": "res5", "box_pool_size": 14}, marks=pytest.mark.slow
+        ),  # as above, but deeper
         ("resnet50", {"features": "c5"}),
         ("resnet50", {"features": "c5", "res5_dilation": 2}),
         ("resnet50", {"stride_in_1x1": True}),
@@ -93,8 +99,9 @@ def test_each_stage_is_torchvisions(name: str, changes: dict[str, Any]) -> None:
 
 
 def test_the_network_has_torchvisions_parameters() -> None:
-    theirs = TorchvisionMaskRCNN(resnet_fpn_backbone(backbone_name="resnet50", weights=None), 91)
-    ours = MaskRCNN(ModelConfig(weights="none"), 90)
+    with torch.device("meta"):
+        theirs = TorchvisionMaskRCNN(resnet_fpn_backbone(backbone_name="resnet50", weights=None), 91)
+        ours = MaskRCNN(ModelConfig(weights="none"), 90)
     assert {n: p.shape for n, p in ours.named_parameters()} == {n: p.shape for n, p in theirs.named_parameters()}
 
 
