@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -87,9 +88,15 @@ def test_a_session_is_told_in_tables(tmp_path: Path):
 
 
 def interpreter(folder: Path, cases: str) -> str:
-    """An interpreter of Python but for the cases, which are those of a shell's `case` of all arguments."""
+    """An interpreter of Python but for the cases, which are those of a shell's `case` of all arguments.
+
+    It has no torch, which would take seconds to import.
+    """
     path = folder / "interpreter"
-    path.write_text(f'#!/bin/sh\ncase "$*" in\n{cases}\nesac\nexec {sys.executable} "$@"\n')
+    packages = Path(tempfile.mkdtemp(dir=folder.parent))
+    (packages / "torch.py").write_text("raise ImportError('this interpreter has none')")
+    lines = ["#!/bin/sh", f'case "$*" in\n{cases}\nesac', f'export PYTHONPATH="$PYTHONPATH:{packages}"']
+    path.write_text("\n".join([*lines, f'exec {sys.executable} "$@"\n']))
     path.chmod(0o755)
     return str(path)
 
@@ -253,7 +260,8 @@ def test_steps_side_by_side_end_with_the_session(tmp_path: Path):
 
 def test_a_session_that_is_told_to_end_does_so_at_once_and_says_where_it_was(tmp_path: Path):
     out = tmp_path / "out"
-    environment = {**os.environ, "OUT": str(out), "PYTHON": sys.executable, "ONLY": "library", "KIT": "none"}
+    python = interpreter(tmp_path, '*"from cuda_ops"*) exec sleep 300 ;;')
+    environment = {**os.environ, "OUT": str(out), "PYTHON": python, "ONLY": "library", "KIT": "none"}
     session = subprocess.Popen(
         [str(REPOSITORY / ".ci" / "gpu" / "session"), "--dry"], env=environment, stdout=subprocess.DEVNULL
     )
