@@ -222,8 +222,8 @@ def test_what_names_and_reads_runs_is_quick_to_import():
     """Importing torch takes more than a second, pycocotools and numpy a tenth."""
     light = ("cli", "launch", "recipe", "runs.figures", "runs.identity", "runs.journal", "runs.recipes", "runs.result")
     modules = [*(f"components.{name}" for name in light), "model.files", "model.scoring.names"]
-    told = f"import sys, {', '.join(modules)}; print(*{{'torch', 'numpy', 'pycocotools'}} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", told], cwd=REPOSITORY, capture_output=True, check=True, text=True)
+    code = f"import sys, {', '.join(modules)}; print(*{{'torch', 'numpy', 'pycocotools'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, check=True, text=True)
     assert done.stdout.split() == []
 
 

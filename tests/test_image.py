@@ -72,7 +72,7 @@ def sources(dockerfile: Any) -> list[str]:
 
 
 def default_of(dockerfile: Any, argument: str) -> str:
-    """The value that an ARG has unless told."""
+    """The value that an ARG has by default."""
     (value,) = {
         arg.partition("=")[2].strip('"') for arg in instructions(dockerfile, "ARG") if arg.startswith(f"{argument}=")
     }
@@ -134,8 +134,8 @@ def test_the_working_folder_and_its_volumes_are_those_of_jobs(dockerfile: Any):
     (run,) = instructions(dockerfile, "RUN", stage="runtime")
     folders = re.search(r"mkdir -p ([\w ]+?) &&", run)
     assert folders is not None
-    places = {f"{cluster.working_dir}/{folder}" for folder in folders[1].split()}
-    assert places == {volume.split(":")[1] for volume in cluster.volumes}
+    folders_of_jobs = {f"{cluster.working_dir}/{folder}" for folder in folders[1].split()}
+    assert folders_of_jobs == {volume.split(":")[1] for volume in cluster.volumes}
 
 
 def test_with_a_read_only_root_all_that_is_written_goes_to_tmp(dockerfile: Any):
@@ -266,13 +266,13 @@ def test_runs_of_the_image_have_the_commit_that_it_was_built_from(tmp_path: Path
 
 @pytest.mark.parametrize(("target", "variant"), [("image", "gpu"), ("image-cpu", "cpu")])
 def test_make_builds_each_variant(dockerfile: Any, target: str, variant: str):
-    told = subprocess.run(
+    printed = subprocess.run(
         ["make", "--dry-run", target, "IMAGE=a/b:1"], cwd=REPOSITORY, capture_output=True, text=True, check=True
     ).stdout
-    assert f"--build-arg VARIANT={variant} " in told
-    assert "--tag a/b:1 ." in told
+    assert f"--build-arg VARIANT={variant} " in printed
+    assert "--tag a/b:1 ." in printed
     arguments = {arg.partition("=")[0] for arg in instructions(dockerfile, "ARG")}
-    assert set(re.findall(r"--build-arg (\w+)=", told)) <= arguments
+    assert set(re.findall(r"--build-arg (\w+)=", printed)) <= arguments
     assert f"base-{variant}" in " ".join(instructions(dockerfile, "FROM"))
 
 

@@ -93,7 +93,7 @@ def assert_no_faults(emulator: Any) -> None:
 def seeds(request: pytest.FixtureRequest) -> Seeds:
     """`for seed in seeds(200): …` is a loop over random cases; where the test fails, the message names the seed.
 
-    With the fixture `cuda` emulated kernels run each case in another order, and a fault is told with its seed.
+    With the fixture `cuda` emulated kernels run each case in another order, and a fault is reported with its seed.
     """
     params = getattr(getattr(request.node, "callspec", None), "params", {})
     is_emulated = "emulated" in (params.get("cuda"), params.get("cuda_or_cpu"))

@@ -103,10 +103,10 @@ def test_without_the_library_the_references_serve_with_one_warning(tmp_path: Pat
     """As on a machine without a compiler."""
     done = run_script(copy_package(tmp_path, "*.py"))
     absent = "cuda_ops: the compiled operators were not built; install a C++ compiler and run `pip install"
-    numbers, error, told = done.stdout.splitlines()
+    numbers, error, reason = done.stdout.splitlines()
     assert (numbers, done.returncode) == ("1.0 1.0", 0)
     assert error.startswith(absent)
-    assert told.startswith(absent)
+    assert reason.startswith(absent)
     assert done.stderr.count("no compiled operators for cpu, so plain torch serves") == 1
 
 
@@ -122,10 +122,10 @@ def test_a_library_of_older_sources_is_not_used_and_the_message_says_to_rebuild_
         "cuda_ops::box_iou(Tensor boxes1, Tensor boxes2) -> Tensor, "
         "not cuda_ops::box_iou(Tensor boxes1, Tensor boxes2, float eps) -> Tensor"
     )
-    numbers, error, told = done.stdout.splitlines()
+    numbers, error, reason = done.stdout.splitlines()
     assert (numbers, done.returncode) == ("1.0 1.0", 1)
     assert stale in error
-    assert stale in told
+    assert stale in reason
     assert done.stderr.count(stale) == 1
 
 
@@ -134,18 +134,18 @@ def test_schemas_that_the_library_lacks_are_named() -> None:
     assert library.PATH is not None
     own = [kernel.schema for operator in operators.ALL for kernel in operator.kernels]
     assert library.fault(library.PATH, own) is None
-    told = library.fault(library.PATH, [*own, "of_tomorrow(Tensor x) -> Tensor", "box_iou(Tensor boxes1) -> Tensor"])
-    assert told is not None
+    reason = library.fault(library.PATH, [*own, "of_tomorrow(Tensor x) -> Tensor", "box_iou(Tensor boxes1) -> Tensor"])
+    assert reason is not None
     assert re.search(
-        "built from older sources, run `pip install.*: it lacks of_tomorrow; it has cuda_ops::box_iou", told
+        "built from older sources, run `pip install.*: it lacks of_tomorrow; it has cuda_ops::box_iou", reason
     )
 
 
 def test_a_library_that_does_not_load_is_named(tmp_path: Path) -> None:
     (tmp_path / "_C.abi3.so").write_text("no library")
-    told = library.fault(tmp_path / "_C.abi3.so", [])
-    assert told is not None
-    assert re.match("_C.abi3.so does not load, run `pip install.* to rebuild it: ", told)
+    reason = library.fault(tmp_path / "_C.abi3.so", [])
+    assert reason is not None
+    assert re.match("_C.abi3.so does not load, run `pip install.* to rebuild it: ", reason)
 
 
 @needs_library
@@ -153,10 +153,10 @@ def test_module_tells_what_is_built_and_that_each_operator_equals_its_reference(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     status = main()
-    told = capsys.readouterr().out
-    assert status == 0, told
-    assert f"cuda_ops: {library.PATH}\n  C++ " in told
-    assert all(re.search(rf"{name} +cpu +equals its reference", told) for name in OPERATORS)
+    printed = capsys.readouterr().out
+    assert status == 0, printed
+    assert f"cuda_ops: {library.PATH}\n  C++ " in printed
+    assert all(re.search(rf"{name} +cpu +equals its reference", printed) for name in OPERATORS)
 
 
 @needs_library

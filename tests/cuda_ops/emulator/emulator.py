@@ -169,11 +169,11 @@ class Emulator:
 
     def faults(self) -> list[str]:
         """What kernels did wrong since the last call, with the lines of the sources."""
-        told = []
+        found = []
         for count, text in self._lines(self._library.emulator_faults()):
             what, _, address = text.partition(" @")
-            told.append(f"{count} × {what}{self._place_of(int(address)) if address else ''}")
-        return told
+            found.append(f"{count} × {what}{self._place_of(int(address)) if address else ''}")
+        return found
 
     @contextmanager
     def serving(self) -> Iterator[None]:

@@ -152,7 +152,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_faulty_annotation_is_told_with_file_id_and_reason(tmp_path: Path, name: str):
+def test_a_faulty_annotation_is_reported_with_file_id_and_reason(tmp_path: Path, name: str):
     changes, kind, reason = FAULTS[name]
     coco = read(tmp_path, tree(annotations=[annotation(**changes), annotation(id=6)]))
     (problem,) = coco.problems

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, found again, kept as told."""
+"""Checkpoints: whole or absent, found again, kept as configured."""
 
 import os
 import stat

@@ -46,11 +46,11 @@ def test_compiled_parts_train_and_detect_as_plain_ones(
     torch.testing.assert_close(found.boxes, again.boxes, rtol=1e-3, atol=1e-2)
 
 
-def test_a_machine_that_cannot_compile_is_told_so(
+def test_a_machine_that_cannot_compile_is_named(
     tiny_config: Callable[..., ModelConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
     torch.compiler.reset()
-    told = r"train.compile=true: .* compiling one line failed .* set train.compile to false"
-    with pytest.raises(UserError, match=told):
+    reason = r"train.compile=true: .* compiling one line failed .* set train.compile to false"
+    with pytest.raises(UserError, match=reason):
         compile_parts(MaskRCNN(tiny_config(), 3), CPU)

@@ -77,7 +77,7 @@ def test_each_group_has_a_learning_rate_of_its_own(tiny_config: Callable[..., Mo
     assert rates == {0.5}
 
 
-def test_the_reason_against_graphs_is_told() -> None:
+def test_the_reason_against_graphs_is_given() -> None:
     assert graph_obstacle(TrainConfig(), CPU) == "the device is cpu"
     cuda = torch.device("cuda")
     assert graph_obstacle(TrainConfig(), cuda) is None
@@ -158,6 +158,6 @@ def test_a_capture_that_fails_ends_training_and_tells_what_to_set(
 ) -> None:
     """Its gradients would be added to those of the next step, and float16's scaler would refuse to unscale again."""
     cuda_stand_ins.refused = refused
-    told = r"train\.cuda_graph=true: .* \(CUDA error: operation not permitted when stream is capturing; then .+\); set train\.cuda_graph=false"
-    with pytest.raises(GraphCaptureError, match=told):
+    reason = r"train\.cuda_graph=true: .* \(CUDA error: operation not permitted when stream is capturing; then .+\); set train\.cuda_graph=false"
+    with pytest.raises(GraphCaptureError, match=reason):
         train(tiny_config(**ONE_MASK), [shapes_batch(images=1)] * 4)

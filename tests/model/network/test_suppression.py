@@ -52,9 +52,9 @@ def test_soft_nms_is_the_loop_of_the_paper(method: str, most: int) -> None:
     for n in range(2):
         reference = expected(found, n, method, 0.3, 0.5)[:most]
         assert counts[n] == len(reference)
-        places = [place for place, _ in reference]
-        assert torch.equal(boxes[n, : counts[n]], found.boxes[n, places])
-        assert torch.equal(labels[n, : counts[n]], found.labels[n, places])
+        indices = [index for index, _ in reference]
+        assert torch.equal(boxes[n, : counts[n]], found.boxes[n, indices])
+        assert torch.equal(labels[n, : counts[n]], found.labels[n, indices])
         torch.testing.assert_close(scores[n, : counts[n]], torch.tensor([score for _, score in reference]))
         assert not scores[n, counts[n] :].any()
 

@@ -76,7 +76,7 @@ CASES: dict[str, tuple[Any, dict[str, Tensor], dict[str, Any], dict[str, Any]]] 
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_weights_were_trained_with_passes_and_is_told(case: str) -> None:
+def test_what_weights_were_trained_with_passes_and_is_listed(case: str) -> None:
     format, tensors, stored, wanted = CASES[case]
     assert check(format, tensors, ModelConfig(weights="w.pkl", **wanted), stored)
 
@@ -88,9 +88,9 @@ def test_anything_else_is_an_error_that_says_what_to_set(case: str) -> None:
     opposite = RGB if wanted["pixel_order"] == "bgr" else MSRA
     conventions = "detectron2" if wanted.get("conventions") == "torchvision" else "torchvision"
     other = ModelConfig(weights="w.pkl", **(wanted | opposite | {"conventions": conventions}))
-    with pytest.raises(WeightsError, match=r"w\.pkl: these weights were trained with other settings") as told:
+    with pytest.raises(WeightsError, match=r"w\.pkl: these weights were trained with other settings") as error:
         check(format, tensors, other, stored)
-    settings = dict(word.removeprefix("model.").split("=") for word in shlex.split(str(told.value).split("; set ")[1]))
+    settings = dict(word.removeprefix("model.").split("=") for word in shlex.split(str(error.value).split("; set ")[1]))
     assert "pixel_order" in settings
     changed = {name: parsed(value) for name, value in settings.items()}
     assert check(format, tensors, other.model_copy(update=changed), stored)

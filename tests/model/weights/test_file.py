@@ -67,9 +67,11 @@ def test_a_malicious_pickle_is_refused_and_nothing_runs(
         arguments = (Runs(__import__, "os"), "system")
     arguments = tuple(part.format(trap=trap) if isinstance(part, str) else part for part in arguments)
     path = written(tmp_path / "w.pkl", {"blobs": WEIGHTS, "extra": Runs(function, *arguments)}, protocol)
-    with pytest.raises(WeightsError, match=r"w\.pkl: must hold only arrays and plain containers, but asks for") as told:
+    with pytest.raises(
+        WeightsError, match=r"w\.pkl: must hold only arrays and plain containers, but asks for"
+    ) as error:
         read_stored_weights(path)
-    assert named in str(told.value)
+    assert named in str(error.value)
     assert not trap.exists()
 
 
@@ -99,14 +101,14 @@ def test_both_of_torchs_formats_are_read(tmp_path: Path, legacy: bool) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x02}q", b"PK\x03\x04 cut off", b"<html>"])
-def test_what_is_no_file_of_weights_is_told(tmp_path: Path, content: bytes) -> None:
+def test_what_is_no_file_of_weights_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "w.pkl").write_bytes(content)
     with pytest.raises(WeightsError, match=r"w\.pkl: must hold weights that load safely"):
         read_stored_weights(tmp_path / "w.pkl")
 
 
 @pytest.mark.parametrize("content", [{"lr": 3}, [WEIGHTS], {"names": np.array(["a"])}])
-def test_a_file_without_weights_is_told(tmp_path: Path, content: Any) -> None:
+def test_a_file_without_weights_is_refused(tmp_path: Path, content: Any) -> None:
     with pytest.raises(WeightsError, match="must hold"):
         read_stored_weights(written(tmp_path / "w.pkl", content, 4))
 

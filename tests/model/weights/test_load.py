@@ -75,7 +75,7 @@ def test_imagenet_fills_the_body_alone(
 
 def test_coco_weights_keep_the_predictors_of_known_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91).state_dict()
-    theirs["backbone.body.bn1.running_var"].fill_(4e-4)  # small, so that eps shows: the deviation is 0.02
+    theirs["backbone.body.bn1.running_var"].fill_(4e-4)  # small, so that eps shows: the std is 0.02
     cached(MaskRCNN_ResNet50_FPN_Weights.COCO_V1, theirs, monkeypatch)
     config = ModelConfig(weights="coco", conventions="torchvision")
     model = MaskRCNN(config, 2)

@@ -298,6 +298,6 @@ def test_names_before_torchvision_0_13_are_known(tiny_config: Callable[..., Mode
     assert set(named.tensors) == set(ours)
 
 
-def test_names_of_no_known_format_are_told(tiny_config: Callable[..., ModelConfig]) -> None:
+def test_names_of_no_known_format_are_refused(tiny_config: Callable[..., ModelConfig]) -> None:
     with pytest.raises(WeightsError, match=r"must have names of torchvision.*got \['blocks\.0\.attn'\]"):
         rename_weights(StoredWeights({"blocks.0.attn": torch.zeros(1)}), tiny_config(), "vit.pth")
