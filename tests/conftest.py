@@ -1,6 +1,7 @@
 """Fixtures that every floor shares."""
 
 import importlib.util
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
@@ -9,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from torch.utils._python_dispatch import TorchDispatchMode
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -61,9 +63,18 @@ def coco_like_module() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def coco_like(coco_like_module: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """48 + 32 drawn images in the form and layout of COCO 2017; see tests/coco_like.py. Only to be read."""
-    root: Path = tmp_path_factory.mktemp("coco_like") / "coco"
-    coco_like_module.write(root)
+    """48 + 32 drawn images in the form and layout of COCO 2017; see tests/coco_like.py. Only to be read.
+
+    With pytest-xdist one process draws them for all.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    root: Path = folder / "coco_like" / "coco"
+    with FileLock(folder / "coco_like.lock"):
+        if not root.exists():
+            part = tmp_path_factory.mktemp("coco_like_part") / "coco_like"
+            coco_like_module.write(part / "coco")
+            part.replace(root.parent)
     return root
 
 
