@@ -360,7 +360,7 @@ def test_a_cancelled_launcher_deletes_its_job_and_says_so(make_cluster: Make, nu
     cluster.deletion_s = 0.5
     words = ["--params", str(ROOT / "params.yaml"), "--run-id", "try-1", "cluster.image=a", "cluster.poll_s=1"]
     command = [sys.executable, "-m", "components.pytorchjob", *words]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command,
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -369,17 +369,20 @@ def test_a_cancelled_launcher_deletes_its_job_and_says_so(make_cluster: Make, nu
         text=True,
         # As from a terminal: what a shell starts in the background ignores SIGINT.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    assert process.stdout is not None
-    said = ""
-    while "step 1" not in said:
-        line = process.stdout.readline()
-        assert line, said
-        said += line
-    process.send_signal(number)
-    cluster.wait(lambda: cluster.deletions)
-    process.send_signal(signal.SIGTERM)  # a second one must not break off the deletion
-    said += process.communicate(timeout=30)[0]
+    ) as process:
+        try:
+            assert process.stdout is not None
+            said = ""
+            while "step 1" not in said:
+                line = process.stdout.readline()
+                assert line, said
+                said += line
+            process.send_signal(number)
+            cluster.wait(lambda: cluster.deletions)
+            process.send_signal(signal.SIGTERM)  # a second one must not break off the deletion
+            said += process.communicate(timeout=60)[0]
+        finally:
+            process.kill()
     assert process.returncode == status, said
     assert f"{NAME} is being deleted: cancelled" in said
     assert f"{NAME} is deleted" in said
