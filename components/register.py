@@ -14,7 +14,7 @@ from rich.console import Console
 
 from components.cli import parse, stage_parser, user_errors
 from components.config import Config
-from components.tracking.scores import read_evaluation, shortfall
+from components.tracking.scores import read_scored, shortfall
 from components.tracking.server import TrackingError
 from model.engine.pointers import require_file
 from model.errors import UserError
@@ -40,7 +40,7 @@ def run(config: Config) -> RegisterResult:
     if not config.tracking.enabled:
         raise TrackingError("tracking.enabled: must be true to register a model in MLflow, got false")
     run_dir = config.train.output_dir
-    checkpoint, scored = read_evaluation(run_dir / "evaluation.json")
+    checkpoint, scored = read_scored(run_dir)
     if lacking := shortfall(config.registry, scored):
         result = RegisterResult(None, False, f"not registered: {lacking}")
     else:

@@ -9,8 +9,7 @@ from rich.table import Table
 from components.cli import user_errors
 from components.params import load_config
 from components.runs.figures import number
-from components.runs.result import read_object
-from model.errors import UserError
+from components.runs.result import read_evaluation
 from model.scoring.names import TITLES
 
 _SHOWN_AP = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -38,10 +37,7 @@ def main() -> None:
     """Print the result of the run that params.yaml names."""
     with user_errors():
         run_dir = load_config().train.output_dir
-        path = run_dir / "evaluation.json"
-        if not path.is_file():
-            raise UserError(f"{path}: no such file; `dvc repro` or `maskrcnn evaluate` writes it")
-        evaluation = read_object(path, "`maskrcnn evaluate`")
+        evaluation = read_evaluation(run_dir, "images", "checkpoint")
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
     console.print(summary_table(evaluation))
     for what, where in (("drawn predictions", run_dir / "predictions"), ("curves", run_dir / "plots")):

@@ -21,7 +21,9 @@ from components.prepare import PrepareResult
 from components.register import RegisterResult
 from components.runs.environment import git_commit
 from components.runs.figures import number
+from components.runs.result import read_evaluation
 from components.studies.result import StabilityResult
+from components.tracking.outbox import RUN_FILE, RunFile
 from model.data.index import CocoIndex
 from model.engine.pointers import CheckpointError, last_checkpoint
 from model.scoring.names import IOU_TYPES, TITLES
@@ -77,14 +79,15 @@ def describe_model(model: Artifact, config: Config) -> None:
 def describe_evaluation(metrics: Artifact, page: Artifact, config: Config) -> None:
     """Describe an evaluation: AP by MLflow name, and a page with scores, curves and some drawings."""
     run_dir = config.train.output_dir
-    evaluation = json.loads((run_dir / "evaluation.json").read_text(encoding="utf-8"))
+    keys = ("checkpoint", "images", "detections", "data_hash", "commit")
+    evaluation = read_evaluation(run_dir, *keys)
     scores = {result_type: evaluation[result_type] or {} for result_type in TITLES if result_type in evaluation}
     figures = {
         f"{name.lower()}/{result_type}": value
         for result_type, of_type in scores.items()
         for name, value in of_type.items()
     }
-    facts = {key: evaluation[key] for key in ("checkpoint", "images", "detections", "data_hash", "commit")}
+    facts = {key: evaluation[key] for key in keys}
     _describe(metrics, {"run_dir": str(run_dir), **facts, **_mlflow(run_dir), **figures})
     rows = [
         [name, *(number(of_type.get(name), ".4f") for of_type in scores.values())]
@@ -149,12 +152,11 @@ def _describe(artifact: Artifact, facts: Mapping[str, Any], document: Mapping[st
 
 def _mlflow(run_dir: Path) -> dict[str, str]:
     """MLflow run of a folder: id, server and link."""
-    path = run_dir / "mlflow_run.json"
-    if not path.is_file():
+    run = RunFile.read(run_dir / RUN_FILE)
+    if not run.run_id:
         return {}
-    run = json.loads(path.read_text(encoding="utf-8"))
-    link = {"mlflow_link": f"{run['uri']}/#/runs/{run['run_id']}"} if run["uri"].startswith("http") else {}
-    return {"mlflow_run_id": run["run_id"], "mlflow_uri": run["uri"], **link}
+    link = {"mlflow_link": f"{run.uri}/#/runs/{run.run_id}"} if run.uri.startswith("http") else {}
+    return {"mlflow_run_id": run.run_id, "mlflow_uri": run.uri, **link}
 
 
 def _pictures(folder: Path) -> list[Path]:

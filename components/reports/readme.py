@@ -20,6 +20,7 @@ from components.runs.figures import DASH, duration, number
 from components.runs.files import RunData, read_run
 from components.runs.journal import Entry
 from components.runs.recipes import nearest_recipe
+from components.runs.result import read_object
 from components.studies.tables import markdown_note
 from components.studies.tables import markdown_table as study_table
 from model.errors import UserError
@@ -90,7 +91,7 @@ def record_of(run_dir: Path) -> Record:
     stability = run_dir / "stability.json"
     record: Record = {"name": run_dir.resolve().name}
     if stability.is_file():
-        record["stability"] = json.loads(stability.read_text(encoding="utf-8"))
+        record["stability"] = read_object(stability, "`maskrcnn stability --summary`")
         return record
     run = read_run(run_dir)
     if run.evaluation is not None and run.config:
@@ -128,7 +129,7 @@ def _date(entries: Sequence[Entry]) -> str | None:
 
 def read_records(folder: Path) -> list[Record]:
     """Read all stored figures, sorted by name."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    return [read_object(path, "`maskrcnn report --readme RUN`") for path in sorted(folder.glob("*.json"))]
 
 
 def blocks_of(records: Iterable[Record]) -> dict[str, str]:

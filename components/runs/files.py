@@ -10,7 +10,7 @@ from typing import Any
 
 from components.params import read_flat
 from components.runs.journal import Entry, read_journal
-from components.runs.result import read_object
+from components.runs.result import read_evaluation, read_object
 from model.data.index import CocoIndex
 from model.errors import UserError
 from model.scoring.names import TITLES
@@ -62,7 +62,8 @@ def read_run(run_dir: Path) -> RunData:
     if not run_dir.is_dir():
         raise UserError(f"{run_dir}: must be the folder of a run (train.output_dir), but does not exist")
     config = read_flat(run_dir / "config.yaml") if (run_dir / "config.yaml").is_file() else {}
-    evaluation, benchmark = (_read_json(run_dir / f"{name}.json") for name in ("evaluation", "benchmark"))
+    evaluation = read_evaluation(run_dir, "data_hash") if (run_dir / "evaluation.json").is_file() else None
+    benchmark = _read_json(run_dir / "benchmark.json")
     journal = read_journal(run_dir / "log.jsonl")
     if not (config or journal or evaluation or benchmark):
         raise UserError(

@@ -16,6 +16,7 @@ from components.config import Config
 from components.params import load_stored
 from model.engine.pointers import LAST
 from model.errors import UserError
+from model.scoring.names import IOU_TYPES, TITLES, IouType
 
 _STEP = re.compile(r"step_(\d+)\.pt$")
 
@@ -50,17 +51,58 @@ def read_result(run_dir: Path) -> Result:
         ResultError: if there is none, or one without AP.
         ConfigError: if its configuration cannot be read.
     """
-    path = run_dir / "evaluation.json"
-    for needed in (run_dir / "config.yaml", path):
-        if not needed.is_file():
+    config = run_dir / "config.yaml"
+    if not config.is_file():
+        raise _no_file(config)
+    evaluation = read_evaluation(run_dir, "checkpoint")
+    if ap_of(evaluation).get("bbox") is None:
+        raise no_ap(run_dir)
+    return Result(run_dir, load_stored(config), evaluation)
+
+
+def read_evaluation(run_dir: Path, *needed: str) -> dict[str, Any]:
+    """The content of a run's evaluation.json: scores by result type, null or absent if there are none, and more.
+
+    Args:
+        run_dir: folder of the run.
+        needed: keys that the content must have besides; files of earlier versions have fewer.
+
+    Raises:
+        ResultError: if the file is missing or damaged.
+    """
+    path, command = run_dir / "evaluation.json", "`maskrcnn evaluate`"
+    if not path.is_file():
+        raise _no_file(path)
+    evaluation = read_object(path, command)
+    if missing := [key for key in needed if key not in evaluation]:
+        raise ResultError(f"{path}: {missing[0]} is missing; {command} writes it anew")
+    for result_type in TITLES:
+        if not isinstance(scores := evaluation.get(result_type), dict | None):
             raise ResultError(
-                f"{needed}: no such file; a finished run has it. `maskrcnn train` trains and evaluates one, `maskrcnn "
-                "stability` one a seed"
+                f"{path}: {result_type} must be an object or null, got {scores!r}; {command} writes it anew"
             )
-    evaluation = read_object(path, "`maskrcnn evaluate`")
-    if (evaluation.get("bbox") or {}).get("AP") is None:
-        raise ResultError(f"{path}: must hold AP, got none; run `maskrcnn evaluate` without evaluate.skip_eval")
-    return Result(run_dir, load_stored(run_dir / "config.yaml"), evaluation)
+    return evaluation
+
+
+def ap_of(evaluation: dict[str, Any]) -> dict[IouType, float]:
+    """AP of boxes and masks, as far as an evaluation.json has it."""
+    found = {iou_type: (evaluation.get(iou_type) or {}).get("AP") for iou_type in IOU_TYPES}
+    return {iou_type: ap for iou_type, ap in found.items() if ap is not None}
+
+
+def no_ap(run_dir: Path) -> ResultError:
+    """Error of an evaluation without the AP that is needed."""
+    return ResultError(
+        f"{run_dir / 'evaluation.json'}: must have AP, got none; run `maskrcnn evaluate` on annotated images, without "
+        "evaluate.skip_eval"
+    )
+
+
+def _no_file(path: Path) -> ResultError:
+    return ResultError(
+        f"{path}: no such file; a finished run has it. `maskrcnn train` trains and evaluates a run, `maskrcnn evaluate` "
+        "evaluates a trained one"
+    )
 
 
 def read_object(path: Path, command: str) -> dict[str, Any]:

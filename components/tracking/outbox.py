@@ -18,6 +18,7 @@ from components.runs.journal import Entry, Journal
 from model.errors import UserError
 from model.files import write_atomically
 
+RUN_FILE = "mlflow_run.json"
 _SEND_EVERY_S = 1.0  # lines of this period are sent together
 _RETRY_AFTER_S = 5.0
 _LINES_A_CALL = 200  # progress is saved after this many lines
@@ -58,8 +59,20 @@ class RunFile:
 
     @staticmethod
     def read(path: Path) -> "RunFile":
-        """Read a run's file; empty if there is none yet."""
-        return RunFile(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else RunFile()
+        """Read a run's file; empty if there is none yet.
+
+        Raises:
+            UserError: if it is damaged.
+        """
+        if not path.is_file():
+            return RunFile()
+        try:
+            return RunFile(**json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:  # not JSON or UTF-8; other keys, or no object
+            raise UserError(
+                f"{path}: must say which MLflow run this folder belongs to, but is damaged ({error}); delete it to start "
+                "a new MLflow run"
+            ) from error
 
 
 class Outbox:

@@ -1,12 +1,12 @@
 """Scores by which a model is registered, or becomes the champion."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.config import RegistryConfig
-from components.runs.result import read_object
-from model.errors import UserError
+from components.runs.result import ap_of, no_ap, read_evaluation
 from model.scoring.names import IOU_TYPES, TITLES
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Scored:
     """Scores of a checkpoint, and the data they refer to."""
 
-    ap: dict[str, float]  # IoU type (bbox, segm) → AP; empty for proposals
+    ap: Mapping[str, float]  # IoU type (bbox, segm) → AP; empty for proposals
     data_hash: str
 
     def tags(self) -> dict[str, str]:
@@ -35,22 +35,17 @@ class Scored:
         return Scored(ap, tags.get("evaluation.data_hash", ""))
 
 
-def read_evaluation(path: Path) -> tuple[str, Scored]:
-    """Read the evaluated checkpoint's name and scores from an evaluation.json.
+def read_scored(run_dir: Path) -> tuple[str, Scored]:
+    """Read the name and scores of a run's evaluated checkpoint.
 
     Raises:
-        UserError: if the file is missing, damaged, or has no scores.
+        ResultError: if evaluation.json is missing, damaged, or has no scores.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such evaluation; score the model with `maskrcnn evaluate` before registering it")
-    document = read_object(path, "`maskrcnn evaluate`")
-    scores = {iou_type: document.get(iou_type) or {} for iou_type in IOU_TYPES}
-    ap: dict[str, float] = {
-        iou_type: of_iou_type["AP"] for iou_type, of_iou_type in scores.items() if of_iou_type.get("AP") is not None
-    }
-    if not ap and not document.get("proposals"):
-        raise UserError(f"{path}: must have AP, got none; evaluate on annotated images, without evaluate.skip_eval")
-    return document["checkpoint"], Scored(ap, document["data_hash"])
+    evaluation = read_evaluation(run_dir, "checkpoint", "data_hash")
+    ap = ap_of(evaluation)
+    if not ap and not evaluation.get("proposals"):
+        raise no_ap(run_dir)
+    return evaluation["checkpoint"], Scored(ap, evaluation["data_hash"])
 
 
 def shortfall(minimum: RegistryConfig, scored: Scored) -> str:

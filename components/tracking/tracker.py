@@ -20,10 +20,9 @@ from components.config import Config
 from components.runs.environment import run_tags
 from components.runs.journal import Journal
 from components.tracking.monitor import SystemMonitor
-from components.tracking.outbox import Outbox, RunFile
+from components.tracking.outbox import RUN_FILE, Outbox, RunFile
 from components.tracking.server import MlflowServer, TrackingError, tracking_uri
 
-_RUN_FILE = "mlflow_run.json"
 _log = logging.getLogger(__name__)
 
 
@@ -94,7 +93,7 @@ def end_run(config: Config, *, run_dir: Path, status: str) -> str:
     Returns:
         Run id; empty if no run was started or tracking is off.
     """
-    path = run_dir / _RUN_FILE
+    path = run_dir / RUN_FILE
     if not config.tracking.enabled or not RunFile.read(path).run_id:
         return ""
     _open_outbox(config, Journal(run_dir / "log.jsonl"), {}).finish(status)
@@ -107,7 +106,7 @@ def delivered_run(run_dir: Path) -> str:
     Raises:
         TrackingError: if something is still pending.
     """
-    file = RunFile.read(run_dir / _RUN_FILE)
+    file = RunFile.read(run_dir / RUN_FILE)
     if not file.run_id or file.waiting:
         raise TrackingError(
             f"tracking.uri: MLflow must be reachable, but {file.uri} is not; start it, or set MLFLOW_TRACKING_URI"
@@ -117,8 +116,8 @@ def delivered_run(run_dir: Path) -> str:
 
 def send_rest(config: Config, *, run_dir: Path) -> None:
     """Send the pending items and the parent of a folder's finished run, if MLflow was unavailable at its end."""
-    file = RunFile.read(run_dir / _RUN_FILE)
-    is_known = file.parent_id == RunFile.read(run_dir.parent / _RUN_FILE).run_id
+    file = RunFile.read(run_dir / RUN_FILE)
+    is_known = file.parent_id == RunFile.read(run_dir.parent / RUN_FILE).run_id
     if config.tracking.enabled and file.uri and (file.waiting or not is_known):
         _open_outbox(config, Journal(run_dir / "log.jsonl"), {}).finish("FINISHED")
 
@@ -128,8 +127,8 @@ def _open_outbox(config: Config, journal: Journal, tags: Mapping[str, str]) -> "
     run_name = tracking.run_name or run_dir.resolve().name
     server = MlflowServer(tracking_uri(tracking), tracking.experiment, run_name)
     system = Journal(run_dir / "system.jsonl")
-    outbox = Outbox(journal, system, run_dir / _RUN_FILE, server, experiment=tracking.experiment)
-    parent = RunFile.read(run_dir.parent / _RUN_FILE)
+    outbox = Outbox(journal, system, run_dir / RUN_FILE, server, experiment=tracking.experiment)
+    parent = RunFile.read(run_dir.parent / RUN_FILE)
     if parent.run_id and (parent.uri, parent.experiment) == (server.uri, tracking.experiment):
         outbox.belong_to(parent.run_id)
     outbox.post("origin", tags=dict(tags))

@@ -13,7 +13,7 @@ from PIL import Image
 from components import evaluate, predict, register, train
 from components.config import Config
 from components.kubeflow import artifacts
-from components.tracking.scores import read_evaluation, shortfall
+from components.tracking.scores import read_scored, shortfall
 from model.data.index import CocoIndex
 from model.errors import UserError
 from model.scoring.names import RECALL_NAMES, SCORE_NAMES, TITLES
@@ -114,7 +114,7 @@ def test_a_pipelines_step_has_the_scores_of_the_task(runs: dict[str, Config], ta
 
 def test_boxes_alone_have_what_registering_needs(runs: dict[str, Config]) -> None:
     report = json.loads((runs["box"].train.output_dir / "evaluation.json").read_text())
-    checkpoint, scored = read_evaluation(runs["box"].train.output_dir / "evaluation.json")
+    checkpoint, scored = read_scored(runs["box"].train.output_dir)
     assert checkpoint == report["checkpoint"]
     assert scored.ap == {"bbox": report["bbox"]["AP"]}
     assert shortfall(runs["box"].registry, scored) == ""

@@ -189,3 +189,15 @@ def test_a_stability_study_is_shown_as_it_describes_itself(tree: Path):
 def test_a_document_with_other_marks_is_refused():
     with pytest.raises(UserError, match=r"README\.md: must mark the tables summary, each once; got accuracy"):
         readme.fill_blocks("README.md", "<!-- table:accuracy -->\n<!-- /table -->", {"accuracy": "", "summary": ""})
+
+
+def test_damaged_figures_are_an_error_that_names_the_file(tree: Path):
+    study = tree / "study" / "stability.json"
+    study.parent.mkdir()
+    study.write_text("[]")
+    with pytest.raises(UserError, match=r"study/stability\.json: must hold an object.*`maskrcnn stability --summary`"):
+        readme.update_readme([study.parent], tree)
+    (tree / "docs" / "results").mkdir(exist_ok=True)
+    (tree / "docs" / "results" / "mine.json").write_text("{")
+    with pytest.raises(UserError, match=r"results/mine\.json: not JSON"):
+        readme.update_readme([], tree)

@@ -1,11 +1,18 @@
 """Finished runs as their folders describe them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from components.config import Config
+from components.kubeflow.artifacts import describe_evaluation
+from components.params import save_config
+from components.runs.files import read_run
 from components.runs.result import ResultError, read_object, read_result, require_final
+from components.tracking.scores import read_scored
 
 
 def test_a_run_of_an_earlier_version_is_read(tmp_path: Path) -> None:
@@ -25,3 +32,33 @@ def test_a_damaged_file_is_told_with_the_command_that_writes_it(tmp_path: Path) 
         path.write_bytes(content)
         with pytest.raises(ResultError, match=r"evaluation\.json: .*; `maskrcnn evaluate` writes it anew"):
             read_object(path, "`maskrcnn evaluate`")
+
+
+def test_every_reader_of_an_evaluation_refuses_it_with_the_same_error(tmp_path: Path) -> None:
+    config = Config()
+    config = config.model_copy(update={"train": config.train.model_copy(update={"output_dir": tmp_path})})
+    save_config(config, tmp_path / "config.yaml")
+    page = SimpleNamespace(path=str(tmp_path / "page.html"), metadata={})
+
+    def describe(run_dir: Path) -> None:
+        describe_evaluation(page, page, config)
+
+    readers: list[Callable[[Path], object]] = [read_result, read_scored, describe, read_run]
+    keys = {"checkpoint": "step_1.pt", "data_hash": "da", "images": 1, "detections": 0, "commit": None}
+    path = tmp_path / "evaluation.json"
+    for content, told, count in (
+        (None, "no such file; a finished run has it", 3),  # a report shows the rest of the run
+        ("[]", "must hold an object, got list", 4),
+        ("{", "not JSON", 4),
+        (json.dumps(keys | {"segm": 3}), "segm must be an object or null, got 3", 4),
+        (json.dumps(keys | {"bbox": None}), "must have AP, got none", 2),  # pages show that there is none
+        ("{}", "is missing; `maskrcnn evaluate` writes it anew", 4),
+    ):
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_text(content)
+        for reader in readers[:count]:
+            with pytest.raises(ResultError) as error:
+                reader(tmp_path)
+            assert str(error.value).startswith(f"{path}: ")
+            assert told in str(error.value)

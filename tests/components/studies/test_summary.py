@@ -158,7 +158,7 @@ def test_an_unfinished_run_is_refused(study: list[Path], tmp_path: Path, absent:
 
 
 def test_a_run_without_scores_is_refused(make_run: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(ResultError, match=r"must hold AP.*evaluate\.skip_eval"):
+    with pytest.raises(ResultError, match=r"must have AP.*evaluate\.skip_eval"):
         summarise([make_run(1, bbox=None, segm=None)], tmp_path / "out")
 
 

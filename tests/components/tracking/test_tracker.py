@@ -14,7 +14,8 @@ from mlflow.entities import Run
 from components.config import Config, TrackingConfig
 from components.tracking import outbox
 from components.tracking.server import TrackingError
-from components.tracking.tracker import open_tracker
+from components.tracking.tracker import end_run, open_tracker
+from model.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -266,3 +267,11 @@ def test_status_says_how_the_stage_ended(
     with pytest.raises(error), stage():
         raise error
     assert run_of(tmp_path / "run", database).info.status == status
+
+
+def test_a_damaged_state_of_a_run_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow_run.json"
+    for content in (b"", b"[]", b'{"nobody": 1}', b"\xff"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"mlflow_run\.json: .* is damaged .*; delete it to start"):
+            end_run(Config(), run_dir=tmp_path, status="FINISHED")
