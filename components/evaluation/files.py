@@ -14,14 +14,13 @@ from components.evaluation.before_after import read_before
 from components.evaluation.detect import Results
 from components.evaluation.plots import (
     draw_comparison,
-    objects_of,
     plot_precision_recall,
     write_precision_recall,
 )
 from components.runs.environment import git_commit
 from model.data.index import CocoIndex, spread
 from model.files import replacing, write_atomically
-from model.inference.predictor import Object
+from model.inference.predictor import Object, objects_of
 from model.inference.visualize import stacked
 from model.network.mask_rcnn import NAMES_OF_PROPOSALS
 from model.scoring.coco import CocoEvaluation

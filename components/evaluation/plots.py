@@ -3,14 +3,13 @@
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 from pycocotools.coco import COCO
 
 from model.data.index import CocoIndex
 from model.data.transforms import read_image
-from model.inference.predictor import Object
+from model.inference.predictor import Object, label_and_bbox
 from model.inference.visualize import draw_detections, draw_objects, side_by_side
 from model.scoring.coco import IOU_THRESHOLDS, RECALL_THRESHOLDS, CocoEvaluation
 
@@ -71,10 +70,11 @@ def draw_comparison(
     """
     pixels = read_image(index.image_path(i), apply_exif=bool(index.apply_exif[i]))
     annotations = ground_truth.imgToAnns[int(index.image_ids[i])]
+    true = [label_and_bbox(annotation, index.category_ids) for annotation in annotations]
     annotated = draw_detections(
         pixels,
-        [_xyxy(annotation["bbox"]) for annotation in annotations],
-        [_label(annotation, index.category_ids) for annotation in annotations],
+        [bbox for _, bbox in true],
+        [label for label, _ in true],
         class_names=index.class_names,
         masks=[ground_truth.annToRLE(annotation) for annotation in annotations],
     )
@@ -86,27 +86,3 @@ def draw_comparison(
     untrained = draw_objects(pixels, before, names)
     titles = ["ground truth", f"before training {note}", f"after training {note}"]
     return side_by_side([annotated, untrained, predicted], titles)
-
-
-def objects_of(
-    bbox_results: Sequence[dict[str, Any]], segm_results: Sequence[dict[str, Any]], category_ids: Sequence[int]
-) -> list[Object]:
-    """One image's COCO results as Predictor objects (without class names).
-
-    bbox_results[k] and segm_results[k] belong together; segm_results may be empty.
-    """
-    outlines = [{"segmentation": result["segmentation"]} for result in segm_results] or [{}] * len(bbox_results)
-    return [
-        {"label": _label(result, category_ids), "score": result["score"], "bbox": _xyxy(result["bbox"])} | outline
-        for result, outline in zip(bbox_results, outlines, strict=True)
-    ]
-
-
-def _label(record: dict[str, Any], category_ids: Sequence[int]) -> int:
-    """Label of an annotation or a result: 1 for the first category."""
-    return category_ids.index(record["category_id"]) + 1
-
-
-def _xyxy(bbox: Sequence[float]) -> list[float]:
-    x, y, width, height = bbox
-    return [x, y, x + width, y + height]

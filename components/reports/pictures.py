@@ -12,9 +12,10 @@ from typing import Any
 from PIL import Image
 
 from components.evaluation.error_types import SURE_SCORE, ErrorAnalysis, ImageScore, extremes
-from components.evaluation.plots import draw_comparison, objects_of
+from components.evaluation.plots import draw_comparison
 from components.reports.layout import Picture
 from model.data.index import CocoIndex
+from model.inference.predictor import objects_of
 from model.scoring.coco import load_ground_truth
 from model.scoring.names import IouType
 

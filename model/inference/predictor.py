@@ -89,22 +89,39 @@ class Predictor:
         found: dict[int, list[Object]] = {number: [] for number in batch.image_ids.tolist()}
         category_ids, class_names = self._category_ids, self.class_names
         boxes, masks = to_coco_results(batch, detections, category_ids, self._model.conventions)
-        outlines = [{"segmentation": mask["segmentation"]} for mask in masks] or [{}] * len(boxes)
-        for box, outline in zip(boxes, outlines, strict=True):
-            if box["score"] < score_threshold:
-                continue
-            index = category_ids.index(box["category_id"])
-            x, y, width, height = box["bbox"]
-            found[box["image_id"]].append(
-                {
-                    "label": index + 1,
-                    "class": class_names[index],
-                    "score": box["score"],
-                    "bbox": [x, y, x + width, y + height],
-                }
-                | outline
-            )
+        for box, one in zip(boxes, objects_of(boxes, masks, category_ids, class_names), strict=True):
+            if one["score"] >= score_threshold:
+                found[box["image_id"]].append(one)
         return found
+
+
+def objects_of(
+    bbox_results: Sequence[dict[str, Any]],
+    segm_results: Sequence[dict[str, Any]],
+    category_ids: Sequence[int],
+    class_names: Sequence[str] = (),
+) -> list[Object]:
+    """Turn COCO results into objects.
+
+    Args:
+        bbox_results: results with boxes.
+        segm_results: results with masks, in the same order; empty if the network has none.
+        category_ids: COCO id of label k at index k - 1.
+        class_names: name of label k at index k - 1; without names, objects have no class.
+    """
+    outlines = [{"segmentation": result["segmentation"]} for result in segm_results] or [{}] * len(bbox_results)
+    objects = []
+    for result, outline in zip(bbox_results, outlines, strict=True):
+        label, bbox = label_and_bbox(result, category_ids)
+        name = {"class": class_names[label - 1]} if class_names else {}
+        objects.append({"label": label} | name | {"score": result["score"], "bbox": bbox} | outline)
+    return objects
+
+
+def label_and_bbox(record: dict[str, Any], category_ids: Sequence[int]) -> tuple[int, list[float]]:
+    """Label, 1 for the first category, and corners of the box, of a COCO annotation or result."""
+    x, y, width, height = record["bbox"]
+    return category_ids.index(record["category_id"]) + 1, [x, y, x + width, y + height]
 
 
 def batched_by_bucket(samples: Iterable[Sample], data: DataConfig, batch_size: int) -> Iterator[Batch]:

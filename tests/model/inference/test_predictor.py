@@ -11,7 +11,7 @@ from model.config import Conventions, DataConfig, ModelConfig
 from model.data.collate import collate
 from model.data.dataset import Sample
 from model.data.transforms import Pixels, resize_image
-from model.inference.predictor import Predictor, batched_by_bucket
+from model.inference.predictor import Predictor, batched_by_bucket, objects_of
 from model.network.mask_rcnn import MaskRCNN
 from model.structures import Detections
 
@@ -110,3 +110,20 @@ def test_images_of_one_bucket_share_a_batch_and_what_is_left_over_comes_last() -
     ]
     batches = batched_by_bucket(samples, DATA, 2)
     assert [batch.image_ids.tolist() for batch in batches] == [[0, 2], [1, 4], [3, 5], [6]]
+
+
+def test_objects_have_the_label_of_their_category_and_both_corners_of_their_box() -> None:
+    results = [
+        {"image_id": 1, "category_id": category, "score": score, "bbox": [10.0, 20.0, 30.0, 5.0]}
+        for category, score in ((18, 0.9), (90, 0.5), (17, 0.25))
+    ]
+    masks = [{"image_id": 1, "segmentation": {"size": [2, 2], "counts": str(k)}} for k in range(3)]
+    found = objects_of(results, masks, (1, 17, 18, 90))
+    assert [(o["label"], o["score"]) for o in found] == [(3, 0.9), (4, 0.5), (2, 0.25)]
+    assert all(o["bbox"] == [10.0, 20.0, 40.0, 25.0] for o in found)
+    assert [o["segmentation"]["counts"] for o in found] == ["0", "1", "2"]
+    assert "segmentation" not in objects_of(results, [], (1, 17, 18, 90))[0]
+    assert all("class" not in one for one in found)
+    named = objects_of(results, masks, (1, 17, 18, 90), ("person", "cat", "dog", "toothbrush"))
+    assert [one["class"] for one in named] == ["dog", "toothbrush", "cat"]
+    assert [{key: value for key, value in one.items() if key != "class"} for one in named] == found
