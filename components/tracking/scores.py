@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from components.config import RegistryConfig
 from components.runs.result import ap_of, no_ap, read_evaluation
-from model.scoring.names import IOU_TYPES, TITLES
+from model.scoring.names import IOU_TYPES, TITLES, IouType
 
 if TYPE_CHECKING:
     from components.tracking.registry import Version
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Scored:
     """Scores of a checkpoint, and the data they refer to."""
 
-    ap: Mapping[str, float]  # IoU type (bbox, segm) → AP; empty for proposals
+    ap: Mapping[IouType, float]  # empty for proposals
     data_hash: str
 
     def tags(self) -> dict[str, str]:
@@ -29,7 +29,7 @@ class Scored:
     @staticmethod
     def of_tags(tags: dict[str, str]) -> "Scored":
         """Parse the tags written by `tags`."""
-        ap: dict[str, float] = {
+        ap: dict[IouType, float] = {
             iou_type: float(tags[f"ap/{iou_type}"]) for iou_type in IOU_TYPES if f"ap/{iou_type}" in tags
         }
         return Scored(ap, tags.get("evaluation.data_hash", ""))
@@ -72,10 +72,9 @@ def beats(version: "Version", champion: "Version | None") -> tuple[bool, str]:
     if new.data_hash != old.data_hash:
         return False, (
             f"not the champion: the champion, version {champion.number}, was evaluated on other data; evaluate its "
-            "run on this "
-            "data and register it again, or set the alias in MLflow"
+            "run on this data and register it again, or set the alias in MLflow"
         )
-    iou_type = next((iou_type for iou_type in ("segm", "bbox") if iou_type in new.ap and iou_type in old.ap), None)
+    iou_type = next((iou_type for iou_type in reversed(IOU_TYPES) if iou_type in new.ap and iou_type in old.ap), None)
     if iou_type is None:
         return False, f"not the champion: the champion, version {champion.number}, has no AP to compare with"
     comparison = (
