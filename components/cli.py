@@ -1,7 +1,7 @@
 """Shared parts of the stages' command lines: `--params`, overrides, and errors without a traceback.
 
     parser = stage_parser("predict", __doc__, operands="IMAGE", operands_help="images to run on")
-    parser.add_argument("--checkpoint", default="last")
+    add_checkpoint(parser)
     with user_errors():
         args, config = parse(parser, argv)
         run(config, args.operands, checkpoint=args.checkpoint)
@@ -55,6 +55,11 @@ def stage_parser(
         help="overrides of the parameter file, such as train.base_lr=0.01",
     )
     return parser
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Let a stage take `--checkpoint`."""
+    parser.add_argument("--checkpoint", default="last", help="last, best, or a path (%(default)s)")
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Config]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from components.cli import parse, stage_parser, user_errors
+from components.cli import add_checkpoint, parse, stage_parser, user_errors
 from components.config import Config
 from components.launch import relaunch
 from model.data.index import CocoIndex
@@ -44,7 +44,7 @@ def run(config: Config, *, checkpoint: str = "last") -> EvaluateResult:
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line of `maskrcnn evaluate`."""
     parser = stage_parser("evaluate", __doc__)
-    parser.add_argument("--checkpoint", default="last", help="last, best, or a path (%(default)s)")
+    add_checkpoint(parser)
     with user_errors():
         args, config = parse(parser, argv)
         # Missing files are reported before torch is loaded.

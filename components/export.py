@@ -20,7 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
-from components.cli import parse, stage_parser, user_errors
+from components.cli import add_checkpoint, parse, stage_parser, user_errors
 from components.config import Config
 from model.data.index import CocoIndex
 from model.engine.pointers import require_checkpoint
@@ -53,7 +53,7 @@ def run(config: Config, *, checkpoint: str = "last", output: Path | None = None)
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line of `maskrcnn export`."""
     parser = stage_parser("export", __doc__)
-    parser.add_argument("--checkpoint", default="last", help="last, best, or a path (%(default)s)")
+    add_checkpoint(parser)
     parser.add_argument("--output", type=Path, help="folder for the programs (<train.output_dir>/export)")
     with user_errors():
         args, config = parse(parser, argv)
