@@ -7,7 +7,7 @@ run can change both. Only what a pod is made of is compiled in, so an override o
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -20,10 +20,9 @@ from components.cluster.description import require_volume
 from components.config import Config
 from components.params import ConfigError, config_text, load_config
 from components.pytorchjob import make_manifest
-from pipelines.placement import on_cluster
-from pipelines.training import stability, training
+from pipelines import training
+from pipelines.placement import Placement, on_cluster
 
-PIPELINES = {"training": training, "stability": stability}
 _COMPILED_IN = ("cluster.", "stability.parallel=")
 _NOT_ON_CLUSTER = "tracking.uri="  # pods take cluster.tracking_uri, and the URI of this machine may hold a password
 
@@ -32,7 +31,7 @@ _NOT_ON_CLUSTER = "tracking.uri="  # pods take cluster.tracking_uri, and the URI
 class Request:
     """A request for a pipeline, from the command line."""
 
-    pipeline: str  # a key of PIPELINES
+    pipeline: str  # one of PIPELINES
     params: Path
     overrides: Sequence[str]  # section.key=value
 
@@ -68,8 +67,14 @@ def compile_pipeline(request: Request, *, with_overrides: bool = True) -> str:
     config = request.config
     check(config, request.pipeline)
     params, overrides = request.defaults()
-    pipeline = PIPELINES[request.pipeline](on_cluster(config), params, overrides if with_overrides else [])
-    return _to_yaml(pipeline)
+    defaults = overrides if with_overrides else []
+    return _to_yaml(define(request.pipeline, on_cluster(config), params, defaults))
+
+
+def define(pipeline: str, placement: Placement, params: str, overrides: list[str]) -> BaseComponent:
+    """Define one of PIPELINES with the defaults of its two parameters."""
+    function: Callable[..., BaseComponent] = getattr(training, pipeline)
+    return function(placement, params, overrides)
 
 
 def _to_yaml(pipeline: BaseComponent) -> str:

@@ -18,6 +18,7 @@ from types import ModuleType
 
 from components.cli import parse, stage_parser, user_errors
 from model.errors import UserError
+from pipelines import PIPELINES
 
 _SUMMARIES = {
     "compile": "Write the pipeline as a file that Kubeflow Pipelines takes.",
@@ -36,9 +37,7 @@ _SUMMARIES = {
 def _parser(action: str) -> argparse.ArgumentParser:
     parser = stage_parser(f"pipeline {action}", _SUMMARIES[action])
     if action != "manifest":
-        parser.add_argument(
-            "--pipeline", choices=("training", "stability"), default="training", help="pipeline (%(default)s)"
-        )
+        parser.add_argument("--pipeline", choices=PIPELINES, default=PIPELINES[0], help="pipeline (%(default)s)")
     if action == "compile":
         parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the file to write, as YAML")
     if action == "submit":

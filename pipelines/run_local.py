@@ -19,7 +19,7 @@ from rich.console import Console
 from components.config import Config
 from components.launch import STATUS_OF_SIGTERM, handled
 from components.params import config_text
-from pipelines.compile import PIPELINES, Request, output_dir
+from pipelines.compile import Request, define, output_dir
 from pipelines.placement import on_this_machine
 
 _STEP = "kfp.dsl.executor_main"  # in the command line of every step
@@ -35,7 +35,7 @@ def run_local(request: Request) -> int:
         ConfigError: if the parameter file or an override cannot be used.
     """
     config = request.config
-    pipeline = PIPELINES[request.pipeline](on_this_machine(config), _params(config), [])
+    pipeline = define(request.pipeline, on_this_machine(config), _params(config), [])
     outputs = output_dir(config, request.pipeline).parent / "pipeline"  # beside the run, which training may move aside
     with warnings.catch_warnings(), handled([signal.SIGTERM], _end_with_steps):
         warnings.filterwarnings("ignore", message="You may be attemping to run a task", category=RuntimeWarning)

@@ -17,7 +17,7 @@ from components.params import ConfigError
 from model.errors import UserError
 from pipelines.compile import Request, compile_pipeline, output_dir
 from pipelines.server import Server
-from pipelines.training import NAMES
+from pipelines.training import kubeflow_name
 
 _POLL_S = 5.0
 _PATIENCE_S = 300.0  # with a server that is away while a run is followed
@@ -61,7 +61,7 @@ def submit(
             "and those are of one namespace"
         )
     text = compile_pipeline(request, with_overrides=False)
-    version = _upload(server, NAMES[request.pipeline], text)
+    version = _upload(server, kubeflow_name(request.pipeline), text)
     _, overrides = request.defaults()
     run = kfp_server_api.V2beta1Run(
         display_name=f"{request.pipeline} {output_dir(config, request.pipeline).name}",

@@ -11,7 +11,10 @@ from kfp.dsl.base_component import BaseComponent
 from components.kubeflow import steps
 from pipelines.placement import Placement
 
-NAMES = {"training": "maskrcnn-training", "stability": "maskrcnn-stability"}
+
+def kubeflow_name(pipeline: str) -> str:
+    """Name of one of PIPELINES in Kubeflow."""
+    return f"maskrcnn-{pipeline}"
 
 
 def training(placement: Placement, params: str, overrides: list[str]) -> BaseComponent:
@@ -26,7 +29,9 @@ def training(placement: Placement, params: str, overrides: list[str]) -> BaseCom
     """
     place, defaults = placement.place, (params, list(overrides))
 
-    @dsl.pipeline(name=NAMES["training"], description="Mask R-CNN: from raw data to a model with its AP and speed.")
+    @dsl.pipeline(
+        name=kubeflow_name("training"), description="Mask R-CNN: from raw data to a model with its AP and speed."
+    )
     def pipeline(params: str = defaults[0], overrides: list[str] = defaults[1]) -> None:
         inputs = {"params": params, "overrides": overrides}
         with ExitHandler(place("finish", steps.finish(**inputs, is_study=False))):
@@ -57,7 +62,9 @@ def stability(placement: Placement, params: str, overrides: list[str]) -> BaseCo
     """
     place, defaults = placement.place, (params, list(overrides))
 
-    @dsl.pipeline(name=NAMES["stability"], description="Mask R-CNN from several seeds: mean and deviation of AP.")
+    @dsl.pipeline(
+        name=kubeflow_name("stability"), description="Mask R-CNN from several seeds: mean and deviation of AP."
+    )
     def pipeline(params: str = defaults[0], overrides: list[str] = defaults[1]) -> None:
         inputs = {"params": params, "overrides": overrides}
         with ExitHandler(place("finish", steps.finish(**inputs, is_study=True))):
