@@ -181,7 +181,7 @@ setup(
         "pydantic>=2.9,<3",
         "ruamel.yaml>=0.18",
         "mlflow>=3,<4",
-        "psutil>=5.9",  # MLflow's system metrics: the machine, and its NVIDIA GPUs
+        "psutil>=5.9",  # MLflow's system metrics: the machine, and its NVIDIA GPUs; processes of local pipelines
         "nvidia-ml-py>=12; sys_platform == 'linux'",
         "filelock>=3.12",
         "dvc>=3.50,<4",
@@ -197,7 +197,6 @@ setup(
             "kfp-kubernetes>=2.17,<3",
             "kfp-server-api>=2.17,<3",
             "kubernetes>=27,<31",
-            "psutil>=5.9",
         ],
         # nvcc without a CUDA installation, in the release of torch's nvidia-cuda-runtime; Linux only.
         "cuda": [

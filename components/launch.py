@@ -45,7 +45,7 @@ def relaunch(stage: str, processes: int, argv: Sequence[str] | None) -> bool:
     Returns:
         False if this process should do the work itself: a single process is wanted, or it is one of several already.
     """
-    wanted = processes or _visible_gpus()
+    wanted = processes or _one_per_gpu()
     if wanted == 1 or "WORLD_SIZE" in os.environ:
         return False
     words = sys.argv[1:] if argv is None else argv
@@ -56,8 +56,8 @@ def relaunch(stage: str, processes: int, argv: Sequence[str] | None) -> bool:
     return True
 
 
-def _visible_gpus() -> int:
-    """Number of GPUs of this machine; 1 if there are none."""
+def _one_per_gpu() -> int:
+    """Number of processes with a GPU each; 1 if there are no GPUs."""
     import torch  # imported here since it takes more than a second
 
     return max(1, torch.cuda.device_count())

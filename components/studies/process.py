@@ -112,13 +112,13 @@ def _environment(config: Config, slot: int, parallel: int) -> dict[str, str]:
     train = config.train
     if train.processes == 1:  # torchrun sets it for several
         environment.setdefault("OMP_NUM_THREADS", str(max(1, int(hardware()["cores"]) // parallel)))
-    gpus = _visible_gpus()
+    gpus = _gpu_names()
     if gpus and train.device in ("auto", "cuda"):
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[slot::parallel] or [gpus[slot % len(gpus)]])
     return environment
 
 
-def _visible_gpus() -> list[str]:
+def _gpu_names() -> list[str]:
     """GPUs that this process may use, by their names in CUDA_VISIBLE_DEVICES."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     return named.split(",") if named else [str(i) for i in range(torch.cuda.device_count())]
