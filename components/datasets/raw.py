@@ -32,11 +32,11 @@ def require_replaceable(prepared_dir: Path) -> None:
         AnnotationError: if it is a file, or a folder with other files.
     """
     if prepared_dir.is_dir():
-        is_ours = (prepared_dir / REPORT).is_file() or not any(prepared_dir.iterdir())
+        is_ours, found = (prepared_dir / REPORT).is_file() or not any(prepared_dir.iterdir()), "has other files"
     else:
-        is_ours = not prepared_dir.exists()
+        is_ours, found = not prepared_dir.exists(), "is a file"
     if not is_ours:
         raise AnnotationError(
-            f"{prepared_dir}: must be empty or written by `maskrcnn prepare`, but is a file or has other files; "
+            f"{prepared_dir}: must be empty or written by `maskrcnn prepare`, but {found}; "
             "set data.prepared_dir to another folder."
         )
