@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from components.runs.figures import markdown_table
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -36,6 +38,11 @@ class Table:
     caption: str = ""
     folded: bool = False  # collapsed until opened
 
+    @property
+    def markdown(self) -> str:
+        """The table as Markdown."""
+        return markdown_table(self.head, self.rows)
+
 
 @dataclass(frozen=True)
 class Chart:
@@ -64,17 +71,3 @@ class Chapter:
     charts: Sequence[Chart] = field(default_factory=list)
     galleries: Sequence[Gallery] = field(default_factory=list)
     commands: Sequence[str] = ()
-
-
-def markdown_table(table: Table) -> str:
-    """Format a table as GitHub Markdown, with all but the first column right-aligned."""
-    lines = [
-        _row(table.head),
-        "|" + "---|" + "---:|" * (len(table.head) - 1),
-        *(_row([str(cell) for cell in row]) for row in table.rows),
-    ]
-    return "\n".join(lines)
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 
 from components.evaluation.error_types import ErrorAnalysis, ErrorTypes
 from components.reports import outcome, setup
-from components.reports.layout import Chapter, Gallery, markdown_table
+from components.reports.layout import Chapter, Gallery
 from components.reports.pictures import worst_and_best
 from components.reports.speed import speed
 from components.runs.files import RunData
@@ -59,7 +59,7 @@ def render(suffix: str, title: str, runs: Sequence[RunData], chapters: Sequence[
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"code": _code, "markdown_table": markdown_table}
+    environment.filters["code"] = _code
     template = environment.get_template("report.md" if suffix == ".md" else "report.html")
     parts = {name: Markup((TEMPLATES / f"report.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
     made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")

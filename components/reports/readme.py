@@ -12,17 +12,15 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from components.reports.layout import Table, markdown_table
 from components.reports.setup import commit_of
 from components.reports.speed import training_time_s
 from components.runs.environment import hardware_name
-from components.runs.figures import DASH, duration, number
+from components.runs.figures import DASH, duration, markdown_table, number
 from components.runs.files import RunData, read_run
 from components.runs.journal import Entry
 from components.runs.recipes import nearest_recipe
 from components.runs.result import read_object
-from components.studies.tables import markdown_note
-from components.studies.tables import markdown_table as study_table
+from components.studies.tables import markdown_note, markdown_scores
 from model.errors import UserError
 from model.files import write_atomically
 
@@ -170,7 +168,7 @@ def table(name: str, records: Sequence[Record]) -> str:
             return _table(_ACCURACY, trainings)
         case "stability":
             studies = [record["stability"] for record in records if "stability" in record]
-            return "\n\n".join(f"{study_table(study).rstrip()}\n\n{markdown_note(study)}" for study in studies)
+            return "\n\n".join(f"{markdown_scores(study)}\n\n{markdown_note(study)}" for study in studies)
         case "training":
             parts = _table(_STEPS, _steps(records, "train")), _table(_SCALING, _weak_scaling(records))
             return "\n\n".join(filter(None, parts))
@@ -217,7 +215,7 @@ def _table(columns: str, rows: Sequence[Record]) -> str:
     """Format rows as Markdown; empty if there are none."""
     head = [column.partition(" = ") for column in columns.split(" | ")]
     cells = [[_CELLS[cell or title]({**row, "rows": rows}) for title, _, cell in head] for row in rows]
-    return markdown_table(Table([title for title, *_ in head], cells)) if rows else ""
+    return markdown_table([title for title, *_ in head], cells) if rows else ""
 
 
 def _speedup(row: Record) -> str:

@@ -1,6 +1,6 @@
-"""Figures as people read them; a dash stands for one that there is not."""
+"""Figures as people read them, and Markdown tables of them; a dash stands for one that there is not."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 DASH = "–"
 
@@ -26,3 +26,13 @@ def duration(seconds: float | None) -> str:
         return f"{whole // 60} min {whole % 60} s"
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Format a table as GitHub Markdown, with all but the first column right-aligned."""
+    lines = [_row(head), "|---|" + "---:|" * (len(head) - 1), *map(_row, rows)]
+    return "\n".join(lines)
+
+
+def _row(cells: Iterable[object]) -> str:
+    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"

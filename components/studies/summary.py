@@ -15,7 +15,7 @@ from components.runs.identity import differences_beside_seed
 from components.runs.result import Result, read_result, require_final
 from components.studies.plot import plot_stability
 from components.studies.result import StabilityError, StabilityResult
-from components.studies.tables import csv_text, markdown_note, markdown_table, report_of
+from components.studies.tables import csv_text, markdown_note, markdown_scores, report_of
 from model.files import write_atomically
 
 
@@ -37,7 +37,7 @@ def summarise(run_dirs: Sequence[Path], output_dir: Path) -> StabilityResult:
     report = _dated(results, output_dir / "stability.json")
     write_atomically(output_dir / "stability.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     write_atomically(output_dir / "stability.csv", csv_text(report))
-    write_atomically(output_dir / "stability.md", f"{markdown_table(report)}\n{markdown_note(report)}\n")
+    write_atomically(output_dir / "stability.md", f"{markdown_scores(report)}\n\n{markdown_note(report)}\n")
     plot_stability(report, output_dir / "stability.png")
     return StabilityResult(output_dir, report)
 

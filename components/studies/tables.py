@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.table import Table
 
-from components.runs.figures import interval, number
+from components.runs.figures import interval, markdown_table, number
 from components.runs.identity import description
 from components.runs.result import Result
 from components.studies.intervals import CONFIDENCE, estimate
@@ -74,10 +74,9 @@ def csv_text(report: dict[str, Any]) -> str:
     return text.getvalue()
 
 
-def markdown_table(report: dict[str, Any]) -> str:
+def markdown_scores(report: dict[str, Any]) -> str:
     """Format the table of NVIDIA's README: final AP of boxes and masks per seed, mean, standard deviation, interval."""
-    lines = [_header(report), ["---", *["---:"] * (len(report["seeds"]) + 3)], *_rows(report)]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return markdown_table(_header(report), _rows(report))
 
 
 def markdown_note(report: dict[str, Any]) -> str:

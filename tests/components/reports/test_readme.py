@@ -13,7 +13,7 @@ from components.config import Config
 from components.params import save_config
 from components.reports import readme
 from components.runs.journal import Journal
-from components.studies.tables import markdown_table as stability_markdown
+from components.studies.tables import markdown_scores as stability_markdown
 from model.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[3]

@@ -2,7 +2,8 @@
 
 import pytest
 
-from components.runs.figures import duration, interval, number
+from components.runs.figures import duration, interval, markdown_table, number
+from components.studies.tables import markdown_scores
 
 
 def test_a_figure_has_its_form_and_unit() -> None:
@@ -21,3 +22,10 @@ def test_a_dash_stands_for_what_there_is_not() -> None:
 )
 def test_durations_are_said_as_people_say_them(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_every_markdown_table_is_made_alike_and_bars_in_cells_do_not_end_them() -> None:
+    assert markdown_table(["", "a|b"], [["x", 1], ["y", "|"]]) == "|  | a\\|b |\n|---|---:|\n| x | 1 |\n| y | \\| |"
+    score = {"values": [0.5], "mean": 0.5, "deviation": None, "interval": None}
+    lines = markdown_scores({"seeds": [1], "confidence": 0.95, "bbox": {"AP": score}}).splitlines()
+    assert lines[1:] == ["|---|---:|---:|---:|---:|", "| final AP box | 0.500 | 0.500 | – | – |"]
