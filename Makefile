@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check
 # uv is three times as fast as pip, but ignores pip's configuration: if that names an index or a proxy, pip is used.
 INSTALL = $(shell $(BIN)/python -m pip config list | grep -qE '(index-url|no-index|proxy|trusted-host|client-cert)=' \
-  && echo '$(PIP_INSTALL)' || echo '$(BIN)/uv pip install --python $(BIN)/python --system-certs')
+  && echo '$(PIP_INSTALL)' || echo '$(BIN)/uv pip install --python $(BIN)/python --system-certs --compile-bytecode')
 # The maximum number of processes of `make test`.
 JOBS ?= 4
 # TORCH=cpu installs torch from TORCH_INDEX and leaves out the packages OF_CUDA. nvidia-ml-py, which reads a GPU's load,

@@ -256,7 +256,7 @@ def test_python_lies_on_a_floor_and_every_folder_with_some_is_a_package():
     assert [str(folder) for folder in {path.parent for path in FILES} if not (folder / "__init__.py").is_file()] == []
     listed = subprocess.run(["git", "ls-files", "*.py"], cwd=REPOSITORY, capture_output=True, text=True)
     if listed.returncode:
-        pytest.skip("outside git nothing tells our files from others")
+        pytest.skip("needs a checkout of git, which tells our files from others")
     assert [path for path in listed.stdout.split() if path.split("/")[0] not in (*FLOORS, *OUTSIDE)] == []
 
 

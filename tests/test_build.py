@@ -96,7 +96,7 @@ def test_torch_for_cpus_comes_from_its_own_index_and_nothing_of_cuda_with_it(ins
 def test_the_whole_lock_is_installed_unless_something_else_is_asked(installed, tmp_path: Path) -> None:
     lines = installed()
     assert [line for line in lines if line.endswith("-r requirements.lock")] == [
-        f"uv pip install --python {tmp_path}/venv/bin/python --system-certs -r requirements.lock"
+        f"uv pip install --python {tmp_path}/venv/bin/python --system-certs --compile-bytecode -r requirements.lock"
     ]
     assert lines[0].split()[-1] in lock(), "the uv that does it is of the lock"
     assert not any("/dev/stdin" in line for line in lines)

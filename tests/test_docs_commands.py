@@ -76,7 +76,8 @@ def test_command_lines_are_read_by_their_parsers(line: str, tmp_path: Path, monk
         module.main([*words, *([] if "--list" in words else ["--output", str(tmp_path / "params.yaml")])])
         return
 
-    owner, name = (module, "parse") if hasattr(module, "parse") else (argparse.ArgumentParser, "parse_args")
+    own = [name for name in ("parse_words", "parse") if hasattr(module, name)]
+    owner, name = (module, own[0]) if own else (argparse.ArgumentParser, "parse_args")
     read = getattr(owner, name)
 
     def read_then_leave(*arguments: Any) -> None:

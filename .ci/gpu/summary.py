@@ -69,7 +69,6 @@ def machine() -> str:
         f"{datetime.datetime.now(datetime.UTC).date()}, commit {made['commit'] or 'unknown'}, "
         f"{hardware['gpu'] or hardware['cpu']}{driver()}, {hardware['cores']} cores; {packages}.\n"
         "`.ci/gpu/session`; steps of the network are waited for in groups of `benchmark.steps_per_wait`."
-        + ("\n**A dry run, tiny sizes on a CPU: no figure below is a result.**" if "--dry" in sys.argv else "")
     )
 
 
@@ -187,6 +186,8 @@ PARTS: dict[str, Callable[[], str]] = {
 
 def main() -> None:
     """Print each part below its title; omit empty parts."""
+    if "--dry" in sys.argv:
+        print("**A dry run, tiny sizes on a CPU: no figure below is a result.**\n")
     for title, make in PARTS.items():
         try:
             text = make()

@@ -100,8 +100,8 @@ def no_ap(run_dir: Path) -> ResultError:
 
 def _no_file(path: Path) -> ResultError:
     return ResultError(
-        f"{path}: no such file; a finished run has it. `maskrcnn train` trains and evaluates a run, `maskrcnn evaluate` "
-        "evaluates a trained one"
+        f"{path}: no such file; a finished run has it. `maskrcnn train` trains and evaluates a run, `maskrcnn "
+        "stability` one for each seed, `maskrcnn evaluate` evaluates a trained one"
     )
 
 
