@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check
 # uv is three times as fast as pip, but ignores pip's configuration: if that names an index or a proxy, pip is used.
-INSTALL = $(shell $(BIN)/python -m pip config list | grep -qE '(index-url|no-index|proxy|trusted-host|client-cert)=' \
+INSTALL = $$($(BIN)/python -m pip config list < /dev/null | grep -qE '(index-url|no-index|proxy|trusted-host|client-cert)=' \
   && echo '$(PIP_INSTALL)' || echo '$(BIN)/uv pip install --python $(BIN)/python --system-certs --compile-bytecode')
 # The maximum number of processes of `make test`.
 JOBS ?= 4

@@ -19,6 +19,12 @@ case "$*" in *"pip config list") echo "$PIP_CONFIGURATION"; exit ;; esac
 echo "${0##*/} $@" >> "$RECORD"
 case "$*" in */dev/stdin) sed 's/^/  /' >> "$RECORD" ;; esac
 """
+# An interpreter that makes environments of the above.
+MAKES_VENV = """#!/bin/sh
+[ "$2" = venv ] || exit 0
+mkdir -p "$3/bin"
+for name in python pip uv dvc; do cp "$RECORDER" "$3/bin/$name"; done
+"""
 # Knows its folder, as nvcc does, by the profile that lies beside it; and compiles nothing.
 NVCC = """#!/bin/sh
 here=$(dirname "$0")
@@ -44,11 +50,17 @@ def installed(tmp_path: Path):
     def run(*arguments: str, configuration: str = "") -> list[str]:
         venv, record = tmp_path / "venv", tmp_path / "record"
         record.write_text("")
-        for name in ("python", "pip", "uv", "dvc"):
-            script(venv / "bin" / name, RECORDER)
-        environment = {**os.environ, "RECORD": str(record), "PIP_CONFIGURATION": configuration, "FORCE_CUDA": "0"}
+        recorder = script(tmp_path / "recorder", RECORDER)
+        python = script(tmp_path / "python", MAKES_VENV)
+        environment = {
+            **os.environ,
+            "RECORD": str(record),
+            "RECORDER": str(recorder),
+            "PIP_CONFIGURATION": configuration,
+            "FORCE_CUDA": "0",
+        }
         done = subprocess.run(
-            ["make", "venv", f"VENV={venv}", f"PYTHON={sys.executable}", *arguments],
+            ["make", "venv", f"VENV={venv}", f"PYTHON={python}", *arguments],
             cwd=REPOSITORY,
             env=environment,
             capture_output=True,
