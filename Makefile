@@ -6,7 +6,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check
-# uv is three times as fast as pip, but ignores pip's configuration: if that names an index or a proxy, pip is used.
+# uv is three times as fast as pip, but ignores pip's configuration. pip is used if that names an index or a proxy, or if
+# uv fails.
 INSTALL = $$($(BIN)/python -m pip config list < /dev/null | grep -qE '(index-url|no-index|proxy|trusted-host|client-cert)=' \
   && echo '$(PIP_INSTALL)' || echo '$(BIN)/uv pip install --python $(BIN)/python --system-certs --compile-bytecode')
 # The maximum number of processes of `make test`.
@@ -63,7 +64,7 @@ ifeq ($(TORCH),cpu)
 	grep -E '^(torch|torchvision)==' requirements.lock | $(INSTALL) --no-deps --index-url $(TORCH_INDEX) -r /dev/stdin
 	grep -vE '^($(OF_CUDA))' requirements.lock | $(INSTALL) -r /dev/stdin
 else
-	$(INSTALL) -r requirements.lock
+	$(INSTALL) -r requirements.lock || $(PIP_INSTALL) -r requirements.lock
 endif
 	@echo $(TORCH) > $(VENV)/.torch
 	CUDA_OPS=0 $(PIP_INSTALL) --no-deps --no-build-isolation -e .

@@ -17,6 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 RECORDER = """#!/bin/sh
 case "$*" in *"pip config list") echo "$PIP_CONFIGURATION"; exit ;; esac
 echo "${0##*/} $@" >> "$RECORD"
+[ "${0##*/}$UV_FAILS" != uvyes ] || exit 2
 case "$*" in */dev/stdin) sed 's/^/  /' >> "$RECORD" ;; esac
 """
 # An interpreter that makes environments of the above.
@@ -129,6 +130,13 @@ def test_pip_installs_where_its_configuration_names_an_index_or_a_proxy(cpu: boo
         assert not any(line.startswith("uv ") for line in lines), setting
         assert any(line.startswith("python -m pip install") and "-r " in line for line in lines)
     assert any(line.startswith("uv ") for line in installed(*arguments, configuration="global.timeout='60'"))
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_pip_installs_if_uv_fails(installed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UV_FAILS", "yes")
+    lines = [line for line in installed() if line.endswith("-r requirements.lock")]
+    assert [line.split()[0] for line in lines] == ["uv", "python"]
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
