@@ -14,6 +14,7 @@ import json
 import math
 import re
 import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -179,7 +180,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             print("\n\n".join(str(recipe) for recipe in list_recipes()))
             return
         result = run(args.name, args.overrides, output=args.output, force=args.force)
-        print(f"{result.output}: {result.recipe}; now run `dvc repro`, or `maskrcnn download`, `prepare`, `train`, …")
+        done = f"{result.output}: {result.recipe}; now run `dvc repro`, or `maskrcnn download`, `prepare`, `train`, …"
+        print(done, file=sys.stderr)  # --output may be /dev/stdout
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Writing a recipe to params.yaml."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ from components.params import ConfigError, load_config, parse_config
 from components.recipe import main, recipe_text, run
 from components.runs import recipes
 from components.runs.recipes import RECIPES, RecipeError, load_recipe, read_header, recipe_names
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -149,8 +153,11 @@ def test_another_file_may_be_written_beside_an_edited_one(tmp_path: Path, monkey
         run("shapes_demo", output=Path("new/folder"), force=True)
 
 
-def test_what_is_no_file_holds_nothing_to_lose():
-    run("shapes_demo", output=Path("/dev/null"))  # as /dev/stdout, which reading would wait for
+def test_a_pipe_is_written_to_without_being_read_and_gets_the_recipe_alone():
+    command = [sys.executable, "-m", "components.recipe", "shapes_demo", "--output", "/dev/stdout"]
+    piped = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True)
+    assert piped.stdout == recipe_text("shapes_demo")
+    assert piped.stderr.startswith("/dev/stdout: shapes_demo; now run ")
 
 
 def test_a_wrong_override_writes_nothing(output: Path):
