@@ -6,9 +6,10 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check
-# uv is three times as fast as pip, but ignores pip's configuration. pip is used if that names an index or a proxy, or if
-# uv fails.
-INSTALL = $$($(BIN)/python -m pip config list < /dev/null | grep -qE '(index-url|no-index|proxy|trusted-host|client-cert)=' \
+# uv is three times as fast as pip, but ignores pip's configuration. pip is used if that names an index or a proxy, or
+# if uv fails.
+PIP_SETTINGS := (index-url|no-index|proxy|trusted-host|client-cert)=
+INSTALL = $$($(BIN)/python -m pip config list < /dev/null | grep -qE '$(PIP_SETTINGS)' \
   && echo '$(PIP_INSTALL)' || echo '$(BIN)/uv pip install --python $(BIN)/python --system-certs --compile-bytecode')
 # The maximum number of processes of `make test`.
 JOBS ?= 4

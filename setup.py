@@ -112,9 +112,8 @@ def extension() -> tuple[list[Extension], dict[str, type]]:
     except ImportError:
         torch = None
     if not compiler or torch is None:
-        say(
-            f"not built, since there is no {'torch' if compiler else 'C++ compiler'}; plain torch is used, which is slower"
-        )
+        missing = "torch" if compiler else "C++ compiler"
+        say(f"not built, since there is no {missing}; plain torch is used, which is slower")
         return [], {}
     toolkit = (
         None if os.environ.get("FORCE_CUDA") == "0" or torch.version.cuda is None else find_toolkit(torch.version.cuda)

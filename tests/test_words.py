@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 REPOSITORY = Path(__file__).parents[1]
-PACKAGES = ("components", "cuda_ops", "model", "pipelines", "docs", ".ci/gpu")
+PACKAGES = ("components", "cuda_ops", "model", "pipelines", "docs", ".ci")
 # First words that leave a description without a subject: "Of one image." instead of "Objects found in one image."
 MID_AIR = re.compile(r"(as|by|how|of|such|that|those|what|where|whether|which|whose|why)\b", re.IGNORECASE)
 BANNED = {
@@ -38,6 +38,12 @@ BANNED_IN_DOCUMENTS = {
     r"\btwins?\b": "version in plain torch",
 }
 MAX_COLUMNS = 120
+# Files of all kinds whose lines are limited; those of Markdown are limited outside of tables (tests/test_docs.py).
+FILES = (
+    *("*.py", "Makefile", "Dockerfile", "*.yaml", "*.toml", ".ci/*", ".ci/gpu/*", "docs/*.py", "stability/*.yaml"),
+    *(f"{package}/**/*.py" for package in ("components", "cuda_ops", "model", "pipelines")),
+    *("components/reports/templates/*.[chj]*", "cuda_ops/csrc/**/*.*", "k8s/**/*.yaml", "recipes/*.yaml"),
+)
 _PRAGMA = re.compile(r"#\s*(noqa|type:|fmt:|ruff:)")
 
 
@@ -139,6 +145,13 @@ def test_documents_use_the_words_of_the_field():
 
 def test_lines_of_docstrings_and_comments_end_at_120_columns():
     assert [f"{one.where}: {one.columns} columns" for one in prose() if one.columns > MAX_COLUMNS] == []
+
+
+def test_lines_of_all_other_files_end_at_120_columns():
+    files = [path for pattern in FILES for path in REPOSITORY.glob(pattern) if path.is_file()]
+    assert {".py", ".css", ".html", ".js", ".cu", ".yaml", ""} <= {path.suffix for path in files}
+    lines = [(path, line) for path in files for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [f"{path}: {line}" for path, line in lines if len(line) > MAX_COLUMNS] == []
 
 
 def test_both_kinds_of_prose_are_found():

@@ -83,8 +83,8 @@ def read_journal(path: Path) -> list[Entry]:
         return [Entry(tree["step"], tree["time"], tree["metrics"]) for tree in map(json.loads, lines)]
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"{path}: each line must be a JSON object with step, time and metrics, as training writes it, but one is not "
-            f"({error!r})"
+            f"{path}: each line must be a JSON object with step, time and metrics, as training writes it, but one is "
+            f"not ({error!r})"
         ) from error
 
 

@@ -70,8 +70,8 @@ class RunFile:
             return RunFile(**json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:  # not JSON or UTF-8; other keys, or no object
             raise UserError(
-                f"{path}: must say which MLflow run this folder belongs to, but is damaged ({error}); delete it to start "
-                "a new MLflow run"
+                f"{path}: must say which MLflow run this folder belongs to, but is damaged ({error}); delete it to "
+                "start a new MLflow run"
             ) from error
 
 

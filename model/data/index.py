@@ -72,7 +72,8 @@ class CocoIndex:
             self._read(folder)
         except (OSError, EOFError, ValueError, TypeError, LookupError) as error:
             raise UserError(
-                f"{folder}: must hold prepared data as it was written, but it is damaged ({error}). Run `maskrcnn prepare` again."
+                f"{folder}: must hold prepared data as it was written, but it is damaged ({error}). Run `maskrcnn "
+                "prepare` again."
             ) from error
 
     def _read(self, folder: Path) -> None:

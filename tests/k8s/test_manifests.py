@@ -55,7 +55,8 @@ def pod_specs(documents: list[Json]) -> dict[str, Json]:
 def launch_with(overlay: str) -> list[str]:
     """The overrides that an overlay's header says to launch with."""
     text = (TREE / "overlays" / overlay / "kustomization.yaml").read_text()
-    (line,) = re.findall(r"^# Launch with: maskrcnn pytorchjob (.*)$", text, flags=re.MULTILINE)
+    joined = text.replace("\\\n#", "")
+    (line,) = re.findall(r"^# Launch with: maskrcnn pytorchjob (.*)$", joined, flags=re.MULTILINE)
     return line.split()
 
 

@@ -1,8 +1,9 @@
-// Under the pointer each chart tells the value of every line at that place.
+// A chart shows the value of each of its lines at the pointer.
 "use strict";
 (() => {
   const readout = document.getElementById("readout");
-  const nearest = (xs, x) => xs.reduce((best, value, i) => (Math.abs(value - x) < Math.abs(xs[best] - x) ? i : best), 0);
+  const nearest = (xs, x) =>
+    xs.reduce((best, value, i) => (Math.abs(value - x) < Math.abs(xs[best] - x) ? i : best), 0);
   for (const chart of document.querySelectorAll(".chart")) {
     const cursor = chart.querySelector(".cursor");
     const lines = [...chart.querySelectorAll("polyline")].filter((line) => line.points.numberOfItems).map((line) => ({
@@ -20,7 +21,8 @@
       cursor.setAttribute("x1", place);
       cursor.setAttribute("x2", place);
       cursor.style.visibility = "visible";
-      readout.textContent = [`at ${found[0].line.x[found[0].i]}`, ...found.map(({ line, i }) => `${line.name}  ${line.y[i]}`)].join("\n");
+      const values = found.map(({ line, i }) => `${line.name}  ${line.y[i]}`);
+      readout.textContent = [`at ${found[0].line.x[found[0].i]}`, ...values].join("\n");
       readout.hidden = false;
       readout.style.left = `${Math.min(event.clientX + 14, innerWidth - readout.offsetWidth - 8)}px`;
       readout.style.top = `${Math.min(event.clientY + 14, innerHeight - readout.offsetHeight - 8)}px`;
