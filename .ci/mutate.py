@@ -1,20 +1,20 @@
-"""Mutation testing: small mistakes (mutants) are put into the code, one at a time, and the tests must notice.
+"""Mutation testing: put small mistakes (mutants) into the code, one at a time, and see whether the tests notice.
 
-    make mutate                              # 200 of all over the three floors
-    make mutate FILES=model/inference/postprocess.py   # of one file, or of several in quotes
+    make mutate                                        # 200 mutants of the whole code
+    make mutate FILES=model/inference/postprocess.py   # mutants of one file, or of several in quotes
     make mutate SAMPLE=50 SEED=1
 
-Cosmic Ray makes the mutants: other numbers, operators, comparisons, constants, loops that never run, decorators left
-out. Annotations are left alone. A sample is drawn by place in the code, so that a `+`, for which there are a dozen
-mutants, weighs no more than a `<`.
+Cosmic Ray makes the mutants: other numbers, operators, comparisons and constants, loops that never run, decorators left
+out. Type annotations are not changed. Locations in the code are sampled, not mutants: there are a dozen mutants of a
+`+`, and it is as likely to be drawn as a `<`.
 
-A mutant is tried on the quick tests nearest to its file: those in files of its name, then in files that import it, then
-in files that import those, and so on, until there are four files. They run once first, under coverage; of them those
-that execute the mutant's line are used, the quickest first, or all if the line runs only at import. A survivor may
-still be noticed by tests further away. A mutant that exceeds its time counts as noticed. A run of tests that ends
-without a verdict, for lack of memory for example, is reported separately and counts as neither.
+A mutant is tested with the quick tests nearest to its file: test files of the same name, then those that import it,
+then those that import its importers, and so on, until there are four. They run once without a mutant, under coverage,
+to find the tests that execute the mutant's line; these are used, the quickest first, or all tests if the line runs only
+at import. A survivor may still be noticed by other tests. A mutant that exceeds its time counts as noticed. A test run
+that ends without a verdict, for example for lack of memory, is reported separately and counts as neither.
 
-All happens in a copy of the tree; each run of tests is forked from a process that has torch imported.
+Everything happens in a copy of the tree; each test run is forked from a process that has imported torch.
 """
 
 import argparse
@@ -41,7 +41,7 @@ os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": os.environ.get("O
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FLOORS = ("cuda_ops", "model", "components")
+PACKAGES = ("cuda_ops", "model", "components")
 PRELOADED = (
     "torch",
     "torchvision",
@@ -55,18 +55,18 @@ PRELOADED = (
     "kubernetes.client",
     "hypothesis",
 )
-MOST_FILES = 4  # of tests for a mutant
-BASELINE_S = 1200  # of one file of tests
-LEAST_S, SLOWER = 30.0, 5.0  # a mutant's tests may take so long at least, and so many times what they took without it
+MOST_FILES = 4  # test files per mutant
+BASELINE_S = 1200  # time limit of a test file without a mutant
+LEAST_S, SLOWER = 30.0, 5.0  # time limit of a mutant's tests: LEAST_S + SLOWER × their time without it
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """One mistake in one place."""
+    """One mistake at one location."""
 
     file: str
     line: int
-    lines: range  # of the statement
+    lines: range  # lines of the statement
     operator: str
     original: str  # the file's text
     mutated: str
@@ -74,14 +74,14 @@ class Mutant:
 
 @dataclass
 class Baseline:
-    """What the tests of some files do without a mistake."""
+    """Results of tests without a mutant: which pass, how long they take, which lines they execute."""
 
-    files: set[str] = field(default_factory=set)  # of tests that ran
-    seconds: dict[str, float] = field(default_factory=dict)  # of tests that pass
+    files: set[str] = field(default_factory=set)  # test files that ran
+    seconds: dict[str, float] = field(default_factory=dict)  # passing test → time
     tests: dict[tuple[str, int], set[str]] = field(default_factory=dict)  # (file, line) → the tests that execute it
 
     def of(self, mutant: Mutant, nearest: Sequence[str]) -> list[str]:
-        """The tests to try it on, the quickest first."""
+        """The tests for a mutant, the quickest first."""
         found = {test for line in mutant.lines for test in self.tests.get((mutant.file, line), ())}
         found &= self.seconds.keys()
         near = {test for test in self.seconds if test.split("::")[0] in nearest}
@@ -89,7 +89,7 @@ class Baseline:
 
 
 class Recorder:
-    """A plugin of pytest: which lines each test executes, those of its fixtures too, however long they live."""
+    """Plugin of pytest that records the lines each test executes, including those of its fixtures of any scope."""
 
     def __init__(self, coverage: Any) -> None:
         self.coverage = coverage
@@ -123,7 +123,7 @@ class Recorder:
 
 
 def forked(work: Callable[[], int], timeout_s: float, output: Path) -> int | None:
-    """The status of a function that runs in a process of its own, with all it starts; None if it took too long."""
+    """Run a function in a forked process and return its status; None if it took too long. Its children are killed."""
     sys.stdout.flush()
     child = os.fork()
     if not child:
@@ -140,7 +140,7 @@ def forked(work: Callable[[], int], timeout_s: float, output: Path) -> int | Non
     while not pid and time.monotonic() < until:
         time.sleep(0.02)
         pid, status = os.waitpid(child, os.WNOHANG)
-    with suppress(ProcessLookupError):  # servers that its tests have left, too
+    with suppress(ProcessLookupError):  # with servers that the tests have left running
         os.killpg(child, signal.SIGKILL)
     if pid:
         return os.waitstatus_to_exitcode(status)
@@ -149,7 +149,7 @@ def forked(work: Callable[[], int], timeout_s: float, output: Path) -> int | Non
 
 
 def run_tests(tree: Path, tests: Sequence[str], scratch: Path, plugins: Sequence[object] = ()) -> int:
-    """Pytest on the copy, in this process; to the first failure, unless plugins want to see all."""
+    """Run pytest on the copy of the tree, in this process; up to the first failure if there are no plugins."""
     os.chdir(tree)
     sys.path.insert(0, str(tree))
     sys.dont_write_bytecode = True
@@ -159,7 +159,7 @@ def run_tests(tree: Path, tests: Sequence[str], scratch: Path, plugins: Sequence
 
 
 def measure(tree: Path, file: str, scratch: Path, baseline: Baseline) -> None:
-    """Run a file of tests without a mistake and add what it does."""
+    """Run a test file without a mutant and add its results to the baseline."""
     import coverage
 
     baseline.files.add(file)
@@ -169,7 +169,7 @@ def measure(tree: Path, file: str, scratch: Path, baseline: Baseline) -> None:
 
     def work() -> int:
         recording = coverage.Coverage(
-            data_file=str(data_file), source=[str(tree / floor) for floor in FLOORS], messages=False
+            data_file=str(data_file), source=[str(tree / package) for package in PACKAGES], messages=False
         )
         recorder = Recorder(recording)
         recording.start()
@@ -201,7 +201,7 @@ def measure(tree: Path, file: str, scratch: Path, baseline: Baseline) -> None:
 
 
 def imports(path: Path) -> set[str]:
-    """The files of the floors that a file imports, wherever in it."""
+    """The files of PACKAGES that a file imports, at any level."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -209,22 +209,24 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     files = [f"{name.replace('.', '/')}{end}" for name in names for end in (".py", "/__init__.py")]
-    return {file for file in files if file.startswith(FLOORS) and (ROOT / file).is_file()}
+    return {file for file in files if file.startswith(PACKAGES) and (ROOT / file).is_file()}
 
 
 def nearest_tests(file: str) -> list[str]:
-    """Files of tests, nearest first: of its name, that import it, of the name of what imports it, and so on.
+    """Test files, nearest first: those of its name, those that import it, then the same for its importers, and so on.
 
-    Among equals, those that import little else come first.
+    Among equals, those with the fewest imports come first.
     """
-    known = {str(p.relative_to(ROOT)): imports(p) for floor in (*FLOORS, "tests") for p in (ROOT / floor).rglob("*.py")}
+    known = {
+        str(p.relative_to(ROOT)): imports(p) for package in (*PACKAGES, "tests") for p in (ROOT / package).rglob("*.py")
+    }
     tests = {path for path in known if path.startswith("tests/") and Path(path).name.startswith("test_")}
     found: list[str] = []
     seen, ring = {file}, {file}
     while ring and len(found) < MOST_FILES:
         folders = {(f"tests/{Path(f).parts[0]}/", f"test_{Path(f).name}") for f in ring}
         namesakes = {
-            path for path in tests for floor, name in folders if path.startswith(floor) and path.endswith(f"/{name}")
+            path for path in tests for folder, name in folders if path.startswith(folder) and path.endswith(f"/{name}")
         }
         users = {path for path, used in known.items() if used & ring}
         new = (namesakes | users) & tests - set(found)
@@ -235,7 +237,7 @@ def nearest_tests(file: str) -> list[str]:
 
 
 def mutants(files: Iterable[str], sample: int, seed: int) -> list[Mutant]:
-    """A sample of places, at each one of the mistakes that can be made there."""
+    """Draw a sample of locations and, for each, one of the possible mutants."""
     from cosmic_ray.ast import ast_nodes, get_ast
     from cosmic_ray.mutating import mutate_code
     from cosmic_ray.plugins import get_operator, operator_names
@@ -255,7 +257,7 @@ def mutants(files: Iterable[str], sample: int, seed: int) -> list[Mutant]:
     chosen = rng.sample(sorted(candidates), min(sample, len(candidates)))
     print(f"{len(chosen)} of {len(candidates)} places in {len(texts)} files, seed {seed}")
     found = []
-    for file, start, end in chosen:  # in the order drawn, so that a run that is broken off is a sample too
+    for file, start, end in chosen:  # in the order drawn, so that an interrupted run is a sample too
         mistakes = candidates[file, start, end]
         for name, occurrence in rng.sample(mistakes, len(mistakes)):
             mutated = mutate_code(texts[file], operators[name], occurrence)
@@ -268,7 +270,7 @@ def mutants(files: Iterable[str], sample: int, seed: int) -> list[Mutant]:
 
 
 def is_python(text: str) -> bool:
-    """Whether a text can be parsed: the `*` of a signature taken for a product cannot, and no test has to notice."""
+    """True if a text can be parsed. Cosmic Ray takes the `*` of a signature for a product, for example."""
     try:
         ast.parse(text)
     except SyntaxError:
@@ -277,7 +279,7 @@ def is_python(text: str) -> bool:
 
 
 def annotations(text: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Positions of types, and of code that runs only as a program: a mistake there changes no behaviour."""
+    """Positions of type annotations and of `if __name__ …` blocks, in which mutants change no behaviour."""
     nodes: list[ast.expr | ast.stmt | None] = []
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.arg | ast.AnnAssign):
@@ -290,7 +292,7 @@ def annotations(text: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
 
 
 def statement(text: str, line: int) -> range:
-    """The lines of the innermost statement around a line; of a compound one its head."""
+    """The lines of the innermost statement that contains a line; for a compound statement, its head."""
     found = range(line, line + 1)
     for node in ast.walk(ast.parse(text)):
         if not isinstance(node, ast.stmt):
@@ -303,7 +305,7 @@ def statement(text: str, line: int) -> range:
 
 
 def copy_tree() -> Path:
-    """What git knows or would take, and the compiled operators, in a folder for temporary files (TMPDIR says where)."""
+    """Copy the files that git tracks or would add, and the compiled operators, into a temporary folder (TMPDIR)."""
     tree = Path(tempfile.mkdtemp(prefix="mutate-"))
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
@@ -319,7 +321,7 @@ def copy_tree() -> Path:
 
 
 def verdict(mutant: Mutant, tree: Path, tests: Sequence[str], baseline: Baseline, scratch: Path) -> str:
-    """Put the mistake into the copy, run the tests, take it out; "noticed", "SURVIVES" or "UNDECIDED"."""
+    """Put the mutant into the copy, run the tests, undo it; return "noticed", "SURVIVES" or "UNDECIDED"."""
     if not tests:
         return "SURVIVES"
     place, log = tree / mutant.file, scratch / "mutant.log"
@@ -342,21 +344,21 @@ def verdict(mutant: Mutant, tree: Path, tests: Sequence[str], baseline: Baseline
 
 
 def changed_lines(mutant: Mutant) -> list[str]:
-    """The lines with the mistake, before and after."""
+    """The changed lines, before and after."""
     lines = difflib.unified_diff(mutant.original.splitlines(), mutant.mutated.splitlines(), lineterm="", n=0)
     return [line for line in list(lines)[2:] if not line.startswith("@@")]
 
 
 def main() -> None:
-    """The command line of `make mutate`."""
+    """Command line of `make mutate`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", help="files of the three floors (all)")
-    parser.add_argument("--sample", type=int, default=200, help="mutants to try (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the sample (%(default)s)")
+    parser.add_argument("files", nargs="*", help="Python files to mutate (all)")
+    parser.add_argument("--sample", type=int, default=200, help="number of mutants (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the sample (%(default)s)")
     args = parser.parse_args()
     if missing := [file for file in args.files if not (ROOT / file).is_file()]:
-        sys.exit(f"error: files must be Python files of {', '.join(FLOORS)}, named from the root, got {missing[0]}")
-    files = args.files or [str(p.relative_to(ROOT)) for floor in FLOORS for p in (ROOT / floor).rglob("*.py")]
+        sys.exit(f"error: files must be Python files of {', '.join(PACKAGES)}, relative to the root, got {missing[0]}")
+    files = args.files or [str(p.relative_to(ROOT)) for package in PACKAGES for p in (ROOT / package).rglob("*.py")]
     sample = mutants(files, args.sample, args.seed)
     for name in PRELOADED:
         __import__(name)
@@ -374,7 +376,7 @@ def main() -> None:
 
 
 def try_all(sample: Sequence[Mutant], tree: Path, scratch: Path) -> tuple[list[Mutant], int]:
-    """The mutants that no test notices, and the number of those that stay undecided."""
+    """Test all mutants; return those that survive and the number of undecided ones."""
     baseline, survivors, undecided = Baseline(), [], 0
     for number, mutant in enumerate(sample, start=1):
         began = time.monotonic()

@@ -45,8 +45,8 @@ def summary_of(out: Path) -> str:
     return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True).stdout
 
 
-def test_a_session_is_told_in_tables(tmp_path: Path):
-    """Of a session whose smoke found a fault, whose figures are of one network, and whose demo ended in the middle of a write."""
+def test_the_summary_of_a_session_is_tables(tmp_path: Path):
+    """The session's smoke found a fault, its figures are of one network, its demo ended in the middle of a write."""
     (tmp_path / "logs").mkdir()
     (tmp_path / "train_bf16").mkdir()
     (tmp_path / "steps.txt").write_text(
@@ -70,21 +70,21 @@ def test_a_session_is_told_in_tables(tmp_path: Path):
     operator = {"case": "box_iou", "rival_name": "torchvision", "compiled": 0.001, "reference": 0.002, "rival": 0.004}
     (tmp_path / "operators.jsonl").write_text(json.dumps(operator) + "\n")
     (tmp_path / "evaluation_demo_float32.json").write_text('{"bbox": {"AP"')
-    told = summary_of(tmp_path)
-    assert "| smoke | failed, status 1 | 12 | 40 |" in told
-    assert "- FAIL batched_nms 0.2 s differs\n- 1 failures" in told
-    assert "- tests_model: FAILED tests/a.py::b\n- tests_model: 1 failed, 8 passed in 3 s" in told
-    assert "| 1 × NVIDIA X | 16 | bfloat16 | 250 | – | 0.064 s | 9000 MiB | 0.25 |" in told
-    scatters, gathers = told.split("### Training, RoIAlign's gradient gathered")
+    summary = summary_of(tmp_path)
+    assert "| smoke | failed, status 1 | 12 | 40 |" in summary
+    assert "- FAIL batched_nms 0.2 s differs\n- 1 failures" in summary
+    assert "- tests_model: FAILED tests/a.py::b\n- tests_model: 1 failed, 8 passed in 3 s" in summary
+    assert "| 1 × NVIDIA X | 16 | bfloat16 | 250 | – | 0.064 s | 9000 MiB | 0.25 |" in summary
+    scatters, gathers = summary.split("### Training, RoIAlign's gradient gathered")
     assert "| bfloat16 | 300 |" in gathers
     assert "| bfloat16 | 300 |" not in scatters
-    assert "| train bfloat16 ×16 | channels-last | 62.5 | 256.00 ms |" in told
-    assert "| box_iou | 1.000 ms | 2.000 ms | torchvision 4.000 ms | 4.0× |" in told
-    assert "### Demo\n\nCannot be read: JSONDecodeError" in told
-    assert "Sanitizers" not in told
-    assert "A dry run" not in told
-    assert "commit unknown, " in told  # outside git
-    assert " (driver 570.1, 700.00 W), " in told
+    assert "| train bfloat16 ×16 | channels-last | 62.5 | 256.00 ms |" in summary
+    assert "| box_iou | 1.000 ms | 2.000 ms | torchvision 4.000 ms | 4.0× |" in summary
+    assert "### Demo\n\nCannot be read: JSONDecodeError" in summary
+    assert "Sanitizers" not in summary
+    assert "A dry run" not in summary
+    assert "commit unknown, " in summary  # outside git
+    assert " (driver 570.1, 700.00 W), " in summary
 
 
 def interpreter(folder: Path, cases: str) -> str:
@@ -171,7 +171,7 @@ def test_a_kit_is_made_where_the_caller_stands_and_one_that_cannot_be_made_leave
     assert (tmp_path / "kit" / "thesis").exists()
 
 
-def test_a_session_tells_no_figure_of_an_earlier_one_but_where_some_steps_alone_are_asked_for(tmp_path: Path):
+def test_a_session_repeats_figures_of_an_earlier_one_only_where_some_steps_alone_are_asked_for(tmp_path: Path):
     """With an interpreter that does nothing but the summary, in a folder that also holds what no step writes."""
     out = tmp_path / "out"
     old = {"profile.md": "kernels of last week", "logs/smoke.txt": "FAIL of last week"}
@@ -220,23 +220,23 @@ def test_figures_name_the_commit_without_git_too(tmp_path: Path):
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "All"]):
         subprocess.run([*git, *command], check=True)
     commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    told = '*summary.py*) git describe --always --abbrev=40 || echo "$MASKRCNN_COMMIT"; exit ;;'
-    cases = f'*"pip download"*) {download} {told} *"import sys"* | *"-m pip"*) ;; *) exit 1 ;;'
+    commit_case = '*summary.py*) git describe --always --abbrev=40 || echo "$MASKRCNN_COMMIT"; exit ;;'
+    cases = f'*"pip download"*) {download} {commit_case} *"import sys"* | *"-m pip"*) ;; *) exit 1 ;;'
     settings = {**os.environ, "PYTHON": interpreter(tmp_path, cases), "PREBUILT": "0", "ONLY": "smoke"}
     settings |= {"GIT_CEILING_DIRECTORIES": str(tmp_path), "MASKRCNN_COMMIT": ""}
 
-    def told_by(*command: str, **environment: str) -> str:
+    def commit_of(*command: str, **environment: str) -> str:
         script = [str(root / ".ci" / "gpu" / command[0]), *command[1:]]
         done = subprocess.run(script, env=settings | environment, capture_output=True, text=True, check=False)
         return done.stdout.splitlines()[-1]
 
-    told_by("make_kit")
-    assert told_by("session", "--dry", KIT="none", GIT_TEST_ASSUME_DIFFERENT_OWNER="1") == commit
+    commit_of("make_kit")
+    assert commit_of("session", "--dry", KIT="none", GIT_TEST_ASSUME_DIFFERENT_OWNER="1") == commit
     shutil.rmtree(root / ".git")
-    assert told_by("session", "--dry") == commit
+    assert commit_of("session", "--dry") == commit
     (root / ".ci" / "gpu" / "wheels.txt").write_text("")
-    assert told_by("session", "--dry") == f"{commit}-dirty"
-    assert told_by("session", "--dry", MASKRCNN_COMMIT="mine") == "mine"
+    assert commit_of("session", "--dry") == f"{commit}-dirty"
+    assert commit_of("session", "--dry", MASKRCNN_COMMIT="mine") == "mine"
 
 
 def test_steps_side_by_side_end_with_the_session(tmp_path: Path):
@@ -261,7 +261,7 @@ def test_steps_side_by_side_end_with_the_session(tmp_path: Path):
     assert ends == set(steps.split())
 
 
-def test_a_session_that_is_told_to_end_does_so_at_once_and_says_where_it_was(tmp_path: Path):
+def test_a_terminated_session_ends_at_once_and_says_where_it_was(tmp_path: Path):
     out = tmp_path / "out"
     python = interpreter(tmp_path, '*"from cuda_ops"*) exec sleep 300 ;;')
     environment = {**os.environ, "OUT": str(out), "PYTHON": python, "ONLY": "library", "KIT": "none"}
