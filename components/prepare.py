@@ -2,17 +2,18 @@
 
 Every image is decoded and measured, every annotation checked. `data.prepared_dir` then has, for each split, the
 memory-mapped index (`train/`, `val/`) and the clean annotations for evaluation (`train.json`, `val.json`), and a report
-(`report.json`, `report.png`). Invalid records are an error; with `data.on_invalid=skip` they are dropped and counted.
+(`report.json`, `report.png`), and a table of every fault and warning (`problems.csv`). Invalid records are an error;
+with `data.on_invalid=skip` they are dropped and counted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.cli import parse, stage_parser, user_errors
 from components.config import Config
-from components.datasets.raw import require_raw, require_replaceable
+from components.datasets.raw import PROBLEMS, require_raw, require_replaceable
 
 if TYPE_CHECKING:
     from components.datasets.report import SplitReport
@@ -36,18 +37,31 @@ def run(config: Config) -> PrepareResult:
     require_replaceable(config.data.prepared_dir)
     from components.datasets.preparation import prepare
 
-    return PrepareResult(config.data.prepared_dir, prepare(config.data))
+    result = PrepareResult(config.data.prepared_dir, prepare(config.data))
+    for line in _summary(result):
+        print(line)
+    return result
+
+
+def _summary(result: PrepareResult) -> Iterator[str]:
+    """Lines of counts and warnings, and the paths of the files that show more."""
+    for split, report in result.splits.items():
+        dropped = [f"dropped {count} ({kind})" for kind, count in report.dropped.items()]
+        repaired = [f"repaired {count} ({kind})" for kind, count in report.repaired.items()]
+        counts = (f"{report.images} images", f"{report.instances} instances", f"{report.crowds} crowds")
+        yield f"{split}: {', '.join([*counts, *dropped, *repaired])}"
+        for kind, count in report.warnings.items():
+            yield f"warning: {split}: {count} × {kind}, such as {report.examples[kind]}"
+    yield str(result.prepared_dir / "report.png")
+    if any(report.examples for report in result.splits.values()):
+        yield f"{result.prepared_dir / PROBLEMS} has every dropped and repaired record, and every warning"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line of `maskrcnn prepare`."""
     with user_errors():
         _, config = parse(stage_parser("prepare", __doc__), argv)
-        result = run(config)
-        for split, report in result.splits.items():
-            dropped = "".join(f", dropped {count} ({kind})" for kind, count in report.dropped.items())
-            print(f"{split}: {report.images} images, {report.instances} instances, {report.crowds} crowds{dropped}")
-        print(result.prepared_dir / "report.png")
+        run(config)
 
 
 if __name__ == "__main__":

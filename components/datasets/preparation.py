@@ -1,24 +1,25 @@
 """Preparation of a data set: every record checked, the index and the clean annotations written."""
 
+import contextlib
 import hashlib
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pycocotools.mask as coco_mask
 from rich.progress import track
 
-from components.datasets.raw import REPORT, require_replaceable
+from components.datasets.raw import PROBLEMS, REPORT, require_replaceable
 from components.datasets.report import SplitReport, draw_report, split_report
 from model.config import DataConfig
-from model.data.annotations import AnnotationError, CocoFile, ImageRecord, Problem, read_coco
+from model.data.annotations import AnnotationError, CocoFile, ImageRecord, read_coco
+from model.data.findings import Finding, write_findings
 from model.data.index import CocoIndex, IndexedImage, images_location, write_index
 from model.data.layout import SPLITS, Split, split_paths
-from model.data.measure import ImageFacts, ImageFault, measure_images
+from model.data.measure import ImageFacts, measure_images
 
 _SHOWN_PROBLEMS = 10
 
@@ -35,12 +36,15 @@ def prepare(data: DataConfig) -> dict[str, SplitReport]:
     """Check a data set and replace `data.prepared_dir` as a whole; return the report of each split.
 
     Raises:
-        AnnotationError: if the data cannot be used; it lists the first invalid records.
+        AnnotationError: if the data cannot be used; it lists the first invalid records, and names a file with all.
     """
     checked = {split: _check_split(data, split) for split in SPLITS}
-    problems = [problem for split in checked.values() for problem in split.coco.problems]
-    if problems and data.on_invalid == "error":
-        raise AnnotationError(_list_problems(problems))
+    findings = [finding for split in checked.values() for finding in split.coco.findings]
+    refused = data.prepared_dir.with_name(f"{data.prepared_dir.name}.{PROBLEMS}")
+    if data.on_invalid == "error" and any(finding.severity == "error" for finding in findings):
+        refused.parent.mkdir(parents=True, exist_ok=True)
+        write_findings(refused, findings)
+        raise AnnotationError(_list_errors(findings, refused))
     _require_same_categories(checked["train"].coco, checked["val"].coco)
     with _replacing(data.prepared_dir) as folder:
         reports: dict[str, SplitReport] = {}
@@ -48,7 +52,9 @@ def prepare(data: DataConfig) -> dict[str, SplitReport]:
             reports[split] = _write_split(folder, data, split, checked[split])
         text = json.dumps({split: asdict(report) for split, report in reports.items()}, indent=1, ensure_ascii=False)
         (folder / REPORT).write_text(text, encoding="utf-8")
+        write_findings(folder / PROBLEMS, findings)
         draw_report(folder / "report.png", reports, CocoIndex.open(folder, "train"))
+    refused.unlink(missing_ok=True)
     return reports
 
 
@@ -59,20 +65,22 @@ def _check_split(data: DataConfig, split: Split) -> CheckedSplit:
     facts: dict[int, ImageFacts] = {}
     results = measure_images(folder, records, threads=max(data.workers, 1))
     for record, result in zip(records, track(results, f"checking {split}", total=len(records)), strict=True):
-        if isinstance(result, ImageFault):
-            coco.drop_image(record.id, Problem(f"{coco.path}: image {record.id}", result.kind, result.reason))
+        where = f"{coco.path}: image {record.id}"
+        if isinstance(result, Finding):
+            coco.drop_image(record.id, replace(result, where=where))
         else:
+            coco.findings += [replace(finding, where=where) for finding in result.findings]
             facts[record.id] = result
     return CheckedSplit(coco, facts)
 
 
-def _list_problems(problems: list[Problem]) -> str:
-    shown = [str(problem) for problem in problems[:_SHOWN_PROBLEMS]]
-    rest = len(problems) - len(shown)
+def _list_errors(findings: list[Finding], path: Path) -> str:
+    errors = [finding for finding in findings if finding.severity == "error"]
+    rest = len(errors) - _SHOWN_PROBLEMS
     return "\n".join(
-        [f"unusable records: {len(problems)}", *shown]
-        + ([f"… and {rest} more"] if rest else [])
-        + ["Fix them, or drop and count them with data.on_invalid=skip."]
+        [f"unusable records: {len(errors)}", *map(str, errors[:_SHOWN_PROBLEMS])]
+        + ([f"… and {rest} more"] if rest > 0 else [])
+        + [f"All are in {path}. Fix them, or drop and count them with data.on_invalid=skip."]
     )
 
 
@@ -127,7 +135,7 @@ def _mask_area(segmentation: Any, image: ImageRecord) -> int:
     return int(coco_mask.area(coco_mask.merge(rle) if isinstance(rle, list) else rle))
 
 
-@contextmanager
+@contextlib.contextmanager
 def _replacing(target: Path) -> Iterator[Path]:
     """Yield a new folder that replaces `target` if the context ends without an error."""
     require_replaceable(target)  # again, since checking takes minutes

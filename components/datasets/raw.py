@@ -7,6 +7,7 @@ from model.data.annotations import AnnotationError, require_annotations
 from model.data.layout import SPLITS, split_paths
 
 REPORT = "report.json"  # in data.prepared_dir
+PROBLEMS = "problems.csv"  # there too; after an error, <data.prepared_dir>.problems.csv
 
 
 def require_raw(data: DataConfig) -> None:

@@ -11,6 +11,7 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
 
 from model.data.annotations import CocoFile
+from model.data.findings import count_kinds
 from model.data.index import CocoIndex
 from model.data.transforms import read_image
 
@@ -31,6 +32,9 @@ class SplitReport:
     per_class: dict[str, int]  # class name → instances
     per_size: dict[str, int]  # small, medium, large (by box area) → instances
     dropped: dict[str, int]  # kind of fault → records
+    repaired: dict[str, int]
+    warnings: dict[str, int]
+    examples: dict[str, str]  # kind of any of these three → the first finding
     data_hash: str
 
 
@@ -50,7 +54,10 @@ def split_report(coco: CocoFile, data_hash: str) -> SplitReport:
         clipped_boxes=sum(instance.was_clipped for instance in instances),
         per_class={name: classes[category_id] for category_id, name in coco.categories.items()},
         per_size={"small": small, "medium": medium, "large": large},
-        dropped=dict(Counter(problem.kind for problem in coco.problems)),
+        dropped=count_kinds(coco.findings, "error"),
+        repaired=count_kinds(coco.findings, "repaired"),
+        warnings=count_kinds(coco.findings, "warning"),
+        examples={finding.kind: str(finding) for finding in reversed(coco.findings)},
         data_hash=data_hash,
     )
 

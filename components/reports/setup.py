@@ -25,7 +25,9 @@ _COUNTS = {
     "instances": "instances",
     "crowds": "regions of crowds",
     "clipped_boxes": "boxes clipped to the frame",
-    "dropped": "annotations dropped",
+    "dropped": "records dropped",
+    "repaired": "records repaired",
+    "warnings": "warnings",
     "data_hash": "hash",
 }
 _HEADLINES = (("bbox", "AP"), ("segm", "AP"), ("bbox", "AP50"), ("segm", "AP50"), ("proposals", "AR1000"))
@@ -62,7 +64,11 @@ def data(runs: Sequence[RunData]) -> Chapter:
             )
             continue
         rows = [[label, *(_count(report[split], key) for split in report)] for key, label in _COUNTS.items()]
-        tables.append(Table(["", *report], rows, ", ".join(names) if len(groups) > 1 else ""))
+        caption = ", ".join(names) if len(groups) > 1 else ""
+        tables.append(Table(["", *report], rows, caption))
+        findings = _findings(report)
+        if findings:
+            tables.append(Table(["what `prepare` found", *report, "for example"], findings, caption))
         names_of_classes = list(next(iter(report.values()))["per_class"])
         listed = ", ".join(names_of_classes[:_SHOWN_CLASSES])
         notes.append(
@@ -140,8 +146,19 @@ def _question(runs: Sequence[RunData]) -> str:
     return f"What difference {verb} {', '.join(changed[:6])}{' …' if len(changed) > 6 else ''} make between {names}?"
 
 
+def _findings(report: dict[str, Any]) -> list[list[str]]:
+    """Rows of kinds: its number in each split, and an example."""
+    rows = []
+    for group in ("dropped", "repaired", "warnings"):
+        for kind in dict.fromkeys(kind for split in report.values() for kind in split.get(group, {})):
+            counts = [str(split.get(group, {}).get(kind, 0)) for split in report.values()]
+            examples = [split["examples"][kind] for split in report.values() if kind in split.get("examples", {})]
+            rows.append([f"{group}: {kind}", *counts, next(iter(examples), DASH)])
+    return rows
+
+
 def _count(split: dict[str, Any], key: str) -> str:
-    value = split.get(key)
+    value = split.get(key, {})
     if isinstance(value, dict):
         return str(sum(value.values()))
     return value[:12] if key == "data_hash" and value else str(value)

@@ -1,6 +1,6 @@
 """COCO JSON, read and checked once; later stages trust it.
 
-A file that is not COCO JSON is an error. A record that cannot be used is a `Problem`, which `prepare` raises or counts.
+A file that is not COCO JSON is an error. Whatever is wrong with a record is a `Finding`, which `prepare` raises or counts.
 Boxes leave here as (x1, y1, x2, y2) in pixels, clipped to the frame; polygons as [V, 2] float32, not clipped.
 """
 
@@ -14,6 +14,7 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
+from model.data.findings import Finding
 from model.data.polygons import mask_to_polygons
 from model.data.rle import rle_runs, runs_to_mask
 from model.errors import UserError
@@ -25,24 +26,12 @@ class AnnotationError(UserError):
     """The data set cannot be used as it is; the message names the faulty records."""
 
 
-class _Fault(Exception):  # noqa: N818 - not an error yet: it becomes a Problem
+class _Fault(Exception):  # noqa: N818 - not an error yet: it becomes a Finding
     """One record cannot be used; `kind` names the class of fault, the message describes this one."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind = kind
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A record that cannot be used."""
-
-    where: str  # file and id
-    kind: str  # class of fault, as counted in the report
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.where}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -68,18 +57,18 @@ class Instance:
 
 @dataclass
 class CocoFile:
-    """One annotation file: the usable records of the first `limit` images, and the problems of the others."""
+    """One annotation file: the usable records of the first `limit` images, and the findings of all."""
 
     path: Path
     categories: dict[int, str]  # id → name, sorted by id
     images: dict[int, ImageRecord]  # id → record, sorted by id
     instances: dict[int, list[Instance]]  # image id → annotations
     raw: dict[int, list[dict[str, Any]]]  # image id → the same annotations as in the file
-    problems: list[Problem] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
 
-    def drop_image(self, image_id: int, problem: Problem) -> None:
+    def drop_image(self, image_id: int, finding: Finding) -> None:
         """Remove an image and its annotations, and record why."""
-        self.problems.append(problem)
+        self.findings.append(finding)
         del self.images[image_id], self.instances[image_id], self.raw[image_id]
 
 
@@ -99,7 +88,7 @@ def read_coco(path: Path, limit: int = 0) -> CocoFile:
         try:
             record = _image_record(entry, records)
         except _Fault as fault:
-            coco.problems.append(_problem(path, "image", entry, fault))
+            coco.findings.append(_finding(path, "image", entry, fault))
         else:
             records[record.id] = record
     for image_id in sorted(records)[: limit or None]:
@@ -110,7 +99,7 @@ def read_coco(path: Path, limit: int = 0) -> CocoFile:
         try:
             _add_annotation(coco, entry, records, seen)
         except _Fault as fault:
-            coco.problems.append(_problem(path, "annotation", entry, fault))
+            coco.findings.append(_finding(path, "annotation", entry, fault))
     return coco
 
 
@@ -244,12 +233,12 @@ def _rle_polygons(rle: dict[str, Any], image: ImageRecord, *, outline: bool) -> 
     return polygons
 
 
-def _problem(path: Path, what: str, entry: Any, fault: _Fault) -> Problem:
+def _finding(path: Path, what: str, entry: Any, fault: _Fault) -> Finding:
     record = entry if isinstance(entry, dict) else {}
     where = f"{path}: {what} {record.get('id')!r}"
     if what == "annotation":
         where += f" of image {record.get('image_id')!r}"
-    return Problem(where, fault.kind, str(fault))
+    return Finding(fault.kind, str(fault), where)
 
 
 def _is_id(value: Any) -> TypeGuard[int]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import ExifTags, Image
 
 from model.data.annotations import ImageRecord
+from model.data.findings import Finding
 from model.data.transforms import UNREADABLE
 
 _EXIF_QUARTER_TURNS = (5, 6, 7, 8)
@@ -22,17 +23,10 @@ class ImageFacts:
 
     apply_exif: bool  # True if the annotated size is that after applying the EXIF orientation
     sha256: str
+    findings: tuple[Finding, ...] = ()  # warnings and repairs
 
 
-@dataclass(frozen=True)
-class ImageFault:
-    """Reason why an image file cannot be used."""
-
-    kind: str
-    reason: str
-
-
-def measure_images(folder: Path, records: Sequence[ImageRecord], threads: int) -> Iterator[ImageFacts | ImageFault]:
+def measure_images(folder: Path, records: Sequence[ImageRecord], threads: int) -> Iterator[ImageFacts | Finding]:
     """Measure the file of each record, in order.
 
     Args:
@@ -43,8 +37,12 @@ def measure_images(folder: Path, records: Sequence[ImageRecord], threads: int) -
         yield from pool.map(partial(measure_image, folder), records)
 
 
-def measure_image(folder: Path, record: ImageRecord) -> ImageFacts | ImageFault:
-    """Decode the whole file, so that truncation is found, and compare its size with the record's."""
+def measure_image(folder: Path, record: ImageRecord) -> ImageFacts | Finding:
+    """Decode the whole file, so that truncation is found, and compare its size with the record's.
+
+    Returns:
+        The facts, or the reason why the file cannot be used; its caller adds to all findings where they were made.
+    """
     path = folder / record.file_name
     try:
         content = path.read_bytes()
@@ -53,13 +51,13 @@ def measure_image(folder: Path, record: ImageRecord) -> ImageFacts | ImageFault:
             width, height = image.size
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except FileNotFoundError:
-        return ImageFault("missing file", f"{path} does not exist")
+        return Finding("missing file", f"{path} does not exist")
     except UNREADABLE as error:
-        return ImageFault("unreadable file", f"{path} cannot be decoded: {error}")
+        return Finding("unreadable file", f"{path} cannot be decoded: {error}")
     annotated = (record.height, record.width)
     turned = (width, height) if orientation in _EXIF_QUARTER_TURNS else (height, width)
     if annotated not in (turned, (height, width)):
-        return ImageFault(
+        return Finding(
             "wrong size",
             f"{path} is {height} × {width} (height × width), its annotations say {record.height} × {record.width}",
         )

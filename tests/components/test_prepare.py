@@ -1,5 +1,6 @@
 """Prepare: a whole custom data set in, index, ground truth and report out; bad records refused or dropped."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -11,10 +12,12 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from components.config import Config
-from components.prepare import PrepareResult, main, run
+from components.datasets.report import split_report
+from components.prepare import PrepareResult, _summary, main, run
 from model.config import DataConfig, ShapesConfig
-from model.data.annotations import AnnotationError
+from model.data.annotations import AnnotationError, CocoFile
 from model.data.dataset import CocoDataset
+from model.data.findings import Finding
 from model.data.index import CocoIndex
 from model.data.synthetic import write_shapes
 
@@ -91,6 +94,7 @@ def test_writes_index_ground_truth_and_report(custom: Custom):
     assert report["train"]["data_hash"] == index.data_hash
     assert Image.open(result.prepared_dir / "report.png").width > 500
     assert sorted(path.name for path in result.prepared_dir.iterdir()) == [
+        "problems.csv",
         "report.json",
         "report.png",
         "train",
@@ -175,7 +179,7 @@ def test_a_bad_record_is_an_error_that_names_file_id_and_reason(custom: Custom, 
         custom.prepare()
     assert str(error.value).startswith("unusable records: 1\n" + str(custom.root / "instances_train.json"))
     assert str(error.value).endswith("data.on_invalid=skip.")
-    assert not custom.data().prepared_dir.exists()
+    assert [path.name for path in custom.root.parent.iterdir() if "prepared" in path.name] == ["prepared.problems.csv"]
 
 
 @pytest.mark.parametrize("damage", FAULTS, ids=lambda damage: damage.__name__)
@@ -189,7 +193,7 @@ def test_a_bad_record_is_dropped_and_counted_where_asked(custom: Custom, damage:
     assert (len(truth.imgs), len(truth.anns)) == (images, instances)
 
 
-def test_the_first_ten_offenders_are_listed_and_the_rest_counted(custom: Custom):
+def test_the_first_ten_offenders_are_listed_and_a_file_has_all_until_they_are_fixed(custom: Custom):
     custom.train["annotations"] = [annotation(1, i, bbox=[0, 0, 0, 0]) for i in range(13)]
     with pytest.raises(AnnotationError) as error:
         custom.prepare()
@@ -197,6 +201,15 @@ def test_the_first_ten_offenders_are_listed_and_the_rest_counted(custom: Custom)
     assert lines[0] == "unusable records: 13"
     assert ["annotation 9 of" in line for line in lines].index(True) == 10
     assert lines[11] == "… and 3 more"
+    path = custom.data().prepared_dir.with_name("prepared.problems.csv")
+    assert lines[12].startswith(f"All are in {path}.")
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["severity"], row["kind"]) for row in rows] == [("error", "box without area")] * 13
+    assert rows[12]["where"].endswith("annotation 12 of image 1")
+    custom.train["annotations"] = [annotation(1, 1)]
+    custom.prepare()
+    assert not path.exists()
 
 
 def test_broken_json_is_reported_with_the_position(custom: Custom):
@@ -326,3 +339,17 @@ def test_the_command_prints_counts_and_the_report(custom: Custom, tmp_path: Path
     output = capsys.readouterr().out
     assert "train: 3 images, 2 instances, 0 crowds, dropped 1 (box without area)" in output
     assert str(tmp_path / "prepared" / "report.png") in output
+    assert f"{tmp_path / 'prepared' / 'problems.csv'} has every dropped" in output
+
+
+def test_warnings_are_counted_by_kind_with_an_example():
+    findings = [Finding(kind, f"text {n}", f"image {n}", "warning") for n, kind in enumerate("abb")]
+    coco = CocoFile(Path("a.json"), {}, {}, {}, {}, [*findings, Finding("c", "text", "image 9", "repaired")])
+    report = split_report(coco, "hash")
+    assert list(report.warnings.items()) == [("b", 2), ("a", 1)]
+    assert (report.dropped, report.repaired, report.examples["b"]) == ({}, {"c": 1}, "image 1: text 1")
+    lines = list(_summary(PrepareResult(Path("prepared"), {"val": report})))
+    assert lines[:2] == [
+        "val: 0 images, 0 instances, 0 crowds, repaired 1 (c)",
+        "warning: val: 2 × b, such as image 1: text 1",
+    ]

@@ -48,7 +48,7 @@ def read(tmp_path: Path, content: Any, limit: int = 0) -> CocoFile:
 def test_a_good_file_has_no_problem(tmp_path: Path):
     coco = read(tmp_path, tree())
     (instance,) = coco.instances[1]
-    assert coco.problems == []
+    assert coco.findings == []
     assert coco.categories == {3: "cat", 90: "chien"}
     assert (instance.category_id, instance.box, instance.is_crowd) == (3, (1, 1, 7, 7), False)
     assert np.array_equal(instance.polygons[0], [(1, 1), (7, 1), (7, 7)])
@@ -57,7 +57,7 @@ def test_a_good_file_has_no_problem(tmp_path: Path):
 def test_every_annotation_of_coco_is_accepted(either_coco: Path):
     path = either_coco / "annotations" / "instances_val2017.json"
     coco, oracle = read_coco(path), COCO(str(path))
-    assert coco.problems == []
+    assert coco.findings == []
     assert sorted(coco.images) == sorted(oracle.imgs)
     assert {i: len(coco.instances[i]) for i in coco.images} == {i: len(oracle.getAnnIds([i])) for i in oracle.imgs}
 
@@ -70,7 +70,7 @@ def test_categories_come_in_the_order_of_their_ids(tmp_path: Path):
 def test_an_image_without_annotation_is_kept(tmp_path: Path):
     coco = read(tmp_path, tree(images=[image(), image(id=2)]))
     assert coco.instances[2] == []
-    assert coco.problems == []
+    assert coco.findings == []
 
 
 def test_the_limit_takes_the_first_images_by_id(tmp_path: Path):
@@ -79,7 +79,7 @@ def test_the_limit_takes_the_first_images_by_id(tmp_path: Path):
     coco = read(tmp_path, tree(images, annotations), limit=2)
     assert list(coco.images) == [4, 7]
     assert [len(coco.instances[i]) for i in (4, 7)] == [1, 1]
-    assert coco.problems == []
+    assert coco.findings == []
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -155,18 +155,18 @@ FAULTS = {
 def test_a_faulty_annotation_is_reported_with_file_id_and_reason(tmp_path: Path, name: str):
     changes, kind, reason = FAULTS[name]
     coco = read(tmp_path, tree(annotations=[annotation(**changes), annotation(id=6)]))
-    (problem,) = coco.problems
+    (problem,) = coco.findings
     assert problem.kind == kind
     assert str(problem).startswith(
         f"{tmp_path / 'instances.json'}: annotation 5 of image {changes.get('image_id', 1)}: "
     )
-    assert re.search(reason, problem.reason)
+    assert re.search(reason, problem.text)
     assert len(coco.instances[1]) == len(coco.raw[1]) == 1
 
 
 def test_the_second_of_two_annotations_with_one_id_is_a_problem(tmp_path: Path):
     coco = read(tmp_path, tree(annotations=[annotation(), annotation()]))
-    assert [problem.kind for problem in coco.problems] == ["duplicate annotation id"]
+    assert [problem.kind for problem in coco.findings] == ["duplicate annotation id"]
     assert len(coco.instances[1]) == 1
 
 
@@ -183,7 +183,7 @@ def test_the_second_of_two_annotations_with_one_id_is_a_problem(tmp_path: Path):
 )
 def test_a_faulty_image_is_a_problem(tmp_path: Path, changes: dict[str, Any], kind: str):
     coco = read(tmp_path, tree(images=[image(), image(**changes)]))
-    assert [problem.kind for problem in coco.problems] == [kind]
+    assert [problem.kind for problem in coco.findings] == [kind]
     assert list(coco.images) == [1]
 
 

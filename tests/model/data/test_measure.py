@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from model.data.annotations import ImageRecord
-from model.data.measure import ImageFacts, ImageFault, measure_image, measure_images
+from model.data.findings import Finding
+from model.data.measure import ImageFacts, measure_image, measure_images
 
 
 def record(name: str, height: int = 16, width: int = 24) -> ImageRecord:
@@ -20,14 +21,14 @@ def save_turned(path: Path, orientation: int) -> None:
     Image.new("RGB", (24, 16)).save(path, exif=exif)
 
 
-def fault(folder: Path, name: str) -> ImageFault:
+def fault(folder: Path, name: str) -> Finding:
     result = measure_image(folder, record(name))
-    assert isinstance(result, ImageFault)
+    assert isinstance(result, Finding)
     return result
 
 
 def test_a_missing_file_is_named(tmp_path: Path):
-    assert fault(tmp_path, "gone.jpg") == ImageFault("missing file", f"{tmp_path / 'gone.jpg'} does not exist")
+    assert fault(tmp_path, "gone.jpg") == Finding("missing file", f"{tmp_path / 'gone.jpg'} does not exist")
 
 
 def test_a_truncated_jpeg_is_found(tmp_path: Path):
@@ -68,4 +69,4 @@ def test_results_come_in_order_and_the_hash_is_of_the_content(tmp_path: Path):
     first, second, third, fourth = measure_images(tmp_path, records, threads=3)
     assert first == fourth
     assert second != first
-    assert isinstance(third, ImageFault)
+    assert isinstance(third, Finding)
