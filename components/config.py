@@ -3,10 +3,20 @@
 `model/config.py` has the sections `data`, `model`, `train` and `evaluate`.
 """
 
+import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    model_validator,
+)
 
 from model.config import DataConfig, EvaluateConfig, Fraction, ModelConfig, Section, TrainConfig
 
@@ -81,10 +91,47 @@ class RegistryConfig(Section):
 
 _LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"  # DNS-1123, as namespaces, secrets and claims are named
 _VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
-_MIB = {"Mi": 1, "Gi": 1024, "Ti": 1024 * 1024}
+# Kubernetes' units of bytes
+_UNITS = {"": 1, **{unit: 1000**n for n, unit in enumerate("kMGTPE", 1)}}
+_BINARY_UNITS = {"": 1, **{f"{unit}i": 1024**n for n, unit in enumerate("KMGTPE", 1)}}
+
+
+def canonical(quantity: str) -> str:
+    """Write bytes, or a number, in the one form that Kubernetes' Go clients give them: 1024Mi is 1Gi.
+
+    A controller's update of a job rewrites quantities so, and is refused where the field is immutable.
+
+    Raises:
+        ValueError: if it is not a positive whole number of bytes.
+    """
+    amount, units = _bytes(quantity), _BINARY_UNITS if quantity.endswith("i") else _UNITS
+    unit = max((unit for unit in units if amount % units[unit] == 0), key=units.__getitem__)
+    return f"{amount // units[unit]}{unit}"
+
+
+def _bytes(quantity: str) -> int:
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([A-Za-z]{0,2})", quantity, flags=re.ASCII)
+    unit = (_UNITS | _BINARY_UNITS).get(match[2]) if match else None
+    amount = Decimal(match[1]) * unit if match and unit else Decimal(0)
+    if not 0 < amount < 2**63 or amount % 1:
+        raise ValueError(f"must be whole bytes with a unit of Kubernetes, such as 512Mi or 32Gi, got {quantity!r}")
+    return int(amount)
+
+
+def _cores(value: Any) -> Any:
+    """Whole cores from a quantity: 2000m is 2."""
+    if isinstance(value, str) and re.fullmatch("[0-9]+m", value):
+        cores, rest = divmod(int(value[:-1]), 1000)
+        if rest:
+            raise ValueError(f"must be whole cores, since requests equal limits and workers are counted, got {value}")
+        return cores
+    return value
+
+
 Label = Annotated[str, Field(pattern=rf"^{_LABEL}$")]
 LabelOrNone = Annotated[str, Field(pattern=rf"^({_LABEL})?$")]
-Memory = Annotated[str, Field(pattern=r"^[1-9][0-9]*(Mi|Gi|Ti)$")]
+Cores = Annotated[PositiveInt, BeforeValidator(_cores)]
+Memory = Annotated[str, AfterValidator(canonical)]
 VolumeMount = Annotated[str, Field(pattern=rf"^{_LABEL}:/[^:]*(:ro)?$")]
 EnvValue = Annotated[str, Field(pattern=rf"^{_VARIABLE}=")]
 EnvSecret = Annotated[str, Field(pattern=rf"^{_VARIABLE}={_LABEL}/[-._A-Za-z0-9]+$")]
@@ -110,7 +157,7 @@ class ClusterConfig(Section):
     min_nodes: NonNegativeInt = 0  # fewest nodes with which an elastic PyTorchJob continues; 0: all
     gpus_per_node: NonNegativeInt = 1  # 0 trains on CPUs
     processes_per_node: NonNegativeInt = 0  # 0: one for each GPU, or one
-    cpu: PositiveInt = 8  # cores a node
+    cpu: Cores = 8  # a node
     memory: Memory = "32Gi"  # a node, /dev/shm within
     shm: Memory = "8Gi"  # /dev/shm of a node, where data.workers hand over batches
     volumes: tuple[VolumeMount, ...] = (
@@ -139,7 +186,7 @@ class ClusterConfig(Section):
     def _parts_agree(self) -> "ClusterConfig":
         if self.min_nodes > self.nodes:
             raise ValueError(f"min_nodes must be at most nodes, got {self.min_nodes} > {self.nodes}")
-        if _mib(self.shm) >= _mib(self.memory):
+        if _bytes(self.shm) >= _bytes(self.memory):
             raise ValueError(f"shm must be less than memory, which holds it, got {self.shm} and {self.memory}")
         elastic = self.api == "pytorchjob" and self.form == "elastic"
         if self.min_nodes and not elastic:
@@ -151,10 +198,6 @@ class ClusterConfig(Section):
         if (self.scheduler == "default") == bool(self.queue):
             raise ValueError(f"queue must be named for kueue and volcano, and for them alone, got {self.queue!r}")
         return self
-
-
-def _mib(memory: str) -> int:
-    return int(memory[:-2]) * _MIB[memory[-2:]]
 
 
 class Config(Section):

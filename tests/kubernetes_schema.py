@@ -13,12 +13,12 @@ import kubernetes.client
 Json = dict[str, Any]
 # Kinds that no client on PyPI has types for, from their CRDs: field → type, * any field.
 _CRDS: dict[str, Any] = {
-    "kueue.x-k8s.io/v1beta1/ResourceFlavor": {
+    "kueue.x-k8s.io/v1beta2/ResourceFlavor": {
         "nodeLabels": {"*": str},
         "tolerations": [dict.fromkeys(("key", "operator", "value", "effect"), str)],
     },
-    "kueue.x-k8s.io/v1beta1/LocalQueue": {"clusterQueue": str},
-    "kueue.x-k8s.io/v1beta1/ClusterQueue": {
+    "kueue.x-k8s.io/v1beta2/LocalQueue": {"clusterQueue": str},
+    "kueue.x-k8s.io/v1beta2/ClusterQueue": {
         "namespaceSelector": {"matchLabels": {"*": str}},
         "queueingStrategy": str,
         "preemption": {"withinClusterQueue": str},

@@ -5,6 +5,7 @@ Only this module imports `kubernetes`; k8s/base/launcher.yaml grants the permiss
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -25,6 +26,10 @@ _LOG_READ_S = 60  # without a line, the log is requested again after this time: 
 _RESOURCES = {  # group, version, plural, label of the pods
     "pytorchjob": ("kubeflow.org", "v1", "pytorchjobs", "training.kubeflow.org/job-name"),
     "trainjob": ("trainer.kubeflow.org", "v1alpha1", "trainjobs", "jobset.sigs.k8s.io/jobset-name"),
+}
+_NEEDS = {
+    "pytorchjob": "training operator 1.9 or later",
+    "trainjob": "Kubeflow Trainer 2.3 or later (cluster.api=pytorchjob needs the training operator instead)",
 }
 
 
@@ -51,7 +56,10 @@ class JobApi:
         """Create the job; return False if one of this name exists."""
         answer = self._ask(
             "create",
-            lambda: self._jobs.create_namespaced_custom_object(**self._where, body=manifest, **_TIMES),
+            # Strict: an older operator's API would drop the fields that it does not know, and start another job.
+            lambda: self._jobs.create_namespaced_custom_object(
+                **self._where, body=manifest, field_validation="Strict", **_TIMES
+            ),
             none_on=409,
         )
         return answer is not None
@@ -148,6 +156,11 @@ class JobApi:
                     return None
                 if 0 < error.status < 500 and error.status != 429:
                     raise ClusterError(self._refusal(what, error)) from error
+                if "CERTIFICATE_VERIFY_FAILED" in str(error.reason):  # of status 0; waiting would change nothing
+                    raise ClusterError(
+                        f"{self._server}: {what}: {error.reason}; the kubeconfig's certificate-authority must have "
+                        "signed the server's certificate, and that must be valid for this address"
+                    ) from error
                 last = f"{error.status} {error.reason} {_message(error)}".strip()
             except (HTTPError, OSError) as error:
                 last = str(error)
@@ -164,12 +177,32 @@ class JobApi:
         namespace, message = self.cluster.namespace, _message(error)
         advice = {
             401: "log in again, or mount a service account's token",
-            403: f"bind the Role of k8s/base/launcher.yaml in {namespace} to the account that runs this",
+            403: self._advice_if_forbidden(message),
             404: f"create the namespace {namespace} with kubectl apply -k k8s/base; {self._plural} need Kubeflow's "
             "operator (cluster.api)",
-        }
+        }.get(error.status, "")
+        if "unknown field" in message:
+            advice = f"the operator of this cluster is too old: cluster.api={self.cluster.api} needs "
+            advice += _NEEDS[self.cluster.api]
         text = f"{self._server}: {what} {self._plural} in {namespace}: {error.status} {error.reason}: {message}"
-        return f"{text}; {advice[error.status]}" if error.status in advice else text
+        return f"{text}; {advice}" if advice else text
+
+    def _advice_if_forbidden(self, message: str) -> str:
+        """Advice by the cause in the API server's message: 403 is not only for missing permissions."""
+        namespace = self.cluster.namespace
+        causes = {  # patterns of the server's words; the first that fits
+            r"system:anonymous": "log in: the request had neither token nor certificate",
+            r" cannot \S+ resource ": f"bind the Role of k8s/base/launcher.yaml in {namespace} to the account that runs "
+            "this",
+            r"denied (the )?request": "an admission policy of the cluster refuses the job: change what the policy names, "
+            "or ask the cluster's administrators",
+            r"exceeded quota": "wait for other jobs to end, request less (section cluster), or have the quota raised: "
+            f"kubectl -n {namespace} describe resourcequota",
+            r"failed quota": f"the quota wants requests or limits that the job has not: kubectl -n {namespace} describe "
+            "resourcequota",
+            r"being terminated": f"wait until the namespace {namespace} is gone, then create it again",
+        }
+        return next((advice for words, advice in causes.items() if re.search(words, message)), "")
 
 
 def _import_kubernetes() -> Any:

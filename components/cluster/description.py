@@ -188,7 +188,8 @@ def _check_tracking(config: Config) -> None:
 
 def literal_env(job: Description) -> list[Mapping[str, object]]:
     """Environment of the pods in the API's format; secrets by reference."""
-    env: list[Mapping[str, object]] = [{"name": name, "value": value} for name, value in job.env]
+    # Go clients leave an empty value out, and thereby change a job that they update; so it is not sent.
+    env: list[Mapping[str, object]] = [{"name": name} | ({"value": value} if value else {}) for name, value in job.env]
     for name, secret, key in map(secret_reference, job.cluster.secrets):
         env.append({"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}})
     return env
@@ -205,6 +206,5 @@ def toleration(word: str) -> dict[str, str]:
     """An entry of `cluster.tolerations`, KEY:EFFECT or KEY=VALUE:EFFECT, in the API's format."""
     taint, _, effect = word.rpartition(":")
     key, equals, value = taint.partition("=")
-    if equals:
-        return {"key": key, "operator": "Equal", "value": value, "effect": effect}
-    return {"key": key, "operator": "Exists", "effect": effect}
+    rule = {"key": key, "operator": "Equal" if equals else "Exists", "effect": effect}
+    return rule | ({"value": value} if value else {})  # none if it is empty, as in `literal_env`

@@ -9,13 +9,15 @@ Sources: the types of kubeflow.org/v1 (training operator 1.9) and trainer.kubefl
 import hashlib
 import io
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
 from components.cluster.description import Description, literal_env, toleration
-from components.cluster.rules import check
+from components.cluster.rules import MAX_ITEMS, check
+from components.config import canonical
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "k8s" / "job"
 RUN_ID = "maskrcnn/run-id"  # annotations
@@ -87,13 +89,15 @@ def _trainjob(job: Description) -> Manifest:
     _name(manifest, job)
     spec["runtimeRef"]["name"] = cluster.runtime
     spec["activeDeadlineSeconds"] = cluster.pending_timeout_s + cluster.run_timeout_s
+    words, buffering = container["command"], {"name": "PYTHONUNBUFFERED", "value": "1"}  # which PyTorchJobs get, too
     spec["trainer"] = {
         "image": container["image"],
-        "command": container["command"],
+        "command": words[:MAX_ITEMS],
+        **({"args": words[MAX_ITEMS:]} if len(words) > MAX_ITEMS else {}),  # Kubernetes joins the two
         "numNodes": cluster.nodes,
         "numProcPerNode": job.processes_per_node,
         "resourcesPerNode": container["resources"],
-        "env": [*container["env"], {"name": "PYTHONUNBUFFERED", "value": "1"}],  # the PyTorchJob's operator sets it
+        "env": _merged([buffering, *container["env"]]),
     }
     patch = {
         name: value
@@ -127,9 +131,9 @@ def digest(job: Description) -> str:
 def _pod(job: Description) -> Manifest:
     """Pod template of a node."""
     cluster, pod = job.cluster, _template("pod")
-    spec, resources = pod["spec"], {"cpu": str(cluster.cpu), "memory": cluster.memory}
+    spec, resources = pod["spec"], {"cpu": canonical(str(cluster.cpu)), "memory": cluster.memory}
     if cluster.gpus_per_node:
-        resources["nvidia.com/gpu"] = str(cluster.gpus_per_node)
+        resources["nvidia.com/gpu"] = canonical(str(cluster.gpus_per_node))
     container = spec["containers"][0]
     container |= {
         "image": cluster.image,
@@ -137,16 +141,22 @@ def _pod(job: Description) -> Manifest:
         "workingDir": cluster.working_dir,
         "resources": {"requests": resources, "limits": dict(resources)},
     }
-    container["env"] += literal_env(job)
+    container["env"] = _merged([*container["env"], *literal_env(job)])
     spec |= {"serviceAccountName": cluster.service_account, "terminationGracePeriodSeconds": cluster.grace_s}
     next(v for v in spec["volumes"] if v["name"] == "shm")["emptyDir"]["sizeLimit"] = cluster.shm
     for number, volume in enumerate(cluster.volumes):
         claim, path, *read_only = volume.split(":")
-        claim_source = {"claimName": claim, "readOnly": bool(read_only)}
-        spec["volumes"].append({"name": f"volume-{number}", "persistentVolumeClaim": claim_source})
-        container["volumeMounts"].append({"name": f"volume-{number}", "mountPath": path, "readOnly": bool(read_only)})
+        # Go clients leave `false` out. Kueue's update of a TrainJob would so change its volumes, which are immutable.
+        mode = {"readOnly": True} if read_only else {}
+        spec["volumes"].append({"name": f"volume-{number}", "persistentVolumeClaim": {"claimName": claim, **mode}})
+        container["volumeMounts"].append({"name": f"volume-{number}", "mountPath": path, **mode})
     _place(spec, job)
     return pod
+
+
+def _merged(variables: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Variables without duplicates, which the API server refuses; the last of a name applies."""
+    return list({variable["name"]: variable for variable in variables}.values())
 
 
 def _place(spec: Manifest, job: Description) -> None:

@@ -13,6 +13,7 @@ from model.errors import UserError
 _DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _CONTAINER = "pytorch"
 _TRAINJOB_RESERVED = {"PET_NNODES", "PET_NPROC_PER_NODE", "PET_NODE_RANK", "PET_MASTER_ADDR", "PET_MASTER_PORT"}
+MAX_ITEMS = 128  # in each list of a TrainJob
 _MANAGERS = ("kubeflow.org/training-operator", "kueue.x-k8s.io/multikueue")
 
 
@@ -93,6 +94,9 @@ def _trainjob_faults(manifest: dict[str, Any]) -> list[str]:
     reserved = sorted({env["name"] for env in trainer.get("env", [])} & _TRAINJOB_RESERVED)
     if reserved:
         faults.append(f"spec.trainer.env: must not set {', '.join(reserved)}, which the runtime sets")
+    for field in ("command", "args", "env"):
+        if len(trainer.get(field, [])) > MAX_ITEMS:
+            faults.append(f"spec.trainer.{field}: must have at most {MAX_ITEMS} items, got {len(trainer[field])}")
     per_node = trainer.get("numProcPerNode")
     if per_node is not None and not isinstance(per_node, int):
         faults.append(f"spec.trainer.numProcPerNode: must be an integer, got {per_node!r}")

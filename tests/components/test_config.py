@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from components.config import Config, StabilityConfig
+from components.config import Config, StabilityConfig, canonical
 from cuda_ops.operators.multilevel_roi_align import MAX_SAMPLES
 from model.config import ModelConfig
 
@@ -31,3 +31,14 @@ def test_samples_of_a_bin_are_limited_as_in_the_operator() -> None:
     for ratio in (-1, MAX_SAMPLES + 1):
         with pytest.raises(ValidationError, match="pool_sampling_ratio"):
             ModelConfig(pool_sampling_ratio=ratio)
+
+
+def test_quantities_have_the_form_that_kubernetes_gives_them():
+    forms = {
+        "1024Mi": "1Gi", "1Gi": "1Gi", "1536Mi": "1536Mi", "1.5Gi": "1536Mi", "1024Ti": "1Pi", "32G": "32G", "1000M": "1G",
+        "1": "1", "1000": "1k", "34359738368": "34359738368", "2048Ki": "2Mi",
+    }  # fmt: skip
+    assert {text: canonical(text) for text in forms} == forms
+    for text in ("", "0", "0Gi", "-1Gi", "32GB", "1gi", "1KI", "1m", "1.5", "1e9", "1 Gi", "9999999Ei", "１Gi", "Gi"):
+        with pytest.raises(ValueError, match="must be whole bytes"):
+            canonical(text)

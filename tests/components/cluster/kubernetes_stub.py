@@ -43,7 +43,9 @@ class Cluster:
         self.log_cuts: list[int] = []  # bytes after which the next log streams break off
         self.history: list[tuple[int, str, Json]] = []  # version, kind of change, the job
         self.oldest = 0  # versions up to it have expired
-        self.faults: list[tuple[str, str, int]] = []  # verb, resource, status; a status of 0 drops the connection
+        # verb, resource, status, perhaps the server's words; a status of 0 drops the connection
+        self.faults: list[tuple[Any, ...]] = []
+        self.unknown_fields: set[str] = set()  # of a job's spec, in an older version of the operator's API
         self.used: set[tuple[str, str, str]] = set()
         self.calls: list[tuple[str, str]] = []
         self.looks = 0  # lists of pods that were sent
@@ -200,7 +202,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self._fault(verb, resource):
             return
         if (group or "", resource, verb) not in granted():
-            self._refuse(403, f"{resource} is forbidden: cannot {verb}")
+            self._refuse(403, f'{resource} is forbidden: User "me" cannot {verb} resource "{resource}"')
         elif self.headers.get("Authorization") != "Bearer t0ken":
             self._refuse(401, "Unauthorized")
         elif namespace != "maskrcnn":
@@ -220,7 +222,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.state.faults.remove(fault)
             self.state.changed.notify_all()
         if fault[2]:
-            self._refuse(fault[2], "a fault on demand")
+            self._refuse(fault[2], *(fault[3:] or ["a fault on demand"]))
         else:
             self.close_connection = True
             self.connection.close()
@@ -243,6 +245,12 @@ class _Handler(BaseHTTPRequestHandler):
             if name in state.jobs:
                 self._refuse(409, f'{resource} "{name}" already exists')
                 return
+            unknown = sorted(state.unknown_fields & body["spec"].keys())
+            if unknown and query.get("fieldValidation") == "Strict":
+                self._refuse(400, f'strict decoding error: unknown field "spec.{unknown[0]}"')
+                return
+            for field in unknown:  # as a server does that is not asked to be strict
+                del body["spec"][field]
             state.jobs[name] = body
             state.change(name, "ADDED")
         self._answer(body, 201)

@@ -48,12 +48,38 @@ def test_a_job_is_created_once_found_and_deleted(make_cluster: Make):
     assert cluster.jobs == {}
 
 
-def test_what_is_not_granted_is_refused_with_the_way_out(make_cluster: Make):
+FORBIDDEN = {  # words of API servers → what the advice names
+    'pytorchjobs.kubeflow.org is forbidden: User "system:serviceaccount:maskrcnn:me" cannot create resource "pytorchjobs" in API '
+    'group "kubeflow.org" in the namespace "maskrcnn"': "k8s/base/launcher.yaml",
+    'pytorchjobs.kubeflow.org is forbidden: User "system:anonymous" cannot create resource "pytorchjobs"': "log in",
+    'pytorchjobs.kubeflow.org "a" is forbidden: exceeded quota: jobs, requested: count/pytorchjobs.kubeflow.org=1, used: '
+    "count/pytorchjobs.kubeflow.org=4, limited: count/pytorchjobs.kubeflow.org=4": "describe resourcequota",
+    'pods "a" is forbidden: failed quota: compute: must specify limits.cpu': "describe resourcequota",
+    'admission webhook "validate.kyverno.svc-fail" denied the request: cannot use images of registry': "admission policy",
+    "pytorchjobs \"a\" is forbidden: ValidatingAdmissionPolicy 'p' with binding 'b' denied request: no": "admission policy",
+    'pytorchjobs "a" is forbidden: unable to create new content in namespace maskrcnn because it is being terminated': "is gone",
+    "<html>blocked by the proxy</html>": "blocked by the proxy",
+}
+
+
+def test_a_403_is_refused_with_the_way_out_of_its_cause(make_cluster: Make):
     cluster = make_cluster()
-    cluster.faults += [("create", "pytorchjobs", 403)]
-    message = refusal()
-    assert "create pytorchjobs in maskrcnn: 403" in message
-    assert "k8s/base/launcher.yaml" in message
+    for words, advice in FORBIDDEN.items():
+        cluster.faults += [("create", "pytorchjobs", 403, words)]
+        message = refusal()
+        assert "create pytorchjobs in maskrcnn: 403" in message
+        assert advice in message.partition(words)[2] or advice in words, message
+        assert ("launcher.yaml" in message) == ("launcher.yaml" in advice), message
+    assert cluster.jobs == {}
+
+
+def test_fields_that_an_older_operator_would_drop_are_refused_with_the_version_that_is_needed(make_cluster: Make):
+    cluster = make_cluster()
+    cluster.unknown_fields = {"runtimePatches", "elasticPolicy"}
+    message = refusal("cluster.api=trainjob")
+    assert 'unknown field "spec.runtimePatches"; the operator of this cluster is too old' in message
+    assert "cluster.api=trainjob needs Kubeflow Trainer 2.3 or later" in message
+    assert "needs training operator 1.9 or later" in refusal("cluster.api=pytorchjob")
     assert cluster.jobs == {}
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +14,7 @@ from ruamel.yaml import YAML
 from components.cluster.description import describe, job_name
 from components.cluster.manifest import DIGEST, build, digest, to_yaml
 from components.cluster.rules import ManifestError, check
-from components.config import Config
+from components.config import Config, canonical
 from components.params import ConfigError, build_config, load_config, parse_yaml
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -31,7 +32,15 @@ FORMS = {
     "volcano": ["cluster.scheduler=volcano", "cluster.queue=team", "cluster.nodes=2"],
     "master and workers": [*FULL, "cluster.form=master_worker"],
     "TrainJob": [*FULL, "cluster.api=trainjob"],
-    "TrainJob, kueue": ["cluster.api=trainjob", "cluster.scheduler=kueue", "cluster.queue=team"],
+    "TrainJob, kueue": [
+        "cluster.api=trainjob",
+        "cluster.scheduler=kueue",
+        "cluster.queue=team",
+        "cluster.env=[EMPTY=]",
+        "cluster.tolerations=['pool=:NoExecute']",
+        "cluster.memory=65536Mi",
+        "cluster.shm=8192Mi",
+    ],
 }
 by_form = pytest.mark.parametrize("overrides", FORMS.values(), ids=FORMS)
 
@@ -106,7 +115,7 @@ def test_both_apis_say_the_same_of_one_description():
     pod, trainer = pods(ours)[0]["containers"][0], theirs["spec"]["trainer"]
     assert (trainer["image"], trainer["command"]) == (pod["image"], pod["command"])
     assert trainer["resourcesPerNode"] == pod["resources"]
-    assert trainer["env"] == [*pod["env"], {"name": "PYTHONUNBUFFERED", "value": "1"}]
+    assert trainer["env"] == [{"name": "PYTHONUNBUFFERED", "value": "1"}, *pod["env"]]
     assert (trainer["numNodes"], trainer["numProcPerNode"]) == (4, 2)
     assert ours["spec"]["nprocPerNode"] == "2"
     for name in ("volumes", "nodeSelector", "tolerations", "serviceAccountName", "securityContext"):
@@ -122,6 +131,63 @@ def test_an_elastic_job_has_workers_alone_and_a_small_number_of_restarts():
     assert (policy["cleanPodPolicy"], policy["backoffLimit"]) == ("Running", 12)
     assert policy["activeDeadlineSeconds"] == 3600 + 604800
     assert policy["ttlSecondsAfterFinished"] == 86400
+
+
+# Pointers in the Go types, whose `false` and 0 stay; of all other fields Go clients leave the zero value out.
+POINTERS = {
+    "allowPrivilegeEscalation", "automountServiceAccountToken", "enableServiceLinks", "maxRestarts", "backoffLimit",
+}  # fmt: skip
+
+
+@by_form
+def test_no_field_has_a_value_that_an_update_by_a_controller_would_leave_out_or_rewrite(
+    kubernetes_schema: ModuleType, overrides: list[str]
+):
+    """Kueue reads a TrainJob into Go types and writes it back: a field that changes so must not be immutable."""
+    job = manifest(*overrides, "cluster.restarts=0")
+    for path in kubernetes_schema.field_paths(job):
+        value: Any = job
+        for key in path:
+            value = value[key]
+        assert value or path[-1] in POINTERS, path
+        if path[-2:-1] in (("limits",), ("requests",)) or path[-1] == "sizeLimit":
+            assert value == canonical(value), path
+
+
+def test_a_quantity_in_other_words_makes_no_other_job():
+    one, same = (
+        describe(config(*words), "x")
+        for words in (["cluster.memory=32Gi", "cluster.cpu=8"], ["cluster.memory=32768Mi", "cluster.cpu=8000m"])
+    )
+    assert build(one) == build(same)
+    assert digest(one) == digest(same)
+
+
+def test_a_variable_is_set_once_and_as_the_user_says():
+    for api in ("pytorchjob", "trainjob"):
+        words = [
+            "cluster.env=[HOME=/there, PYTHONUNBUFFERED=0, TORCH_ELASTIC_SHUTDOWN_TIMEOUT=5]",
+            f"cluster.api={api}",
+        ]
+        env = pods(manifest(*words))[0]["containers"][0]["env"]
+        values = {variable["name"]: variable["value"] for variable in env}
+        assert len(values) == len(env), "the API server refuses a list with two of one name"
+        assert (values["HOME"], values["PYTHONUNBUFFERED"], values["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) == (
+            "/there",
+            "0",
+            "5",
+        )
+
+
+def test_a_command_that_is_longer_than_a_train_job_allows_goes_on_in_its_arguments():
+    job = describe(config(*FORMS["TrainJob, kueue"]), "x")
+    for number in (100, 128, 129, 256):
+        words = tuple(f"train.key_{i}=1" for i in range(number))
+        trainer = build(replace(job, command=words))["spec"]["trainer"]
+        assert (*trainer["command"], *trainer.get("args", [])) == words
+        assert ("args" in trainer) == (number > 128), "an empty list would be left out by Go clients"
+    with pytest.raises(ManifestError, match=r"spec.trainer.args: must have at most 128 items, got 129"):
+        build(replace(job, command=(*words, "a")))
 
 
 def test_a_master_counts_as_a_node():
@@ -252,7 +318,12 @@ def test_what_pods_could_not_do_is_refused(overrides: list[str], reason: str):
         (["cluster.api=trainjob", "cluster.form=master_worker"], "form must be elastic with api: trainjob"),
         (["cluster.api=trainjob", "cluster.scheduler=volcano", "cluster.queue=q"], "scheduler must not be volcano"),
         (["cluster.form=master_worker", "cluster.min_nodes=1"], "min_nodes must be 0 but for an elastic PyTorchJob"),
-        (["cluster.memory=32GB"], "cluster.memory"),
+        (
+            ["cluster.memory=32GB"],
+            "cluster.memory: must be whole bytes with a unit of Kubernetes, such as 512Mi or 32Gi, got '32GB'",
+        ),
+        (["cluster.cpu=500m"], "cluster.cpu: must be whole cores"),
+        (["cluster.memory=1Gi", "cluster.shm=1024Mi"], "shm must be less than memory"),
         (["cluster.secrets=[KEY=value]"], "cluster.secrets"),
         (["cluster.namespace=My_Space"], "cluster.namespace"),
         (["cluster.volumes=[data]"], "cluster.volumes"),
