@@ -11,6 +11,8 @@ PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check
 PIP_SETTINGS := (index-url|no-index|proxy|trusted-host|client-cert)=
 INSTALL = $$($(BIN)/python -m pip config list < /dev/null | grep -qE '$(PIP_SETTINGS)' \
   && echo '$(PIP_INSTALL)' || echo '$(BIN)/uv pip install --python $(BIN)/python --system-certs --compile-bytecode')
+# $(call install,COMMAND,OPTIONS) installs the requirements that a command prints.
+install = $1 | $(INSTALL) $2 -r /dev/stdin || $1 | $(PIP_INSTALL) $2 -r /dev/stdin
 # The maximum number of processes of `make test`.
 JOBS ?= 4
 # TORCH=cpu installs torch from TORCH_INDEX and leaves out the packages OF_CUDA. nvidia-ml-py, which reads a GPU's load,
@@ -62,8 +64,8 @@ $(VENV)/.installed: requirements.lock setup.py
 	[ -x $(BIN)/pip ] || "$$python" -m venv $(VENV)
 	$(PIP_INSTALL) --quiet $$(grep '^uv==' requirements.lock)
 ifeq ($(TORCH),cpu)
-	grep -E '^(torch|torchvision)==' requirements.lock | $(INSTALL) --no-deps --index-url $(TORCH_INDEX) -r /dev/stdin
-	grep -vE '^($(OF_CUDA))' requirements.lock | $(INSTALL) -r /dev/stdin
+	$(call install,grep -E '^(torch|torchvision)==' requirements.lock,--no-deps --index-url $(TORCH_INDEX))
+	$(call install,grep -vE '^($(OF_CUDA))' requirements.lock)
 else
 	$(INSTALL) -r requirements.lock || $(PIP_INSTALL) -r requirements.lock
 endif

@@ -95,8 +95,10 @@ def linkable_cudart(toolkit: Path) -> list[str]:
         if versioned:
             links = ROOT / "build" / "cudart"
             links.mkdir(parents=True, exist_ok=True)
-            (links / "libcudart.so").unlink(missing_ok=True)
-            (links / "libcudart.so").symlink_to(versioned[0])
+            new = links / f"libcudart.so.{os.getpid()}"
+            new.unlink(missing_ok=True)
+            new.symlink_to(versioned[0])
+            new.replace(links / "libcudart.so")  # at once: another build may be linking
             return [str(links)]
     return []
 

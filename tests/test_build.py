@@ -1,5 +1,6 @@
 """What `make venv` installs and which CUDA toolkit setup.py takes, by running both with stand-ins for pip and for nvcc."""
 
+import ast
 import os
 import re
 import shutil
@@ -140,6 +141,17 @@ def test_pip_installs_if_uv_fails(installed, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_pip_installs_torch_for_cpus_if_uv_fails(installed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UV_FAILS", "yes")
+    lines = installed("TORCH=cpu")
+    first, second = (i for i, line in enumerate(lines) if line.startswith("python ") and "/dev/stdin" in line)
+    assert lines[first].split()[-5:-1] == ["--no-deps", "--index-url", "https://download.pytorch.org/whl/cpu", "-r"]
+    assert "index-url" not in lines[second]
+    assert [line.partition("==")[0] for line in lines[first + 1 : first + 3]] == ["  torch", "  torchvision"]
+    assert "  numpy" in {line.partition("==")[0] for line in lines[second:]}
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_an_environment_with_another_torch_is_not_taken_for_the_one_asked_for(installed) -> None:
     installed()
     for asked in ("TORCH=cpu", "TORCH=cpu --always-make"):
@@ -201,6 +213,31 @@ def test_the_toolkit_is_the_top_that_nvcc_names_if_it_compiles_a_kernel(tmp_path
     assert of_caller.endswith("\nstatus 0")
     assert f"CUDA by {installed[-1].resolve().parents[1]} for 9.0" in of_caller
     assert "passed over" not in of_caller
+
+
+def test_two_builds_may_link_cudart_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between any two steps of one build another may do the same."""
+    tree = ast.parse((REPOSITORY / "setup.py").read_text())
+    (function,) = [node for node in tree.body if getattr(node, "name", "") == "linkable_cudart"]
+    names = {"Path": Path, "ROOT": tmp_path, "os": os}
+    exec(compile(ast.Module([function], []), "setup.py", "exec"), names)
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "libcudart.so.13").touch()
+    symlink_to = Path.symlink_to
+
+    def after_another(path: Path, target: Path) -> None:
+        monkeypatch.setattr(Path, "symlink_to", symlink_to)
+        monkeypatch.setattr(os, "getpid", lambda: 2)
+        names["linkable_cudart"](tmp_path)
+        assert link.resolve() == target
+        symlink_to(path, target)
+
+    link = tmp_path / "build" / "cudart" / "libcudart.so"
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    monkeypatch.setattr(Path, "symlink_to", after_another)
+    assert names["linkable_cudart"](tmp_path) == [str(link.parent)]
+    assert link.resolve().name == "libcudart.so.13"
+    assert [path.name for path in link.parent.iterdir()] == ["libcudart.so"]
 
 
 def test_the_tests_of_the_operators_need_only_what_the_scripts_copy(tmp_path: Path) -> None:
