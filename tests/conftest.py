@@ -7,11 +7,13 @@ from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from filelock import FileLock
-from torch.utils._python_dispatch import TorchDispatchMode
+
+if TYPE_CHECKING:  # tests of the build and of words need no torch, which takes seconds to import
+    from torch.utils._python_dispatch import TorchDispatchMode
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -91,7 +93,7 @@ def best_coco(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="session")
-def no_sync() -> type[TorchDispatchMode]:
+def no_sync() -> "type[TorchDispatchMode]":
     """`with no_sync(): …` fails where the host would wait for the device; see tests/no_sync.py."""
     return load_helper("no_sync").NoSync
 
