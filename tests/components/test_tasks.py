@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +121,12 @@ def test_boxes_alone_have_what_registering_needs(runs: dict[str, Config]) -> Non
     assert shortfall(runs["box"].registry, scored) == ""
 
 
-def test_proposals_are_not_registered_and_the_reason_is_given(runs: dict[str, Config]) -> None:
+def test_proposals_are_not_registered_and_the_reason_is_given(
+    runs: dict[str, Config], empty_database: Path, tmp_path: Path
+) -> None:
     config = runs["proposals"]
-    tracked = config.model_copy(update={"tracking": config.tracking.model_copy(update={"enabled": True})})
+    tracking = {"enabled": True, "uri": f"sqlite:///{shutil.copy(empty_database, tmp_path)}"}
+    tracked = config.model_copy(update={"tracking": config.tracking.model_copy(update=tracking)})
     result = register.run(tracked)
     assert result.version is None
     assert result.reason == "not registered: proposals have no AP, which registration requires"

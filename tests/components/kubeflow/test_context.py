@@ -1,5 +1,6 @@
 """What a pipeline's step does around its stage."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -78,11 +79,12 @@ def test_a_job_is_that_of_its_pipeline_run_and_seed(config: Config):
     assert ids == {"seed_1-0a1b2c3d", "seed_2-0a1b2c3d", "seed_1-9f8e7d6c", "seed_2-9f8e7d6c"}
 
 
-def test_runs_are_marked_as_their_pipelines_ended(config: Config, tmp_path: Path):
+def test_runs_are_marked_as_their_pipelines_ended(config: Config, empty_database: Path, tmp_path: Path):
     from mlflow import MlflowClient
 
+    shutil.copy(empty_database, tmp_path)
     statuses = {"SUCCEEDED": "FINISHED", "FAILED": "FAILED", "CANCELED": "KILLED", "ANYTHING": "FAILED"}
-    for state in statuses:  # of one database, which takes seconds to make
+    for state in statuses:
         train = config.train.model_copy(update={"output_dir": Path("runs") / state})
         one = config.model_copy(update={"train": train})
         with open_tracker(one, run_dir=train.output_dir):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +20,8 @@ from model.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+def database(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{shutil.copy(empty_database, tmp_path_factory.mktemp('tracker'))}"
 
 
 @pytest.fixture(autouse=True)
@@ -271,7 +272,7 @@ def test_status_says_how_the_stage_ended(
 
 def test_a_damaged_state_of_a_run_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "mlflow_run.json"
-    for content in (b"", b"[]", b'{"nobody": 1}', b"\xff"):
+    for content in (b"", b"[]", b'{"nobody": 1}', b"\xff", b'{"sent_lines": "x"}', b'{"waiting": [{"kind": "tags"}]}'):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=r"mlflow_run\.json: .* is damaged .*; delete it to start"):
+        with pytest.raises(UserError, match=r"mlflow_run\.json: .*; delete it to start"):
             end_run(Config(), run_dir=tmp_path, status="FINISHED")
