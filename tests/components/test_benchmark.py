@@ -366,6 +366,7 @@ def test_scaling_compares_processes_with_one(tmp_path: Path) -> None:
         assert one["efficiency"] == 1
         assert two["speedup"] == pytest.approx(two["images_per_s"] / one["images_per_s"])
     assert report["weak"][1]["step_s"] == report["strong"][1]["step_s"], "the same measurement"
+    assert report["weak"][0]["step_s"] != report["strong"][0]["step_s"], "another batch, measured on its own"
     assert scaling.metrics(report)["throughput/weak_scaling_2_images_per_s"] == report["weak"][1]["images_per_s"]
     assert scaling.table(report).row_count == 4
 

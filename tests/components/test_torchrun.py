@@ -201,10 +201,10 @@ def test_a_process_that_hangs_ends_all_after_the_time_out(shapes: Path) -> None:
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused(shapes: Path, start_ranks: Callable[..., Any]) -> None:
-    config = small_config(shapes, "uneven", "train.batch_size=3")
+    config = small_config(shapes, "uneven", "train.batch_size=6", "train.accumulation_steps=2")
     ranks = start_ranks(2, "train", "--params", saved_params(shapes, config))
     assert ranks.wait() == [2, 2]
-    must = "train.batch_size: 3 images in 1 micro-batches must be a multiple of the number of processes, got 2"
+    must = "train.batch_size: 6 images in 2 micro-batches must be a multiple of the number of processes, got 2"
     assert must in ranks.output()
     assert not config.train.output_dir.exists()
 

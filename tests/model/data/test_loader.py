@@ -139,6 +139,18 @@ def test_a_worker_computes_on_one_thread(train_index: CocoIndex, coco_data: Data
     assert next(iter(loader)) == 1
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+def test_a_worker_outlives_sigterm(train_index: CocoIndex, coco_data: DataConfig):
+    """Batch systems send it to every process of a job, of which training saves a checkpoint first."""
+    others = {process.pid for process in multiprocessing.active_children()}
+    batches = iter(train_loader(train_index, coco_data.model_copy(update={"workers": 1}), batch_size=2, seed=0))
+    next(batches)
+    (worker,) = [process for process in multiprocessing.active_children() if process.pid not in others]
+    worker.terminate()
+    assert len(list(islice(batches, 6))) == 6  # more than are ready
+    assert worker.is_alive()
+
+
 def test_training_batches_have_the_shape_of_a_bucket_and_targets(train_index: CocoIndex, coco_data: DataConfig):
     for batch in islice(train_loader(train_index, coco_data, batch_size=3, seed=0), 8):
         assert tuple(batch.images.shape[2:]) in coco_data.buckets
