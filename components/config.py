@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from model.config import DataConfig, EvaluateConfig, Fraction, ModelConfig, Section, TrainConfig
+from model.config import DataConfig, EvaluateConfig, Folder, Fraction, ModelConfig, Section, Seed, TrainConfig
 
 
 class PredictConfig(Section):
@@ -55,11 +55,11 @@ class BenchmarkConfig(Section):
 class StabilityConfig(Section):
     """Settings of `maskrcnn stability`: the same training from several seeds."""
 
-    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (1, 2, 3, 4, 5)  # train.seed of each run
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (1, 2, 3, 4, 5)  # train.seed of each run
     parallel: PositiveInt = (
         1  # seeds trained at a time, each in its own process; GPUs and cores are shared out among them
     )
-    output_dir: Path = Path("runs/stability")  # the table; and seed_<seed>/, a run folder each
+    output_dir: Folder = Path("runs/stability")  # the table; and seed_<seed>/, a run folder each
 
     @model_validator(mode="after")
     def _seeds_differ(self) -> "StabilityConfig":
@@ -135,8 +135,16 @@ Memory = Annotated[str, AfterValidator(canonical)]
 VolumeMount = Annotated[str, Field(pattern=rf"^{_LABEL}:/[^:]*(:ro)?$")]
 EnvValue = Annotated[str, Field(pattern=rf"^{_VARIABLE}=")]
 EnvSecret = Annotated[str, Field(pattern=rf"^{_VARIABLE}={_LABEL}/[-._A-Za-z0-9]+$")]
-NodeLabel = Annotated[str, Field(pattern=r"^[^=]+=[^=]*$")]
-Toleration = Annotated[str, Field(pattern=r"^[^=:]+(=[^=:]*)?:(NoSchedule|PreferNoSchedule|NoExecute)$")]
+# Labels of nodes: a name, of a DNS domain maybe, and a value.
+_NAME = r"[A-Za-z0-9]([-._A-Za-z0-9]{0,61}[A-Za-z0-9])?"
+_KEY = rf"([a-z0-9]([-.a-z0-9]{{0,251}}[a-z0-9])?/)?{_NAME}"
+NodeLabel = Annotated[str, Field(pattern=rf"^{_KEY}=({_NAME})?$")]
+Toleration = Annotated[str, Field(pattern=rf"^{_KEY}(=({_NAME})?)?:(NoSchedule|PreferNoSchedule|NoExecute)$")]
+# Reference of an image: registry, path, tag, digest. Source: github.com/distribution/reference.
+_HOST = r"([A-Za-z0-9]([-.A-Za-z0-9]*[A-Za-z0-9])?|\[[0-9a-fA-F:]+\])(:[0-9]+)?"
+_PART = r"[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*"
+_VERSION = r"(:[A-Za-z0-9_][-.A-Za-z0-9_]{0,127})?(@[A-Za-z][A-Za-z0-9]*:[0-9a-fA-F]{32,})?"
+Image = Annotated[str, Field(pattern=rf"^(({_HOST}/)?{_PART}(/{_PART})*{_VERSION})?$")]
 
 
 class ClusterConfig(Section):
@@ -150,7 +158,7 @@ class ClusterConfig(Section):
     context: str = ""  # kubeconfig context; empty: the pod's own cluster, or the current context
     namespace: Label = "maskrcnn"
     service_account: Label = "trainer"
-    image: str = ""
+    image: Image = ""
     image_pull_secret: LabelOrNone = ""
     working_dir: Annotated[str, Field(pattern="^/")] = "/workspace"  # relative paths of `data` and `train` start here
     nodes: PositiveInt = 1

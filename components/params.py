@@ -71,7 +71,7 @@ def load_stored(path: str | Path) -> Config:
     Raises:
         ConfigError: as `load_config`.
     """
-    return config_from_dict(parse_yaml(_read_text(Path(path)), str(path)), str(path))
+    return config_from_dict(_parse_stored(path), str(path))
 
 
 def save_config(config: Config, path: str | Path) -> None:
@@ -93,7 +93,17 @@ def read_flat(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: if it is no parameter file at all.
     """
-    return flatten(_with_present_names(parse_yaml(_read_text(Path(path)), str(path))))
+    return flatten(_with_present_names(_parse_stored(path)))
+
+
+def _parse_stored(path: str | Path) -> dict[str, Any]:
+    """The values of a parameter file that a run keeps, which has every value."""
+    tree = parse_yaml(_read_text(Path(path)), str(path))
+    if not tree:
+        raise ConfigError(
+            f"{path}: must hold the configuration of a run, but is empty; restore it, or move the run's folder away"
+        )
+    return tree
 
 
 def _read_text(path: Path) -> str:

@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import io
 import json
-import math
 import re
 import shlex
 import sys
@@ -24,7 +23,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
-from components.cli import user_errors
+from components.cli import path_argument, user_errors
 from components.config import Config
 from components.runs.recipes import RecipeError, read_header, read_recipe, recipe_names
 from model.config import Section
@@ -154,7 +153,7 @@ def _inline(value: Any, plain: re.Pattern[str] = _PLAIN) -> str:
         return value if plain.fullmatch(value) and value.lower() not in _NOT_TEXT else _quoted(value)
     if isinstance(value, float) and 1e-9 < abs(value) < 1e16:
         return f"{Decimal(repr(value)):f}"  # 0.00004 for 4e-05
-    return ".inf" if value == math.inf else json.dumps(value)
+    return json.dumps(value)
 
 
 def _quoted(text: str) -> str:
@@ -171,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("name", nargs="?", help="the recipe")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to it")
-    parser.add_argument("--output", type=Path, default=Path("params.yaml"), help="file to write (%(default)s)")
+    parser.add_argument("--output", type=path_argument, default=Path("params.yaml"), help="file to write (%(default)s)")
     parser.add_argument("--force", action="store_true", help="overwrite a file that has been edited")
     parser.add_argument("--list", action="store_true", help="list the recipes, each with its hardware, time and AP")
     args = parser.parse_intermixed_args(argv)

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -19,6 +20,16 @@ from pydantic import (
 )
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+def _not_empty(path: str | Path) -> str | Path:
+    if not str(path):
+        raise ValueError('must name a folder, got ""; the current one is "."')
+    return path
+
+
+Folder = Annotated[Path, BeforeValidator(_not_empty)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # torch's generators take 64 bits
 Resnet = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x8d"]
 Rgb = tuple[float, float, float]
 Conventions = Literal["detectron2", "torchvision"]
@@ -31,9 +42,10 @@ class Section(BaseModel):
     """Part of the configuration: typed, frozen, and without unknown keys.
 
     A key is declared here alone: type, range, default and, as `Field(description=…)`, its comment in params.yaml.
+    Numbers are finite.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class ShapesConfig(Section):
@@ -45,15 +57,15 @@ class ShapesConfig(Section):
     width_px: Annotated[int, Field(ge=64)] = 128
     max_objects: PositiveInt = 5
     crowd_probability: Fraction = 0.05  # probability that an image has a crowd region
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
 
 
 class DataConfig(Section):
     """Images and annotations, and how they are batched."""
 
     source: Literal["shapes", "coco2014", "coco2017", "custom"] = "shapes"
-    raw_dir: Path = Path("data/raw")  # images and COCO JSON; read-only when the source is `custom`
-    prepared_dir: Path = Path("data/prepared")  # index and report written by `prepare`
+    raw_dir: Folder = Path("data/raw")  # images and COCO JSON; read-only when the source is `custom`
+    prepared_dir: Folder = Path("data/prepared")  # index and report written by `prepare`
     # Paths relative to raw_dir; empty: the source's own layout (for `custom`: images_train, instances_train.json, …).
     train_images: str = ""
     train_annotations: str = ""
@@ -258,8 +270,8 @@ class ModelConfig(Section):
 class TrainConfig(Section):
     """Training."""
 
-    output_dir: Path = Path("runs/default")
-    seed: NonNegativeInt = 0
+    output_dir: Folder = Path("runs/default")
+    seed: Seed = 0
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     processes: NonNegativeInt = 1  # number of processes on this machine; 0: one per GPU
     dtype: Literal["float32", "tf32", "bfloat16", "float16"] = (

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from components.config import Config, StabilityConfig, canonical
+from components.config import ClusterConfig, Config, StabilityConfig, canonical
 from cuda_ops.operators.multilevel_roi_align import MAX_SAMPLES
 from model.config import ModelConfig
 
@@ -42,3 +42,19 @@ def test_quantities_have_the_form_that_kubernetes_gives_them():
     for text in ("", "0", "0Gi", "-1Gi", "32GB", "1gi", "1KI", "1m", "1.5", "1e9", "1 Gi", "9999999Ei", "１Gi", "Gi"):
         with pytest.raises(ValueError, match="must be whole bytes"):
             canonical(text)
+
+
+def test_image_references_and_node_labels_are_those_that_kubernetes_takes() -> None:
+    digest = "@sha256:" + 64 * "a"
+    for image in ("", "a", "a/b:1", "localhost:5000/a/b_c:v1.0-rc", "[::1]:5000/a", "ghcr.io/a", f"a:1{digest}"):
+        assert ClusterConfig(image=image).image == image
+    for image in ("A", "A B", "a b", "a:", "a@", "http://a/b", "a//b", "/a", "a:1:2", "-a/b", "a\n", "a@sha256:12"):
+        with pytest.raises(ValidationError, match="image"):
+            ClusterConfig(image=image)
+    for label in ("nvidia.com/gpu.product=NVIDIA-H100", "disk=ssd", "spot="):
+        assert ClusterConfig(node_selector=(label,)).node_selector == (label,)
+    for label in ("a b=c", "a=b c", "a/b/c=d", "=a", f"{'a' * 64}=b"):
+        with pytest.raises(ValidationError, match="node_selector"):
+            ClusterConfig(node_selector=(label,))
+    for toleration in ("nvidia.com/gpu:NoSchedule", "a=b:NoExecute", "a=:PreferNoSchedule"):
+        assert ClusterConfig(tolerations=(toleration,)).tolerations == (toleration,)

@@ -30,6 +30,15 @@ def test_an_empty_file_is_all_defaults(tmp_path: Path):
     assert load_config(tmp_path / "params.yaml") == Config()
 
 
+def test_an_empty_file_of_a_run_is_damaged(tmp_path: Path):
+    path = tmp_path / "config.yaml"
+    for content in ("", "# nothing\n", "{}"):
+        path.write_text(content)
+        for read in (load_stored, read_flat):
+            with pytest.raises(ConfigError, match=r"config\.yaml: must hold the configuration of a run, but is empty"):
+                read(path)
+
+
 def test_overrides_reach_every_depth(params: Path):
     config = load_config(
         params, ["data.shapes.seed=7", "train.lr_steps=[10, 20]", "model.weights=none", "evaluate.every_epoch=true"]
@@ -96,6 +105,16 @@ def test_text_that_looks_like_a_time_stays_as_it_was_written(params: Path):
     ("override", "reason"),
     [
         ("train.base_lr=-1", "train.base_lr: Input should be greater than 0, got -1"),
+        ("train.base_lr=.inf", "train.base_lr: Input should be a finite number, got inf"),
+        ("train.weight_decay=1e999", "train.weight_decay: Input should be a finite number, got inf"),
+        ("model.pixel_mean=[0, .nan, 0]", "model.pixel_mean.1: Input should be a finite number, got nan"),
+        ("tracking.system_metrics_s=.inf", "tracking.system_metrics_s: Input should be a finite number, got inf"),
+        (f"train.seed={2**63}", f"train.seed: Input should be less than {2**63}"),
+        ("train.output_dir=", 'train.output_dir: must name a folder, got ""; the current one is "."'),
+        ("data.raw_dir=", "data.raw_dir: must name a folder"),
+        ("cluster.image=A B", "cluster.image: String should match pattern"),
+        ("cluster.node_selector=[a b=c]", "cluster.node_selector.0: String should match pattern"),
+        ("cluster.tolerations=['a b:NoSchedule']", "cluster.tolerations.0: String should match pattern"),
         ("train.max_iters=many", "got 'many'"),
         ("train.max_iters=1.5", "got 1.5"),
         ("train.base_lr='0.1'", "got '0.1'"),
