@@ -31,6 +31,13 @@ _REMEDIES = (
 )
 
 
+def path_argument(word: str) -> Path:
+    """A path of a command line, as the `type` of its argument."""
+    if not word:
+        raise argparse.ArgumentTypeError('must be a path, got ""; the current folder is "."')
+    return Path(word)
+
+
 def stage_parser(
     stage: str, description: str | None, *, operands: str = "", operands_help: str = ""
 ) -> argparse.ArgumentParser:
@@ -45,7 +52,9 @@ def stage_parser(
     parser = argparse.ArgumentParser(
         prog=f"maskrcnn {stage}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameter file (%(default)s)")
+    parser.add_argument(
+        "--params", type=path_argument, default=Path("params.yaml"), help="parameter file (%(default)s)"
+    )
     if operands:
         parser.add_argument("operands", nargs="*", metavar=operands, help=operands_help)
     parser.add_argument(
@@ -83,6 +92,8 @@ def parse_words(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
         words = args.operands + args.overrides  # argparse cannot tell them apart and takes all for operands
         args.overrides = [word for word in words if _OVERRIDE.match(word)]
         args.operands = [word for word in words if not _OVERRIDE.match(word)]
+        if "" in args.operands:
+            parser.error('an argument is empty; the current folder is "."')
     return args
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
-from components.cli import add_checkpoint, parse, stage_parser, user_errors
+from components.cli import add_checkpoint, parse, path_argument, stage_parser, user_errors
 from components.config import Config
 from model.data.index import CocoIndex
 from model.engine.pointers import require_checkpoint
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line of `maskrcnn export`."""
     parser = stage_parser("export", __doc__)
     add_checkpoint(parser)
-    parser.add_argument("--output", type=Path, help="folder for the programs (<train.output_dir>/export)")
+    parser.add_argument("--output", type=path_argument, help="folder for the programs (<train.output_dir>/export)")
     with user_errors():
         args, config = parse(parser, argv)
         result = run(config, checkpoint=args.checkpoint, output=args.output)

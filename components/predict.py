@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from components.cli import add_checkpoint, parse, stage_parser, user_errors
+from components.cli import add_checkpoint, parse, path_argument, stage_parser, user_errors
 from components.config import Config
 from components.inference.images import find_images
 from model.data.index import CocoIndex
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "predict", __doc__, operands="IMAGE_OR_FOLDER", operands_help="images, or folders searched recursively"
     )
     add_checkpoint(parser)
-    parser.add_argument("--output", type=Path, help="folder for drawings and predictions.json (./predictions)")
+    parser.add_argument("--output", type=path_argument, help="folder for drawings and predictions.json (./predictions)")
     with user_errors():
         args, config = parse(parser, argv)
         result = run(config, [Path(word) for word in args.operands], checkpoint=args.checkpoint, output=args.output)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from components.cli import parse_words, stage_parser, user_errors
+from components.cli import parse_words, path_argument, stage_parser, user_errors
 from components.params import load_config
 from components.runs.files import read_run
 from model.errors import UserError
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         "report", __doc__, operands="RUN", operands_help="folders of finished runs (train.output_dir)"
     )
     parser.add_argument(
-        "--output", type=Path, help="HTML file to write (<RUN>/report.html; runs/report.html for several runs)"
+        "--output", type=path_argument, help="HTML file to write (<RUN>/report.html; runs/report.html for several runs)"
     )
     parser.add_argument("--question", default="", help="question that the report answers")
     parser.add_argument(

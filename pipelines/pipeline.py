@@ -11,12 +11,12 @@
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from types import ModuleType
 
-from components.cli import parse, stage_parser, user_errors
+from components.cli import parse, path_argument, stage_parser, user_errors
 from model.errors import UserError
 from pipelines import PIPELINES
 
@@ -34,12 +34,24 @@ _SUMMARIES = {
 }
 
 
+def _seconds(word: str) -> float:
+    try:
+        seconds = float(word)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"must be 0 or more seconds, got {word}")
+    return seconds
+
+
 def _parser(action: str) -> argparse.ArgumentParser:
     parser = stage_parser(f"pipeline {action}", _SUMMARIES[action])
     if action != "manifest":
         parser.add_argument("--pipeline", choices=PIPELINES, default=PIPELINES[0], help="pipeline (%(default)s)")
     if action == "compile":
-        parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the file to write, as YAML")
+        parser.add_argument(
+            "--output", type=path_argument, required=True, metavar="FILE", help="the file to write, as YAML"
+        )
     if action == "submit":
         parser.add_argument(
             "--endpoint", default="", metavar="URL", help="address of Kubeflow Pipelines (KF_PIPELINES_ENDPOINT)"
@@ -51,10 +63,10 @@ def _parser(action: str) -> argparse.ArgumentParser:
         parser.add_argument(
             "--service-account", default="", metavar="NAME", help="service account of the steps (the server's default)"
         )
-        parser.add_argument("--token-file", type=Path, metavar="FILE", help="a file with the token")
+        parser.add_argument("--token-file", type=path_argument, metavar="FILE", help="a file with the token")
         parser.add_argument("--wait", action="store_true", help="follow the run to its end")
         parser.add_argument(
-            "--timeout", type=float, default=0.0, metavar="S", help="with --wait: give up after S seconds (never)"
+            "--timeout", type=_seconds, default=0.0, metavar="S", help="with --wait: give up after S seconds (never)"
         )
     return parser
 

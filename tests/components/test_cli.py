@@ -41,6 +41,14 @@ def test_operands_and_overrides_are_told_apart(params: str):
     assert config.train.seed == 5
 
 
+def test_an_empty_argument_is_not_the_current_folder(params: str, capsys: pytest.CaptureFixture[str]):
+    for words in (["--params", params, ""], ["--params", "", "a.jpg"]):
+        with pytest.raises(SystemExit) as end:
+            parse(stage_parser("predict", "…", operands="IMAGE"), words)
+        assert end.value.code == 2
+        assert 'the current folder is "."' in capsys.readouterr().err
+
+
 def test_help_explains_operands_apart_from_overrides():
     text = stage_parser("predict", "…", operands="IMAGE", operands_help="images, or folders").format_help()
     lines = [line.split(maxsplit=1) for line in text.splitlines()]

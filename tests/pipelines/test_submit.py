@@ -266,4 +266,7 @@ def test_an_impossible_configuration_is_reported_before_anything_is_sent(
 def test_a_time_limit_without_waiting_is_refused(kubeflow: Any, submit: Command, capsys: Capture):
     assert submit("--timeout", "60") == 2
     assert "--timeout: must go with --wait" in capsys.readouterr().err
+    for value in ("-1", "nan", "inf", "soon"):
+        assert submit("--wait", f"--timeout={value}") == 2
+        assert f"--timeout: must be 0 or more seconds, got {value}" in capsys.readouterr().err
     assert kubeflow.runs == []
