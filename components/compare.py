@@ -14,9 +14,10 @@ from typing import Any
 
 from rich.console import Console
 
-from components.cli import user_errors
-from components.runs.result import Result, read_object, read_result
+from components.cli import path_argument, user_errors
+from components.runs.result import Result, read_result
 from components.studies.comparison_text import parameter_table, score_table
+from components.studies.result import read_study
 from model.errors import UserError
 from model.files import write_atomically
 
@@ -54,7 +55,7 @@ def run(run_dirs: Sequence[Path]) -> list[dict[str, Any]]:
 def _read(run_dir: Path) -> dict[str, Any] | Result:
     """Read the stability.json of a study, or the result of a run."""
     path = run_dir / "stability.json"
-    return read_object(path, "`maskrcnn stability --summary`") if path.is_file() else read_result(run_dir)
+    return read_study(path) if path.is_file() else read_result(run_dir)
 
 
 def _require_same_evaluation(before: tuple[str, dict[str, Any]], after: tuple[str, dict[str, Any]]) -> None:
@@ -74,9 +75,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="maskrcnn compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folder of a run or of a stability study")
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="also write the comparisons to FILE, with every score unrounded"
+        "runs", nargs="*", type=path_argument, metavar="RUN", help="folder of a run or of a stability study"
+    )
+    parser.add_argument(
+        "--json",
+        type=path_argument,
+        metavar="FILE",
+        help="also write the comparisons to FILE, with every score unrounded",
     )
     args = parser.parse_args(argv)
     console = Console(highlight=False, soft_wrap=True)

@@ -1,9 +1,18 @@
-"""Files that are written whole or not at all: a reader, or a crash, sees the old content or the new."""
+"""Files that are written whole or not at all: a reader, or a crash, sees the old content or the new.
 
+And the reader of our own JSON files, which checks what it reads.
+"""
+
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from model.errors import UserError
 
 
 @contextmanager
@@ -29,6 +38,40 @@ def write_atomically(path: Path, text: str, *, sync: bool = False) -> None:
     """Replace a file's text at once."""
     with replacing(path, sync=sync) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path, shape: Any, remedy: str, error: type[UserError] = UserError) -> Any:
+    """The content of a JSON file that one of our commands wrote.
+
+    Args:
+        path: a file that exists.
+        shape: type that the content must have, for pydantic; a model lists the keys that readers use, others may be
+            there too.
+        remedy: what to do if the file is damaged, for the error.
+        error: class of the error.
+
+    Raises:
+        UserError: if it is not JSON, or has another shape.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        TypeAdapter(shape).validate_python(content, strict=True)
+    except ValidationError as damage:
+        raise error(f"{path}: {_first_fault(damage)}; {remedy}") from damage
+    except (ValueError, RecursionError) as damage:  # not UTF-8 either
+        raise error(f"{path}: not JSON ({damage}); {remedy}") from damage
+    return content
+
+
+def _first_fault(damage: ValidationError) -> str:
+    fault = damage.errors()[0]
+    key, found = ".".join(map(str, fault["loc"])), fault["input"]
+    if fault["type"] == "value_error":
+        return str(fault["ctx"]["error"])
+    if not key:
+        wanted = "a list" if fault["type"] == "list_type" else "an object"
+        return f"must hold {wanted}, got {type(found).__name__}"
+    return f"{key} is missing" if fault["type"] == "missing" else f"{key}: {fault['msg']}, got {found!r:.60}"
 
 
 def make_folder(path: Path) -> None:

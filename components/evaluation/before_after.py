@@ -7,15 +7,34 @@ it.
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, PositiveInt
 
 from components.evaluation.plots import DRAWN_SCORE
 from model.data.index import CocoIndex, spread
 from model.data.transforms import Pixels, read_image
-from model.files import write_atomically
+from model.files import read_json, write_atomically
 from model.inference.predictor import Object, Predictor
 
 FILE_NAME = "before.json"
 IMAGES = 4
+
+
+class BeforeObject(BaseModel):
+    """An object, as it is drawn."""
+
+    label: PositiveInt
+    score: float
+    bbox: Annotated[list[float], Field(min_length=4, max_length=4)]
+    segmentation: dict[str, Any] | None = None
+
+
+class Before(BaseModel):
+    """Content of before.json."""
+
+    data_hash: str
+    objects: dict[str, list[BeforeObject]]  # image id → objects
 
 
 def write_before(untrained: Predictor, index: CocoIndex, run_dir: Path) -> None:
@@ -29,14 +48,19 @@ def write_before(untrained: Predictor, index: CocoIndex, run_dir: Path) -> None:
 
 
 def read_before(run_dir: Path, index: CocoIndex) -> dict[int, list[Object]]:
-    """Read objects by index of the image in a split; empty if before.json is missing or belongs to other data."""
+    """Read objects by index of the image in a split; empty if before.json is missing or belongs to other data.
+
+    Raises:
+        UserError: if it is damaged.
+    """
     path = run_dir / FILE_NAME
     if not path.is_file():  # a run of an older version
         return {}
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path, Before, "delete it to evaluate without before_after.jpg")
     if content["data_hash"] != index.data_hash:  # another split, or prepared anew
         return {}
-    return {i: content["objects"][str(index.image_ids[i])] for i in spread(len(index), IMAGES)}
+    found = ((i, content["objects"].get(str(index.image_ids[i]))) for i in spread(len(index), IMAGES))
+    return {i: objects for i, objects in found if objects is not None}
 
 
 def _images(index: CocoIndex) -> Iterator[tuple[int, Pixels]]:

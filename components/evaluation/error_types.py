@@ -5,11 +5,13 @@ Source: TIDE (arXiv:2008.08115); an IoU of at least 0.5 is a hit, an IoU below 0
 no error.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, Field
+
+from model.files import read_json
 from model.scoring.coco import load_ground_truth
 from model.scoring.names import IouType
 
@@ -68,14 +70,14 @@ class ErrorAnalysis:
 
     def error_types(self, results: Path, iou_type: IouType) -> ErrorTypes:
         """Compute TIDE's error types of a file of COCO results."""
-        found = self._evaluated(_read(results), iou_type).tide_errors(pos_thr=0.5, bg_thr=0.1)
+        found = self._evaluated(read_results(results), iou_type).tide_errors(pos_thr=0.5, bg_thr=0.1)
         counts, delta_ap = found["counts"], found["delta_ap"]
         errors = [ErrorType(name, meaning, counts[key], delta_ap[key]) for key, (name, meaning) in ERROR_TYPES.items()]
         return ErrorTypes(found["ap_base"], errors)
 
     def image_scores(self, results: Path, iou_type: IouType) -> list[ImageScore]:
         """Score every image that has an object or a detection, worst first."""
-        sure = [result for result in _read(results) if result["score"] >= SURE_SCORE]
+        sure = [result for result in read_results(results) if result["score"] >= SURE_SCORE]
         summary = self._evaluated(sure, iou_type).image_diagnostics(iou_thr=0.5)["img_summary"]
         scores = [
             ImageScore(image_id, counts["f1"], counts["tp"], counts["fp"], counts["fn"])
@@ -97,5 +99,21 @@ def extremes(scores: list[ImageScore], count: int) -> tuple[list[ImageScore], li
     return worst, [score for score in rest if score.hits][:count]
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    return json.loads(path.read_text(encoding="utf-8"))
+class CocoResult(BaseModel):
+    """One entry of COCO results."""
+
+    image_id: int
+    category_id: int
+    score: float
+    bbox: Annotated[list[float], Field(min_length=4, max_length=4)] | None = None
+    segmentation: dict[str, Any] | list[list[float]] | None = None  # RLE, or polygons
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """The COCO results that `maskrcnn evaluate` kept in inference/.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    results: list[dict[str, Any]] = read_json(path, list[CocoResult], "`maskrcnn evaluate` writes it anew")
+    return results

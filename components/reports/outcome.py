@@ -105,7 +105,7 @@ def sizes(runs: Sequence[RunData]) -> Chapter:
         [
             f"{size}, {meaning}: {score}",
             str(counts.get(size, DASH)),
-            *(_bar(column.scores[score + letter], column.slot) for column in columns),
+            *(_bar(column.scores.get(score + letter), column.slot) for column in columns),
         ]
         for size, (letter, meaning) in _SIZES.items()
         for score in ("AP", "AR")
@@ -184,7 +184,8 @@ class _Column:
     @property
     def per_class(self) -> dict[str, float | None]:
         assert self.run.evaluation is not None
-        return {name: of_class[self.result_type] for name, of_class in (self.run.evaluation["per_class"] or {}).items()}
+        per_class = self.run.evaluation.get("per_class") or {}
+        return {name: of_class.get(self.result_type) for name, of_class in per_class.items()}
 
 
 def _columns(runs: Sequence[RunData], result_types: Iterable[str]) -> list[_Column]:

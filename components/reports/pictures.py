@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from itertools import product
@@ -11,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from components.evaluation.error_types import SURE_SCORE, ErrorAnalysis, ImageScore, extremes
+from components.evaluation.error_types import SURE_SCORE, ErrorAnalysis, ImageScore, extremes, read_results
 from components.evaluation.plots import draw_comparison
 from components.reports.layout import Picture
 from model.data.index import CocoIndex
@@ -35,7 +34,7 @@ def worst_and_best(
     iou_type, path = list(results.items())[-1]
     worst, best = extremes(analysis.image_scores(path, iou_type), count)
     ground_truth = load_ground_truth(index.ground_truth_path)
-    of_images = {kind: _by_image(json.loads(file.read_text(encoding="utf-8"))) for kind, file in results.items()}
+    of_images = {kind: _by_image(read_results(file)) for kind, file in results.items()}
     indices = {int(image_id): i for i, image_id in enumerate(index.image_ids)}
     share = budget_bytes // max(1, len(worst) + len(best))
 

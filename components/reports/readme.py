@@ -12,17 +12,20 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from components.reports.setup import commit_of
 from components.reports.speed import training_time_s
 from components.runs.environment import hardware_name
 from components.runs.figures import DASH, duration, markdown_table, number
-from components.runs.files import RunData, read_run
+from components.runs.files import Benchmark, Hardware, RunData, read_run
 from components.runs.journal import Entry
 from components.runs.recipes import nearest_recipe
-from components.runs.result import read_object
+from components.runs.result import Scores
+from components.studies.result import Study, read_study
 from components.studies.tables import markdown_note, markdown_scores
 from model.errors import UserError
-from model.files import write_atomically
+from model.files import read_json, write_atomically
 
 RESULTS = Path("docs/results")
 # The documents, relative to the repository's root, and the tables that each of them marks.
@@ -57,6 +60,39 @@ _SAME = ("recipe", "other_changes", "backbone", "height", "width", "batch", "pro
 Record = dict[str, Any]
 
 
+class TrainingFigures(BaseModel):
+    """Figures of a training that the tables show."""
+
+    recipe: str
+    changes: dict[str, Any]
+    date: str | None
+    commit: str | None
+    hardware: Hardware | None
+    processes: int
+    batch_size: int
+    dtype: str
+    time_s: float | None
+    data_hash: str
+    bbox: Scores | None
+    segm: Scores | None
+
+
+class BenchmarkFigures(Benchmark):
+    """Figures of a benchmark that the tables show."""
+
+    date: str | None
+    backbone: str | None
+
+
+class Figures(BaseModel):
+    """Content of docs/results/<run>.json."""
+
+    name: str
+    training: TrainingFigures | None = None
+    benchmark: BenchmarkFigures | None = None
+    stability: Study | None = None
+
+
 def update_readme(run_dirs: Sequence[Path], root: Path) -> list[str]:
     """Store the figures of some runs, and regenerate the tables below `root` from all stored figures.
 
@@ -89,7 +125,7 @@ def record_of(run_dir: Path) -> Record:
     stability = run_dir / "stability.json"
     record: Record = {"name": run_dir.resolve().name}
     if stability.is_file():
-        record["stability"] = read_object(stability, "`maskrcnn stability --summary`")
+        record["stability"] = read_study(stability)
         return record
     run = read_run(run_dir)
     if run.evaluation is not None and run.config:
@@ -127,7 +163,8 @@ def _date(entries: Sequence[Entry]) -> str | None:
 
 def read_records(folder: Path) -> list[Record]:
     """Read all stored figures, sorted by name."""
-    return [read_object(path, "`maskrcnn report --readme RUN`") for path in sorted(folder.glob("*.json"))]
+    remedy = "`maskrcnn report --readme RUN` writes it anew"
+    return [read_json(path, Figures, remedy) for path in sorted(folder.glob("*.json"))]
 
 
 def blocks_of(records: Iterable[Record]) -> dict[str, str]:
@@ -167,7 +204,7 @@ def table(name: str, records: Sequence[Record]) -> str:
         case "accuracy":
             return _table(_ACCURACY, trainings)
         case "stability":
-            studies = [record["stability"] for record in records if "stability" in record]
+            studies = [record["stability"] for record in records if record.get("stability")]
             return "\n\n".join(f"{markdown_scores(study)}\n\n{markdown_note(study)}" for study in studies)
         case "training":
             parts = _table(_STEPS, _steps(records, "train")), _table(_SCALING, _weak_scaling(records))
@@ -178,7 +215,7 @@ def table(name: str, records: Sequence[Record]) -> str:
 
 def _trainings(records: Sequence[Record]) -> list[Record]:
     """Rows of trainings, each with the study of its recipe."""
-    studies = {record["name"]: record["stability"] for record in records if "stability" in record}
+    studies = {record["name"]: record["stability"] for record in records if record.get("stability")}
     free = (*_SHOWN_AS_PRECISION, "train.seed")
     return [
         {
@@ -187,7 +224,7 @@ def _trainings(records: Sequence[Record]) -> list[Record]:
             "other_changes": {key: value for key, value in training["changes"].items() if key not in free},
             "speed": 1 / training["time_s"] if training["time_s"] else None,
         }
-        for training in (record["training"] for record in records if "training" in record)
+        for training in (record["training"] for record in records if record.get("training"))
     ]
 
 
@@ -195,7 +232,7 @@ def _steps(records: Sequence[Record], mode: str) -> list[Record]:
     """Rows of our network's steps in one mode."""
     return [
         {**benchmark, **case, "processes": 1, "speed": case["images_per_s"]}
-        for benchmark in (record["benchmark"] for record in records if "benchmark" in record)
+        for benchmark in (record["benchmark"] for record in records if record.get("benchmark"))
         for case in (benchmark.get("steps") or {}).get("cases", [])
         if case["mode"] == mode and case["model"] == "ours"
     ]
@@ -205,7 +242,7 @@ def _weak_scaling(records: Sequence[Record]) -> list[Record]:
     """Rows of several processes, each with the same batch."""
     return [
         {**benchmark, **row, "dtype": scaling["dtype"], "batch": row["batch_per_process"], "speed": row["images_per_s"]}
-        for benchmark in (record["benchmark"] for record in records if "benchmark" in record)
+        for benchmark in (record["benchmark"] for record in records if record.get("benchmark"))
         if (scaling := benchmark.get("scaling"))
         for row in scaling["weak"]
     ]

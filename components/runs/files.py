@@ -8,12 +8,99 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from components.params import read_flat
 from components.runs.journal import Entry, read_journal
-from components.runs.result import read_evaluation, read_object
+from components.runs.result import read_evaluation
 from model.data.index import CocoIndex
 from model.errors import UserError
+from model.files import read_json
 from model.scoring.names import TITLES
+
+_EVALUATED = ("checkpoint", "images", "detections", "data_hash")
+_PREPARE = "`maskrcnn prepare` writes it anew"
+
+
+class Hardware(BaseModel):
+    """The machine of a run."""
+
+    cpu: str
+    cores: int
+    gpu: str = ""
+    gpus: int = 0
+
+
+class Environment(BaseModel):
+    """Content of environment.json, and part of benchmark.json."""
+
+    commit: str | None = None
+    hardware: Hardware = Hardware(cpu="", cores=0)
+    versions: dict[str, str] = {}
+    processes: int = 1
+
+
+class StepTimes(BaseModel):
+    """Seconds of one step: median and upper quantiles."""
+
+    median: float
+    p90: float
+    p99: float
+
+
+class StepCase(BaseModel):
+    """Measurement of one network's steps."""
+
+    mode: str
+    model: str
+    dtype: str
+    batch: int
+    height: int
+    width: int
+    images_per_s: float | None
+    step_s: StepTimes
+    peak_memory_mib: float | None
+    ratio_to_torchvision: float | None = None
+
+
+class Steps(BaseModel):
+    """Measurements of steps."""
+
+    cases: list[StepCase]
+
+
+class ScalingRow(BaseModel):
+    """Measurement of one number of processes."""
+
+    processes: int
+    batch_per_process: int
+    images_per_s: float | None
+    speedup: float | None
+    efficiency: float | None
+
+
+class Scaling(BaseModel):
+    """Measurements of several processes."""
+
+    dtype: str
+    weak: list[ScalingRow]
+    strong: list[ScalingRow]
+
+
+class Benchmark(Environment):
+    """Keys of benchmark.json that readers use."""
+
+    backbone: str | None = None
+    steps: Steps | None = None
+    scaling: Scaling | None = None
+
+
+class SplitCounts(BaseModel):
+    """Keys that readers use of a split in the report of `maskrcnn prepare`."""
+
+    per_class: dict[str, int]
+    per_size: dict[str, int] = {}
+    data_hash: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,8 +149,8 @@ def read_run(run_dir: Path) -> RunData:
     if not run_dir.is_dir():
         raise UserError(f"{run_dir}: must be the folder of a run (train.output_dir), but does not exist")
     config = read_flat(run_dir / "config.yaml") if (run_dir / "config.yaml").is_file() else {}
-    evaluation = read_evaluation(run_dir, "data_hash") if (run_dir / "evaluation.json").is_file() else None
-    benchmark = _read_json(run_dir / "benchmark.json")
+    evaluation = read_evaluation(run_dir, *_EVALUATED) if (run_dir / "evaluation.json").is_file() else None
+    benchmark = _read(run_dir / "benchmark.json", Benchmark, "`maskrcnn benchmark` writes it anew")
     journal = read_journal(run_dir / "log.jsonl")
     if not (config or journal or evaluation or benchmark):
         raise UserError(
@@ -80,9 +167,9 @@ def read_run(run_dir: Path) -> RunData:
         journal=journal,
         evaluation=evaluation,
         benchmark=benchmark,
-        environment=_read_json(run_dir / "environment.json"),
+        environment=_read(run_dir / "environment.json", Environment, "delete it to leave out the environment"),
         precision_recall=_read_columns(run_dir / "plots" / "precision_recall.csv"),
-        data_report=(_read_json(prepared / "report.json") if config else None) or {},
+        data_report=(_read(prepared / "report.json", dict[str, SplitCounts], _PREPARE) if config else None) or {},
         split=split,
         index=index,
         missing=missing,
@@ -130,15 +217,19 @@ def _find_split(
     return configured, None
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    return read_object(path, "the command that made it")
+def _read(path: Path, shape: Any, remedy: str) -> dict[str, Any] | None:
+    return read_json(path, shape, remedy) if path.is_file() else None
 
 
 def _read_columns(path: Path) -> dict[str, list[float]]:
     if not path.is_file():
         return {}
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {name: [float(row[name]) for row in rows] for name in rows[0]} if rows else {}
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file, strict=True))
+        return {name: [float(row[name]) for row in rows] for name in ("recall", *rows[0])} if rows else {}
+    except (ValueError, TypeError, KeyError, csv.Error) as error:
+        raise UserError(
+            f"{path}: must hold columns of numbers, recall and precision ({error!r}); `maskrcnn evaluate` writes it "
+            "anew"
+        ) from error

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import BaseModel, ValidationError
+
 from model.errors import UserError
 from model.files import replacing, write_atomically
 
@@ -24,6 +26,14 @@ class Entry:
 
     step: int
     time_s: float
+    metrics: dict[str, float | None]
+
+
+class _Line(BaseModel):
+    """An entry as the file has it."""
+
+    step: int
+    time: float
     metrics: dict[str, float | None]
 
 
@@ -79,23 +89,32 @@ def read_journal(path: Path) -> list[Entry]:
         UserError: if a line is damaged.
     """
     lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
-    try:
-        return [Entry(tree["step"], tree["time"], tree["metrics"]) for tree in map(json.loads, lines)]
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"{path}: each line must be a JSON object with step, time and metrics, as training writes it, but one is "
-            f"not ({error!r})"
-        ) from error
+    return [_entry(path, line) for line in lines]
 
 
 def last_step(path: Path) -> int:
-    """Step of a journal's last complete line, read from its end; 0 if there is none."""
+    """Step of a journal's last complete line, read from its end; 0 if there is none.
+
+    Raises:
+        UserError: if that line is damaged.
+    """
     if not path.is_file():
         return 0
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
         lines = file.read().split(b"\n")[:-1]
-    return int(json.loads(lines[-1])["step"]) if lines else 0
+    return _entry(path, lines[-1]).step if lines else 0
+
+
+def _entry(path: Path, text: bytes) -> Entry:
+    try:
+        line = _Line.model_validate_json(text)
+    except ValidationError as error:
+        raise UserError(
+            f"{path}: each line must be a JSON object with step, time and metrics, as training writes it, got "
+            f"{text[:60]!r}; delete that line, or move the file away"
+        ) from error
+    return Entry(line.step, line.time, line.metrics)
 
 
 def _line(entry: Entry) -> str:

@@ -6,23 +6,43 @@
 Reads `config.yaml` and `evaluation.json`; no weights are needed.
 """
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from components.config import Config
 from components.params import load_stored
 from model.engine.pointers import LAST
 from model.errors import UserError
-from model.scoring.names import IOU_TYPES, TITLES, IouType
+from model.files import read_json
+from model.scoring.names import IOU_TYPES, IouType
 
 _STEP = re.compile(r"step_(\d+)\.pt$")
 
 
 class ResultError(UserError):
     """A run's folder does not hold the result that is needed."""
+
+
+Scores = dict[str, float | None]
+
+
+class Evaluation(BaseModel):
+    """Content of evaluation.json; files of earlier versions have fewer keys."""
+
+    bbox: Scores | None = None
+    segm: Scores | None = None
+    proposals: Scores | None = None
+    per_class: dict[str, dict[str, float | None]] | None = None
+    images: int = 0
+    detections: int = 0
+    checkpoint: str = ""
+    data_hash: str = ""
+    train_data_hash: str | None = None
+    commit: str | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +74,7 @@ def read_result(run_dir: Path) -> Result:
     config = run_dir / "config.yaml"
     if not config.is_file():
         raise _no_file(config)
-    evaluation = read_evaluation(run_dir, "checkpoint")
+    evaluation = read_evaluation(run_dir, "checkpoint", "images", "data_hash")
     if ap_of(evaluation).get("bbox") is None:
         raise no_ap(run_dir)
     return Result(run_dir, load_stored(config), evaluation)
@@ -70,17 +90,12 @@ def read_evaluation(run_dir: Path, *needed: str) -> dict[str, Any]:
     Raises:
         ResultError: if the file is missing or damaged.
     """
-    path, command = run_dir / "evaluation.json", "`maskrcnn evaluate`"
+    path, remedy = run_dir / "evaluation.json", "`maskrcnn evaluate` writes it anew"
     if not path.is_file():
         raise _no_file(path)
-    evaluation = read_object(path, command)
+    evaluation = read_json(path, Evaluation, remedy, ResultError)
     if missing := [key for key in needed if key not in evaluation]:
-        raise ResultError(f"{path}: {missing[0]} is missing; {command} writes it anew")
-    for result_type in TITLES:
-        if not isinstance(scores := evaluation.get(result_type), dict | None):
-            raise ResultError(
-                f"{path}: {result_type} must be an object or null, got {scores!r}; {command} writes it anew"
-            )
+        raise ResultError(f"{path}: {missing[0]} is missing; {remedy}")
     return evaluation
 
 
@@ -103,21 +118,6 @@ def _no_file(path: Path) -> ResultError:
         f"{path}: no such file; a finished run has it. `maskrcnn train` trains and evaluates a run, `maskrcnn "
         "stability` one for each seed, `maskrcnn evaluate` evaluates a trained one"
     )
-
-
-def read_object(path: Path, command: str) -> dict[str, Any]:
-    """The object in a JSON file that a command wrote.
-
-    Raises:
-        ResultError: if it is empty, not JSON, or another value.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not UTF-8 either
-        raise ResultError(f"{path}: not JSON ({error}); {command} writes it anew") from error
-    if not isinstance(content, dict):
-        raise ResultError(f"{path}: must hold an object, got {type(content).__name__}; {command} writes it anew")
-    return content
 
 
 def require_final(result: Result) -> None:

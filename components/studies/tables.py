@@ -52,7 +52,7 @@ def report_of(results: Sequence[Result], date: str) -> dict[str, Any]:
 def _scores(evaluations: Sequence[dict[str, float | None]]) -> dict[str, Any]:
     scores: dict[str, Any] = {}
     for name in SCORE_NAMES:
-        values = [evaluation[name] for evaluation in evaluations]
+        values = [evaluation.get(name) for evaluation in evaluations]
         known = [value for value in values if value is not None]
         if len(known) == len(values):
             scores[name] = {"values": values, **asdict(estimate(known))}

@@ -10,13 +10,14 @@ import logging
 import re
 import threading
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from pydantic import BaseModel
+
 from components.runs.journal import Entry, Journal
 from model.errors import UserError
-from model.files import write_atomically
+from model.files import read_json, write_atomically
 
 RUN_FILE = "mlflow_run.json"
 _SEND_EVERY_S = 1.0  # lines of this period are sent together
@@ -44,8 +45,14 @@ class Server(Protocol):
         """True if an error means that retrying would not help."""
 
 
-@dataclass
-class RunFile:
+class Item(BaseModel):
+    """Item for the server that is not a metric."""
+
+    kind: str
+    arguments: dict[str, Any]
+
+
+class RunFile(BaseModel, extra="forbid"):
     """`mlflow_run.json`."""
 
     run_id: str = ""
@@ -55,7 +62,7 @@ class RunFile:
     sent_lines: int = 0  # number of sent lines of log.jsonl
     sent_system_lines: int = 0  # number of sent lines of system.jsonl
     outages: int = 0  # number of times the server was unavailable
-    waiting: list[dict[str, Any]] = field(default_factory=list)  # {"kind": …, "arguments": …}, oldest first
+    waiting: list[Item] = []  # oldest first
 
     @staticmethod
     def read(path: Path) -> "RunFile":
@@ -66,13 +73,7 @@ class RunFile:
         """
         if not path.is_file():
             return RunFile()
-        try:
-            return RunFile(**json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:  # not JSON or UTF-8; other keys, or no object
-            raise UserError(
-                f"{path}: must say which MLflow run this folder belongs to, but is damaged ({error}); delete it to "
-                "start a new MLflow run"
-            ) from error
+        return RunFile(**read_json(path, RunFile, "delete it to start a new MLflow run"))
 
 
 class Outbox:
@@ -114,7 +115,7 @@ class Outbox:
     def post(self, kind: str, **arguments: Any) -> None:
         """Send one item that is not a metric soon; it is kept on disk until then."""
         with self._state:
-            self._file.waiting.append({"kind": kind, "arguments": arguments})
+            self._file.waiting.append(Item(kind=kind, arguments=arguments))
             self._save()
 
     def belong_to(self, parent_id: str) -> None:
@@ -195,11 +196,13 @@ class Outbox:
         while self._file.waiting:
             item = self._file.waiting[0]
             try:
-                self._server.send(item["kind"], item["arguments"])
+                self._server.send(item.kind, item.arguments)
             except Exception as error:
                 if not self._server.refuses(error):
                     raise
-                _log.warning("MLflow refuses %s: %s", item, error)  # dropped, so that it does not block later items
+                _log.warning(
+                    "MLflow refuses %s: %s", item.model_dump(), error
+                )  # dropped, so that it does not block later items
             with self._state:
                 del self._file.waiting[0]
                 self._save()
@@ -209,4 +212,4 @@ class Outbox:
             self._unsent[counter] = journal.read()[getattr(self._file, counter) :]
 
     def _save(self) -> None:
-        write_atomically(self._path, json.dumps(asdict(self._file), indent=2) + "\n")
+        write_atomically(self._path, json.dumps(self._file.model_dump(), indent=2) + "\n")

@@ -24,6 +24,7 @@ from model.data.layout import SPLITS, Split
 from model.data.polygons import mask_to_polygons
 from model.data.scene import CLASS_NAMES, area, coverage, ground, paint, place_shapes
 from model.errors import UserError
+from model.files import read_json, write_atomically
 
 MARKER = "shapes.json"  # file beside the data: its configuration, and whether it is complete
 
@@ -41,11 +42,12 @@ def write_shapes(config: ShapesConfig, root: Path, workers: int = 0) -> bool:
         True if anything was written; False if root holds a complete data set of the same configuration.
 
     Raises:
-        UserError: if root holds one of these files or folders from another source.
+        UserError: if root holds one of these files or folders from another source, or its marker is damaged.
     """
     marker, recipe = root / MARKER, config.model_dump(mode="json")
     if marker.is_file():
-        if json.loads(marker.read_text()) == {"config": recipe, "complete": True}:
+        remedy = f"delete {root} to generate the data set anew"
+        if read_json(marker, dict[str, Any], remedy) == {"config": recipe, "complete": True}:
             return False
     elif foreign := [path for split in SPLITS for path in (root / split, _annotations(root, split)) if path.exists()]:
         raise UserError(
@@ -53,13 +55,13 @@ def write_shapes(config: ShapesConfig, root: Path, workers: int = 0) -> bool:
             "Set data.raw_dir to another folder, or data.source to the source of this data."
         )
     (root / "annotations").mkdir(parents=True, exist_ok=True)
-    marker.write_text(json.dumps({"config": recipe, "complete": False}))
+    write_atomically(marker, json.dumps({"config": recipe, "complete": False}))
     for split, images in zip(SPLITS, (config.train_images, config.val_images), strict=True):
         shutil.rmtree(root / split, ignore_errors=True)
         (root / split).mkdir()
         records = _draw_all(partial(_write_image, config, root, split), images, workers)
         _annotations(root, split).write_text(json.dumps(_coco_json(records)))
-    marker.write_text(json.dumps({"config": recipe, "complete": True}))
+    write_atomically(marker, json.dumps({"config": recipe, "complete": True}))
     return True
 
 

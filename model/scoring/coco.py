@@ -5,14 +5,15 @@ detections. Every score is a fraction, 0 to 1, or None without ground truth (pyc
 per image and class count.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools.coco import COCO
+from pydantic import BaseModel
 
+from model.files import read_json
 from model.scoring.backends import AnyBackend, Curves, Result, choose_backend, index_dataset, open_evaluator
 from model.scoring.names import RECALL_NAMES, SCORE_NAMES, IouType, ResultType
 
@@ -20,6 +21,28 @@ IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 RECALL_THRESHOLDS = tuple(step / 100 for step in range(101))
 
 Scores = dict[str, float | None]
+
+
+class _Image(BaseModel):
+    id: int
+
+
+class _Annotation(BaseModel):
+    image_id: int
+    category_id: int
+
+
+class _Category(BaseModel):
+    id: int
+    name: str
+
+
+class GroundTruth(BaseModel):
+    """Keys of COCO JSON that scoring needs, besides boxes and masks."""
+
+    images: list[_Image]
+    annotations: list[_Annotation]
+    categories: list[_Category]
 
 
 @dataclass(frozen=True)
@@ -118,8 +141,12 @@ def evaluate_proposals(
 
 
 def load_ground_truth(path: Path) -> COCO:
-    """Load a COCO JSON file with pycocotools, its annotations numbered from 1."""
-    dataset = json.loads(path.read_text(encoding="utf-8"))
+    """Load a COCO JSON file with pycocotools, its annotations numbered from 1.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    dataset = read_json(path, GroundTruth, "`maskrcnn prepare` writes it anew")
     for number, annotation in enumerate(dataset["annotations"], 1):
         annotation["id"] = number  # pycocotools ignores matches with id 0
     return index_dataset(dataset)

@@ -15,6 +15,7 @@ from components.params import load_config, save_config
 from components.runs.result import ResultError
 from components.studies.intervals import Difference, paired_difference, welch_difference
 from components.studies.summary import summarise
+from model.errors import UserError
 from model.scoring.names import SCORE_NAMES
 
 TINY = Path(__file__).with_name("tiny.yaml")
@@ -187,6 +188,28 @@ def test_one_run_alone_is_refused(make_run: Callable[..., Path]) -> None:
 def test_a_folder_without_a_result_is_refused(make_run: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(ResultError, match="no such file"):
         compare.run([make_run("one", 1, 0.7), tmp_path])
+
+
+def test_a_damaged_study_is_an_error_that_names_the_key(make_study: Callable[..., Path]) -> None:
+    path = make_study("one", BASE) / "stability.json"
+    whole = json.loads(path.read_text())
+    ap = whole["bbox"]["AP"]
+    for content, reason in (
+        ({}, "seeds is missing"),
+        ([], "must hold an object, got list"),
+        (whole | {"seeds": []}, "seeds: List should have at least 1 item"),
+        (whole | {"bbox": None}, "bbox: Input should be a valid dictionary, got None"),
+        (whole | {"bbox": {"AP": ap}}, "bbox.AP50 is missing"),
+        (
+            whole | {"bbox": whole["bbox"] | {"AP": ap | {"values": [0.7]}}},
+            "bbox.AP.values must have a number for each",
+        ),
+    ):
+        path.write_text(json.dumps(content))
+        with pytest.raises(UserError) as error:
+            compare.run([path.parent, path.parent])
+        assert f"stability.json: {reason}" in str(error.value)
+        assert "; `maskrcnn stability --summary` writes it anew" in str(error.value)
 
 
 def test_several_are_each_compared_with_the_first(make_run: Callable[..., Path]) -> None:

@@ -336,7 +336,9 @@ def test_a_seed_never_logs_into_the_studys_run(monkeypatch: pytest.MonkeyPatch) 
 def test_the_last_step_of_a_journal_is_that_of_its_last_whole_line(tmp_path: Path) -> None:
     journal = tmp_path / "log.jsonl"
     assert last_step(journal) == 0
-    journal.write_text("".join(f'{{"step": {step}, "metrics": {{}}}}\n' for step in range(5000)) + '{"step": 50')
+    journal.write_text(
+        "".join(f'{{"step": {step}, "time": 0.5, "metrics": {{}}}}\n' for step in range(5000)) + '{"step": 50'
+    )
     assert last_step(journal) == 4999
 
 

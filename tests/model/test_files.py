@@ -4,8 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
-from model.files import make_folder, replacing, write_atomically
+from model.errors import UserError
+from model.files import make_folder, read_json, replacing, write_atomically
 
 
 def test_a_file_has_its_old_content_until_the_new_is_whole(tmp_path: Path) -> None:
@@ -62,3 +64,32 @@ def test_what_is_to_outlast_a_power_cut_is_synced_in_order(tmp_path: Path, monke
     synced.clear()
     make_folder(tmp_path / "runs" / "demo")
     assert not synced
+
+
+class Point(BaseModel):
+    x: int
+    next: "Point | None" = None
+
+
+def test_json_of_another_shape_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "point.json"
+    path.write_text('{"x": 1, "more": [1.5]}')
+    assert read_json(path, Point, "delete it") == {"x": 1, "more": [1.5]}
+    for content, reason in (
+        (b"[]", "must hold an object, got list"),
+        (b"3", "must hold an object, got int"),
+        (b"{}", "x is missing"),
+        (b'{"x": "1"}', "x: Input should be a valid integer, got '1'"),
+        (b'{"x": 1, "next": {"x": null}}', "next.x: Input should be a valid integer, got None"),
+        (b'{"x"', "not JSON (Expecting ':' delimiter: line 1 column 5 (char 4))"),
+        (b"\xff", "not JSON ('utf-8' codec can't decode byte 0xff in position 0: invalid start byte)"),
+        (b'{"x": ' + b"[" * 100_000, "not JSON (maximum recursion depth exceeded"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(UserError) as error:
+            read_json(path, Point, "delete it")
+        assert str(error.value).startswith(f"{path}: {reason}"), content
+        assert str(error.value).endswith("; delete it")
+    path.write_text("{}")
+    with pytest.raises(UserError, match="must hold a list, got dict; delete it"):
+        read_json(path, list[Point], "delete it")

@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 
 from components.config import Config
-from components.evaluation.before_after import FILE_NAME, write_before
+from components.evaluation.before_after import FILE_NAME, read_before, write_before
 from components.evaluation.detect import Results, detect
 from components.evaluation.files import write_plots
 from components.runs.trained import load_trained
 from model.data.index import CocoIndex
+from model.errors import UserError
 from model.inference.predictor import Predictor
 from model.inference.visualize import _Style
 from model.scoring.coco import load_ground_truth
@@ -82,3 +83,15 @@ def test_nothing_is_drawn_of_other_data(trained_run: Config, tmp_path: Path, con
     if content is not None:
         (tmp_path / FILE_NAME).write_text(json.dumps(content))
     assert not draw(trained_run, tmp_path).exists()
+
+
+def test_a_damaged_file_is_an_error(trained_run: Config, tmp_path: Path) -> None:
+    index = CocoIndex.open(trained_run.data.prepared_dir, "val")
+    object_ = {"label": 1, "score": 0.9, "bbox": [0, 0, 9, 9]}
+    for damage in ({"label": 0}, {"bbox": [1]}, {"score": None}):
+        content = {"data_hash": index.data_hash, "objects": {"1": [object_ | damage]}}
+        (tmp_path / FILE_NAME).write_text(json.dumps(content))
+        with pytest.raises(UserError, match=rf"before\.json: objects\.1\.0\.{next(iter(damage))}.*; delete it"):
+            read_before(tmp_path, index)
+    (tmp_path / FILE_NAME).write_text(json.dumps(content | {"objects": {"1": [object_]}}))
+    assert read_before(tmp_path, index) == {}  # none of the images that are drawn

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from components.evaluation.error_types import ErrorAnalysis, ImageScore, extremes
+from model.errors import UserError
 
 # (image, category, [x, y, width, height], crowd)
 OBJECTS = [
@@ -71,6 +72,19 @@ def test_what_mending_a_kind_would_bring(scene: tuple[ErrorAnalysis, Path]) -> N
     assert gain["localisation"] == pytest.approx(0.5 / 2)
     assert gain["missed"] == pytest.approx((1 - 67 / 101) / 2)
     assert gain["duplicate"] == gain["background"] == 0  # false alarms behind the last hit cost nothing
+
+
+def test_damaged_files_are_an_error(scene: tuple[ErrorAnalysis, Path], tmp_path: Path) -> None:
+    analysis, results = scene
+    for content in ("{}", "3", '[{"image_id": 1}]', '[{"image_id": 1, "category_id": 1, "score": 1, "bbox": [1]}]'):
+        results.write_text(content)
+        for read in (analysis.error_types, analysis.image_scores):
+            with pytest.raises(UserError, match=r"results\.json: .*; `maskrcnn evaluate` writes it anew"):
+                read(results, "bbox")
+    for content in ("[]", '{"images": [], "annotations": [{}], "categories": []}'):
+        (tmp_path / "truth.json").write_text(content)
+        with pytest.raises(UserError, match=r"truth\.json: .*; `maskrcnn prepare` writes it anew"):
+            ErrorAnalysis(tmp_path / "truth.json")
 
 
 def test_no_detection_at_all_misses_everything(scene: tuple[ErrorAnalysis, Path], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from components.reports import readme
 from components.runs.journal import Journal
 from components.studies.tables import markdown_scores as stability_markdown
 from model.errors import UserError
+from model.scoring.names import SCORE_NAMES
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 HARDWARE = {"cpu": "some cpu", "cores": 8, "gpu": "NVIDIA X", "gpus": 8}
@@ -146,7 +147,8 @@ def tree(tmp_path: Path) -> Path:
         journal.append(number, {"loss/total": 1.0, "time/step_s": 30.0})
     save_config(Config(), run / "config.yaml")
     scores = {"AP": 0.25, "AP50": 0.5}
-    evaluation = {"bbox": scores, "segm": scores, "images": 3, "data_hash": "ab", "commit": "1234567890"}
+    evaluation = {"bbox": scores, "segm": scores, "images": 3, "detections": 2, "data_hash": "ab"}
+    evaluation |= {"checkpoint": "step_2.pt", "commit": "1234567890"}
     (run / "evaluation.json").write_text(json.dumps(evaluation))
     environment = {"commit": "abcdef0123", "hardware": HARDWARE, "versions": {}, "processes": 2}
     (run / "environment.json").write_text(json.dumps(environment))
@@ -175,8 +177,10 @@ def test_a_stability_study_is_shown_as_it_describes_itself(tree: Path):
         "seeds": [1, 2],
         "runs": [],
         "confidence": 0.95,
-        "bbox": {"AP": score},
+        "bbox": dict.fromkeys(SCORE_NAMES, score),
         "images": 100,
+        "data_hash": "ab",
+        "config": {},
         "commits": ["abc"],
         "date": "2026-01-02",
     }
@@ -198,6 +202,8 @@ def test_damaged_figures_are_an_error_that_names_the_file(tree: Path):
     with pytest.raises(UserError, match=r"study/stability\.json: must hold an object.*`maskrcnn stability --summary`"):
         readme.update_readme([study.parent], tree)
     (tree / "docs" / "results").mkdir(exist_ok=True)
-    (tree / "docs" / "results" / "mine.json").write_text("{")
-    with pytest.raises(UserError, match=r"results/mine\.json: not JSON"):
-        readme.update_readme([], tree)
+    mine = tree / "docs" / "results" / "mine.json"
+    for content in ("{", "{}", '{"name": "mine", "training": {}}', '{"name": "mine", "stability": {"seeds": [1]}}'):
+        mine.write_text(content)
+        with pytest.raises(UserError, match=r"results/mine\.json: .*; `maskrcnn report --readme RUN` writes it anew"):
+            readme.update_readme([], tree)

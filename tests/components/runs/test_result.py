@@ -11,14 +11,14 @@ from components.config import Config
 from components.kubeflow.artifacts import describe_evaluation
 from components.params import save_config
 from components.runs.files import read_run
-from components.runs.result import ResultError, read_object, read_result, require_final
+from components.runs.result import ResultError, read_evaluation, read_result, require_final
 from components.tracking.scores import read_scored
 
 
 def test_a_run_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     """Early stop was called evaluate.min_bbox_ap; a run that it ended may have ended before train.max_iters."""
     (tmp_path / "config.yaml").write_text("train:\n  seed: 3\nevaluate:\n  every_epoch: true\n  min_bbox_ap: 0.377\n")
-    scores = {"bbox": {"AP": 0.378}, "checkpoint": "checkpoints/step_0000008.pt", "data_hash": "da"}
+    scores = {"bbox": {"AP": 0.378}, "checkpoint": "checkpoints/step_0000008.pt", "images": 4, "data_hash": "da"}
     (tmp_path / "evaluation.json").write_text(json.dumps(scores))
     result = read_result(tmp_path)
     assert (result.seed, result.data) == (3, ("da", None))
@@ -31,7 +31,7 @@ def test_a_damaged_file_is_told_with_the_command_that_writes_it(tmp_path: Path) 
     for content in (b"", b'{"bbox"', b"[]", b"null", b"\xff"):
         path.write_bytes(content)
         with pytest.raises(ResultError, match=r"evaluation\.json: .*; `maskrcnn evaluate` writes it anew"):
-            read_object(path, "`maskrcnn evaluate`")
+            read_evaluation(tmp_path)
 
 
 def test_every_reader_of_an_evaluation_refuses_it_with_the_same_error(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_every_reader_of_an_evaluation_refuses_it_with_the_same_error(tmp_path: 
         (None, "no such file; a finished run has it", 3),  # a report shows the rest of the run
         ("[]", "must hold an object, got list", 4),
         ("{", "not JSON", 4),
-        (json.dumps(keys | {"segm": 3}), "segm must be an object or null, got 3", 4),
+        (json.dumps(keys | {"segm": 3}), "segm: Input should be a valid dictionary, got 3", 4),
         (json.dumps(keys | {"bbox": None}), "must have AP, got none", 2),  # pages show that there is none
         ("{}", "is missing; `maskrcnn evaluate` writes it anew", 4),
     ):

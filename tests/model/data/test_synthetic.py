@@ -119,6 +119,13 @@ def test_an_interrupted_data_set_is_made_anew(tmp_path: Path, monkeypatch: pytes
     assert len(list((tmp_path / "val").iterdir())) == 3
 
 
+def test_a_damaged_marker_is_an_error(tmp_path: Path):
+    for content in ("", "[]", "3"):
+        (tmp_path / "shapes.json").write_text(content)
+        with pytest.raises(UserError, match=r"shapes\.json: .*; delete .* to generate the data set anew"):
+            write_shapes(SMALL, tmp_path)
+
+
 @pytest.mark.parametrize("name", ["train/mine.jpg", "annotations/instances_val.json"])
 def test_files_of_someone_else_are_not_overwritten(tmp_path: Path, name: str):
     mine = tmp_path / name
