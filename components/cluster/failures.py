@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Json = dict[str, Any]
-FailureKind = Literal["killed", "evicted", "stuck", "unschedulable"]
+FailureKind = Literal["killed", "evicted", "stuck", "unschedulable", "waiting"]
 
 # Reasons of waiting containers that do not resolve by themselves, and what to check.
 _STUCK = {
@@ -27,8 +27,26 @@ _HINTS = {
     2: "the configuration is invalid; the log says which value",
     126: "the command cannot be run in this image",
     127: "the image has no python",
-    137: "killed by SIGKILL",
-    143: "ended by SIGTERM, after a checkpoint was saved",
+}
+_SIGNALS = {  # of Linux, which a container ends by with 128 and the number
+    1: "SIGHUP",
+    2: "SIGINT",
+    3: "SIGQUIT",
+    4: "SIGILL: the image was built for processors with other instructions",
+    5: "SIGTRAP",
+    6: "SIGABRT: a library gave up, after a failed check or without memory; the end of the log says which",
+    7: "SIGBUS: /dev/shm or a volume was full; raise cluster.shm, or lower data.workers or train.batch_size",
+    8: "SIGFPE: a division by zero in compiled code",
+    9: "SIGKILL: the node was out of memory or lost, or cluster.grace_s had passed since SIGTERM",
+    11: "SIGSEGV: a crash in compiled code; with PYTHONFAULTHANDLER=1 in cluster.env the log shows where",
+    13: "SIGPIPE",
+    15: "SIGTERM, after a checkpoint was saved",
+    31: "SIGSYS: a system call that the pod's seccomp profile forbids",
+}
+_WAITING = {  # reasons of warnings about pods that wait, and what to check
+    "FailedMount": "cluster.volumes, kubectl get pvc, and that the storage can be reached from the node",
+    "FailedAttachVolume": "that no other node has the volume: claims that several nodes mount must be ReadWriteMany",
+    "FailedCreatePodSandBox": "the network plugin of the node",
 }
 
 
@@ -42,18 +60,24 @@ class Failure:
     at: str = ""  # RFC 3339 time; empty for a current failure
 
 
-def find_failures(job: str, pods: list[Json], events: list[Json]) -> list[Failure]:
-    """Find all failures of a job's pods: past ones in order of time, then current ones."""
+def find_failures(job: str, pods: list[Json], events: list[Json], nodes: int = 1) -> list[Failure]:
+    """Find all failures of a job's pods: past ones in order of time, then current ones.
+
+    Args:
+        events: warnings of the job's namespace.
+        nodes: number of pods that the job should have.
+    """
     found = [failure for pod in pods for failure in _of_pod(pod, events)]
-    if not pods:
-        found += _no_pod(job, events)
+    if len(pods) < nodes:
+        found += _missing_pods(job, f"only {len(pods)} of {nodes} pods were" if pods else "no pod was", events)
     return sorted(found, key=lambda failure: (not failure.at, failure.at))
 
 
-def _no_pod(job: str, events: list[Json]) -> list[Failure]:
-    """Reason why no pod was created, such as a quota or a pod-security level, from events of the job and its parts."""
-    message = _latest(events, lambda about: f"{about}-".startswith(f"{job}-"))
-    return [Failure("unschedulable", "", f"no pod was created: {message}")] if message else []
+def _missing_pods(job: str, number: str, events: list[Json]) -> list[Failure]:
+    """Reason why pods were not created, such as a quota or a pod-security level, from events of the job and its parts."""
+    about = _about(events, lambda name: f"{name}-".startswith(f"{job}-"))
+    message = _message([event for event in about if event["involvedObject"].get("kind") != "Pod"])
+    return [Failure("unschedulable", "", f"{number} created: {message}")] if message else []
 
 
 def _of_pod(pod: Json, events: list[Json]) -> Iterator[Failure]:
@@ -66,14 +90,20 @@ def _of_pod(pod: Json, events: list[Json]) -> Iterator[Failure]:
             reason = waiting["reason"]
             message = waiting.get("message", "no message")
             yield Failure("stuck", name, f"pod {name}: {reason}: {message}; check {_STUCK[reason]}")
-    for condition in status.get("conditions", []):
-        if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            message = _latest(events, name.__eq__, "FailedScheduling") or condition.get("message", "")
-            text = (
-                f"pod {name}: unschedulable: {message}; "
-                "check cluster.gpus_per_node, cpu, memory, node_selector and tolerations"
-            )
-            yield Failure("unschedulable", name, text)
+    warnings = _of_this_pod(pod, _about(events, name.__eq__))
+    scheduled = next((c for c in status.get("conditions", []) if c["type"] == "PodScheduled"), None)
+    if status.get("phase") == "Pending":
+        # Once the scheduler has set the condition, that is what counts.
+        others = [event for event in warnings if not scheduled or event.get("reason") != "FailedScheduling"]
+        yield from (Failure("waiting", name, f"pod {name}: {_warning(event)}") for event in others)
+    if scheduled and scheduled["status"] == "False":
+        why = [event for event in warnings if event.get("reason") == "FailedScheduling"]
+        message = _message(why) or scheduled.get("message", "")
+        text = (
+            f"pod {name}: unschedulable: {message}; "
+            "check cluster.gpus_per_node, cpu, memory, node_selector and tolerations"
+        )
+        yield Failure("unschedulable", name, text)
 
 
 def _eviction(name: str, status: Json) -> Iterator[Failure]:
@@ -101,19 +131,65 @@ def _ends(name: str, container: Json) -> Iterator[Failure]:
                 "or lower train.batch_size or data.workers"
             )
         else:
-            hint = f", {_HINTS[end['exitCode']]}" if end["exitCode"] in _HINTS else ""
-            text = f"pod {name}: container {container['name']} ended with exit code {end['exitCode']}{hint}"
+            reason = f" ({end['reason']})" if end.get("reason", "Error") != "Error" else ""
+            text = f"pod {name}: container {container['name']} ended with exit code {end['exitCode']}{reason}"
+            text += _hint(end["exitCode"])
             text += f": {end['message'].strip()}" if end.get("message") else ""
         yield Failure("killed", name, text, at)
 
 
-def _latest(events: list[Json], is_about: Callable[[str], bool], reason: str = "") -> str:
-    """Message of the last event about this object; empty if there is none."""
-    found = [
-        event
-        for event in events
-        if reason in ("", event.get("reason")) and is_about(event.get("involvedObject", {}).get("name", ""))
+def _hint(code: int) -> str:
+    """Meaning of an exit code, to be appended; empty if it has none."""
+    if code in _HINTS:
+        return f", {_HINTS[code]}"
+    signal = code - 128
+    return f", ended by {_SIGNALS.get(signal, f'signal {signal}')}" if 0 < signal < 65 else ""
+
+
+def _warning(event: Json) -> str:
+    reason = event.get("reason", "warning")
+    text = f"{reason}: {event.get('message', 'no message').strip()}"
+    return f"{text}; check {_WAITING[reason]}" if reason in _WAITING else text
+
+
+def waiting_reason(pods: list[Json], nodes: int) -> str:
+    """Reason why a job waits whose pods have no failure, as far as their number and status show it."""
+    if len(pods) < nodes:
+        return (
+            f"no reason is known: {len(pods)} of {nodes} pods were created; check that Kubeflow's operator runs and "
+            "watches this namespace"
+        )
+    pending = [pod for pod in pods if pod.get("status", {}).get("phase") == "Pending"]
+    states = [
+        f"pod {pod['metadata']['name']}: {container.get('state', {}).get('waiting', {}).get('reason', 'Pending')}"
+        for pod in pending
+        for container in [*pod["status"].get("initContainerStatuses", []), *pod["status"].get("containerStatuses", [])]
     ]
-    return max(found, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "", default={}).get(
-        "message", ""
-    )
+    return f"{(states or ['pods are Pending'])[0]}, and no warning says why"
+
+
+def since(events: list[Json], at: str) -> list[Json]:
+    """Events not older than an RFC 3339 time: those of an earlier job have the same names."""
+    # Objects' times are to the second. An event without a time is kept.
+    return [event for event in events if not _time(event) or _time(event)[:19] >= at[:19]]
+
+
+def _about(events: list[Json], is_about: Callable[[str], bool]) -> list[Json]:
+    """Events about an object, in order of time."""
+    return sorted((e for e in events if is_about(e.get("involvedObject", {}).get("name", ""))), key=_time)
+
+
+def _of_this_pod(pod: Json, events: list[Json]) -> list[Json]:
+    """Events without those about an earlier pod of the same name."""
+    ids = {pod["metadata"].get("uid", ""), ""}
+    return [event for event in events if ids == {""} or event["involvedObject"].get("uid", "") in ids]
+
+
+def _time(event: Json) -> str:
+    series = event.get("series") or {}
+    return event.get("lastTimestamp") or series.get("lastObservedTime") or event.get("eventTime") or ""
+
+
+def _message(events: list[Json]) -> str:
+    """Message of the last event; empty if there is none."""
+    return events[-1].get("message", "") if events else ""

@@ -7,13 +7,16 @@ kept, because a failed job's pods may be deleted with it.
 
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import Any, Protocol
 
-from components.cluster.failures import Failure, find_failures
+from components.cluster.failures import Failure, find_failures, since, waiting_reason
 from components.config import ClusterConfig
 from model.errors import UserError
 
 Json = dict[str, Any]
+_REMIND_S = 300  # until the first reminder that a job still waits; the pause doubles, up to an hour
+_MAX_REMIND_S = 3600
 
 
 class JobFailedError(UserError):
@@ -48,7 +51,11 @@ class Follower:
         self._began_s = time.monotonic()
         self._running_since_s: float | None = None
         self._stuck_since_s: float | None = None
+        self._suspended_at: str | None = None  # time of the present suspension
+        self._waiting_since: tuple[float, str] | None = None  # monotonic, and as people read it
+        self._remind_s: float = _REMIND_S
         self._reported: dict[str, Failure] = {}
+        self._current: list[Failure] = []  # why the job waits, as of the last look
 
     def follow(self, name: str, on_pods: Callable[[list[Json]], None]) -> None:
         """Wait for the job's success.
@@ -85,35 +92,68 @@ class Follower:
         """Process a state of the job; return True if it succeeded."""
         name, pods = job["metadata"]["name"], self._source.pods(job["metadata"]["name"])
         on_pods(pods)
-        failures = self._report(name, pods)
+        self._report(job, pods)
         if condition(job, "Succeeded", "Complete"):
             return True
         failed = condition(job, "Failed")
         if failed:
             message = f"{failed.get('reason', '')}: {failed.get('message', '')}"
             raise JobFailedError(self._with_reasons(f"{job['kind']} {name} failed: {message}"))
-        is_running = any(pod.get("status", {}).get("phase") == "Running" for pod in pods)
-        self._check_times(name, is_running, [failure for failure in failures if failure.kind == "stuck"])
-        if condition(job, "Suspended"):
-            self._report_once(f"{name} is suspended: it waits for resources in a queue")
+        self._report_suspension(job)
+        self._check_times(job, pods)
+        self._remind(job, pods)
         return False
 
-    def _report(self, name: str, pods: list[Json]) -> list[Failure]:
-        waits = not pods or any(pod.get("status", {}).get("phase") == "Pending" for pod in pods)
-        failures = find_failures(name, pods, self._source.events() if waits else [])
+    def _report(self, job: Json, pods: list[Json]) -> None:
+        """Say each failure once, and keep those that the job waits for now."""
+        events: list[Json] = []
+        if _waits(job, pods):
+            events = since(self._source.events(), job["metadata"].get("creationTimestamp", ""))
+        failures = find_failures(job["metadata"]["name"], pods, events, _nodes(job))
+        self._current = [failure for failure in failures if failure.kind in ("stuck", "unschedulable", "waiting")]
         for failure in failures:
             if failure.text not in self._reported:
                 self._reported[failure.text] = failure
                 self._say(failure.text)
-        return failures
 
-    def _report_once(self, text: str) -> None:
-        if text not in self._reported:
-            self._reported[text] = Failure("unschedulable", "", text)
-            self._say(text)
+    def _report_suspension(self, job: Json) -> None:
+        """Say each suspension and its end: a queue may suspend a job that runs, for one of a higher priority."""
+        suspended, name = condition(job, "Suspended"), job["metadata"]["name"]
+        at = suspended.get("lastTransitionTime", "") if suspended else None
+        if suspended and at != self._suspended_at:
+            message = suspended.get("message", "")
+            self._say(f"{name} is suspended: it waits for resources in a queue{f' ({message})' if message else ''}")
+        elif not suspended and self._suspended_at is not None:
+            self._say(f"{name} is no longer suspended")
+        self._suspended_at = at
 
-    def _check_times(self, name: str, is_running: bool, stuck: list[Failure]) -> None:
-        now_s, cluster = time.monotonic(), self._cluster
+    def _remind(self, job: Json, pods: list[Json]) -> None:
+        """Say now and then that the job still waits, and why."""
+        now_s = time.monotonic()
+        if not _waits(job, pods):
+            self._waiting_since, self._remind_s = None, _REMIND_S
+        elif self._waiting_since is None:
+            self._waiting_since = (now_s, datetime.now().astimezone().isoformat(" ", "seconds"))
+        elif now_s - self._waiting_since[0] > self._remind_s:
+            self._remind_s += min(self._remind_s, _MAX_REMIND_S)
+            began_s, began = self._waiting_since
+            self._say(
+                f"{job['metadata']['name']} is still waiting since {began} ({(now_s - began_s) / 60:.0f} min) because: "
+                f"{self._why(job, pods)}"
+            )
+
+    def _why(self, job: Json, pods: list[Json]) -> str:
+        """Reason why the job waits, as far as it is known."""
+        if self._suspended_at is not None and not pods:
+            return "it is suspended"
+        stuck = [failure for failure in self._current if failure.kind == "stuck"]
+        last = (stuck or self._current)[-1:]
+        return last[0].text if last else waiting_reason(pods, _nodes(job))
+
+    def _check_times(self, job: Json, pods: list[Json]) -> None:
+        name, now_s, cluster = job["metadata"]["name"], time.monotonic(), self._cluster
+        is_running = any(pod.get("status", {}).get("phase") == "Running" for pod in pods)
+        stuck = [failure for failure in self._current if failure.kind == "stuck"]
         if is_running and self._running_since_s is None:
             self._running_since_s = now_s
             self._say(f"{name} started after {now_s - self._began_s:.0f} s")
@@ -125,9 +165,7 @@ class Follower:
         if self._running_since_s is None:
             if now_s - self._began_s > cluster.pending_timeout_s:
                 text = f"{name} did not start within cluster.pending_timeout_s={cluster.pending_timeout_s}"
-                if not self._reported:
-                    text += "; no reason is known: check that Kubeflow's operator runs and watches this namespace"
-                raise JobTimeoutError(self._with_reasons(text))
+                raise JobTimeoutError(self._with_reasons(f"{text}: {self._why(job, pods)}", is_explained=True))
         elif now_s - self._running_since_s > cluster.run_timeout_s:
             text = (
                 f"{name} did not end within cluster.run_timeout_s={cluster.run_timeout_s}; "
@@ -135,10 +173,12 @@ class Follower:
             )
             raise JobTimeoutError(self._with_reasons(text))
 
-    def _with_reasons(self, text: str) -> str:
+    def _with_reasons(self, text: str, *, is_explained: bool = False) -> str:
+        """Append the ends of pods; without any, the last thing reported, unless the text has its reason."""
         known = list(self._reported.values())
         ends = sorted((failure for failure in known if failure.at), key=lambda failure: failure.at)
-        reasons = ends or known[-1:]  # earlier reasons for waiting do not matter once a pod has died
+        # Earlier reasons for waiting do not matter once a pod has died.
+        reasons = ends or ([] if is_explained else known[-1:])
         return "\n".join([text, *(f"  {failure.text}" for failure in reasons)])
 
     def _deleted(self, name: str) -> JobFailedError:
@@ -147,6 +187,17 @@ class Follower:
                 f"{name} was deleted by someone else before it ended; run the same command to start it again"
             )
         )
+
+
+def _nodes(job: Json) -> int:
+    """Number of pods that the job should have."""
+    spec = job.get("spec", {})
+    replicas = sum(replica.get("replicas", 1) for replica in spec.get("pytorchReplicaSpecs", {}).values())
+    return replicas or spec.get("trainer", {}).get("numNodes", 1)
+
+
+def _waits(job: Json, pods: list[Json]) -> bool:
+    return len(pods) < _nodes(job) or any(pod.get("status", {}).get("phase") == "Pending" for pod in pods)
 
 
 def condition(job: Json, *kinds: str) -> Json | None:

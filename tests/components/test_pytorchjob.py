@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from components import pytorchjob
+from components.cluster import watch
 from components.cluster.api import ClusterError
 from components.cluster.watch import JobFailedError, JobTimeoutError
 from components.config import Config
@@ -195,6 +196,58 @@ def test_a_suspended_job_waits_in_its_queue(make_cluster: Make):
 
     make_cluster(operator)
     assert "is suspended: it waits for resources" in launch("cluster.scheduler=kueue", "cluster.queue=team")[1]
+
+
+def test_each_suspension_is_reported_and_its_end(make_cluster: Make):
+    def operator(cluster: Cluster, job: str) -> None:
+        for number in range(3):  # the third follows on the second before anyone looked
+            if number < 2:
+                cluster.running(job)
+                cluster.jobs[job].setdefault("status", {})["conditions"] = []
+                cluster.wait_for_a_look()
+            condition = {"type": "Suspended", "status": "True", "lastTransitionTime": f"2026-01-01T00:00:0{number}Z"}
+            with cluster.changed:
+                cluster.pods.clear()
+                cluster.jobs[job]["status"] = {"conditions": [{**condition, "message": f"preempted {number}"}]}
+                cluster.change(job)
+            cluster.wait_for_a_look()
+        cluster.jobs[job]["status"]["conditions"].clear()
+        succeed(cluster, job)
+
+    make_cluster(operator)
+    said = launch("cluster.scheduler=kueue", "cluster.queue=team")[1]
+    assert [said.count(f"it waits for resources in a queue (preempted {number})") for number in range(3)] == [1, 1, 1]
+    assert said.count("is no longer suspended") == 1, "before the second; the job succeeds at once after the third"
+
+
+def test_a_pod_that_waits_is_reported_with_each_warning_and_now_and_then_again(
+    make_cluster: Make, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(watch, "_REMIND_S", 0.3)
+
+    def operator(cluster: Cluster, job: str) -> None:
+        waiting = {"name": "pytorch", "state": {"waiting": {"reason": "ContainerCreating"}}}
+        pod = cluster.pod(job, phase="Pending", containerStatuses=[waiting])
+        cluster.wait_for_a_look()
+        about = {"involvedObject": {"name": pod}, "lastTimestamp": "2099-01-01T00:00:01Z"}
+        earlier = {**about, "lastTimestamp": "2025-01-01T00:00:01Z"}
+        cluster.events += [{**earlier, "reason": "FailedMount", "message": "of an earlier job of this name"}]
+        cluster.events += [{**about, "reason": "FailedMount", "message": "timed out waiting for the condition"}]
+        cluster.wait_for_a_look()
+        later = {**about, "lastTimestamp": "2099-01-01T00:00:02Z"}
+        cluster.events += [{**later, "reason": "FailedAttachVolume", "message": "Multi-Attach error"}]
+
+    cluster = make_cluster(operator)
+    message, said = failure(kind=JobTimeoutError, pending_timeout_s=1.5)
+    assert said.count(f"] pod {NAME}-worker-0: FailedMount: timed out waiting for the condition") == 1
+    assert said.count(f"] pod {NAME}-worker-0: FailedAttachVolume: Multi-Attach error") == 1
+    reminders = [line for line in said.splitlines() if "is still waiting since 20" in line]
+    assert 1 <= len(reminders) <= 3, "after 0.3, 0.6 and 1.2 s: the pause doubles"
+    assert f"because: pod {NAME}-worker-0: FailedAttachVolume" in reminders[-1]
+    assert "of an earlier job" not in said
+    assert f"cluster.pending_timeout_s=1.5: pod {NAME}-worker-0: FailedAttachVolume: Multi-Attach error" in message
+    assert "operator runs" not in message
+    assert cluster.jobs == {}
 
 
 def test_an_evicted_pod_is_reported_and_its_successors_log_follows(make_cluster: Make):
