@@ -156,7 +156,7 @@ class JobApi:
                     return None
                 if 0 < error.status < 500 and error.status != 429:
                     raise ClusterError(self._refusal(what, error)) from error
-                if "CERTIFICATE_VERIFY_FAILED" in str(error.reason):  # of status 0; waiting would change nothing
+                if "CERTIFICATE_VERIFY_FAILED" in str(error.reason):  # status 0; waiting would change nothing
                     raise ClusterError(
                         f"{self._server}: {what}: {error.reason}; the kubeconfig's certificate-authority must have "
                         "signed the server's certificate, and that must be valid for this address"

@@ -28,7 +28,7 @@ _HINTS = {
     126: "the command cannot be run in this image",
     127: "the image has no python",
 }
-_SIGNALS = {  # of Linux, which a container ends by with 128 and the number
+_SIGNALS = {  # Linux numbers; a container that ends by one has exit code 128 + number
     1: "SIGHUP",
     2: "SIGINT",
     3: "SIGQUIT",
@@ -74,7 +74,7 @@ def find_failures(job: str, pods: list[Json], events: list[Json], nodes: int = 1
 
 
 def _missing_pods(job: str, number: str, events: list[Json]) -> list[Failure]:
-    """Reason why pods were not created, such as a quota or a pod-security level, from events of the job and its parts."""
+    """Reason why pods were not created, such as a quota or a pod-security level: an event of the job or its parts."""
     about = _about(events, lambda name: f"{name}-".startswith(f"{job}-"))
     message = _message([event for event in about if event["involvedObject"].get("kind") != "Pod"])
     return [Failure("unschedulable", "", f"{number} created: {message}")] if message else []

@@ -89,7 +89,7 @@ def _trainjob(job: Description) -> Manifest:
     _name(manifest, job)
     spec["runtimeRef"]["name"] = cluster.runtime
     spec["activeDeadlineSeconds"] = cluster.pending_timeout_s + cluster.run_timeout_s
-    words, buffering = container["command"], {"name": "PYTHONUNBUFFERED", "value": "1"}  # which PyTorchJobs get, too
+    words, buffering = container["command"], {"name": "PYTHONUNBUFFERED", "value": "1"}  # PyTorchJobs get it, too
     spec["trainer"] = {
         "image": container["image"],
         "command": words[:MAX_ITEMS],

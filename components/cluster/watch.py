@@ -55,7 +55,7 @@ class Follower:
         self._waiting_since: tuple[float, str] | None = None  # monotonic, and as people read it
         self._remind_s: float = _REMIND_S
         self._reported: dict[str, Failure] = {}
-        self._current: list[Failure] = []  # why the job waits, as of the last look
+        self._current: list[Failure] = []  # reasons for waiting, as of the last look
 
     def follow(self, name: str, on_pods: Callable[[list[Json]], None]) -> None:
         """Wait for the job's success.
