@@ -167,7 +167,7 @@ class ClusterConfig(Section):
     processes_per_node: NonNegativeInt = 0  # 0: one for each GPU, or one
     cpu: Cores = 8  # a node
     memory: Memory = "32Gi"  # a node, /dev/shm within
-    shm: Memory = "8Gi"  # /dev/shm of a node, where data.workers hand over batches
+    shm: Memory = "8Gi"  # /dev/shm of a node, which NCCL uses
     volumes: tuple[VolumeMount, ...] = (
         "data:/workspace/data",
         "runs:/workspace/runs",
@@ -225,6 +225,10 @@ class Config(Section):
     def flat(self) -> dict[str, Any]:
         """Every value under its dotted name, as MLflow's parameters have it."""
         return flatten(self.model_dump(mode="json"))
+
+    def loading(self) -> DataConfig:
+        """Section `data` as the loader gets it: a worker is a process that train.timeout_s limits, too."""
+        return self.data.model_copy(update={"timeout_s": min(self.data.timeout_s, self.train.timeout_s)})
 
 
 # Keys of earlier versions, which checkpoints, run folders and studies may hold, and what they are called now.

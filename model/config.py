@@ -87,6 +87,7 @@ class DataConfig(Section):
     scale_jitter: Annotated[tuple[PositiveFloat, ...], Field(max_length=2)] = ()
     crop_size_px: tuple[PositiveInt, PositiveInt] = Field(default=(1024, 1024), description="with scale_jitter only")
     workers: NonNegativeInt = 2  # decoding processes; 0 decodes in the training process
+    timeout_s: PositiveFloat = 300.0  # maximum wait for a batch of the workers, before the stage ends with an error
     shapes: ShapesConfig = ShapesConfig()
 
     @model_validator(mode="after")
@@ -311,7 +312,9 @@ class TrainConfig(Section):
     checkpoint_period: PositiveInt = 2500
     keep_last: NonNegativeInt = 0  # number of newest checkpoints kept in addition to the best; 0: all
     max_nonfinite_steps: PositiveInt = 10  # training stops after this many in a row
-    timeout_s: PositiveFloat = 1800.0  # maximum wait of a process for the others, before training stops
+    timeout_s: PositiveFloat = (
+        1800.0  # maximum wait of a process for the others, loader workers included, before training stops
+    )
     resume: bool = True  # continue from output_dir/last_checkpoint if there is one
 
     @model_validator(mode="after")

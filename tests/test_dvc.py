@@ -35,7 +35,7 @@ IDLE = {
         "resume",
         "timeout_s",
     )
-} | {"data.workers", "evaluate.backend"}
+} | {"data.timeout_s", "data.workers", "evaluate.backend"}
 # Code that every stage uses and that changes none of its outputs.
 IDLE_CODE = {
     f"components/{name}.py"
@@ -47,6 +47,7 @@ IDLE_CODE = {
         "runs/environment",
         "runs/figures",  # of tables on the screen
         "runs/journal",
+        "runs/lock",
         "launch",
         "tracking/outbox",
         "runs/recipes",

@@ -9,7 +9,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
@@ -197,13 +197,13 @@ def _time_batches(folder: Path, config: Config) -> dict[str, Any]:
     """Time training batches at full speed, in wall-clock time."""
     index, batch_size = _index(folder), config.benchmark.batch_sizes[0]
     data = DataConfig(workers=config.data.workers)  # default sizes, for COCO: shorter side 800, longer at most 1333
-    batches = iter(train_loader(index, data, batch_size=batch_size, seed=0))
-    for _ in range(data.workers + 1):
-        next(batches)
-    number = -(-len(index) // batch_size)
-    stamps = [time.perf_counter()]
-    for _ in islice(batches, number):
-        stamps.append(time.perf_counter())
+    with closing(iter(train_loader(index, data, batch_size=batch_size, seed=0))) as batches:
+        for _ in range(data.workers + 1):
+            next(batches)
+        number = -(-len(index) // batch_size)
+        stamps = [time.perf_counter()]
+        for _ in islice(batches, number):
+            stamps.append(time.perf_counter())
     median, p90 = (np.percentile(np.diff(stamps), (50, 90)) * 1000).tolist()
     return {
         "workers": data.workers,

@@ -12,8 +12,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, PositiveInt
 
 from components.evaluation.plots import DRAWN_SCORE
+from model.data.dataset import read_indexed
 from model.data.index import CocoIndex, spread
-from model.data.transforms import Pixels, read_image
+from model.data.transforms import Pixels
 from model.files import read_json, write_atomically
 from model.inference.predictor import Object, Predictor
 
@@ -65,4 +66,4 @@ def read_before(run_dir: Path, index: CocoIndex) -> dict[int, list[Object]]:
 
 def _images(index: CocoIndex) -> Iterator[tuple[int, Pixels]]:
     for i in spread(len(index), IMAGES):
-        yield i, read_image(index.image_path(i), apply_exif=bool(index.apply_exif[i]))
+        yield i, read_indexed(index, i)

@@ -1,7 +1,9 @@
 """Detection on a whole split, with its batches divided among the processes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, zip_longest
 from typing import Any
 
@@ -46,16 +48,8 @@ def detect(
     Returns:
         Results of all processes, in an order that does not depend on their number; None except on rank 0.
     """
-    device, shard = next(model.parameters()).device, (rank(), world_size())
-    batches: Iterable[tuple[Batch, Detections]]
-    if is_plain(evaluate):
-        loader = eval_loader(index, data, batch_size=evaluate.batch_size, shard=shard)
-        batches, total = predict(model, loader, device, dtype), len(loader)
-    else:
-        views = views_loader(index, data, evaluate.scales, batch_size=evaluate.batch_size, shard=shard)
-        batches, total = predict_views(model, views, evaluate, device, dtype), len(views)
     found = []
-    for batch, detections in track(batches, "detecting", total=total, transient=True, disable=not is_main()):
+    for batch, detections in _detections(model, index, data, evaluate, dtype):
         tensors = _tensors(batch, detections) if keep_tensors else []
         results = to_coco_results(batch, detections, index.category_ids, model.conventions)
         found.append(Results(*results, tensors))
@@ -68,6 +62,22 @@ def detect(
         list(chain.from_iterable(getattr(part, name) for part in in_order)) for name in ("bbox", "segm", "tensors")
     )
     return Results(bbox, segm, tensors, model.task)
+
+
+def _detections(
+    model: MaskRCNN, index: CocoIndex, data: DataConfig, evaluate: EvaluateConfig, dtype: str
+) -> Iterator[tuple[Batch, Detections]]:
+    """Yield this process's batches of a split, each with its detections, with a progress bar."""
+    device, shard = next(model.parameters()).device, (rank(), world_size())
+    progress = partial(track, description="detecting", transient=True, disable=not is_main())
+    if is_plain(evaluate):
+        loader = eval_loader(index, data, batch_size=evaluate.batch_size, shard=shard)
+        with closing(iter(loader)) as batches:
+            yield from progress(predict(model, batches, device, dtype), total=len(loader))
+    else:
+        views = views_loader(index, data, evaluate.scales, batch_size=evaluate.batch_size, shard=shard)
+        with closing(iter(views)) as batches_of_views:
+            yield from progress(predict_views(model, batches_of_views, evaluate, device, dtype), total=len(views))
 
 
 def _tensors(batch: Batch, detections: Detections) -> list[dict[str, Any]]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from PIL import Image
 from pycocotools.coco import COCO
 
+from model.data.dataset import read_indexed
 from model.data.index import CocoIndex
-from model.data.transforms import read_image
 from model.inference.predictor import Object, label_and_bbox
 from model.inference.visualize import draw_detections, draw_objects, side_by_side
 from model.scoring.coco import IOU_THRESHOLDS, RECALL_THRESHOLDS, CocoEvaluation
@@ -68,7 +68,7 @@ def draw_comparison(
         class_names: names of the labels; by default those of the split.
         before: objects found before training, for a panel between the two.
     """
-    pixels = read_image(index.image_path(i), apply_exif=bool(index.apply_exif[i]))
+    pixels = read_indexed(index, i)
     annotations = ground_truth.imgToAnns[int(index.image_ids[i])]
     true = [label_and_bbox(annotation, index.category_ids) for annotation in annotations]
     annotated = draw_detections(

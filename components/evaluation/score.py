@@ -21,7 +21,7 @@ def evaluate_model(model: MaskRCNN, config: Config) -> CocoEvaluation:
     """Score a model during training on `evaluate.split`, without test-time augmentation; writes nothing."""
     index = CocoIndex.open(config.data.prepared_dir, config.evaluate.split)
     plain = EvaluateConfig(batch_size=config.evaluate.batch_size)
-    results = detect(model, index, config.data, plain, dtype=config.train.dtype)
+    results = detect(model, index, config.loading(), plain, dtype=config.train.dtype)
     evaluation = None
     if results is not None:
         evaluation = score(index.ground_truth_path, results, config.evaluate.backend)

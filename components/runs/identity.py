@@ -21,6 +21,7 @@ _NOT_DECIDING = {f"train.{key}" for key in FREE_TO_CHANGE if key != "max_iters"}
     "data.base_url",
     "data.prepared_dir",
     "data.raw_dir",
+    "data.timeout_s",
     "data.workers",
     "evaluate.backend",
     "evaluate.drawn_images",

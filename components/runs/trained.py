@@ -33,7 +33,7 @@ def load_trained(config: Config, checkpoint: str) -> Trained:
     path = require_checkpoint(run_dir, checkpoint)
     loaded = load_model(path, pick_device(config.train.device))
     trained = config_from_dict(loaded.config, str(path))
-    current = config.data.model_dump(include={"raw_dir", "prepared_dir", "workers"})
+    current = config.loading().model_dump(include={"raw_dir", "prepared_dir", "workers", "timeout_s"})
     data = trained.data.model_copy(update=current)
     name = path.relative_to(run_dir) if path.is_relative_to(run_dir) else path
     usable = trained.model_copy(update={"data": data, "tracking": config.tracking})

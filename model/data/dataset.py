@@ -1,6 +1,7 @@
 """Dataset of a prepared split: samples are decoded, resized, cropped and flipped, but not yet padded."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from model.config import DataConfig
 from model.data.crop import Window, crop_image, crop_instances, draw_window
 from model.data.index import CocoIndex, CocoInstances, offsets
 from model.data.transforms import (
+    UNREADABLE,
     Pixels,
     Size,
     fitted_size,
@@ -21,6 +23,7 @@ from model.data.transforms import (
     scale_boxes,
     scale_xy,
 )
+from model.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,42 @@ class Augmentation:
     flip: bool = False
 
 
+def read_indexed(index: CocoIndex, i: int) -> Pixels:
+    """Decode image i of an index.
+
+    Returns:
+        [h, w, 3] uint8 RGB, upright as prepare saw it.
+
+    Raises:
+        UserError: if the file is gone, can no longer be read, or has another size than prepare saw.
+    """
+    path = index.image_path(i)
+    try:
+        pixels = read_image(path, apply_exif=bool(index.apply_exif[i]))
+    except UNREADABLE as error:
+        raise UserError(_why_unreadable(path, error)) from error
+    if pixels.shape[:2] != index.size(i):
+        raise UserError(
+            f"{path}: must be as `maskrcnn prepare` saw it, {_by(index.size(i))}, got {_by(pixels.shape[:2])}; "
+            "restore it, or run `maskrcnn prepare` again"
+        )
+    return pixels
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return f"{path}: is gone since `maskrcnn prepare`; restore it, or run `maskrcnn prepare` again"
+    reason = getattr(error, "strerror", None) or error  # Pillow's own errors have no strerror
+    return (
+        f"{path}: cannot be read any more, though `maskrcnn prepare` could ({reason}); look at the file and its disk, "
+        "or run `maskrcnn prepare` again"
+    )
+
+
+def _by(size: tuple[int, ...]) -> str:
+    return f"{size[0]} × {size[1]}"
+
+
 class CocoDataset(torch.utils.data.Dataset[Sample]):
     """Samples of an index.
 
@@ -62,7 +101,7 @@ class CocoDataset(torch.utils.data.Dataset[Sample]):
         i, seed = key if isinstance(key, tuple) else (key, 0)
         original = self.index.size(i)
         augmentation = self._draw(original, seed)
-        pixels = read_image(self.index.image_path(i), apply_exif=bool(self.index.apply_exif[i]))
+        pixels = read_indexed(self.index, i)
         return Sample(
             image=_augmented_image(pixels, augmentation),
             image_id=int(self.index.image_ids[i]),

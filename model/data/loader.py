@@ -5,26 +5,23 @@ a batch. Queues outlive the epoch, so no image is dropped or repeated. All rando
 (seed, epoch, image).
 """
 
-import multiprocessing
-import signal
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import count, islice
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 from model.config import DataConfig
 from model.data.collate import collate, smallest_bucket
-from model.data.dataset import CocoDataset, Sample
+from model.data.dataset import CocoDataset
 from model.data.index import CocoIndex
 from model.data.transforms import Size, resized_size
+from model.data.workers import Loader
 from model.errors import UserError
-
-Loader = DataLoader[Sample]  # yields `model.structures.Batch`
+from model.structures import Batch
 
 
 def train_loader(
@@ -35,7 +32,7 @@ def train_loader(
     seed: int,
     start_batch: int = 0,
     shard: tuple[int, int] = (0, 1),
-) -> Loader:
+) -> Loader[Batch]:
     """Training batches with targets, without end.
 
     Args:
@@ -51,7 +48,9 @@ def train_loader(
     return _loader(CocoDataset(index, data, training=True), ShardedBatches(sampler, *shard), data)
 
 
-def eval_loader(index: CocoIndex, data: DataConfig, *, batch_size: int, shard: tuple[int, int] = (0, 1)) -> Loader:
+def eval_loader(
+    index: CocoIndex, data: DataConfig, *, batch_size: int, shard: tuple[int, int] = (0, 1)
+) -> Loader[Batch]:
     """Every image once, without targets, bucket by bucket; the last batch of a bucket may be smaller.
 
     Args:
@@ -152,31 +151,5 @@ def _bucket_index(data: DataConfig, size: Size) -> int:
     return data.buckets.index(smallest_bucket([size], data.buckets))
 
 
-def _loader(
-    dataset: CocoDataset, batches: Sampler[list[tuple[int, int]]] | Sequence[list[int]], data: DataConfig
-) -> Loader:
-    return DataLoader(  # torch gives each worker one thread; Pillow and simplejpeg start none
-        dataset,
-        batch_sampler=batches,
-        collate_fn=partial(collate, buckets=data.buckets),
-        num_workers=data.workers,
-        persistent_workers=data.workers > 0,
-        pin_memory=torch.cuda.is_available(),
-        multiprocessing_context=start_method(data.workers),
-        worker_init_fn=_outlive_sigterm,
-    )
-
-
-def start_method(workers: int) -> str | None:
-    """Start method of a loader's workers: fork on Linux, also in Python 3.14; None leaves the choice to Python.
-
-    With forkserver, the default of 3.14, each worker imports torch anew, and SIGTERM to all processes of a job ends the
-    server, which its workers take for the end of training.
-    """
-    default_method = multiprocessing.get_start_method(allow_none=True)
-    return "fork" if workers > 0 and sys.platform == "linux" and default_method in (None, "forkserver") else None
-
-
-def _outlive_sigterm(worker: int) -> None:
-    """Ignore SIGTERM, which batch systems send to every process of a job: the training process ends its workers."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _loader(dataset: CocoDataset, batches: Iterable[Sequence[Any]], data: DataConfig) -> Loader[Batch]:
+    return Loader(dataset.index, dataset, partial(collate, buckets=data.buckets), batches, data)

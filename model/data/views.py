@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 
 import torch
-from torch.utils.data import DataLoader
 
 from model.config import DataConfig
 from model.data.collate import collate
-from model.data.dataset import Sample
+from model.data.dataset import Sample, read_indexed
 from model.data.index import CocoIndex
-from model.data.loader import eval_batches, start_method
-from model.data.transforms import read_image, resize_image, resized_size
+from model.data.loader import eval_batches
+from model.data.transforms import resize_image, resized_size
+from model.data.workers import Loader
 from model.structures import Batch
 
 _STRIDE_PX = 32
@@ -18,7 +18,7 @@ _STRIDE_PX = 32
 
 def views_loader(
     index: CocoIndex, data: DataConfig, scales: Sequence[float], *, batch_size: int, shard: tuple[int, int] = (0, 1)
-) -> DataLoader[list[Sample]]:
+) -> Loader[tuple[Batch, ...]]:
     """Every image once, without targets, as a tuple of one batch per scale, each of the same images in the same order.
 
     Args:
@@ -26,14 +26,7 @@ def views_loader(
         shard: (rank, number of processes), see `eval_loader`.
     """
     views = ImageViews(index, [scaled(data, scale) for scale in scales])
-    return DataLoader(
-        views,
-        batch_sampler=eval_batches(index, data, batch_size, shard),
-        collate_fn=views.collate,
-        num_workers=data.workers,
-        pin_memory=torch.cuda.is_available(),
-        multiprocessing_context=start_method(data.workers),
-    )
+    return Loader(index, views, views.collate, eval_batches(index, data, batch_size, shard), data)
 
 
 class ImageViews(torch.utils.data.Dataset[list[Sample]]):
@@ -47,7 +40,7 @@ class ImageViews(torch.utils.data.Dataset[list[Sample]]):
 
     def __getitem__(self, i: int) -> list[Sample]:
         original = self._index.size(i)
-        pixels = read_image(self._index.image_path(i), apply_exif=bool(self._index.apply_exif[i]))
+        pixels = read_indexed(self._index, i)
         sizes = [resized_size(original, data.eval_min_size_px, data.eval_max_size_px) for data in self._scales]
         image_id = int(self._index.image_ids[i])
         return [Sample(resize_image(pixels, size), image_id, original, seed=0, instances=None) for size in sizes]

@@ -135,7 +135,7 @@ def test_worker_processes_change_nothing(train_index: CocoIndex, coco_data: Data
 
 def test_a_worker_computes_on_one_thread(train_index: CocoIndex, coco_data: DataConfig):
     loader = train_loader(train_index, coco_data.model_copy(update={"workers": 1}), batch_size=2, seed=0)
-    loader.collate_fn = lambda samples: torch.get_num_threads()
+    loader.torch_loader.dataset.collate = lambda samples: torch.get_num_threads()
     assert next(iter(loader)) == 1
 
 
@@ -204,8 +204,11 @@ def test_workers_are_forked_whatever_the_default_of_this_python(sized_index: Coc
                 views_loader(sized_index, data, [1.0], batch_size=4),
             ]
             for loader in loaders:
-                context = loader.multiprocessing_context
+                context = loader.torch_loader.multiprocessing_context
                 assert (context and context.get_start_method()) == expected, method
     finally:
         multiprocessing.set_start_method(usual, force=True)
-    assert train_loader(sized_index, DataConfig(workers=0), batch_size=4, seed=0).multiprocessing_context is None
+    assert (
+        train_loader(sized_index, DataConfig(workers=0), batch_size=4, seed=0).torch_loader.multiprocessing_context
+        is None
+    )

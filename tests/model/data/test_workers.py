@@ -1,0 +1,213 @@
+"""Workers that fail: each failure is an error within seconds, and no worker is left."""
+
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.config import DataConfig
+from model.data.annotations import ImageRecord, Instance
+from model.data.index import CocoIndex, IndexedImage, images_location, write_index
+from model.data.loader import eval_loader, train_loader
+from model.data.views import views_loader
+from model.data.workers import LoaderError
+from model.errors import UserError
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, where workers are forked")
+FORK = multiprocessing.get_context("fork")
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> CocoIndex:
+    """Six images, each with an object; only the second is tall."""
+    folder = tmp_path_factory.mktemp("workers")
+    instance = Instance(1, (0, 0, 9, 9), [np.float32([(0, 0), (9, 0), (9, 9)])], is_crowd=False, was_clipped=False)
+    images = []
+    for i in range(6):
+        size = (96, 64) if i == 1 else (64, 96)
+        Image.new("RGB", size[::-1], (i, 90, 120)).save(folder / f"{i}.png")
+        images.append(IndexedImage(ImageRecord(i, f"{i}.png", *size), False, [instance]))
+    location = images_location(folder, Path(), folder)
+    write_index(folder / "train", images, categories={1: "a"}, data_hash="", location=location)
+    return CocoIndex.open(folder, "train")
+
+
+@pytest.fixture(scope="module")
+def data() -> DataConfig:
+    sizes = {"max_size_px": 96, "eval_min_size_px": 64, "eval_max_size_px": 96}
+    return DataConfig(min_sizes_px=(64,), buckets=((64, 96), (96, 64)), workers=2, **sizes)
+
+
+@contextmanager
+def moved(path: Path) -> Iterator[None]:
+    """The file is gone within the context."""
+    aside = path.with_name(f"{path.name}.aside")
+    path.rename(aside)
+    try:
+        yield
+    finally:
+        aside.replace(path)
+
+
+def loader_whose_workers(index: CocoIndex, data: DataConfig, act: Callable[[], object]) -> Any:
+    """A training loader; its workers do something at each batch."""
+    loader = train_loader(index, data, batch_size=2, seed=0)
+    batches: Any = loader.torch_loader.dataset
+    collate = batches.collate
+
+    def act_and_collate(samples: Any) -> Any:
+        act()
+        return collate(samples)
+
+    batches.collate = act_and_collate
+    return loader
+
+
+def workers() -> list[int | None]:
+    return [child.pid for child in multiprocessing.active_children()]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_file_that_is_gone_damaged_or_changed_is_named_by_every_loader(
+    index: CocoIndex, data: DataConfig, number: int
+):
+    data = data.model_copy(update={"workers": number})
+    path, other = index.image_path(0), index.image_path(1)
+    assert index.size(0) != index.size(1)
+    loaders = [
+        train_loader(index, data, batch_size=1, seed=0),
+        eval_loader(index, data, batch_size=1),
+        views_loader(index, data, [1.0], batch_size=1),
+    ]
+    for content, words in ((None, "is gone since `maskrcnn prepare`"), (b"", "cannot be read any more"), (other, "× ")):
+        with moved(path):
+            if content is not None:
+                path.write_bytes(content.read_bytes() if isinstance(content, Path) else content)
+            for loader in loaders if content is None else loaders[1:2]:
+                with pytest.raises(UserError) as caught, closing(iter(loader)) as batches:
+                    for _ in batches:
+                        pass
+                assert str(caught.value).startswith(f"{path}: "), "no traceback"
+                assert words in str(caught.value)
+                assert not workers()
+
+
+class UnpicklableError(Exception):
+    """It has arguments that its constructor does not take, and a lambda."""
+
+    def __init__(self) -> None:
+        super().__init__("deep in the work", lambda: None)
+
+
+def fail() -> None:
+    raise UnpicklableError
+
+
+def use_up_open_files() -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        (fail, r"failed on .*\.png, .*\.png: UnpicklableError: .*deep in the work"),
+        (use_up_open_files, r"Too many open files.*`ulimit -n`, now \d+\), or lower data\.workers"),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), r"was killed, as the system does for lack of memory"),
+        (lambda: os.kill(os.getpid(), signal.SIGSTOP), r"no batch came within 1 s.*raise data\.timeout_s"),
+    ],
+    ids=["an error that cannot be pickled", "no open files", "killed", "hanging"],
+)
+def test_a_worker_that_fails_is_an_error_in_seconds(
+    index: CocoIndex, data: DataConfig, act: Callable[[], object], words: str
+):
+    data = data.model_copy(update={"timeout_s": 1.0} if "within" in words else {})
+    began = time.monotonic()
+    with (
+        pytest.raises(LoaderError, match=words),
+        closing(iter(loader_whose_workers(index, data, act))) as batches,
+    ):
+        next(batches)
+    assert time.monotonic() - began < 30
+    assert not workers()
+
+
+def test_open_files_that_are_used_up_here_are_an_error(index: CocoIndex, data: DataConfig):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(entry.name) for entry in Path("/proc/self/fd").iterdir())
+    loader = train_loader(index, data, batch_size=2, seed=0)
+    ways_out = r"data\.workers: .*`ulimit -n`, now \d+\), or lower data\.workers"
+    with closing(iter(loader)) as batches:
+        next(batches)
+        held = [os.open("/dev/null", os.O_RDONLY) for _ in range(highest)]  # no free number below the limit
+        resource.setrlimit(resource.RLIMIT_NOFILE, (held[-1] + 1, limits[1]))
+        try:
+            with pytest.raises(LoaderError, match=ways_out):
+                for _ in batches:
+                    pass
+            with pytest.raises(LoaderError, match=r"2 workers cannot start .*Too many open files"):
+                next(iter(loader))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            for descriptor in held:
+                os.close(descriptor)
+    assert not workers()
+
+
+def test_signals_to_all_processes_of_a_job_leave_workers_and_a_dead_workers_signal_disturbs_nothing(
+    index: CocoIndex, data: DataConfig
+):
+    handler = signal.getsignal(signal.SIGCHLD)
+    with closing(iter(train_loader(index, data, batch_size=2, seed=0))) as batches:
+        next(batches)
+        assert signal.getsignal(signal.SIGCHLD) == handler, "no error amid a checkpoint"
+        for pid in workers():
+            assert pid is not None
+            os.kill(pid, signal.SIGTERM)
+            os.kill(pid, signal.SIGINT)
+        for _ in range(5):
+            next(batches)
+    assert not workers()
+
+
+def _fail_with_workers(index: CocoIndex, data: DataConfig, pids: Any, *, hangs: bool) -> None:
+    batches = iter(train_loader(index, data, batch_size=2, seed=0))
+    next(batches)
+    own = [child.pid for child in multiprocessing.active_children()]
+    pids.send(own)
+    while hangs:
+        time.sleep(1)
+    raise SystemExit(3)  # `batches` is alive in the traceback
+
+
+@pytest.mark.parametrize("hangs", [False, True], ids=["by an error", "by SIGKILL"])
+def test_a_process_that_ends_without_closing_its_loader_leaves_no_worker_and_does_not_wait(
+    index: CocoIndex, data: DataConfig, hangs: bool
+):
+    here, there = FORK.Pipe()
+    process = FORK.Process(target=_fail_with_workers, args=(index, data, there), kwargs={"hangs": hangs})
+    process.start()
+    pids = here.recv()
+    assert len(pids) == 2
+    if hangs:
+        process.kill()
+    process.join(20)
+    assert process.exitcode == (-signal.SIGKILL if hangs else 3)
+    deadline = time.monotonic() + 5
+    while any(_runs(pid) for pid in pids):
+        assert time.monotonic() < deadline, "workers outlive their process"
+        time.sleep(0.01)
+
+
+def _runs(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
