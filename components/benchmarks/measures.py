@@ -10,6 +10,7 @@ from rich.console import Console
 from components.benchmarks import evaluator, loader, phases, scaling, steps
 from components.config import BenchmarkMode, Config
 from components.runs.environment import environment
+from components.runs.lock import writing
 from components.tracking.tracker import open_tracker
 from model.files import write_atomically
 
@@ -28,7 +29,13 @@ def benchmark(config: Config) -> tuple[Path, dict[str, Any]]:
 
     Raises:
         BenchmarkError: if a case cannot be run, for example for lack of memory.
+        RunInUseError: if another stage writes into the run's folder.
     """
+    with writing(config.train.output_dir, "benchmark"):
+        return _benchmark(config)
+
+
+def _benchmark(config: Config) -> tuple[Path, dict[str, Any]]:
     console = Console()
     report: dict[str, Any] = {"device": config.train.device, "backbone": config.model.backbone, **environment()}
     figures: dict[str, float | None] = {}
@@ -47,7 +54,6 @@ def benchmark(config: Config) -> tuple[Path, dict[str, Any]]:
 
 def _write(config: Config, report: dict[str, Any], figures: dict[str, float | None]) -> Path:
     run_dir = config.train.output_dir
-    run_dir.mkdir(parents=True, exist_ok=True)
     path = run_dir / "benchmark.json"
     write_atomically(path, json.dumps(report, indent=2) + "\n")
     with open_tracker(config, run_dir=run_dir, metrics_csv=False) as tracker:

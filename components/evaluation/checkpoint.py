@@ -11,6 +11,7 @@ from components.evaluation.detect import Results, detect
 from components.evaluation.files import evaluation_report, write_inference, write_plots
 from components.evaluation.score import class_metrics, score, score_metrics
 from components.runs.figures import number
+from components.runs.lock import writing
 from components.runs.trained import Trained, load_trained, open_split
 from components.tracking.tracker import open_tracker
 from model.data.index import CocoIndex
@@ -37,7 +38,8 @@ def evaluate(config: Config, checkpoint: str) -> tuple[str, CocoEvaluation | Non
         UserError: if the checkpoint, prepared data with its classes, or evaluate.backend is missing.
     """
     backend = choose_backend(config.evaluate.backend)  # fail before minutes of detection
-    with process_group(pick_device(config.train.device), config.train.timeout_s):
+    device, train = pick_device(config.train.device), config.train
+    with process_group(device, train.timeout_s), writing(train.output_dir, "evaluate"):
         trained = load_trained(config, checkpoint)
         index = open_split(trained, config.evaluate.split)
         data, dtype = trained.config.data, trained.config.train.dtype

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from rich.progress import track
 
 from components.config import Config
 from components.inference.images import Source
+from components.runs.lock import writing
 from components.runs.trained import Trained, load_trained, open_split
 from components.tracking.tracker import open_tracker
 from model.data.index import spread
@@ -34,6 +36,13 @@ def predict(
         folder: where drawings and predictions.json go.
         is_own: the folder is the run's: drawings of an earlier checkpoint are removed, and MLflow gets the new ones.
     """
+    with writing(config.train.output_dir, "predict") if is_own else nullcontext():
+        return _predict_and_write(config, checkpoint, sources, folder, is_own=is_own)
+
+
+def _predict_and_write(
+    config: Config, checkpoint: str, sources: Sequence[Source], folder: Path, *, is_own: bool
+) -> tuple[Entries, Unreadable]:
     trained = load_trained(config, checkpoint)
     sources = sources or _val_images(trained, config.predict.images)
     if is_own:

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from components.config import Config
 from components.runs.environment import git_commit
+from components.runs.lock import writing
 from components.runs.trained import Trained, load_trained, open_split
 from cuda_ops import library
 from model.config import DataConfig
@@ -46,7 +48,14 @@ def export(config: Config, checkpoint: str, folder: Path) -> list[dict[str, Any]
     Raises:
         ExportError: if the operators are not compiled for train.device, or a program disagrees with the network.
         UserError: if the checkpoint or prepared data with its classes is missing.
+        RunInUseError: if the folder is in the run's, and another stage writes there.
     """
+    run_dir = config.train.output_dir
+    with writing(run_dir, "export") if folder.is_relative_to(run_dir) else nullcontext():
+        return _export_all(config, checkpoint, folder)
+
+
+def _export_all(config: Config, checkpoint: str, folder: Path) -> list[dict[str, Any]]:
     trained = load_trained(config, checkpoint)
     device = next(trained.loaded.model.parameters()).device
     if not library.serves(device):

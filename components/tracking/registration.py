@@ -5,6 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from components.config import Config, PredictConfig
+from components.runs.lock import writing
 from components.runs.trained import Trained, load_trained
 from components.tracking.registry import Registry, Version, answers, write_model
 from components.tracking.scores import Scored, beats
@@ -21,7 +22,13 @@ def register(config: Config, checkpoint: Path, scored: Scored) -> tuple[str, boo
 
     Raises:
         TrackingError: if MLflow cannot be reached.
+        RunInUseError: if another stage writes into the run's folder.
     """
+    with writing(config.train.output_dir, "register"):
+        return _register(config, checkpoint, scored)
+
+
+def _register(config: Config, checkpoint: Path, scored: Scored) -> tuple[str, bool, str]:
     name, uri = config.registry.model_name, tracking_uri(config.tracking)
     trained = load_trained(config, str(checkpoint))
     with open_tracker(trained.config, run_dir=config.train.output_dir, metrics_csv=False):
