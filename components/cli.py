@@ -27,6 +27,7 @@ _REMEDIES = (
     ((errno.EACCES, errno.EPERM, errno.EROFS), "give permission, or name another path"),
     ((errno.EEXIST, errno.ENOTDIR), "a folder is needed there; move the file away, or name another path"),
     ((errno.EISDIR, errno.ENOTEMPTY), "a file is needed there; move the folder away, or name another path"),
+    ((errno.EMFILE,), "raise the limit of open files (`ulimit -n`)"),
     ((errno.ENOSPC, errno.EDQUOT), "free some space, then run the same command again"),
 )
 

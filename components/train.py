@@ -3,7 +3,8 @@
 Continues from `<train.output_dir>/last_checkpoint` if its configuration and data are the same; a run with another
 configuration is moved aside, never overwritten. After training, the last checkpoint is evaluated (see --skip-test).
 Several processes (`train.processes`, or torchrun) share each batch, so any number of them learns the same; all need
-access to the same files. SIGTERM saves a checkpoint and exits with status 143.
+access to the same files. SIGTERM saves a checkpoint and exits with status 143, Ctrl-C with 130; a second Ctrl-C ends
+training at once.
 """
 
 from collections.abc import Sequence
@@ -33,7 +34,8 @@ def run(config: Config, *, skip_test: bool = False) -> TrainResult:
     """Train, then evaluate the last checkpoint unless `skip_test`.
 
     Raises:
-        Preempted: if SIGTERM ended training early; a checkpoint was saved.
+        Preempted: if a signal ended training early; a checkpoint was saved.
+        RunInUseError: if another stage writes into the run's folder.
     """
     from components.training.tracked import train
     from model.distributed import is_main, pick_device, process_group

@@ -4,8 +4,11 @@ A stage's module, and torch with it, is imported only when that stage is called.
 """
 
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
+
+from components.launch import STATUS_OF_SIGTERM, handled
 
 STAGES = {
     "recipe": "write a complete parameter file to params.yaml",
@@ -34,11 +37,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif words[0] == "--version":
         print(_version())
     elif words[0] in STAGES:
-        floor = "pipelines" if words[0] == "pipeline" else "components"
-        importlib.import_module(f"{floor}.{words[0]}").main(words[1:])
+        _run(words[0], words[1:])
     else:
         print(f"error: {_unknown(words[0])}", file=sys.stderr)
         sys.exit(2)
+
+
+def _run(stage: str, words: Sequence[str]) -> None:
+    """Run a stage. Signals are handled from here on, before its imports: as PID 1 of a container they would be lost."""
+    floor = "pipelines" if stage == "pipeline" else "components"
+    with handled([signal.SIGTERM], lambda *_: sys.exit(STATUS_OF_SIGTERM)):
+        try:
+            importlib.import_module(f"{floor}.{stage}").main(words)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
 
 
 def _help() -> str:

@@ -1,9 +1,10 @@
 """One training run: its state, checkpoints, log and stop conditions. `components/train.py` is the stage around it."""
 
 import json
-import threading
+import os
+import signal
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from rich.progress import MofNCompleteColumn, Progress
 from components.config import Config
 from components.evaluation.before_after import write_before
 from components.evaluation.score import evaluate_model
-from components.launch import STATUS_OF_SIGTERM
 from components.params import save_config
 from components.runs.environment import environment
 from components.runs.identity import changes_since_checkpoint
+from components.runs.lock import move_aside
 from components.tracking.tracker import Tracker
 from components.training.checks import check_divisible, check_learnable
 from components.training.log import TrainingLog, peak_memory_mib
@@ -46,6 +47,7 @@ from model.files import make_folder, write_atomically
 from model.inference.predictor import Predictor
 from model.network.mask_rcnn import MaskRCNN
 from model.scoring.names import ResultType
+from model.structures import Batch
 from model.weights.load import load_weights
 
 
@@ -54,7 +56,7 @@ class DivergedError(UserError):
 
 
 class Preempted(SystemExit):
-    """Training was ended early by a signal, after saving a checkpoint."""
+    """Training was ended early by a signal, after saving a checkpoint; the status is 128 + the signal's number."""
 
 
 class Training:
@@ -83,6 +85,7 @@ class Training:
         self.average = WeightAverage(self.model, config.train.ema_decay) if config.train.ema_decay else None
         self.scaler = LossScaler(device, config.train.dtype)
         self.step, self.best_ap, self.reached_target, self.nonfinite_in_row = 0, -1.0, False, 0
+        self._saved_step = 0
         self.is_reconfigured = False
         if path is not None:
             self._restore(read_checkpoint(path))
@@ -95,7 +98,8 @@ class Training:
                 self._write_before()
         self._unread: Step | None = None
         self._asked_to_end = torch.zeros((), device=device)
-        self.sigterm = threading.Event()
+        self._signal: signal.Signals | None = None  # what asked to end
+        self._waits_for_data = False
         self.log = TrainingLog(config.train.log_period, config.train.max_iters)
 
     def run(self, tracker: Tracker) -> None:
@@ -106,18 +110,47 @@ class Training:
             return
         config, train = self.config, self.config.train
         epoch = batches_per_epoch(self.index, train.batch_size)
-        batches = iter(
-            train_loader(
-                self.index,
-                config.data,
-                batch_size=train.micro_batch_size,
-                seed=train.seed,
-                start_batch=self.step * train.accumulation_steps,
-                shard=(rank(), world_size()),
-            )
+        loader = train_loader(
+            self.index,
+            config.loading(),
+            batch_size=train.micro_batch_size,
+            seed=train.seed,
+            start_batch=self.step * train.accumulation_steps,
+            shard=(rank(), world_size()),
         )
+        with closing(iter(loader)) as batches:
+            model, fetched = data_parallel(self.model), self._fetched(batches)
+            self._run(train_steps(model, fetched, self.optimizer, train, self.scaler, self.step), epoch, tracker)
+
+    def ask_to_end(self, number: int) -> None:
+        """Handle a signal: end after this step, with a checkpoint; one rank alone that awaits data ends at once.
+
+        Raises:
+            Preempted: if data are awaited.
+        """
+        if self._signal is not None:
+            return
+        self._signal = signal.Signals(number)
+        is_alone = world_size() == 1
+        if (
+            number == signal.SIGINT and is_alone and "WORLD_SIZE" not in os.environ
+        ):  # torchrun sends its own SIGINT, too
+            signal.signal(number, signal.SIG_DFL)
+            os.write(2, b"\ninterrupted: saving after this step; Ctrl-C again ends training at once, without saving\n")
+        if self._waits_for_data and is_alone:
+            raise Preempted(128 + number)
+
+    def _fetched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield the batches. Weights do not change while one is awaited, so the step before can be saved then."""
+        while True:
+            self._waits_for_data = True
+            batch = next(batches)
+            self._waits_for_data = False
+            yield batch
+
+    def _run(self, steps: Iterator[Step], epoch: int, tracker: Tracker) -> None:
+        config, train = self.config, self.config.train
         window: list[Step] = []
-        steps = train_steps(data_parallel(self.model), batches, self.optimizer, train, self.scaler, self.step)
         try:
             for step in self._with_progress(steps):
                 self.step = step.number
@@ -137,13 +170,18 @@ class Training:
                 if self.reached_target:
                     break
                 if is_ending and step.number < train.max_iters:
-                    self.console.print(
-                        f"ended by SIGTERM: saved step {step.number}; run the same command to continue from there",
-                        highlight=False,
-                    )
-                    raise Preempted(STATUS_OF_SIGTERM)
+                    raise Preempted(128 + (self._signal or signal.SIGTERM))
         except GraphCaptureError:
             window.clear()  # the device may no longer respond
+            raise
+        except (Exception, Preempted) as end:
+            had_no_data, self._waits_for_data = self._waits_for_data, False
+            if had_no_data and world_size() == 1:  # other ranks would have to save with this one
+                self._save_step_before(window, tracker)
+            if had_no_data or isinstance(end, Preempted):
+                by = {None: "ended by an error", signal.SIGINT: "interrupted"}.get(self._signal, "ended by SIGTERM")
+                saved = f"saved step {self._saved_step}" if self._saved_step else "no step was saved"
+                self.console.print(f"{by}: {saved}; run the same command to continue from there", highlight=False)
             raise
         finally:
             if window:  # training diverged or was interrupted: write the last steps to the journal
@@ -158,6 +196,19 @@ class Training:
             if is_best:
                 mark_best(self.run_dir, checkpoint)
         wait_for_all()
+        self._saved_step = self.step
+
+    def _save_step_before(self, window: list[Step], tracker: Tracker) -> None:
+        """Save the step before the one that has no data, unless it is saved."""
+        try:
+            if window:
+                self._report(window, tracker)
+            if self.step != self._saved_step:
+                self.save()
+        except (UserError, OSError) as error:  # the error that led here counts more
+            self.console.print(f"step {self.step} could not be saved: {error}", highlight=False, markup=False)
+        finally:
+            window.clear()
 
     def _write_before(self) -> None:
         config, index = self.config, self.index
@@ -191,7 +242,7 @@ class Training:
             self.console.print(f"continuing from {path}, step {state['step']}", highlight=False)
             return path
         aside = _free_name(self.run_dir)
-        self.run_dir.rename(aside)
+        move_aside(self.run_dir, aside)
         reason = f"it was made with {', '.join(changes[:3])}" if changes else "train.resume is false"
         self.console.print(f"starting anew: the run in {self.run_dir} was moved to {aside} ({reason})", highlight=False)
         return None
@@ -205,6 +256,7 @@ class Training:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.step, self.best_ap = state["step"], state["best_ap"]
+        self._saved_step = self.step
         self.reached_target, self.nonfinite_in_row = state["reached_target"], state["nonfinite_in_row"]
         self.is_reconfigured = state["config"] != self.config.model_dump(mode="json")
 
@@ -218,8 +270,8 @@ class Training:
                 bar.update(task, completed=step.number)
 
     def _should_end(self) -> bool:
-        """True if any process received SIGTERM; with a GPU, as of the previous step, so that it never idles."""
-        asked, self._asked_to_end = self._asked_to_end, any_rank(self.sigterm.is_set(), self.device)
+        """True if any process was asked to end; with a GPU, as of the previous step, so that it never idles."""
+        asked, self._asked_to_end = self._asked_to_end, any_rank(self._signal is not None, self.device)
         return bool(asked if self.device.type == "cuda" else self._asked_to_end)
 
     def _watch(self, step: Step | None) -> None:

@@ -1,4 +1,4 @@
-"""One training run with its MLflow run; SIGTERM ends it early, with a checkpoint."""
+"""One training run with its MLflow run; SIGTERM or Ctrl-C ends it early, with a checkpoint."""
 
 import signal
 import time
@@ -11,6 +11,7 @@ from rich.console import Console
 
 from components.config import Config
 from components.launch import handled
+from components.runs.lock import writing
 from components.runs.recipes import nearest_recipe
 from components.tracking.tracker import NullTracker, Tracker, open_tracker
 from components.training.loop import Training
@@ -22,11 +23,18 @@ def train(config: Config, device: torch.device, console: Console) -> tuple[Train
     """Train to the end; return the state of the run and its last checkpoint.
 
     Raises:
-        Preempted: if SIGTERM ended training early; a checkpoint was saved.
+        Preempted: if a signal ended training early; a checkpoint was saved.
+        RunInUseError: if another stage writes into the run's folder.
     """
+    with writing(config.train.output_dir, "train"):
+        return _train(config, device, console)
+
+
+def _train(config: Config, device: torch.device, console: Console) -> tuple[Training, Path]:
     training = Training(config, device, console)
     began = time.perf_counter()
-    with _tracker(training) as tracker, handled([signal.SIGTERM], lambda *_: training.sigterm.set()):
+    by_signal = handled([signal.SIGTERM, signal.SIGINT], lambda number, _: training.ask_to_end(number))
+    with _tracker(training) as tracker, by_signal:
         tracker.rewind(training.step)
         training.run(tracker)
         tracker.log_artifact(training.run_dir / "config.yaml")

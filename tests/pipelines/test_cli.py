@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import zipfile
@@ -122,6 +123,33 @@ def test_help_and_mistakes_answer_before_anything_heavy_is_imported(tmp_path: Pa
     command = [sys.executable, "-c", _PROGRAM, json.dumps([DOORS, IMPORTED_BY_RUN])]
     done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": ROOT}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+class SignalAtImport:
+    """A finder of modules that sends this process a signal when the stage `report` is imported."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        self._number = number
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name == "components.report":
+            os.kill(os.getpid(), self._number)
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "said"), [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, "")]
+)
+def test_a_signal_during_imports_ends_with_its_status_and_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals, status: int, said: str
+):
+    """As PID 1 of a container a signal without a handler would be lost."""
+    monkeypatch.delitem(sys.modules, "components.report", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [SignalAtImport(number), *sys.meta_path])
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as exit_:
+        main(["report", "none"])
+    assert (exit_.value.code, capsys.readouterr().err) == (status, said)
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_stage_gets_the_words_after_its_name(capsys: pytest.CaptureFixture[str]):

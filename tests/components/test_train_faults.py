@@ -1,0 +1,134 @@
+"""Training and evaluation whose data fail or whose end is asked for: an error or a status at once, and no step lost."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from components import download, evaluate, prepare, train
+from components.config import Config
+from components.launch import handled
+from components.params import load_config
+from components.training import loop
+from model.data.index import CocoIndex
+from model.data.loader import GroupedBatchSampler
+from model.engine.checkpoint import read_checkpoint
+from model.engine.pointers import last_checkpoint
+from model.errors import UserError
+
+TINY = Path(__file__).with_name("tiny.yaml")
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared data set of 12 + 4 generated images, and room for runs."""
+    folder = tmp_path_factory.mktemp("faults")
+    config = small_config(folder, "unused")
+    download.run(config)
+    prepare.run(config)
+    return folder
+
+
+def small_config(root: Path, name: str, *overrides: str) -> Config:
+    folders = (f"data.raw_dir={root}/raw", f"data.prepared_dir={root}/prepared", f"train.output_dir={root}/{name}")
+    short = (f"train.max_iters={STEPS}", "train.lr_steps=[3]", "train.checkpoint_period=100", "data.workers=1")
+    return load_config(TINY, [*folders, *short, *overrides])
+
+
+def image_of_step(config: Config, step: int) -> Path:
+    index = CocoIndex.open(config.data.prepared_dir, "train")
+    sampler = GroupedBatchSampler(index, config.data, batch_size=config.train.batch_size, seed=config.train.seed)
+    *_, batch = islice(sampler, step)
+    return index.image_path(batch[0][0])
+
+
+@contextmanager
+def without(path: Path, *, hangs: bool = False) -> Iterator[None]:
+    """The file is gone within the context, or reading it never ends."""
+    aside = path.with_name(f"{path.name}.aside")
+    path.rename(aside)
+    if hangs:
+        os.mkfifo(path)
+    try:
+        yield
+    finally:
+        aside.replace(path)
+
+
+def losses(config: Config) -> list[float]:
+    path = config.train.output_dir / "log.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line)["metrics"]["loss/total"] for line in lines]
+
+
+def saved_step(config: Config) -> int:
+    path = last_checkpoint(config.train.output_dir)
+    return read_checkpoint(path)["step"] if path else 0
+
+
+def test_data_that_fail_end_training_and_evaluation_with_their_name_and_without_losing_a_step(root: Path) -> None:
+    config = small_config(root, "broken")
+    path = image_of_step(config, 3)
+    with without(path), pytest.raises(UserError) as caught:
+        train.run(config, skip_test=True)
+    assert str(caught.value).startswith(f"{path}: is gone since `maskrcnn prepare`")
+    assert (saved_step(config), len(losses(config))) == (2, 2)
+    with without(path, hangs=True), pytest.raises(UserError, match=r"no batch came within 1 s.*train\.timeout_s"):
+        train.run(small_config(root, "broken", "train.timeout_s=1"), skip_test=True)
+    assert (saved_step(config), len(losses(config))) == (2, 2)
+    train.run(config, skip_test=True)
+    whole = small_config(root, "whole", "data.workers=0")
+    train.run(whole, skip_test=True)
+    assert losses(config) == losses(whole), "bit for bit"
+    path = CocoIndex.open(config.data.prepared_dir, "val").image_path(2)
+    for words in ((), ("evaluate.flip=true",)):
+        with without(path), pytest.raises(UserError, match=r"is gone since `maskrcnn prepare`"):
+            evaluate.run(small_config(root, "broken", *words))
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "words"),
+    [(signal.SIGTERM, 143, "ended by SIGTERM: saved step 2"), (signal.SIGINT, 130, "interrupted: saved step 2")],
+)
+def test_a_signal_is_obeyed_while_data_are_awaited(
+    root: Path, number: signal.Signals, status: int, words: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = small_config(root, f"ended_by_{number.name}")
+
+    def send() -> None:
+        while len(losses(config)) < 2:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        os.kill(os.getpid(), number)
+
+    with without(image_of_step(config, 3), hangs=True):
+        threading.Thread(target=send, daemon=True).start()
+        with pytest.raises(loop.Preempted) as caught:
+            train.run(config, skip_test=True)
+    assert caught.value.code == status
+    assert saved_step(config) == 2
+    output = capfd.readouterr()
+    assert f"{words}; run the same command to continue from there" in output.out
+    assert ("Ctrl-C again ends training at once" in output.err) == (number == signal.SIGINT)
+
+
+def test_the_second_ctrl_c_is_left_to_the_system_unless_torchrun_sends_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for environment, left in (({}, True), ({"WORLD_SIZE": "1"}, False)):
+        training = loop.Training(small_config(root, "unused"), torch.device("cpu"), Console(quiet=True))
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        with handled([signal.SIGINT], lambda number, _, training=training: training.ask_to_end(number)):
+            os.kill(os.getpid(), signal.SIGINT)
+            assert (signal.getsignal(signal.SIGINT) == signal.SIG_DFL) == left
