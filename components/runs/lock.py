@@ -76,7 +76,7 @@ class _Lock:
         os.close(self.descriptor)
 
 
-_held: dict[Path, _Lock | None] = {}  # by resolved folder; None in ranks other than 0
+_held: dict[Path, _Lock | None] = {}  # keys: resolved folders; None in ranks other than 0
 
 
 @contextmanager

@@ -98,7 +98,7 @@ class Training:
                 self._write_before()
         self._unread: Step | None = None
         self._asked_to_end = torch.zeros((), device=device)
-        self._signal: signal.Signals | None = None  # what asked to end
+        self._signal: signal.Signals | None = None  # the one that asked to end
         self._waits_for_data = False
         self.log = TrainingLog(config.train.log_period, config.train.max_iters)
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_ALIGNMENT = 64  # bytes; as much as any dtype or vector instruction needs
+_ALIGNMENT = 64  # bytes; enough for any dtype and vector instruction
 
 
 class Packed:

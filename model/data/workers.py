@@ -31,7 +31,7 @@ from model.data.index import CocoIndex
 from model.errors import UserError
 
 T = TypeVar("T")
-_PR_SET_PDEATHSIG = 1  # of Linux's prctl
+_PR_SET_PDEATHSIG = 1  # Linux's prctl: a signal for this process when its parent dies
 _WAYS_OUT = {
     errno.EMFILE: "raise the limit of open files (`ulimit -n`, now {open_files})",
     errno.ENFILE: "close other programs, since the machine has no more open files",
@@ -47,7 +47,7 @@ class LoaderError(UserError):
 
 @dataclass(frozen=True)
 class _Failure:
-    """What a worker sends in place of a batch."""
+    """The reason that a worker sends in place of a batch."""
 
     reason: str
 
@@ -188,8 +188,8 @@ class _Team:
     def _reason(self, error: Exception) -> str:
         if self._is_late:
             return (
-                f"no batch came within {self._timeout_s:g} s: a worker hangs, or waits for a disk that does not answer; "
-                "if the disk is only slow, raise data.timeout_s (and train.timeout_s)"
+                f"no batch came within {self._timeout_s:g} s: a worker hangs, or waits for a disk that does not "
+                "answer; if the disk is only slow, raise data.timeout_s (and train.timeout_s)"
             )
         for worker in self._workers:
             if worker.exitcode == -signal.SIGKILL:
@@ -241,7 +241,7 @@ def _status(code: int) -> str:
 def _way_out(error: Exception) -> str:
     """Ways out of an error in the exchange with workers."""
     open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    is_of_files = "ancdata" in str(error)  # how Python says that it cannot have another open file
+    is_of_files = "ancdata" in str(error)  # Python received no open file, since it may have no more
     number = errno.EMFILE if is_of_files else getattr(error, "errno", None)
     way_out = _WAYS_OUT.get(number or 0, "").format(open_files=open_files)
     return f"{way_out}{', or ' if way_out else ''}lower data.workers; data.workers=0 works without workers"
