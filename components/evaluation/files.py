@@ -7,12 +7,12 @@ from typing import Any
 
 import orjson
 import torch
-from PIL import Image
 from pycocotools.coco import COCO
 
 from components.evaluation.before_after import read_before
 from components.evaluation.detect import Results
 from components.evaluation.plots import (
+    draw_before_after,
     draw_comparison,
     plot_precision_recall,
     write_precision_recall,
@@ -21,7 +21,6 @@ from components.runs.environment import git_commit
 from model.data.index import CocoIndex, spread
 from model.files import replacing, write_atomically
 from model.inference.predictor import Object, objects_of
-from model.inference.visualize import stacked
 from model.network.mask_rcnn import NAMES_OF_PROPOSALS
 from model.scoring.coco import CocoEvaluation
 from model.scoring.names import RESULT_TYPES, TITLES
@@ -82,15 +81,16 @@ def write_plots(
         plot_precision_recall(evaluation, folder / "precision_recall.png")
         write_precision_recall(evaluation, folder / "precision_recall.csv")
 
-    def draw(i: int, before: list[Object] | None = None) -> Image.Image:
-        found = _objects(results, int(index.image_ids[i]), index.category_ids)
-        return draw_comparison(index, i, ground_truth, found, class_names=class_names, before=before)
+    def found(i: int) -> list[Object]:
+        return _objects(results, int(index.image_ids[i]), index.category_ids)
 
     for i in spread(len(index), drawn_images):
-        draw(i).save(folder / "predictions" / f"{index.image_ids[i]}.jpg", quality=90)
+        drawing = draw_comparison(index, i, ground_truth, found(i), class_names=class_names)
+        drawing.save(folder / "predictions" / f"{index.image_ids[i]}.jpg", quality=90)
     before = read_before(run_dir, index)
     if drawn_images and before:
-        stacked([draw(i, objects) for i, objects in before.items()]).save(folder / "before_after.jpg", quality=90)
+        objects = {i: (of_image, found(i)) for i, of_image in before.items()}
+        draw_before_after(index, ground_truth, objects, class_names).save(folder / "before_after.jpg", quality=90)
 
 
 def _objects(results: Results, image_id: int, category_ids: Sequence[int]) -> list[Object]:

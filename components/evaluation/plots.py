@@ -1,7 +1,7 @@
 """Plots of an evaluation: precision over recall, and predictions beside the ground truth."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -10,24 +10,34 @@ from pycocotools.coco import COCO
 from model.data.dataset import read_indexed
 from model.data.index import CocoIndex
 from model.inference.predictor import Object, label_and_bbox
-from model.inference.visualize import draw_detections, draw_objects, side_by_side
+from model.inference.visualize import draw_objects, grid, side_by_side
 from model.scoring.coco import IOU_THRESHOLDS, RECALL_THRESHOLDS, CocoEvaluation
 
 DRAWN_SCORE = 0.5  # detections below it are not drawn
+_NOTE = f"(score {DRAWN_SCORE} and above)"
+_PANEL_PX = 512  # longer side of the images in before_after.jpg
+# Colour and line of the curves that are not gray: distinct in gray print too, and with each kind of colour blindness.
+_CURVE_STYLES = {0.5: ("#0072b2", "-"), 0.75: ("#d55e00", "-."), 0.95: ("#009e73", ":")}
 _TITLES = {"bbox": "boxes", "segm": "masks"}
 
 
 def plot_precision_recall(evaluation: CocoEvaluation, path: Path) -> None:
-    """Plot a PNG with one panel for boxes and one for masks, if any, and one curve per IoU threshold."""
+    """Plot a PNG with one panel for boxes and one for masks, if any: curves of three IoU thresholds and of the mean.
+
+    The curves of the other seven thresholds lie between them, thin and gray.
+    """
     from matplotlib.figure import Figure  # imported here since it takes a second, and training draws no curves
 
     figure = Figure(figsize=(0.5 + 5.25 * len(evaluation.precision), 4.8), layout="constrained")
     panels = figure.subplots(1, len(evaluation.precision), sharex=True, sharey=True, squeeze=False)[0]
     for panel, iou_type in zip(panels, evaluation.precision, strict=True):
-        for i, threshold in enumerate(IOU_THRESHOLDS):
-            color = (0.15 + 0.08 * i, 0.25 + 0.04 * i, 0.75 - 0.06 * i)
-            panel.plot(RECALL_THRESHOLDS, evaluation.precision[iou_type][i], color=color, label=f"IoU {threshold:.2f}")
-        panel.plot(RECALL_THRESHOLDS, evaluation.precision[iou_type].mean(axis=0), "k--", label="mean")
+        curves = dict(zip(IOU_THRESHOLDS, evaluation.precision[iou_type], strict=True))
+        for threshold in curves.keys() - _CURVE_STYLES.keys():
+            panel.plot(RECALL_THRESHOLDS, curves[threshold], color="0.8", linewidth=0.8)
+        for threshold, (color, line) in _CURVE_STYLES.items():
+            panel.plot(RECALL_THRESHOLDS, curves[threshold], line, color=color, label=f"IoU {threshold:.2f}")
+        panel.plot([], [], color="0.8", linewidth=0.8, label="IoU in between")
+        panel.plot(RECALL_THRESHOLDS, evaluation.precision[iou_type].mean(axis=0), "k--", label="mean of all ten")
         panel.set(
             title=f"{_TITLES[iou_type]}: AP {evaluation.scores[iou_type]['AP'] or 0:.3f}",
             xlabel="recall",
@@ -60,29 +70,53 @@ def draw_comparison(
     found: Sequence[Object],
     *,
     class_names: Sequence[str] = (),
-    before: Sequence[Object] | None = None,
+    longer_side_px: int | None = None,
 ) -> Image.Image:
-    """Draw image i of a split as a row of panels: ground truth, and objects with a score of at least DRAWN_SCORE.
+    """Draw image i of a split beside itself: ground truth, and objects with a score of at least DRAWN_SCORE.
 
     Args:
         class_names: names of the labels; by default those of the split.
-        before: objects found before training, for a panel between the two.
+        longer_side_px: size of each of the two; see draw_objects.
     """
+    names = class_names or index.class_names
+    panels = _panels(index, i, ground_truth, (found,), names, longer_side_px)
+    return side_by_side(panels, ["ground truth", f"predictions {_NOTE}"])
+
+
+def draw_before_after(
+    index: CocoIndex,
+    ground_truth: COCO,
+    objects: Mapping[int, tuple[Sequence[Object], Sequence[Object]]],
+    class_names: Sequence[str],
+) -> Image.Image:
+    """Draw images in rows of equal size: ground truth, objects found before training, and after.
+
+    Args:
+        objects: index of an image in the split → objects before and after.
+        class_names: names of the labels of objects.
+    """
+    rows = [_panels(index, i, ground_truth, of_image, class_names, _PANEL_PX) for i, of_image in objects.items()]
+    return grid(rows, ["ground truth", f"before training {_NOTE}", f"after training {_NOTE}"])
+
+
+def _panels(
+    index: CocoIndex,
+    i: int,
+    ground_truth: COCO,
+    found: Sequence[Sequence[Object]],
+    class_names: Sequence[str],
+    longer_side_px: int | None,
+) -> list[Image.Image]:
+    """Image i with its ground truth, and once with each list of objects."""
     pixels = read_indexed(index, i)
     annotations = ground_truth.imgToAnns[int(index.image_ids[i])]
-    true = [label_and_bbox(annotation, index.category_ids) for annotation in annotations]
-    annotated = draw_detections(
-        pixels,
-        [bbox for _, bbox in true],
-        [label for label, _ in true],
-        class_names=index.class_names,
-        masks=[ground_truth.annToRLE(annotation) for annotation in annotations],
-    )
-    names = class_names or index.class_names
-    predicted = draw_objects(pixels, [one for one in found if one["score"] >= DRAWN_SCORE], names)
-    note = f"(score {DRAWN_SCORE} and above)"
-    if before is None:
-        return side_by_side([annotated, predicted], ["ground truth", f"predictions {note}"])
-    untrained = draw_objects(pixels, before, names)
-    titles = ["ground truth", f"before training {note}", f"after training {note}"]
-    return side_by_side([annotated, untrained, predicted], titles)
+    true = [
+        dict(zip(("label", "bbox"), label_and_bbox(annotation, index.category_ids), strict=True))
+        | ({"segmentation": ground_truth.annToRLE(annotation)} if annotation.get("segmentation") else {})
+        for annotation in annotations
+    ]
+    sure = [[one for one in objects if one["score"] >= DRAWN_SCORE] for objects in found]
+    return [
+        draw_objects(pixels, true, index.class_names, longer_side_px=longer_side_px),
+        *(draw_objects(pixels, objects, class_names, longer_side_px=longer_side_px) for objects in sure),
+    ]

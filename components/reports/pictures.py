@@ -18,6 +18,7 @@ from model.inference.predictor import objects_of
 from model.scoring.coco import load_ground_truth
 from model.scoring.names import IouType
 
+_PANEL_PX = 512  # longer side of each of the two images of a picture
 _WIDTHS_PX = (1032, 800, 640, 480)  # tried in turn until a picture fits
 _QUALITIES = (82, 70, 55)
 
@@ -42,7 +43,7 @@ def worst_and_best(
         i = indices[score.image_id]
         masks = of_images["segm"][score.image_id] if "segm" in of_images else []
         found = objects_of(of_images["bbox"][score.image_id], masks, index.category_ids)
-        drawing = draw_comparison(index, i, ground_truth, found)
+        drawing = draw_comparison(index, i, ground_truth, found, longer_side_px=_PANEL_PX)
         return _embedded(drawing, _caption(index, i, score), share)
 
     return [picture(score) for score in worst], [picture(score) for score in best]

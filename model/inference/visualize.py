@@ -1,118 +1,109 @@
-"""Drawing of instances on images: filled masks, outlines, boxes and labels, one colour per instance.
+"""Drawing of instances on images: filled masks, outlines, boxes and labels, one colour per class.
 
 Boxes are (x1, y1, x2, y2) and masks COCO RLE, both in pixels of the image. Small images are enlarged to make labels
-legible.
+legible. Labels do not cover one another: each takes the first free place at its box, the surest first; one without any
+is left out.
 """
 
-import colorsys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from pycocotools import mask as coco_mask
 
-from model.inference.predictor import Object
+from model.inference.colors import Color, class_color
 
-Color = tuple[int, int, int]
+Corners = tuple[float, float, float, float]  # xyxy
 
 _MIN_SIDE_PX = 512  # minimum of the longer side of a drawing
 _FILL = 0.45  # opacity of a mask
+_GAP_PX = 8  # between pictures
 _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 
 
 @dataclass(frozen=True)
 class _Style:
-    """Widths in pixels that suit the size of a drawing."""
+    """Size of a drawing, and widths in pixels that suit it."""
 
-    scale: int  # ratio of the drawing's size to the image's
+    width: int
+    height: int
     line: int
     font: Any
 
     @staticmethod
-    def of(width: int, height: int) -> "_Style":
-        scale = max(1, -(-_MIN_SIDE_PX // max(width, height)))
-        longer = scale * max(width, height)
-        return _Style(scale, max(2, longer // 400), ImageFont.load_default(max(11, longer // 55)))
+    def of(width: int, height: int, longer_side_px: int | None = None) -> "_Style":
+        longer = max(width, height)
+        scale = longer_side_px / longer if longer_side_px else max(1, -(-_MIN_SIDE_PX // longer))
+        drawn = round(scale * longer)
+        return _Style(
+            width=max(round(scale * width), 1),
+            height=max(round(scale * height), 1),
+            line=max(2, drawn // 400),
+            font=ImageFont.load_default(max(11, drawn // 55)),
+        )
 
 
-def draw_detections(
+def draw_objects(
     image: NDArray[np.uint8],
-    boxes: ArrayLike,
-    labels: Sequence[int],
-    *,
+    objects: Sequence[Mapping[str, Any]],
     class_names: Sequence[str],
-    scores: Sequence[float] | None = None,
-    masks: Sequence[dict[str, Any]] | None = None,
+    *,
+    longer_side_px: int | None = None,
 ) -> Image.Image:
-    """Draw detections, or ground truth if there are no scores.
+    """Draw the objects of a Predictor, or ground truth: objects without a score.
 
     Args:
         image: [H, W, 3] uint8 RGB.
-        boxes: [n, 4] xyxy.
-        labels: [n], from 1; the name of label k is class_names[k - 1].
-        scores: [n], 0 to 1.
-        masks: [n] COCO RLE of H × W; without them only boxes are drawn.
-
-    Returns:
-        The drawing, an integer multiple of the image's size.
+        objects: {"label": from 1, "bbox": xyxy} each and, if there are, "score" and "segmentation" (COCO RLE of H × W).
+        class_names: the name of label k at index k - 1.
+        longer_side_px: size of the drawing; by default that of the image, or an integer multiple if it is small.
     """
-    corners = np.asarray(boxes, dtype=float).reshape(-1, 4)
     height, width = image.shape[:2]
-    style = _Style.of(width, height)
-    canvas = Image.fromarray(image).resize((width * style.scale, height * style.scale), Image.Resampling.BICUBIC)
-    order = np.argsort(scores, kind="stable") if scores is not None else np.arange(len(labels))  # highest score on top
-    if masks is not None:
-        for i in order:
-            _draw_mask(canvas, coco_mask.decode(masks[i]), _color(i), style)
+    style = _Style.of(width, height, longer_side_px)
+    factors = np.tile([style.width / width, style.height / height], 2)
+    canvas = Image.fromarray(image).resize((style.width, style.height), Image.Resampling.BICUBIC)
+    surest_first = sorted(objects, key=lambda one: -one.get("score", 0.0))
+    for one in surest_first[::-1]:  # the surest on top
+        if one.get("segmentation") is not None:
+            _draw_mask(canvas, coco_mask.decode(one["segmentation"]), class_color(one["label"]), style)
     draw = ImageDraw.Draw(canvas)
-    for i in order:
-        draw.rectangle((corners[i] * style.scale).tolist(), outline=_color(i), width=style.line)
-    for i in order:
-        name = class_names[labels[i] - 1]
-        text = name if scores is None else f"{name} {scores[i]:.2f}"
-        _draw_label(draw, text, corners[i] * style.scale, _color(i), style)
+    for one in surest_first[::-1]:
+        draw.rectangle((one["bbox"] * factors).tolist(), outline=class_color(one["label"]), width=style.line)
+    taken: list[Corners] = []  # of the labels drawn so far
+    for one in surest_first:
+        name = " ".join(class_names[one["label"] - 1].split())
+        text = _shortened(f"{name} {one['score']:.2f}" if "score" in one else name, style)
+        if (place := _free_place(text, one["bbox"] * factors, style, taken)) is not None:
+            _draw_label(draw, text, place, class_color(one["label"]), style)
+            taken.append(place)
     return canvas
-
-
-def draw_objects(image: NDArray[np.uint8], objects: Sequence[Object], class_names: Sequence[str]) -> Image.Image:
-    """Draw the objects of a Predictor on their image."""
-    return draw_detections(
-        image,
-        [found["bbox"] for found in objects],
-        [found["label"] for found in objects],
-        class_names=class_names,
-        scores=[found["score"] for found in objects],
-        masks=[found["segmentation"] for found in objects if "segmentation" in found] or None,
-    )
 
 
 def side_by_side(pictures: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
     """Join pictures in one row, each below its title."""
-    gap = 8
-    font = ImageFont.load_default(max(14, pictures[0].width // 32))
-    top = font.getbbox("Ag")[3] + 2 * gap
-    width = sum(picture.width for picture in pictures) + gap * (len(pictures) - 1)
-    row = Image.new("RGB", (int(width), int(top + max(picture.height for picture in pictures))), _WHITE)
-    draw = ImageDraw.Draw(row)
-    left = 0
-    for picture, title in zip(pictures, titles, strict=True):
-        row.paste(picture, (left, int(top)))
-        draw.text((left + gap, gap), title, fill=_BLACK, font=font)
-        left += picture.width + gap
-    return row
+    return grid([pictures], titles)
 
 
-def stacked(rows: Sequence[Image.Image]) -> Image.Image:
-    """Join pictures in one column."""
-    column = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), _WHITE)
-    top = 0
-    for row in rows:
-        column.paste(row, (0, top))
-        top += row.height
-    return column
+def grid(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str]) -> Image.Image:
+    """Join rows of pictures below the titles of their columns, in equal cells; a smaller picture is in their middle."""
+    width, height = (max(picture.size[axis] for row in rows for picture in row) for axis in (0, 1))
+    font = ImageFont.load_default(max(14, width // 32))
+    width = max(width, *(int(font.getlength(title)) + 2 * _GAP_PX for title in titles))
+    top = int(font.getbbox("Ag")[3]) + 2 * _GAP_PX
+    size = (len(titles) * (width + _GAP_PX) - _GAP_PX, top + len(rows) * (height + _GAP_PX) - _GAP_PX)
+    joined = Image.new("RGB", size, _WHITE)
+    draw = ImageDraw.Draw(joined)
+    for column, title in enumerate(titles):
+        draw.text((column * (width + _GAP_PX) + _GAP_PX, _GAP_PX), title, fill=_BLACK, font=font)
+    for row, pictures in enumerate(rows):
+        for column, picture in enumerate(pictures):
+            left = column * (width + _GAP_PX) + (width - picture.width) // 2
+            upper = top + row * (height + _GAP_PX) + (height - picture.height) // 2
+            joined.paste(picture, (left, upper))
+    return joined
 
 
 def _draw_mask(canvas: Image.Image, mask: NDArray[np.uint8], color: Color, style: _Style) -> None:
@@ -129,19 +120,35 @@ def _draw_mask(canvas: Image.Image, mask: NDArray[np.uint8], color: Color, style
     canvas.paste(color, frame, opacity)
 
 
-def _draw_label(draw: ImageDraw.ImageDraw, text: str, box: NDArray[np.float64], color: Color, style: _Style) -> None:
-    """Draw a tag on the box's upper left corner, kept inside the picture."""
-    canvas_width, canvas_height = draw.im.size
-    _, _, right, lower = draw.textbbox((0, 0), text, font=style.font)
+def _shortened(text: str, style: _Style) -> str:
+    """Cut a text that is wider than the picture."""
+    longest = max(int(len(text) * (style.width - 6) / max(style.font.getlength(text), 1)), 2)
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def _free_place(text: str, box: NDArray[np.float64], style: _Style, taken: Sequence[Corners]) -> Corners | None:
+    """Place of a tag at its box, within the picture, where no other tag is."""
+    _, _, right, lower = style.font.getbbox(text)
     width, height = right + 6, lower + 4
-    x = min(max(box[0], 0), max(canvas_width - width, 0))
-    y = box[1] - height if box[1] >= height else min(max(box[1], 0), canvas_height - height)
-    draw.rectangle((x, y, x + width, y + height), fill=color)
+    x1, y1, x2, y2 = np.array(taken).reshape(-1, 4).T
+    for x, y in _places(box, width, height):
+        x, y = min(max(x, 0), max(style.width - width, 0)), min(max(y, 0), max(style.height - height, 0))
+        if not ((x < x2) & (x1 < x + width) & (y < y2) & (y1 < y + height)).any():
+            return x, y, x + width, y + height
+    return None
+
+
+def _draw_label(draw: ImageDraw.ImageDraw, text: str, place: Corners, color: Color, style: _Style) -> None:
+    x1, y1, x2, y2 = place
+    draw.rectangle((x1, y1, x2 - 1, y2 - 1), fill=color)
     luminance = np.dot(color, (0.299, 0.587, 0.114))
-    draw.text((x + 3, y + 2), text, fill=_BLACK if luminance > 140 else _WHITE, font=style.font)
+    draw.text((x1 + 3, y1 + 2), text, fill=_BLACK if luminance > 140 else _WHITE, font=style.font)
 
 
-def _color(i: int) -> Color:
-    """Colour of instance i; hues advance by the golden ratio, so that consecutive instances differ clearly."""
-    red, green, blue = colorsys.hsv_to_rgb((0.02 + i * 0.618034) % 1.0, (0.9, 0.65)[i % 2], (1.0, 0.85)[i // 2 % 2])
-    return int(red * 255), int(green * 255), int(blue * 255)
+def _places(box: NDArray[np.float64], width: float, height: float) -> Iterator[tuple[float, float]]:
+    """Upper left corners for a tag: above the box, within, below; at its left edge, its right edge, then beside it."""
+    x1, y1, x2, y2 = box.tolist()
+    rows = [y1 + row * height for row in range(int((y2 - y1) // height))]
+    for columns in ((x1, x2 - width), (x2, x1 - width)):
+        for y in (y1 - height, *rows, y2, y1 - 2 * height, y2 + height):
+            yield from ((x, y) for x in columns)

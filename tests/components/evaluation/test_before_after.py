@@ -17,7 +17,6 @@ from components.runs.trained import load_trained
 from model.data.index import CocoIndex
 from model.errors import UserError
 from model.inference.predictor import Predictor
-from model.inference.visualize import _Style
 from model.scoring.coco import load_ground_truth
 
 
@@ -71,11 +70,18 @@ def test_the_middle_panel_shows_what_was_found_before(trained_run: Config, tmp_p
     (tmp_path / FILE_NAME).write_text(json.dumps(before(trained_run, finds=True)))
     path = draw(trained_run, tmp_path)
     first, last = differing_columns(path, nothing)
+    panel, gap = 512, 8
+    assert panel + gap <= first
+    assert last <= 2 * panel + gap
+
+
+def test_rows_of_images_of_any_size_have_one_size(trained_run: Config, tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).write_text(json.dumps(before(trained_run, finds=True)))
     index = CocoIndex.open(trained_run.data.prepared_dir, "val")
-    widths = [_Style.of(width, height).scale * width for height, width in index.sizes.tolist()]
-    gap = 8
-    assert min(widths) + gap <= first
-    assert last <= 2 * max(widths) + gap
+    assert len({tuple(size) for size in index.sizes.tolist()}) > 1
+    with Image.open(draw(trained_run, tmp_path)) as picture:
+        assert picture.width == 3 * 512 + 2 * 8
+        assert picture.height < 4 * (512 + 8) + 60
 
 
 @pytest.mark.parametrize("content", [None, {"data_hash": "another", "objects": {}}])
