@@ -75,6 +75,9 @@ class DataConfig(Section):
     on_invalid: Literal["error", "skip"] = "error"
     train_limit: NonNegativeInt = 0  # number of images of the split to use, lowest ids first; 0: all
     val_limit: NonNegativeInt = 0
+    # Train also on images without any annotation, as pure background. Images with crowds alone, and those whose
+    # annotations on_invalid dropped, are left out: they have objects.
+    keep_empty_images: bool = False
     min_sizes_px: tuple[PositiveInt, ...] = (800,)  # shorter side in training, one drawn per image
     max_size_px: PositiveInt = 1333  # maximum of the longer side
     eval_min_size_px: PositiveInt = 800

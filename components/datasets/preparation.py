@@ -103,7 +103,10 @@ def _write_split(folder: Path, data: DataConfig, split: Split, checked: CheckedS
         digest.update(checked.facts[image_id].sha256.encode())
     write_index(
         folder / split,
-        [IndexedImage(record, checked.facts[i].apply_exif, coco.instances[i]) for i, record in coco.images.items()],
+        [
+            IndexedImage(record, checked.facts[i].apply_exif, coco.instances[i], str(i) in coco.annotated)
+            for i, record in coco.images.items()
+        ],
         categories=coco.categories,
         data_hash=digest.hexdigest(),
         location=images_location(data.raw_dir, split_paths(data, split).images, data.prepared_dir),

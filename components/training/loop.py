@@ -109,7 +109,7 @@ class Training:
         if self.reached_target:
             return
         config, train = self.config, self.config.train
-        epoch = batches_per_epoch(self.index, train.batch_size)
+        epoch = batches_per_epoch(self.index, config.data, train.batch_size)
         loader = train_loader(
             self.index,
             config.loading(),

@@ -65,6 +65,7 @@ class CocoFile:
     instances: dict[int, list[Instance]]  # image id → annotations
     raw: dict[int, list[dict[str, Any]]]  # image id → the same annotations as in the file
     findings: list[Finding] = field(default_factory=list)
+    annotated: set[str] = field(default_factory=set)  # image ids, as text, of all annotations, usable or not
 
     def drop_image(self, image_id: int, finding: Finding) -> None:
         """Remove an image and its annotations, and record why."""
@@ -94,6 +95,7 @@ def read_coco(path: Path, limit: int = 0) -> CocoFile:
     for image_id in sorted(records)[: limit or None]:
         coco.images[image_id] = records[image_id]
         coco.instances[image_id], coco.raw[image_id] = [], []
+    coco.annotated = {str(entry.get("image_id")) for entry in tree["annotations"] if isinstance(entry, dict)}
     seen: set[int] = set()
     for entry in tree["annotations"]:
         try:

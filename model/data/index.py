@@ -4,6 +4,7 @@ Arrays, one .npy each, for n images, m instances, t polygon parts, v vertices:
     image_ids [n] int64, sizes [n, 2] int32 (height, width), apply_exif [n] bool,
     file_names [bytes] uint8 UTF-8, file_name_offsets [n + 1] int64,
     image_offsets [n + 1] int64: image i owns instances image_offsets[i] to [i + 1],
+    is_empty [n] bool,
     boxes [m, 4] float32 (x1, y1, x2, y2) in original pixels, labels [m] int64 from 1, is_crowd [m] bool,
     instance_offsets [m + 1] int64 into parts, part_offsets [t + 1] int64 into vertices,
     xy [v, 2] float32 original pixels.
@@ -45,6 +46,7 @@ class IndexedImage:
     record: ImageRecord
     apply_exif: bool
     instances: list[Instance]
+    is_annotated: bool = False  # True if there are annotations, usable or not; implied by instances
 
 
 class CocoIndex:
@@ -55,6 +57,7 @@ class CocoIndex:
         sizes: [n, 2] int32 (height, width) as annotated.
         apply_exif: [n] bool, True if decoding must apply the EXIF orientation.
         has_instances: [n] bool, True if the image has an instance other than crowds.
+        is_empty: [n] bool, True if the image has no annotation at all, not even one that could not be used.
         class_names, category_ids: name and COCO id of label k at index k - 1.
         data_hash: hash of annotations and image files, independent of their location.
         ground_truth_path: clean COCO JSON of the same images.
@@ -88,6 +91,8 @@ class CocoIndex:
         self.image_ids, self.sizes = self._arrays["image_ids"], self._arrays["sizes"]
         self.apply_exif = self._arrays["apply_exif"]
         ordinary = np.concatenate([[0], np.cumsum(~self._arrays["is_crowd"])])
+        # Folders of older versions do not have the array.
+        self.is_empty = self._arrays.get("is_empty", np.diff(self._arrays["image_offsets"]) == 0)
         self.has_instances = np.diff(ordinary[self._arrays["image_offsets"]]) > 0
 
     @classmethod
@@ -189,6 +194,7 @@ def _image_arrays(images: Sequence[IndexedImage]) -> dict[str, NDArray[Any]]:
         "file_names": np.frombuffer(b"".join(names), dtype=np.uint8),
         "file_name_offsets": offsets([len(name) for name in names]),
         "image_offsets": offsets([len(image.instances) for image in images]),
+        "is_empty": np.array([not (image.instances or image.is_annotated) for image in images], dtype=bool),
     }
 
 

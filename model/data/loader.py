@@ -71,17 +71,22 @@ def eval_batches(index: CocoIndex, data: DataConfig, batch_size: int, shard: tup
     return batches[rank::world_size]
 
 
-def batches_per_epoch(index: CocoIndex, batch_size: int) -> int:
+def batches_per_epoch(index: CocoIndex, data: DataConfig, batch_size: int) -> int:
     """Number of batches per epoch: each training image occurs once, on average."""
-    return max(round(int(index.has_instances.sum()) / batch_size), 1)
+    return max(round(len(training_images(index, data)) / batch_size), 1)
+
+
+def training_images(index: CocoIndex, data: DataConfig) -> NDArray[np.int64]:
+    """Indices of the images to train on: those with an instance and, with data.keep_empty_images, the empty ones."""
+    return np.flatnonzero(index.has_instances | index.is_empty if data.keep_empty_images else index.has_instances)
 
 
 class GroupedBatchSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (image index, sample seed), each within one bucket, without end."""
 
     def __init__(self, index: CocoIndex, data: DataConfig, *, batch_size: int, seed: int, start_batch: int = 0) -> None:
-        self._images = np.flatnonzero(index.has_instances)
-        if not len(self._images):
+        self._images = training_images(index, data)
+        if not index.has_instances.any():
             raise UserError(
                 "the train split must have an image with an instance to learn, got none (crowds do not count); check "
                 "data.train_annotations"

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from model.data.annotations import AnnotationError, CocoFile
 from model.data.dataset import CocoDataset
 from model.data.findings import Finding
 from model.data.index import CocoIndex
+from model.data.loader import train_loader
 from model.data.synthetic import write_shapes
 
 CATEGORIES = [{"id": 7, "name": "猫"}, {"id": 2, "name": "dog"}]
@@ -191,6 +193,19 @@ def test_a_bad_record_is_dropped_and_counted_where_asked(custom: Custom, damage:
     assert (report.images, report.instances, report.dropped) == (images, instances, {kind: 1})
     truth = COCO(str(result.prepared_dir / "train.json"))
     assert (len(truth.imgs), len(truth.anns)) == (images, instances)
+
+
+def test_an_image_is_empty_if_it_never_had_an_annotation(custom: Custom):
+    custom.train["annotations"] = [annotation(1, 10), annotation(2, 20, bbox=[2, 2, 0, 10])]
+    result = custom.prepare(on_invalid="skip")
+    index = CocoIndex.open(result.prepared_dir, "train")
+    assert index.has_instances.tolist() == [True, False, False]
+    assert index.is_empty.tolist() == [False, False, True]
+    data = custom.data(
+        keep_empty_images=True, min_sizes_px=(64,), max_size_px=96, buckets=((64, 96), (800, 1344), (1344, 800))
+    )
+    batches = islice(train_loader(index, data, batch_size=1, seed=0), 2)
+    assert sorted((int(batch.image_ids[0]), int(batch.targets.num_gt[0])) for batch in batches) == [(1, 1), (3, 0)]
 
 
 def test_the_first_ten_offenders_are_listed_and_a_file_has_all_until_they_are_fixed(custom: Custom):

@@ -91,7 +91,7 @@ def test_a_split_without_any_annotation_can_be_opened(tmp_path: Path):
         location=images_location(tmp_path, Path(), tmp_path),
     )
     index = CocoIndex.open(tmp_path, "val")
-    assert index.has_instances.tolist() == [False, False]
+    assert (index.has_instances.tolist(), index.is_empty.tolist()) == ([False, False], [True, True])
     assert index.instances(1).boxes.shape == (0, 4)
     assert index.instances(1).xy.shape == (0, 2)
 
@@ -123,7 +123,8 @@ def test_a_crowd_alone_is_nothing_to_learn(tmp_path: Path):
         data_hash="0",
         location=images_location(tmp_path, Path(), tmp_path),
     )
-    assert CocoIndex.open(tmp_path, "val").has_instances.tolist() == [False]
+    index = CocoIndex.open(tmp_path, "val")
+    assert (index.has_instances.tolist(), index.is_empty.tolist()) == ([False], [False])
 
 
 def test_an_index_that_is_not_there_names_the_command(tmp_path: Path, coco_data: DataConfig):

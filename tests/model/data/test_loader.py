@@ -166,9 +166,18 @@ def test_evaluation_sees_every_image_once(train_index: CocoIndex, coco_data: Dat
     assert all(batch.targets is None for batch in batches)
 
 
-def test_an_epoch_is_counted_in_images_that_are_used(sized_index: CocoIndex):
-    assert batches_per_epoch(sized_index, 4) == 5  # 19 images
-    assert batches_per_epoch(sized_index, 100) == 1
+def test_an_epoch_is_counted_in_images_that_are_used(sized_index: CocoIndex, coco_data: DataConfig):
+    keeping = coco_data.model_copy(update={"keep_empty_images": True})
+    assert batches_per_epoch(sized_index, coco_data, 4) == 5  # 19 images
+    assert batches_per_epoch(sized_index, coco_data, 100) == 1
+    assert batches_per_epoch(sized_index, keeping, 1) == 20
+
+
+def test_empty_images_are_drawn_if_asked_for(sized_index: CocoIndex, coco_data: DataConfig):
+    keeping = coco_data.model_copy(update={"keep_empty_images": True})
+    for data, images in ((coco_data, 19), (keeping, 20)):
+        drawn = [batch[0][0] for batch in keys(sized_index, data, images, batch_size=1)]
+        assert sorted(drawn) == list(range(images))
 
 
 def test_polygons_span_the_box_of_their_own_row(train_index: CocoIndex, coco_data: DataConfig):

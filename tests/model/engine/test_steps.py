@@ -161,6 +161,8 @@ def test_no_ground_truth_gives_finite_losses_and_gradients(
     assert losses["mask"] == 0
     assert losses["box_reg"] == 0
     assert losses["rpn_box_reg"] == 0
+    assert losses["classifier"] > 0  # proposals learn the background
+    assert losses["objectness"] > 0
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 

@@ -149,6 +149,7 @@ def test_pictures_stand_in_cells_of_one_size() -> None:
     reds, blues = ((joined == color).all(axis=2) for color in ([255, 0, 0], [0, 0, 255]))
     assert [int(reds[:, half].sum()) for half in (slice(300), slice(308, None))] == [300 * 50] * 2
     assert [int(blues[:, half].sum()) for half in (slice(300), slice(308, None))] == [60 * 180] * 2
+    assert np.flatnonzero(blues[:, :300].any(axis=0))[0] == (300 - 60) // 2
     first_row, second_row = np.flatnonzero(blues[:, 308:].any(axis=1))[0], np.flatnonzero(blues[:, :300].any(axis=1))[0]
     assert second_row - first_row == 180 + 8
     narrow = side_by_side([Image.new("RGB", (20, 50))] * 2, ["a title that is wider than its picture", "another"])
