@@ -37,7 +37,7 @@ def test_a_truncated_jpeg_is_found(tmp_path: Path):
     content = (tmp_path / "a.jpg").read_bytes()
     (tmp_path / "a.jpg").write_bytes(content[:-200])
     assert fault(tmp_path, "a.jpg").kind == "unreadable file"
-    assert "truncated" in fault(tmp_path, "a.jpg").reason
+    assert "truncated" in fault(tmp_path, "a.jpg").text
 
 
 @pytest.mark.parametrize("content", [b"", b"no image at all", b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDRgarbage"])
@@ -48,7 +48,7 @@ def test_a_file_that_is_no_image_is_found(tmp_path: Path, content: bytes):
 
 def test_a_size_that_disagrees_tells_both(tmp_path: Path):
     Image.new("RGB", (30, 16)).save(tmp_path / "a.png")
-    assert fault(tmp_path, "a.png").reason.endswith("is 16 × 30 (height × width), its annotations say 16 × 24")
+    assert fault(tmp_path, "a.png").text.endswith("is 16 × 30 (height × width), its annotations say 16 × 24")
 
 
 @pytest.mark.parametrize(
