@@ -28,11 +28,17 @@ def make_boxes(seed, num_boxes, num_images=2):
     return boxes
 
 
+def image_size(features):
+    """Height and width of the images of features whose first level has the least stride."""
+    height, width = features[0].shape[-2:]
+    return height * STRIDES[0], width * STRIDES[0]
+
+
 def pool(features, boxes, output_size=3, sampling_ratio=2, aligned=False):
     return multilevel_roi_align(
         features,
         boxes,
-        image_size=IMAGE_SIZE,
+        image_size=image_size(features),
         output_size=output_size,
         sampling_ratio=sampling_ratio,
         aligned=aligned,
@@ -66,10 +72,12 @@ def random_case(seed, device="cpu"):
         boxes = boxes.permute(2, 1, 0).contiguous().permute(2, 1, 0)
     if draw.random() < 0.3:
         boxes[:, 1::3] = boxes[:, 1::3].flip(-1)  # turned inside out, with x and y changing places
-    features = [level.detach().to(device).requires_grad_() for level in features]
     output_size, sampling_ratio = draw.choice(
         ((7, 2), (14, 2), (1, 1), (3, 3), (5, 1), (2, 4), (7, 0), (14, 0), (3, 0))
     )
+    if seed % 2:
+        features = [level.mT.contiguous() for level in features]  # of upright images
+    features = [level.detach().to(device).requires_grad_() for level in features]
     return features, boxes.to(device), draw.choice(LAYOUTS), output_size, sampling_ratio, draw.random() < 0.5
 
 
@@ -93,7 +101,7 @@ def pooled_and_gradients(features, boxes, layout, output_size, sampling_ratio, a
 
 def pool_heads(features, boxes, layout, output_sizes, sampling_ratio=2, aligned=False, at_once=True):
     """Output of each head, by one call or by a call a head."""
-    levels, how = laid_out(features, layout), {"image_size": IMAGE_SIZE, "sampling_ratio": sampling_ratio}
+    levels, how = laid_out(features, layout), {"image_size": image_size(features), "sampling_ratio": sampling_ratio}
     if at_once:
         return multilevel_roi_align_heads(levels, boxes, output_sizes=output_sizes, aligned=aligned, **how)
     return [pool(levels, *head, sampling_ratio, aligned) for head in zip(boxes, output_sizes, strict=True)]

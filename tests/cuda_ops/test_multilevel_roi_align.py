@@ -13,6 +13,7 @@ from cuda_ops.roi_sampling import assign_levels
 from .roi_cases import (
     IMAGE_SIZE,
     STRIDES,
+    image_size,
     laid_out,
     make_boxes,
     make_features,
@@ -28,7 +29,7 @@ compiled_only = pytest.mark.parametrize("backend", ["compiled"], indirect=True)
 def torchvision_pooled(features, boxes, output_size, sampling_ratio):
     names = [str(level) for level in range(len(features))]
     pool = MultiScaleRoIAlign(names, output_size, sampling_ratio)
-    pooled = pool(dict(zip(names, features, strict=True)), list(boxes), [IMAGE_SIZE] * len(boxes))
+    pooled = pool(dict(zip(names, features, strict=True)), list(boxes), [image_size(features)] * len(boxes))
     return pooled.unflatten(0, boxes.shape[:2])
 
 

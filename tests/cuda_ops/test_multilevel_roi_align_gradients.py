@@ -206,6 +206,22 @@ def test_low_precision_is_rounded_once_at_the_end(layout, dtype):
     )
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+@compiled_only
+def test_low_precision_on_cuda_is_rounded_once_at_the_end(deterministic, cuda):
+    for dtype, layout in ((torch.float16, "channels_last"), (torch.bfloat16, "planes")):
+        features = [level.detach().to(dtype) for level in make_features(9, channels=19)]
+        case = (make_boxes(9, 12), layout, 7, 2)
+        with cuda_ops.backend("reference"):
+            expected = pooled_and_gradients([level.float().requires_grad_() for level in features], *case)
+        with repeatable(deterministic):
+            results = pooled_and_gradients(
+                [level.to(cuda).requires_grad_() for level in features], case[0].to(cuda), *case[1:]
+            )
+        for part, wanted in zip(results, expected, strict=True):
+            torch.testing.assert_close(part.cpu(), wanted.to(dtype), rtol=0.02, atol=0.02)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_gradients_of_many_boxes_add_up_in_low_precision(dtype):
     boxes = torch.tensor([40.0, 40.0, 100.0, 100.0]).expand(1, 8000, 4)
