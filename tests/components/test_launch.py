@@ -7,7 +7,7 @@ import sys
 import threading
 from pathlib import Path
 
-from components.launch import handled
+from components.launch import STATUS_OF_SIGTERM, handled
 
 ROOT = Path(__file__).resolve().parents[2]
 # Sends itself both signals within the block, then SIGHUP once more behind it.
@@ -22,6 +22,15 @@ with handled((signal.SIGTERM, signal.SIGHUP), lambda number, _: seen.append(sign
 print(*seen, flush=True)
 os.kill(os.getpid(), signal.SIGHUP)
 print("alive")
+"""
+
+# Runs a command as torchrun is run: one that saves at SIGTERM and then ends with 1.
+PARENT = """
+import sys
+from components.launch import _run
+
+command = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))"
+sys.exit(_run([sys.executable, "-c", command + "; print('ready', flush=True); time.sleep(20)"]))
 """
 
 
@@ -60,3 +69,12 @@ def test_another_thread_runs_without() -> None:
     thread.start()
     thread.join()
     assert handlers == [signal.SIG_DFL]
+
+
+def test_sigterm_is_passed_on_to_the_processes_and_decides_the_status() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        process.terminate()  # this one alone, as a batch system may
+        assert process.wait(15) == STATUS_OF_SIGTERM
