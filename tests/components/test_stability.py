@@ -236,6 +236,13 @@ def test_a_seed_that_another_process_trains_is_left_alone(shapes: Path) -> None:
     assert not config.train.output_dir.exists()
 
 
+def test_a_seed_that_is_killed_is_reported_with_its_signal(shapes: Path) -> None:
+    seed = SeedProcess(seed_config(study_config(shapes, "shot"), 3), slot=0, parallel=1)
+    os.kill(seed._process.pid, signal.SIGKILL)
+    seed.wait()
+    assert seed.failure().startswith(f"seed 3: killed by SIGKILL; {seed.log} ends with")
+
+
 def start_study(config: Config, params: Path) -> subprocess.Popen[bytes]:
     """As from a terminal: what a shell starts in the background ignores SIGINT, and its children do."""
     save_config(config, params)
