@@ -67,9 +67,22 @@ def test_unknown_backend_is_named() -> None:
 def test_environment_chooses_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_OPS_BACKEND", "reference")
     assert not library.serves(torch.device("cpu"))
+    if library.HAS_CPU:
+        with library.backend("compiled"):
+            assert library.serves(torch.device("cpu"))
     monkeypatch.setenv("CUDA_OPS_BACKEND", "fast")
     with pytest.raises(ValueError, match="backend must be compiled or reference, got fast"):
         library.serves(torch.device("cpu"))
+
+
+def test_a_library_serves_the_devices_that_it_has_kernels_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_OPS_BACKEND", raising=False)
+    monkeypatch.setattr(library, "_has_warned", True)
+    for has_cpu, has_cuda in ((True, False), (True, True), (False, False)):
+        monkeypatch.setattr(library, "HAS_CPU", has_cpu)
+        monkeypatch.setattr(library, "HAS_CUDA", has_cuda)
+        served = [library.serves(torch.device(name)) for name in ("cpu", "cuda:0", "meta")]
+        assert served == [has_cpu, has_cuda, False]
 
 
 # Computes twice, asks for the compiled operators, and is `python -m cuda_ops` then.
