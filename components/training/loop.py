@@ -180,8 +180,9 @@ class Training:
                 self._save_step_before(window, tracker)
             if had_no_data or isinstance(end, Preempted):
                 by = {None: "ended by an error", signal.SIGINT: "interrupted"}.get(self._signal, "ended by SIGTERM")
-                saved = f"saved step {self._saved_step}" if self._saved_step else "no step was saved"
-                self.console.print(f"{by}: {saved}; run the same command to continue from there", highlight=False)
+                saved = f"saved step {self._saved_step}; run the same command to continue from there"
+                text = f"{by}: {saved if self._saved_step else 'before the first step'}"
+                self.console.print(text, highlight=False, soft_wrap=True)
             raise
         finally:
             if window:  # training diverged or was interrupted: write the last steps to the journal
