@@ -16,10 +16,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from components.config import Config
 from components.params import load_config
 from model.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _OVERRIDE = re.compile(r"\w+(\.\w+)+=")
 _REMEDIES = (
@@ -96,6 +100,17 @@ def parse_words(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
         if "" in args.operands:
             parser.error('an argument is empty; the current folder is "."')
     return args
+
+
+def terminal(**options: Any) -> "Console":
+    """A terminal that prints users' text as it is: `bolt [m4]` is no markup, and `:car:` no emoji.
+
+    Args:
+        options: of rich's Console.
+    """
+    from rich.console import Console
+
+    return Console(markup=False, emoji=False, highlight=False, **options)
 
 
 @contextmanager

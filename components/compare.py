@@ -12,9 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from components.cli import path_argument, user_errors
+from components.cli import path_argument, terminal, user_errors
 from components.runs.result import Result, read_result
 from components.studies.comparison_text import parameter_table, score_table
 from components.studies.result import read_study
@@ -85,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="also write the comparisons to FILE, with every score unrounded",
     )
     args = parser.parse_args(argv)
-    console = Console(highlight=False, soft_wrap=True)
+    console = terminal(soft_wrap=True)
     with user_errors():
         comparisons = run(args.runs)
         for comparison in comparisons:

@@ -18,9 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from components.cli import add_checkpoint, parse, path_argument, stage_parser, user_errors
+from components.cli import add_checkpoint, parse, path_argument, stage_parser, terminal, user_errors
 from components.config import Config
 from model.data.index import CocoIndex
 from model.engine.pointers import require_checkpoint
@@ -58,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
         args, config = parse(parser, argv)
         result = run(config, checkpoint=args.checkpoint, output=args.output)
-    console = Console(highlight=False, soft_wrap=True)
+    console = terminal(soft_wrap=True)
     for program in result.programs:
         count, difference = program["checked_images"], max(program["largest_differences"].values(), default=0.0)
         agreement = (

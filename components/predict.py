@@ -11,9 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from components.cli import add_checkpoint, parse, path_argument, stage_parser, user_errors
+from components.cli import add_checkpoint, parse, path_argument, stage_parser, terminal, user_errors
 from components.config import Config
 from components.inference.images import find_images
 from model.data.index import CocoIndex
@@ -55,10 +53,10 @@ def run(
 
 def _print(result: PredictResult) -> None:
     objects = sum(len(image["detections"]) for image in result.images)
-    console = Console()
-    console.print(f"{objects} objects in {len(result.images)} images: {result.output}", highlight=False, soft_wrap=True)
+    console = terminal()
+    console.print(f"{objects} objects in {len(result.images)} images: {result.output}", soft_wrap=True)
     for image in result.unreadable:
-        console.print(f"cannot read {image['file']}: {image['reason']}", highlight=False, soft_wrap=True)
+        console.print(f"cannot read {image['file']}: {image['reason']}", soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -10,9 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
-from components.cli import parse, stage_parser, user_errors
+from components.cli import parse, stage_parser, terminal, user_errors
 from components.config import Config
 from components.tracking.scores import read_scored, shortfall
 from components.tracking.server import TrackingError
@@ -51,7 +49,7 @@ def run(config: Config) -> RegisterResult:
         version, is_champion, verdict = register(config, run_dir / checkpoint, scored)
         reason = f"{name} version {version}: {verdict}"
         result = RegisterResult(version, is_champion, reason, f"models:/{name}/{version}")
-    Console().print(result.reason, highlight=False, soft_wrap=True)
+    terminal().print(result.reason, highlight=False, soft_wrap=True)
     return result
 
 

@@ -11,9 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
-from components.cli import parse_words, path_argument, stage_parser, user_errors
+from components.cli import parse_words, path_argument, stage_parser, terminal, user_errors
 from components.params import load_config
 from components.runs.files import read_run
 from model.errors import UserError
@@ -66,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         run_dirs = run_dirs or [load_config(args.params, args.overrides).train.output_dir]
         output = args.output or (run_dirs[0] if len(run_dirs) == 1 else Path("runs")) / "report.html"
         result = run(run_dirs, output=output, question=args.question, pictures=args.pictures)
-    Console().print(f"{result.html}, {result.markdown}", highlight=False, soft_wrap=True)
+    terminal().print(f"{result.html}, {result.markdown}", soft_wrap=True)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,9 +8,7 @@ stability.output_dir. In MLflow the study is a run with a child run per seed.
 
 from collections.abc import Sequence
 
-from rich.console import Console
-
-from components.cli import parse, stage_parser, user_errors
+from components.cli import parse, stage_parser, terminal, user_errors
 from components.config import Config
 from components.params import ConfigError
 from components.runs.result import read_result
@@ -46,7 +44,7 @@ def _require_inputs(config: Config) -> None:
 def _show(result: StabilityResult) -> None:
     from components.studies.tables import markdown_note, terminal_table
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = terminal(soft_wrap=True)
     console.print(terminal_table(result.report))
     console.print(markdown_note(result.report))
     console.print(f"{result.path}, .csv, .md, .png")

@@ -11,10 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from components import evaluate
-from components.cli import parse, stage_parser, user_errors
+from components.cli import parse, stage_parser, terminal, user_errors
 from components.config import Config
 from components.launch import relaunch
 from model.data.index import CocoIndex
@@ -44,7 +42,7 @@ def run(config: Config, *, skip_test: bool = False) -> TrainResult:
     choose_backend(config.evaluate.backend)  # fail before hours of training
     device = pick_device(config.train.device)
     with process_group(device, config.train.timeout_s):
-        training, checkpoint = train(config, device, Console(quiet=not is_main()))
+        training, checkpoint = train(config, device, terminal(quiet=not is_main()))
         if not skip_test:
             evaluate.run(config)
     return TrainResult(training.run_dir, checkpoint, training.step, training.reached_target)

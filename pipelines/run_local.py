@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 import psutil
 from kfp import local
-from rich.console import Console
 
+from components.cli import terminal
 from components.config import Config
 from components.launch import STATUS_OF_SIGTERM, handled
 from components.params import config_text
@@ -47,9 +47,7 @@ def run_local(request: Request) -> int:
         except RuntimeError as error:  # the runner's word for a step that failed
             print(f"error: {error} Its log is above.", file=sys.stderr)
             return 1
-    Console(soft_wrap=True, highlight=False).print(
-        f"result: {output_dir(config, request.pipeline)}\nartifacts: {outputs}"
-    )
+    terminal(soft_wrap=True).print(f"result: {output_dir(config, request.pipeline)}\nartifacts: {outputs}")
     return 0
 
 

@@ -3,10 +3,9 @@
 import sys
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from components.cli import user_errors
+from components.cli import terminal, user_errors
 from components.params import load_config
 from components.runs.figures import number
 from components.runs.result import read_evaluation
@@ -38,7 +37,7 @@ def main() -> None:
     with user_errors():
         run_dir = load_config().train.output_dir
         evaluation = read_evaluation(run_dir, "images", "checkpoint")
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    console = terminal(file=sys.stdout, soft_wrap=True)
     console.print(summary_table(evaluation))
     for what, where in (("drawn predictions", run_dir / "predictions"), ("curves", run_dir / "plots")):
         console.print(f"{what + ':':<19}{where}")

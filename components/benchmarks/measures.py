@@ -5,9 +5,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rich.console import Console
-
 from components.benchmarks import evaluator, loader, phases, scaling, steps
+from components.cli import terminal
 from components.config import BenchmarkMode, Config
 from components.runs.environment import environment
 from components.runs.lock import writing
@@ -36,7 +35,7 @@ def benchmark(config: Config) -> tuple[Path, dict[str, Any]]:
 
 
 def _benchmark(config: Config) -> tuple[Path, dict[str, Any]]:
-    console = Console()
+    console = terminal()
     report: dict[str, Any] = {"device": config.train.device, "backbone": config.model.backbone, **environment()}
     figures: dict[str, float | None] = {}
     chosen = {name: module for name, (modes, module) in MEASURES.items() if set(modes) & set(config.benchmark.modes)}

@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
+from components.cli import terminal
 from components.config import Config
 from components.evaluation.detect import Results, detect
 from components.evaluation.files import evaluation_report, write_inference, write_plots
@@ -81,7 +81,7 @@ def _track(config: Config, trained: Trained, index: CocoIndex, evaluation: CocoE
 
 
 def _print(evaluation: CocoEvaluation | None, run_dir: Path, trained: Trained) -> None:
-    console = Console()
+    console = terminal()
     if evaluation is not None:
         console.print(f"{trained.name} on {evaluation.num_images} images", highlight=False, soft_wrap=True)
         console.print(score_table(evaluation))

@@ -4,8 +4,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
+from components.cli import terminal
 from components.config import Config
 from components.studies.result import StabilityResult
 from components.studies.seed import seed_config
@@ -17,7 +16,7 @@ from components.tracking.tracker import open_tracker, send_rest
 
 def train_study(config: Config, seeds: Sequence[int]) -> None:
     """Train and evaluate the unfinished seeds, `stability.parallel` at a time, within the study's MLflow run."""
-    study, console = config.stability, Console()
+    study, console = config.stability, terminal()
     configs = [seed_config(config, seed) for seed in seeds]
     missing = [one for one in configs if not config.train.resume or find_finished(one) is None]
     for one in configs:

@@ -1,11 +1,13 @@
 """What all stages' command lines share."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.table import Table
 
-from components.cli import parse, stage_parser, user_errors
+from components.cli import parse, stage_parser, terminal, user_errors
 from components.params import ConfigError
 from model.errors import UserError
 
@@ -102,3 +104,21 @@ def test_an_interrupt_ends_quietly(capsys: pytest.CaptureFixture[str]):
         raise KeyboardInterrupt
     assert exit_.value.code == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_the_terminal_prints_text_of_users_as_it_is(capsys: pytest.CaptureFixture[str]):
+    text = "bolt [m4] [/m4] [red]x[/red] :car: 5"
+    table = Table("class", text)
+    table.add_row(text, text)
+    terminal(width=200).print(text)
+    terminal(width=200).print(table)
+    assert capsys.readouterr().out.count(text) == 4
+
+
+def test_no_other_file_makes_a_terminal():
+    """Another console would take square brackets in names of classes and paths for markup."""
+    root = Path(__file__).parents[2]
+    files = [path for floor in ("components", "pipelines", "model") for path in (root / floor).rglob("*.py")]
+    assert [path.name for path in files if re.search(r"\bConsole\(|\bfrom rich import print", path.read_text())] == [
+        "cli.py"
+    ]

@@ -26,6 +26,7 @@ def test_durations_are_said_as_people_say_them(seconds: float | None, text: str)
 
 def test_every_markdown_table_is_made_alike_and_bars_in_cells_do_not_end_them() -> None:
     assert markdown_table(["", "a|b"], [["x", 1], ["y", "|"]]) == "|  | a\\|b |\n|---|---:|\n| x | 1 |\n| y | \\| |"
+    assert markdown_table(["a\nb"], [["<b>"]]).splitlines() == ["| a b |", "|---|", "| &lt;b> |"]
     score = {"values": [0.5], "mean": 0.5, "deviation": None, "interval": None}
     lines = markdown_scores({"seeds": [1], "confidence": 0.95, "bbox": {"AP": score}}).splitlines()
     assert lines[1:] == ["|---|---:|---:|---:|---:|", "| final AP box | 0.500 | 0.500 | – | – |"]
