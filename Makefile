@@ -1,7 +1,7 @@
 # `make` lists the targets. Everything runs in .venv, which is created from requirements.lock on first use. CUDA kernels
 # are compiled for the GPUs of this machine; FORCE_CUDA=1 compiles them without a GPU, for TORCH_CUDA_ARCH_LIST.
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-slow test-family gpu-test gpu-check gpu-kit sanitize mutate floor lint ui bench \
+.PHONY: help venv demo test test-slow test-family fuzz gpu-test gpu-check gpu-kit sanitize mutate floor lint ui bench \
   screenshots image image-cpu lock clean
 VENV := .venv
 BIN := $(VENV)/bin
@@ -92,6 +92,9 @@ test-slow: venv  ## run the tests that take minutes
 
 test-family: venv  ## overfit each kind of network on four images (minutes each)
 	$(BIN)/python -m pytest -m slow tests/components/test_memorise.py
+
+fuzz: venv  ## give the readers of annotations, images, weights and YAML damaged files for ten minutes; FUZZ_SECONDS=120
+	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),120) $(BIN)/python -m pytest -q tests/test_fuzz.py
 
 gpu-test: venv  ## run the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu
