@@ -37,7 +37,7 @@ def run(config: Config) -> PrepareResult:
     require_replaceable(config.data.prepared_dir)
     from components.datasets.preparation import prepare
 
-    result = PrepareResult(config.data.prepared_dir, prepare(config.data))
+    result = PrepareResult(config.data.prepared_dir, prepare(config.data, masks=config.model.task == "mask"))
     for line in _summary(result):
         print(line)
     return result
@@ -47,11 +47,11 @@ def _summary(result: PrepareResult) -> Iterator[str]:
     """Lines of counts and warnings, and the paths of the files that show more."""
     for split, report in result.splits.items():
         dropped = [f"dropped {count} ({kind})" for kind, count in report.dropped.items()]
-        repaired = [f"repaired {count} ({kind})" for kind, count in report.repaired.items()]
         counts = (f"{report.images} images", f"{report.instances} instances", f"{report.crowds} crowds")
-        yield f"{split}: {', '.join([*counts, *dropped, *repaired])}"
-        for kind, count in report.warnings.items():
-            yield f"warning: {split}: {count} × {kind}, such as {report.examples[kind]}"
+        yield f"{split}: {', '.join([*counts, *dropped])}"
+        for what, kinds in (("repaired", report.repaired), ("warning", report.warnings)):
+            for kind, count in kinds.items():
+                yield f"{what}: {split}: {count} × {kind}, such as {report.examples[kind]}"
     yield str(result.prepared_dir / "report.png")
     if any(report.examples for report in result.splits.values()):
         yield f"{result.prepared_dir / PROBLEMS} has every dropped and repaired record, and every warning"

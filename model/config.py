@@ -72,7 +72,9 @@ class DataConfig(Section):
     val_images: str = ""
     val_annotations: str = ""
     base_url: str = "http://images.cocodataset.org"
-    on_invalid: Literal["error", "skip"] = "error"
+    # A record that cannot be used is an error. With on_invalid=skip it is dropped and counted; with on_invalid=mend it
+    # is repaired if that is safe, and else dropped.
+    on_invalid: Literal["error", "skip", "mend"] = "error"
     train_limit: NonNegativeInt = 0  # number of images of the split to use, lowest ids first; 0: all
     val_limit: NonNegativeInt = 0
     # Train also on images without any annotation, as pure background. Images with crowds alone, and those whose

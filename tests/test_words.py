@@ -19,7 +19,7 @@ BANNED = {
     r"\btold\b": "reason, message, reported",
     r"\btroubles?\b": "failure, error",
     r"\bthrough and through\b": "recursively",
-    r"\bmend(s|ed|ing)?\b": "fix",
+    r"(?<!=)\bmend(s|ed|ing)?\b": "fix",  # but data.on_invalid=mend
     r"\bwhoever\b|\bsomebody\b": "the subject's name",
 }
 # Documents: pages, and other files whose comments people read.

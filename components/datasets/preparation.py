@@ -9,17 +9,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pycocotools.mask as coco_mask
+from PIL import ExifTags, Image
 from rich.progress import track
 
 from components.datasets.raw import PROBLEMS, REPORT, require_replaceable
 from components.datasets.report import SplitReport, draw_report, split_report
 from model.config import DataConfig
-from model.data.annotations import AnnotationError, CocoFile, ImageRecord, read_coco
-from model.data.findings import Finding, write_findings
+from model.data.annotations import AnnotationError, CocoFile, read_coco
+from model.data.findings import Finding, count_kinds, write_findings
 from model.data.index import CocoIndex, IndexedImage, images_location, write_index
 from model.data.layout import SPLITS, Split, split_paths
-from model.data.measure import ImageFacts, measure_images
+from model.data.measure import EXIF_QUARTER_TURNS, ImageFacts, measure_images
+from model.data.transforms import UNREADABLE
 
 _SHOWN_PROBLEMS = 10
 
@@ -32,36 +33,57 @@ class CheckedSplit:
     facts: dict[int, ImageFacts]
 
 
-def prepare(data: DataConfig) -> dict[str, SplitReport]:
+def prepare(data: DataConfig, *, masks: bool = True) -> dict[str, SplitReport]:
     """Check a data set and replace `data.prepared_dir` as a whole; return the report of each split.
+
+    Args:
+        masks: each annotation needs a segmentation; else boxes suffice.
 
     Raises:
         AnnotationError: if the data cannot be used; it lists the first invalid records, and names a file with all.
     """
-    checked = {split: _check_split(data, split) for split in SPLITS}
-    findings = [finding for split in checked.values() for finding in split.coco.findings]
-    refused = data.prepared_dir.with_name(f"{data.prepared_dir.name}.{PROBLEMS}")
-    if data.on_invalid == "error" and any(finding.severity == "error" for finding in findings):
-        refused.parent.mkdir(parents=True, exist_ok=True)
-        write_findings(refused, findings)
-        raise AnnotationError(_list_errors(findings, refused))
-    _require_same_categories(checked["train"].coco, checked["val"].coco)
+    files = {split: _read(data, split, masks=masks) for split in SPLITS}
+    _require_same_categories(files["train"], files["val"])
+    _require_instances(data, files)  # before minutes of decoding
+    checked = {split: _check_images(data, split, files[split]) for split in SPLITS}
+    _require_usable(data, files)
+    _require_instances(data, files)
+    _warn_of_no_instances(files["val"])
     with _replacing(data.prepared_dir) as folder:
         reports: dict[str, SplitReport] = {}
         for split in SPLITS:
             reports[split] = _write_split(folder, data, split, checked[split])
         text = json.dumps({split: asdict(report) for split, report in reports.items()}, indent=1, ensure_ascii=False)
         (folder / REPORT).write_text(text, encoding="utf-8")
-        write_findings(folder / PROBLEMS, findings)
+        write_findings(folder / PROBLEMS, _all_findings(files))
         draw_report(folder / "report.png", reports, CocoIndex.open(folder, "train"))
-    refused.unlink(missing_ok=True)
+    _refused(data).unlink(missing_ok=True)
     return reports
 
 
-def _check_split(data: DataConfig, split: Split) -> CheckedSplit:
+def _read(data: DataConfig, split: Split, *, masks: bool) -> CocoFile:
     paths = split_paths(data, split)
-    coco = read_coco(data.raw_dir / paths.annotations, {"train": data.train_limit, "val": data.val_limit}[split])
-    folder, records = data.raw_dir / paths.images, list(coco.images.values())
+    return read_coco(
+        data.raw_dir / paths.annotations,
+        {"train": data.train_limit, "val": data.val_limit}[split],
+        masks=masks,
+        repairs=data.on_invalid == "mend",
+        size_of=lambda file_name: _displayed_size(data.raw_dir / paths.images / file_name),
+    )
+
+
+def _displayed_size(path: Path) -> tuple[int, int] | None:
+    """(height, width) of an image file after applying its EXIF orientation; None if it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            is_turned = image.getexif().get(ExifTags.Base.Orientation) in EXIF_QUARTER_TURNS
+            return image.size if is_turned else image.size[::-1]
+    except UNREADABLE:
+        return None
+
+
+def _check_images(data: DataConfig, split: Split, coco: CocoFile) -> CheckedSplit:
+    folder, records = data.raw_dir / split_paths(data, split).images, list(coco.images.values())
     facts: dict[int, ImageFacts] = {}
     results = measure_images(folder, records, threads=max(data.workers, 1))
     for record, result in zip(records, track(results, f"checking {split}", total=len(records)), strict=True):
@@ -74,14 +96,50 @@ def _check_split(data: DataConfig, split: Split) -> CheckedSplit:
     return CheckedSplit(coco, facts)
 
 
-def _list_errors(findings: list[Finding], path: Path) -> str:
+def _all_findings(files: dict[Split, CocoFile]) -> list[Finding]:
+    return [finding for coco in files.values() for finding in coco.findings]
+
+
+def _refused(data: DataConfig) -> Path:
+    """Table of findings of a data set that was not prepared, beside prepared_dir, which keeps the last good one."""
+    return data.prepared_dir.with_name(f"{data.prepared_dir.name}.{PROBLEMS}")
+
+
+def _require_usable(data: DataConfig, files: dict[Split, CocoFile]) -> None:
+    findings = _all_findings(files)
     errors = [finding for finding in findings if finding.severity == "error"]
+    if data.on_invalid != "error" or not errors:
+        return
+    path = _refused(data)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_findings(path, findings)
     rest = len(errors) - _SHOWN_PROBLEMS
-    return "\n".join(
+    lines = (
         [f"unusable records: {len(errors)}", *map(str, errors[:_SHOWN_PROBLEMS])]
         + ([f"… and {rest} more"] if rest > 0 else [])
         + [f"All are in {path}. Fix them, or drop and count them with data.on_invalid=skip."]
     )
+    raise AnnotationError("\n".join(lines))
+
+
+def _require_instances(data: DataConfig, files: dict[Split, CocoFile]) -> None:
+    train = files["train"]
+    if train.num_instances:
+        return
+    _require_usable(data, files)
+    dropped = count_kinds(train.findings, "error")
+    first = next((f"The first: {finding}. " for finding in train.findings if finding.severity == "error"), "")
+    reasons = "".join(f", {count} records dropped ({kind})" for kind, count in dropped.items())
+    raise AnnotationError(
+        f"{train.path}: must have an instance that is not a crowd, got none in {len(train.images)} images{reasons}. "
+        f"{first}Add annotations, or raise data.train_limit."
+    )
+
+
+def _warn_of_no_instances(val: CocoFile) -> None:
+    if not val.num_instances:
+        text = f"none of {len(val.images)} images has an instance that is not a crowd; evaluation has nothing to find"
+        val.findings.append(Finding("no instances", text, str(val.path), "warning"))
 
 
 def _require_same_categories(train: CocoFile, val: CocoFile) -> None:
@@ -96,7 +154,7 @@ def _require_same_categories(train: CocoFile, val: CocoFile) -> None:
 
 def _write_split(folder: Path, data: DataConfig, split: Split, checked: CheckedSplit) -> SplitReport:
     coco = checked.coco
-    text = json.dumps(_ground_truth(coco), ensure_ascii=False)
+    text = json.dumps(_ground_truth(coco), ensure_ascii=False, allow_nan=False)
     (folder / f"{split}.json").write_text(text, encoding="utf-8")
     digest = hashlib.sha256(text.encode())
     for image_id in coco.images:
@@ -115,27 +173,14 @@ def _write_split(folder: Path, data: DataConfig, split: Split, checked: CheckedS
 
 
 def _ground_truth(coco: CocoFile) -> dict[str, Any]:
-    """Make COCO JSON of the usable records; annotations are unchanged, so scores equal those of the original file."""
+    """Make COCO JSON of the usable records; sound annotations are unchanged, so scores equal those of the original."""
     return {
         "info": {},
         "licenses": [],
         "images": [asdict(record) for record in coco.images.values()],
-        "annotations": [_complete(entry, record) for i, record in coco.images.items() for entry in coco.raw[i]],
+        "annotations": [entry for i in coco.images for entry in coco.raw[i]],
         "categories": [{"id": category_id, "name": name} for category_id, name in coco.categories.items()],
     }
-
-
-def _complete(entry: dict[str, Any], image: ImageRecord) -> dict[str, Any]:
-    """Select the keys that evaluation reads; by default iscrowd is 0 and area that of the mask."""
-    keys = ("id", "image_id", "category_id", "bbox", "segmentation")
-    area = entry["area"] if isinstance(entry.get("area"), (int, float)) else _mask_area(entry["segmentation"], image)
-    return {key: entry[key] for key in keys} | {"area": area, "iscrowd": entry.get("iscrowd", 0)}
-
-
-def _mask_area(segmentation: Any, image: ImageRecord) -> int:
-    packed = isinstance(segmentation, dict) and isinstance(segmentation["counts"], str)
-    rle = segmentation if packed else coco_mask.frPyObjects(segmentation, image.height, image.width)
-    return int(coco_mask.area(coco_mask.merge(rle) if isinstance(rle, list) else rle))
 
 
 @contextlib.contextmanager

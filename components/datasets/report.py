@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import PathPatch
+from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path as Outline
 
 from model.data.annotations import CocoFile
@@ -83,11 +83,11 @@ def draw_report(path: Path, reports: dict[str, SplitReport], index: CocoIndex) -
 def _bars(axes: Axes, names: list[str], counts: list[int], rank: int, label: str) -> None:
     positions = np.arange(len(names))
     axes.bar(positions + 0.4 * rank, counts, width=0.4, align="edge", label=label)
-    axes.set_xticks(positions + 0.4, names)
+    axes.set_xticks(positions + 0.4, names, parse_math=False)  # a class may be called `$x`
 
 
 def _draw_sample(axes: Axes, index: CocoIndex, i: int) -> None:
-    """Draw one image with each instance's mask in its own colour."""
+    """Draw one image with each instance's mask, or its box if it has none, in its own colour; crowds are white."""
     axes.imshow(read_image(index.image_path(i), apply_exif=bool(index.apply_exif[i])))
     axes.autoscale(False)
     axes.axis("off")
@@ -95,7 +95,9 @@ def _draw_sample(axes: Axes, index: CocoIndex, i: int) -> None:
     for k, (first, last) in enumerate(
         zip(instances.instance_offsets[:-1], instances.instance_offsets[1:], strict=True)
     ):
-        if first == last:
+        if first == last:  # a crowd, or a box alone
+            (x1, y1, x2, y2), edge = instances.boxes[k].tolist(), "white" if instances.is_crowd[k] else f"C{k % 10}"
+            axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=edge, linewidth=2))
             continue
         parts = [instances.xy[slice(*instances.part_offsets[t : t + 2])] for t in range(first, last)]
         outline = Outline.make_compound_path(*(Outline(np.vstack([part, part[:1]]), closed=True) for part in parts))

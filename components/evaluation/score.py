@@ -9,6 +9,7 @@ from components.config import Config
 from components.evaluation.detect import Results, detect
 from model.config import EvaluateConfig
 from model.data.index import CocoIndex
+from model.data.values import distinct
 from model.distributed import from_main
 from model.network.mask_rcnn import MaskRCNN
 from model.scoring.backends import AnyBackend
@@ -47,8 +48,9 @@ def score_metrics(evaluation: CocoEvaluation) -> dict[str, float | None]:
 
 def class_metrics(evaluation: CocoEvaluation) -> dict[str, float | None]:
     """AP of each class by MLflow name: `class_ap/segm/traffic light`, …; invalid characters become `_`."""
+    names = distinct([re.sub(_NOT_IN_METRIC_NAMES, "_", name) for name in evaluation.per_class], "{} {}")
     return {
-        f"class_ap/{iou_type}/{re.sub(_NOT_IN_METRIC_NAMES, '_', name)}": ap
-        for name, scores in evaluation.per_class.items()
+        f"class_ap/{iou_type}/{name}": ap
+        for name, scores in zip(names, evaluation.per_class.values(), strict=True)
         for iou_type, ap in scores.items()
     }

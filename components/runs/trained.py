@@ -44,7 +44,7 @@ def open_split(trained: Trained, split: str) -> CocoIndex:
     """A prepared split of the classes that the model knows.
 
     Raises:
-        UserError: if it is not prepared, or of other classes.
+        UserError: if it is not prepared, of other classes, or without the masks that model.task needs.
     """
     index = CocoIndex.open(trained.config.data.prepared_dir, split)
     known, found = trained.loaded.category_ids, index.category_ids
@@ -54,4 +54,5 @@ def open_split(trained: Trained, split: str) -> CocoIndex:
             "trained on "
             f"(ids {known[:5]}…), got {len(found)} (ids {found[:5]}…); set data.prepared_dir to that data set"
         )
+    index.require_masks(trained.config.model.task)
     return index

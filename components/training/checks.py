@@ -12,7 +12,7 @@ def check_learnable(config: Config, index: CocoIndex) -> None:
 
     Raises:
         ConfigError: if frozen norms or frozen stages would keep random values.
-        UserError: if no image has an instance to learn from.
+        UserError: if no image has an instance to learn from, or instances lack the masks that model.task needs.
     """
     model = config.model
     if model.weights == "none" and model.norm == "frozen_batch_norm":
@@ -30,6 +30,7 @@ def check_learnable(config: Config, index: CocoIndex) -> None:
             f"{config.data.prepared_dir}: a training image must have an instance that is not a crowd, but none has; "
             "add annotations"
         )
+    index.require_masks(model.task)
 
 
 def check_divisible(config: Config) -> None:

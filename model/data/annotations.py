@@ -1,37 +1,32 @@
 """COCO JSON, read and checked once; later stages trust it.
 
-A file that is not COCO JSON is an error. Whatever is wrong with a record is a `Finding`, which `prepare` raises or counts.
-Boxes leave here as (x1, y1, x2, y2) in pixels, clipped to the frame; polygons as [V, 2] float32, not clipped.
+A file that is not COCO JSON is an error. Whatever is wrong with a record is a `Finding`, which `prepare` raises or
+counts. Boxes leave here as (x1, y1, x2, y2) in pixels, clipped to the frame; polygons as [V, 2] float32, not clipped.
 """
 
 import json
-import math
-from collections.abc import Container
+import re
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.data.findings import Finding
-from model.data.polygons import mask_to_polygons
-from model.data.rle import rle_runs, runs_to_mask
+from model.data.bbox import SLACK_PX, Box, clip_bbox, read_bbox
+from model.data.findings import Fault, Finding, Findings
+from model.data.segmentation import Mask, read_mask
+from model.data.values import MAX_PX, Size, distinct, integer, is_text, show, whole
 from model.errors import UserError
 
-_OUT_OF_FRAME_PX = 1e-3  # a smaller excess over the frame is rounding and not worth a warning
+_MAX_PIXELS = 2**28  # in an image; Pillow opens no larger one
+_CONTROL = r"[\x00-\x1f\x7f-\x9f]+"
+_MANY_BEYOND = 0.2  # share of boxes; in a sound data set a few extend beyond the frame
 
 
 class AnnotationError(UserError):
     """The data set cannot be used as it is; the message names the faulty records."""
-
-
-class _Fault(Exception):  # noqa: N818 - not an error yet: it becomes a Finding
-    """One record cannot be used; `kind` names the class of fault, the message describes this one."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
 
 
 @dataclass(frozen=True)
@@ -49,10 +44,11 @@ class Instance:
     """A checked annotation."""
 
     category_id: int
-    box: tuple[float, float, float, float]  # xyxy, clipped
-    polygons: list[NDArray[np.float32]]  # none for a crowd
+    box: Box  # xyxy, clipped
+    polygons: list[NDArray[np.float32]]  # none for a crowd, or with a box alone
     is_crowd: bool
     was_clipped: bool
+    has_mask: bool = True
 
 
 @dataclass
@@ -60,10 +56,10 @@ class CocoFile:
     """One annotation file: the usable records of the first `limit` images, and the findings of all."""
 
     path: Path
-    categories: dict[int, str]  # id → name, sorted by id
+    categories: dict[int, str]  # id → name, sorted by id; names are unique
     images: dict[int, ImageRecord]  # id → record, sorted by id
     instances: dict[int, list[Instance]]  # image id → annotations
-    raw: dict[int, list[dict[str, Any]]]  # image id → the same annotations as in the file
+    raw: dict[int, list[dict[str, Any]]]  # image id → the same annotations as COCO JSON with the keys evaluation reads
     findings: list[Finding] = field(default_factory=list)
     annotated: set[str] = field(default_factory=set)  # image ids, as text, of all annotations, usable or not
 
@@ -72,36 +68,60 @@ class CocoFile:
         self.findings.append(finding)
         del self.images[image_id], self.instances[image_id], self.raw[image_id]
 
+    @property
+    def num_instances(self) -> int:
+        """Number of annotations other than crowds."""
+        return sum(not instance.is_crowd for of_image in self.instances.values() for instance in of_image)
 
-def read_coco(path: Path, limit: int = 0) -> CocoFile:
+
+def read_coco(
+    path: Path,
+    limit: int = 0,
+    *,
+    masks: bool = True,
+    repairs: bool = False,
+    size_of: Callable[[str], Size | None] = lambda file_name: None,
+) -> CocoFile:
     """Read and check an annotation file.
 
     Args:
         limit: number of images to keep, lowest ids first; 0 keeps all.
+        masks: a segmentation is needed; else a box suffices.
+        repairs: repair what can be repaired safely, instead of refusing it.
+        size_of: (height, width) of an image file as displayed, None if it cannot be read; asked where the annotation
+            file gives no size.
 
     Raises:
         AnnotationError: if the file is missing, not JSON, or not in COCO's instances format.
     """
     tree = _read_json(path)
-    coco = CocoFile(path, _categories(tree["categories"], path), {}, {}, {})
+    findings = Findings(repairs)
+    coco = CocoFile(path, _categories(tree["categories"], path, findings), {}, {}, {}, findings.all)
     records: dict[int, ImageRecord] = {}
-    for entry in tree["images"]:
-        try:
-            record = _image_record(entry, records)
-        except _Fault as fault:
-            coco.findings.append(_finding(path, "image", entry, fault))
-        else:
+    refused: set[Any] = set()  # ids of images that cannot be used; faults of their annotations are of no interest
+    for i, entry in enumerate(tree["images"]):
+        with findings.record(f"{path}: {_name('image', i, entry)}"):
+            raw_id = entry.get("id") if isinstance(entry, dict) else None
+            if isinstance(raw_id, str | int | float) and raw_id not in records:
+                refused.add(raw_id)
+            record = _image_record(entry, records, findings, size_of)
             records[record.id] = record
+            refused -= {raw_id, record.id}
     for image_id in sorted(records)[: limit or None]:
         coco.images[image_id] = records[image_id]
         coco.instances[image_id], coco.raw[image_id] = [], []
-    coco.annotated = {str(entry.get("image_id")) for entry in tree["annotations"] if isinstance(entry, dict)}
-    seen: set[int] = set()
-    for entry in tree["annotations"]:
-        try:
-            _add_annotation(coco, entry, records, seen)
-        except _Fault as fault:
-            coco.findings.append(_finding(path, "annotation", entry, fault))
+    ids = [entry.get("image_id") for entry in tree["annotations"] if isinstance(entry, dict)]
+    coco.annotated = {str(given if (number := whole(given)) is None else number) for given in ids}
+    checks = _AnnotationChecks(coco, records, refused, findings, masks)
+    for i, entry in enumerate(tree["annotations"]):
+        name = _name("annotation", i, entry)
+        of = f" of image {show(entry.get('image_id'))}" if isinstance(entry, dict) else ""
+        with findings.record(f"{path}: {name}{of}"):
+            checks.add(entry)
+    _guess_corners(coco, findings)
+    if checks.must_number:
+        for number, entry in enumerate((entry for of_image in coco.raw.values() for entry in of_image), 1):
+            entry["id"] = number
     return coco
 
 
@@ -121,131 +141,206 @@ def require_annotations(path: Path) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     require_annotations(path)
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(path.read_bytes())  # UTF-8, -16 or -32, with a byte order mark or without
     except json.JSONDecodeError as error:
         raise AnnotationError(
             f"{path}: line {error.lineno}, column {error.colno} (byte {error.pos}): not JSON: {error.msg}"
         ) from error
     except UnicodeDecodeError as error:
         raise AnnotationError(f"{path}: byte {error.start}: not UTF-8 text") from error
+    except (ValueError, RecursionError) as error:
+        raise AnnotationError(f"{path}: not COCO's JSON: {error}") from error
     for key in ("images", "annotations", "categories"):
         if not isinstance(tree, dict) or not isinstance(tree.get(key), list):
             raise AnnotationError(f"{path}: must be in COCO's instances format: an object with a list under {key!r}")
     return tree
 
 
-def _categories(entries: list[Any], path: Path) -> dict[int, str]:
+def _categories(entries: list[Any], path: Path, findings: Findings) -> dict[int, str]:
+    """Names by id. A name that occurs twice gets a number, since scores and counts go by name."""
     categories: dict[int, str] = {}
     for entry in entries:
-        if not isinstance(entry, dict) or not _is_id(entry.get("id")) or not isinstance(entry.get("name"), str):
-            raise AnnotationError(f"{path}: category {entry!r}: must have an integer id ≥ 0 and a name")
-        if entry["id"] in categories:
-            raise AnnotationError(f"{path}: category id {entry['id']} occurs twice; ids must be unique")
-        categories[entry["id"]] = entry["name"]
+        findings.where = f"{path}: category {show(entry)}"
+        try:
+            category_id, name = _category(entry, findings)
+        except Fault as fault:
+            raise AnnotationError(f"{findings.where}: {fault}") from fault
+        if category_id in categories:
+            raise AnnotationError(f"{path}: category id {category_id} occurs twice; ids must be unique")
+        categories[category_id] = name
     if not categories:
         raise AnnotationError(f"{path}: must list at least one category, got none")
-    return dict(sorted(categories.items()))
+    categories = dict(sorted(categories.items()))
+    names = distinct(list(categories.values()))
+    for (category_id, name), new in zip(categories.items(), names, strict=True):
+        if new != name:
+            first = next(other for other, same in categories.items() if same == name)
+            findings.where = f"{path}: category {category_id}"
+            text = f"name {show(name)} is that of category {first}, too; category {category_id} is called {show(new)}"
+            findings.repaired("duplicate category name", text)
+    return dict(zip(categories, names, strict=True))
 
 
-def _image_record(entry: Any, known: Container[int]) -> ImageRecord:
-    if not isinstance(entry, dict) or not _is_id(entry.get("id")):
-        raise _Fault("no id", "id must be an integer ≥ 0")
-    if entry["id"] in known:
-        raise _Fault("duplicate image id", "id occurs twice; ids must be unique")
-    if not isinstance(entry.get("file_name"), str) or not entry["file_name"]:
-        raise _Fault("no file name", f"file_name must be a non-empty string, got {entry.get('file_name')!r}")
-    height, width = entry.get("height"), entry.get("width")
-    if not _is_id(height) or not _is_id(width) or height < 1 or width < 1:
-        raise _Fault("no size", f"height and width must be integers ≥ 1, got {height!r} and {width!r}")
-    return ImageRecord(entry["id"], entry["file_name"], height, width)
+def _category(entry: Any, findings: Findings) -> tuple[int, str]:
+    name = entry.get("name") if isinstance(entry, dict) else None
+    if not is_text(name):
+        raise Fault("bad category", "must have an integer id ≥ 0 and a name")
+    if re.search(_CONTROL, name):
+        findings.repairable(
+            "control character", f"a name must be one line without control characters, got {show(name)}"
+        )
+        name = re.sub(_CONTROL, " ", name).strip()
+    if not name:
+        raise Fault("bad category", "must have a name")
+    return integer(entry.get("id"), "id", "bad category", findings), name
 
 
-def _add_annotation(coco: CocoFile, entry: Any, records: dict[int, ImageRecord], seen: set[int]) -> None:
-    """Check one annotation and add it to its image; annotations of images past the limit are skipped."""
-    if not isinstance(entry, dict) or not _is_id(entry.get("id")):
-        raise _Fault("no id", "id must be an integer ≥ 0")
-    if entry["id"] in seen:
-        raise _Fault("duplicate annotation id", "id occurs twice; ids must be unique")
-    seen.add(entry["id"])
-    image = records.get(entry["image_id"]) if _is_id(entry.get("image_id")) else None
-    if image is None:
-        raise _Fault("unknown image id", f"image_id {entry.get('image_id')!r} is not among the usable images")
-    if image.id in coco.images:
-        coco.instances[image.id].append(_instance(entry, image, coco.categories))
-        coco.raw[image.id].append(entry)
+def _image_record(
+    entry: Any, known: Container[int], findings: Findings, size_of: Callable[[str], Size | None]
+) -> ImageRecord:
+    if not isinstance(entry, dict):
+        raise Fault("no object", f"an image must be an object, got {show(entry)}")
+    image_id = integer(entry.get("id"), "id", "no id", findings)
+    if image_id in known:
+        raise Fault("duplicate image id", "id occurs twice; ids must be unique")
+    file_name = entry.get("file_name")
+    if not is_text(file_name) or "\0" in file_name:
+        raise Fault("no file name", f"file_name must be a non-empty string, got {show(file_name)}")
+    given = entry.get("height"), entry.get("width")
+    height, width = map(whole, given)
+    if not height or not width:
+        size = size_of(file_name)
+        if size is None:
+            raise Fault(
+                "no size",
+                f"height and width must be integers ≥ 1, got {show(given[0])} and {show(given[1])}, and the file "
+                "cannot be read",
+            )
+        height, width = size
+        findings.repaired(
+            "no size", f"height and width are {show(given[0])} and {show(given[1])}; the file has {height} and {width}"
+        )
+    if max(height, width) > MAX_PX or height * width > _MAX_PIXELS:
+        raise Fault("too large", f"height and width must be at most {_MAX_PIXELS:,} pixels, got {height} and {width}")
+    return ImageRecord(image_id, file_name, height, width)
 
 
-def _instance(entry: dict[str, Any], image: ImageRecord, categories: Container[int]) -> Instance:
-    category_id, crowd = entry.get("category_id"), entry.get("iscrowd", 0)
-    if not _is_id(category_id) or category_id not in categories:
-        raise _Fault("unknown category", f"category_id {category_id!r} is not among the categories")
-    if crowd not in (0, 1):
-        raise _Fault("bad iscrowd", f"iscrowd must be 0 or 1, got {crowd!r}")
-    box, was_clipped = _box(entry.get("bbox"), image)
-    polygons = _polygons(entry.get("segmentation"), image, outline=not crowd)
-    return Instance(category_id, box, [] if crowd else polygons, bool(crowd), was_clipped)
+@dataclass
+class _AnnotationChecks:
+    """Checks of annotations, one after another, and what they must remember."""
+
+    coco: CocoFile
+    records: dict[int, ImageRecord]
+    refused: set[Any]
+    findings: Findings
+    masks: bool
+    must_number: bool = False  # ids are faulty
+    _ids: set[int] = field(default_factory=set)
+    _seen: set[tuple[Any, ...]] = field(default_factory=set)
+
+    def add(self, entry: Any) -> None:
+        """Check one annotation and add it to its image; those of images past the limit, or unusable, are skipped."""
+        if not isinstance(entry, dict):
+            raise Fault("no object", f"an annotation must be an object, got {show(entry)}")
+        given = entry.get("image_id")
+        if isinstance(given, str | int | float) and given in self.refused:
+            return
+        image_id = integer(given, "image_id", "unknown image id", self.findings)
+        if image_id not in self.records:
+            raise Fault("unknown image id", f"image_id {image_id} is not among the images")
+        if image_id not in self.coco.images:
+            return
+        instance, clean = self._instance(entry, self.records[image_id])
+        clean["id"] = self._id(entry.get("id"))
+        self.coco.instances[image_id].append(instance)
+        self.coco.raw[image_id].append(clean)
+
+    def _id(self, given: Any) -> int:
+        """The id of an annotation; where one is faulty, all are numbered in the end, for nothing refers to them."""
+        number = whole(given)
+        if number is None or number in self._ids:
+            self.must_number = True
+            kind = "no annotation id" if number is None else "duplicate annotation id"
+            self.findings.repaired(
+                kind, f"id must be a unique integer ≥ 0, got {show(given)}; annotations are numbered"
+            )
+            return 0
+        self._ids.add(number)
+        return number
+
+    def _instance(self, entry: dict[str, Any], image: ImageRecord) -> tuple[Instance, dict[str, Any]]:
+        """An annotation as instance, and as JSON with the keys that evaluation reads."""
+        findings = self.findings
+        category_id = integer(entry.get("category_id"), "category_id", "unknown category", findings)
+        if category_id not in self.coco.categories:
+            raise Fault("unknown category", f"category_id {category_id} is not among the categories")
+        crowd = _crowd(entry.get("iscrowd"), findings)
+        mask = self._mask(entry.get("segmentation"), image, outline=not crowd)
+        size = (image.height, image.width)
+        bbox = read_bbox(entry.get("bbox"), size, mask, findings)
+        box, was_clipped = clip_bbox(bbox, size)
+        clean = {"id": 0, "image_id": image.id, "category_id": category_id, "bbox": bbox}
+        if mask is not None:
+            clean["segmentation"] = mask.segmentation
+        clean |= {"area": _area(entry.get("area"), mask, bbox, findings), "iscrowd": crowd}
+        key = (image.id, category_id, crowd, *bbox)
+        if key in self._seen:
+            findings.warn("duplicate annotation", f"category {category_id} and bbox {show(bbox)} occur twice")
+        self._seen.add(key)
+        polygons = mask.polygons if mask and not crowd else []
+        return Instance(category_id, box, polygons, bool(crowd), was_clipped, mask is not None), clean
+
+    def _mask(self, segmentation: Any, image: ImageRecord, *, outline: bool) -> Mask | None:
+        """The mask; None if a box suffices and there is no usable one."""
+        try:
+            return read_mask(segmentation, (image.height, image.width), self.findings, outline=outline)
+        except Fault as fault:
+            if self.masks:
+                raise
+            if segmentation:
+                self.findings.warn(fault.kind, f"{fault}; only its box is used")
+            return None
 
 
-def _box(bbox: Any, image: ImageRecord) -> tuple[tuple[float, float, float, float], bool]:
-    """Box as xyxy clipped to the frame, and whether clipping changed it."""
-    if not _are_numbers(bbox) or len(bbox) != 4:
-        raise _Fault("bad box", f"bbox must be four finite numbers (x, y, width, height), got {bbox!r}")
-    x, y, width, height = map(float, bbox)
-    if width <= 0 or height <= 0:
-        raise _Fault("box without area", f"bbox {bbox} has no area; width and height must be > 0")
-    x1, y1, x2, y2 = max(x, 0.0), max(y, 0.0), min(x + width, float(image.width)), min(y + height, float(image.height))
-    if x2 <= x1 or y2 <= y1:
-        raise _Fault("box outside the image", f"bbox {bbox} lies outside the image of {image.width} × {image.height}")
-    beyond = max(x1 - x, y1 - y, x + width - x2, y + height - y2)
-    return (x1, y1, x2, y2), beyond > _OUT_OF_FRAME_PX
+def _guess_corners(coco: CocoFile, findings: Findings) -> None:
+    """Warn if boxes without segmentations are x1, y1, x2, y2: as such all fit, as x, y, width, height they do not."""
+    entries = [(entry, image_id) for image_id, raw in coco.raw.items() for entry in raw if "segmentation" not in entry]
+    fits = beyond = 0
+    for entry, image_id in entries:
+        (x, y, width, height), image = entry["bbox"], coco.images[image_id]
+        fits += x < width <= image.width and y < height <= image.height
+        beyond += x + width > image.width + SLACK_PX or y + height > image.height + SLACK_PX
+    if fits == len(entries) and beyond > len(entries) * _MANY_BEYOND:
+        findings.where = str(coco.path)
+        findings.warn(
+            "bbox as x1, y1, x2, y2?",
+            f"{beyond} of {len(entries)} boxes extend beyond their image as x, y, width, height, and none would as "
+            "x1, y1, x2, y2; bbox must be the former",
+        )
 
 
-def _polygons(segmentation: Any, image: ImageRecord, *, outline: bool) -> list[NDArray[np.float32]]:
-    """Polygons of a segmentation; an RLE is only traced if `outline`, since tracing is slow."""
-    if isinstance(segmentation, list) and segmentation:
-        return [_polygon(part) for part in segmentation]
-    if isinstance(segmentation, dict):
-        return _rle_polygons(segmentation, image, outline=outline)
-    raise _Fault("no segmentation", f"segmentation must be polygons or an RLE, got {segmentation!r}")
+def _area(area: Any, mask: Mask | None, bbox: list[float], findings: Findings) -> float:
+    """The area as given; where it is missing or impossible, that of the mask or else of the box."""
+    if isinstance(area, int | float) and not isinstance(area, bool) and 0 < area <= MAX_PX**2:  # NaN is not
+        return area
+    computed = mask.area if mask else bbox[2] * bbox[3]
+    if area is not None:
+        findings.repaired("bad area", f"area must be a finite number > 0, got {show(area)}; it is {computed}")
+    return computed
 
 
-def _polygon(part: Any) -> NDArray[np.float32]:
-    if not _are_numbers(part):
-        raise _Fault("bad polygon", "polygon must be a list of finite numbers")
-    if len(part) % 2 or len(part) < 6:
-        raise _Fault("bad polygon", f"polygon must have an even number of coordinates, at least 6, got {len(part)}")
-    return np.array(part, dtype=np.float32).reshape(-1, 2)
+def _crowd(value: Any, findings: Findings) -> int:
+    if value is None:
+        return 0
+    if isinstance(value, str) and value in ("0", "1"):
+        findings.repairable("number as text", f"iscrowd must be a number, got {value!r}")
+        return int(value)
+    if not isinstance(value, int | float) or value not in (0, 1):
+        raise Fault("bad iscrowd", f"iscrowd must be 0 or 1, got {show(value)}")
+    return int(value)
 
 
-def _rle_polygons(rle: dict[str, Any], image: ImageRecord, *, outline: bool) -> list[NDArray[np.float32]]:
-    size, counts = rle.get("size"), rle.get("counts")
-    if size != [image.height, image.width]:
-        raise _Fault("bad RLE", f"RLE size must be the image's [{image.height}, {image.width}], got {size}")
-    if not isinstance(counts, (str, list)):
-        raise _Fault("bad RLE", f"RLE counts must be a string or a list, got a {type(counts).__name__}")
-    try:
-        runs = rle_runs(counts)
-    except ValueError as error:
-        raise _Fault("bad RLE", f"RLE: {error}") from error
-    if runs.sum() != image.height * image.width:
-        raise _Fault("bad RLE", f"RLE runs must add up to {image.height} × {image.width} pixels, got {runs.sum()}")
-    polygons = mask_to_polygons(runs_to_mask(runs, (image.height, image.width))) if outline else []
-    if outline and not polygons:
-        raise _Fault("empty mask", "RLE covers no pixel")
-    return polygons
-
-
-def _finding(path: Path, what: str, entry: Any, fault: _Fault) -> Finding:
-    record = entry if isinstance(entry, dict) else {}
-    where = f"{path}: {what} {record.get('id')!r}"
-    if what == "annotation":
-        where += f" of image {record.get('image_id')!r}"
-    return Finding(fault.kind, str(fault), where)
-
-
-def _is_id(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _are_numbers(values: Any) -> bool:
-    return isinstance(values, list) and set(map(type, values)) <= {int, float} and all(map(math.isfinite, values))
+def _name(what: str, position: int, entry: Any) -> str:
+    """Name of a record in messages: by its id, or else by its position in the list."""
+    given = entry.get("id") if isinstance(entry, dict) else None
+    return f"{what} {given}" if whole(given) is not None else f"{what}s[{position}] (id {show(given)})"

@@ -58,6 +58,7 @@ class CocoIndex:
         apply_exif: [n] bool, True if decoding must apply the EXIF orientation.
         has_instances: [n] bool, True if the image has an instance other than crowds.
         is_empty: [n] bool, True if the image has no annotation at all, not even one that could not be used.
+        has_masks: True if each instance has a mask, also the crowds, whose outlines are not in the index.
         class_names, category_ids: name and COCO id of label k at index k - 1.
         data_hash: hash of annotations and image files, independent of their location.
         ground_truth_path: clean COCO JSON of the same images.
@@ -93,6 +94,7 @@ class CocoIndex:
         ordinary = np.concatenate([[0], np.cumsum(~self._arrays["is_crowd"])])
         # Folders of older versions do not have the array.
         self.is_empty = self._arrays.get("is_empty", np.diff(self._arrays["image_offsets"]) == 0)
+        self.has_masks: bool = meta.get("has_masks", True)  # always so in folders of older versions
         self.has_instances = np.diff(ordinary[self._arrays["image_offsets"]]) > 0
 
     @classmethod
@@ -103,6 +105,19 @@ class CocoIndex:
             UserError: if there is none, or it is damaged.
         """
         return cls(prepared_dir, split)
+
+    def require_masks(self, task: str) -> None:
+        """Refuse boxes without masks for the task `mask`.
+
+        Raises:
+            UserError: if an instance has no mask.
+        """
+        if task == "mask" and not self.has_masks:
+            raise UserError(
+                f"{self._prepared_dir / self._split}: model.task=mask needs a mask for each instance, but some have a "
+                "box alone, prepared with model.task=box or proposals. Set model.task to box or proposals, or add "
+                "segmentations and run `maskrcnn prepare model.task=mask`."
+            )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return CocoIndex, (self._prepared_dir, self._split)  # each worker maps the files itself
@@ -166,6 +181,7 @@ def write_index(
         "category_ids": list(categories),
         "class_names": list(categories.values()),
         "data_hash": data_hash,
+        "has_masks": all(instance.has_mask for image in images for instance in image.instances),
         **location,
     }
     (folder / _META).write_text(json.dumps(meta, indent=1, ensure_ascii=False), encoding="utf-8")

@@ -14,7 +14,7 @@ from model.data.annotations import ImageRecord
 from model.data.findings import Finding
 from model.data.transforms import UNREADABLE
 
-_EXIF_QUARTER_TURNS = (5, 6, 7, 8)
+EXIF_QUARTER_TURNS = (5, 6, 7, 8)
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def measure_image(folder: Path, record: ImageRecord) -> ImageFacts | Finding:
     except UNREADABLE as error:
         return Finding("unreadable file", f"{path} cannot be decoded: {error}")
     annotated = (record.height, record.width)
-    turned = (width, height) if orientation in _EXIF_QUARTER_TURNS else (height, width)
+    turned = (width, height) if orientation in EXIF_QUARTER_TURNS else (height, width)
     if annotated not in (turned, (height, width)):
         return Finding(
             "wrong size",

@@ -154,10 +154,6 @@ def image_id(custom: Custom) -> None:
     custom.train["annotations"][1]["image_id"] = 99
 
 
-def annotation_twice(custom: Custom) -> None:
-    custom.train["annotations"].append(annotation(1, 20))
-
-
 def image_twice(custom: Custom) -> None:
     custom.train["images"].append(custom.train["images"][1])
 
@@ -169,7 +165,6 @@ FAULTS = {  # what is done, what the error says, its name in the report, (images
     box: (r"annotation 20 of image 2: bbox \[2, 2, 0, 10\] has no area", "box without area", (3, 2)),
     category: (r"annotation 20 of image 2: category_id 3 is not", "unknown category", (3, 2)),
     image_id: (r"annotation 20 of image 99: image_id 99 is not", "unknown image id", (3, 2)),
-    annotation_twice: (r"annotation 20 of image 1: id occurs twice", "duplicate annotation id", (3, 3)),
     image_twice: (r"image 2: id occurs twice", "duplicate image id", (3, 3)),
 }
 
@@ -364,7 +359,8 @@ def test_warnings_are_counted_by_kind_with_an_example():
     assert list(report.warnings.items()) == [("b", 2), ("a", 1)]
     assert (report.dropped, report.repaired, report.examples["b"]) == ({}, {"c": 1}, "image 1: text 1")
     lines = list(_summary(PrepareResult(Path("prepared"), {"val": report})))
-    assert lines[:2] == [
-        "val: 0 images, 0 instances, 0 crowds, repaired 1 (c)",
+    assert lines[:3] == [
+        "val: 0 images, 0 instances, 0 crowds",
+        "repaired: val: 1 × c, such as image 9: text",
         "warning: val: 2 × b, such as image 1: text 1",
     ]

@@ -1,4 +1,4 @@
-"""Faster R-CNN and proposals alone through the stages: what has no masks says nothing of masks, anywhere."""
+"""Faster R-CNN and proposals alone through the stages, on boxes without segmentations: no stage mentions masks."""
 
 import csv
 import json
@@ -11,7 +11,7 @@ import torch
 from kfp import dsl
 from PIL import Image
 
-from components import evaluate, predict, register, train
+from components import evaluate, predict, prepare, register, report, train
 from components.config import Config
 from components.kubeflow import artifacts
 from components.tracking.scores import read_scored, shortfall
@@ -25,18 +25,29 @@ by_task = pytest.mark.parametrize("task", TASKS)
 
 
 def of_task(trained_run: Config, task: str, folder: Path) -> Config:
-    """The data of trained_run, and a network of this task that is trained for two steps."""
+    """The data of trained_run without segmentations, and a network of this task that is trained for two steps."""
+    files = {}
+    for split in ("train", "val"):
+        tree = json.loads((trained_run.data.raw_dir / f"annotations/instances_{split}2017.json").read_text())
+        for entry in tree["annotations"]:
+            entry["segmentation"] = []
+        min(tree["annotations"], key=lambda entry: entry["image_id"])["area"] = -1
+        files[f"{split}_annotations"] = str(folder / f"{split}.json")
+        (folder / f"{split}.json").write_text(json.dumps(tree))
+    data = trained_run.data.model_copy(update=files | {"prepared_dir": folder / "prepared"})
     model = trained_run.model.model_copy(update={"task": task})
     changes: dict[str, Any] = {"max_iters": 2, "batch_size": 2, "lr_batch_size": 2, "base_lr": 1e-3, "log_period": 1}
     settings = trained_run.train.model_copy(update={"output_dir": folder / "run", **changes})
     scored = trained_run.evaluate.model_copy(update={"every_epoch": True, "target_segm_ap": 0.9})
-    return trained_run.model_copy(update={"model": model, "train": settings, "evaluate": scored})
+    return trained_run.model_copy(update={"data": data, "model": model, "train": settings, "evaluate": scored})
 
 
 @pytest.fixture(scope="module")
 def runs(trained_run: Config, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Config]:
     configs = {task: of_task(trained_run, task, tmp_path_factory.mktemp(task)) for task in TASKS}
     for config in configs.values():
+        prepared = prepare.run(config).splits["train"]
+        assert (prepared.dropped, prepared.repaired) == ({}, {"bad area": 1})
         result = train.run(config)
         assert result.step == 2
         assert not result.reached_target
@@ -111,6 +122,21 @@ def test_a_pipelines_step_has_the_scores_of_the_task(runs: dict[str, Config], ta
     assert metrics.metadata[f"{first}/{kind}"] == report[kind][first.upper()]
     assert not [name for name in metrics.metadata if "segm" in name]
     assert f"<th>{TITLES[kind]}</th>" in (tmp_path / "page").read_text()
+
+
+def test_masks_are_not_trained_on_boxes_alone(runs: dict[str, Config], trained_run: Config) -> None:
+    with pytest.raises(UserError, match=r"model\.task=mask needs a mask .* run `maskrcnn prepare model\.task=mask`"):
+        train.run(runs["box"].model_copy(update={"model": trained_run.model}))
+    with pytest.raises(UserError, match="segmentation must be polygons or an RLE, got "):
+        prepare.run(runs["box"].model_copy(update={"model": trained_run.model}))
+
+
+@by_task
+def test_a_report_is_made_of_boxes_alone(runs: dict[str, Config], task: str) -> None:
+    run_dir = runs[task].train.output_dir
+    page = report.run([run_dir], output=run_dir / "report.html", pictures=1).html.read_text()
+    assert ("data:image/webp" in page) == (task == "box")
+    assert "<td" in page.partition("repaired: bad area")[2].partition("got -1")[0]
 
 
 def test_boxes_alone_have_what_registering_needs(runs: dict[str, Config]) -> None:

@@ -131,7 +131,7 @@ FAULTS = {
     "no box": ({"bbox": None}, "bad box", "got None"),
     "category": ({"category_id": 4}, "unknown category", "category_id 4 is not among the categories"),
     "image": ({"image_id": 77}, "unknown image id", "image_id 77 is not among"),
-    "image list": ({"image_id": [1]}, "unknown image id", "is not among"),
+    "image list": ({"image_id": [1]}, "unknown image id", "must be an integer"),
     "iscrowd": ({"iscrowd": 2}, "bad iscrowd", "must be 0 or 1, got 2"),
     "no segmentation": ({"segmentation": []}, "no segmentation", r"must be polygons or an RLE, got \[\]"),
     "two points": ({"segmentation": [[1, 1, 2, 2]]}, "bad polygon", "at least 6, got 4"),
@@ -164,10 +164,16 @@ def test_a_faulty_annotation_is_reported_with_file_id_and_reason(tmp_path: Path,
     assert len(coco.instances[1]) == len(coco.raw[1]) == 1
 
 
-def test_the_second_of_two_annotations_with_one_id_is_a_problem(tmp_path: Path):
-    coco = read(tmp_path, tree(annotations=[annotation(), annotation()]))
-    assert [problem.kind for problem in coco.findings] == ["duplicate annotation id"]
-    assert len(coco.instances[1]) == 1
+def test_annotations_are_numbered_where_two_have_one_id(tmp_path: Path):
+    coco = read(
+        tmp_path,
+        tree(annotations=[annotation(), annotation(bbox=[2, 1, 5, 6]), annotation(id=None, bbox=[1, 1, 6, 5])]),
+    )
+    assert [entry["id"] for entry in coco.raw[1]] == [1, 2, 3]
+    first, second = coco.findings
+    assert str(first).startswith(f"{tmp_path / 'instances.json'}: annotation 5 of image 1: id must be a unique integer")
+    assert (first.kind, second.kind) == ("duplicate annotation id", "no annotation id")
+    assert first.severity == second.severity == "repaired"
 
 
 @pytest.mark.parametrize(
@@ -199,7 +205,8 @@ def test_broken_json_tells_the_position(tmp_path: Path):
         ({"images": [], "categories": []}, "a list under 'annotations'"),
         (tree(categories=[]), "must list at least one category"),
         (tree(categories=[{"id": 1}]), "must have an integer id ≥ 0 and a name"),
-        (tree(categories=[{"id": -1, "name": "a"}]), "must have an integer id ≥ 0 and a name"),
+        (tree(categories=[{"id": "1", "name": "a"}]), "data.on_invalid=mend repairs it"),
+        (tree(categories=[{"id": -1, "name": "a"}]), "must have an integer id ≥ 0: id must be .* got -1"),
         (tree(categories=[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]), "category id 1 occurs twice"),
     ],
 )

@@ -1,0 +1,117 @@
+"""Segmentation of an annotation, polygons or RLE: checked, so that nothing that reads it later can fail.
+
+pycocotools rasterises without checks: a coordinate of 1e12 ends the process, and an outline of many long edges takes
+all memory. Therefore coordinates and the length of outlines have limits.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as coco_mask
+from numpy.typing import NDArray
+
+from model.data.findings import Fault, Findings
+from model.data.polygons import mask_to_polygons
+from model.data.rle import rle_runs, runs_to_mask
+from model.data.values import MAX_PX, Size, numbers, show
+
+_MAX_LENGTH_PX = 20_000_000  # all edges of an annotation; pycocotools needs 100 bytes per pixel
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A checked segmentation, which covers at least one pixel."""
+
+    segmentation: Any  # COCO's, with integers where COCO has integers
+    polygons: list[NDArray[np.float32]]  # [V, 2] each, not clipped; none for an RLE without `outline`
+    area: int  # pixels
+    box: tuple[float, float, float, float]  # xyxy of its pixels
+
+
+def read_mask(segmentation: Any, size: Size, findings: Findings, *, outline: bool) -> Mask:
+    """Check a segmentation.
+
+    Args:
+        size: (height, width) of the image.
+        findings: gets the repairs.
+        outline: also trace an RLE, which is slow.
+
+    Raises:
+        Fault: if it cannot be used.
+    """
+    if isinstance(segmentation, dict):
+        return _rle_mask(segmentation, size, outline=outline)
+    if not isinstance(segmentation, list) or not segmentation:
+        raise Fault(
+            "no segmentation",
+            f"segmentation must be polygons or an RLE, got {show(segmentation)}; boxes alone suffice for "
+            "model.task=box and proposals",
+        )
+    parts, polygons = _parts(segmentation, findings)
+    length_px = sum(float(np.abs(np.diff(xy, axis=0, append=xy[:1])).max(axis=1).sum()) for xy in polygons)
+    if length_px > _MAX_LENGTH_PX:
+        raise Fault("bad polygon", f"polygons must be at most {_MAX_LENGTH_PX:,} px long, got {length_px:,.0f}")
+    packed = coco_mask.merge(coco_mask.frPyObjects(parts, *size))
+    area = int(coco_mask.area(packed))
+    if not area:
+        are_pixels = any(((xy < 0) | (xy > 1)).any() for xy in polygons)
+        hint = "" if are_pixels else "; they must be in pixels, neither fractions of the image nor a mask of 0 and 1"
+        raise Fault("empty mask", f"polygons cover no pixel of the image of {size[1]} × {size[0]}{hint}")
+    return Mask(parts, [xy.astype(np.float32) for xy in polygons], area, _extent(packed))
+
+
+def _parts(segmentation: list[Any], findings: Findings) -> tuple[list[list[float]], list[NDArray[np.float64]]]:
+    """Parts of at least three points, as in the file and as arrays [V, 2]; stray points and lines are left out."""
+    if numbers(segmentation) is not None:
+        findings.repairable("polygon not in a list", "segmentation must be a list of polygons, got a list of numbers")
+        segmentation = [segmentation]
+    elif len(segmentation) > 2 and all(numbers(point) is not None and len(point) == 2 for point in segmentation):
+        findings.repairable("polygon as points", "a polygon must be one list x, y, x, y, …, got a list of points")
+        segmentation = [[value for point in segmentation for value in point]]
+    parts, polygons = [], []
+    for part in segmentation:
+        values = numbers(part)
+        if values is None:
+            raise Fault(
+                "bad polygon", f"polygon must be a list of finite numbers, at most {MAX_PX:,} px, got {show(part)}"
+            )
+        if len(part) % 2 or (len(part) < 6 and len(segmentation) == 1):
+            raise Fault("bad polygon", f"polygon must have an even number of coordinates, at least 6, got {len(part)}")
+        if len(part) >= 6:
+            parts.append(part)
+            polygons.append(values.reshape(-1, 2))
+    if not parts:
+        raise Fault("bad polygon", "no part has an area: a part must have at least 6 coordinates")
+    if len(parts) < len(segmentation):
+        stray = len(segmentation) - len(parts)
+        findings.repaired("stray part", f"{stray} of {len(segmentation)} parts have less than three points; left out")
+    return parts, polygons
+
+
+def _rle_mask(rle: dict[str, Any], size: Size, *, outline: bool) -> Mask:
+    counts = rle.get("counts")
+    if rle.get("size") != list(size):
+        raise Fault("bad RLE", f"RLE size must be the image's {list(size)}, got {show(rle.get('size'))}")
+    if not isinstance(counts, (str, list)):
+        raise Fault("bad RLE", f"RLE counts must be a string or a list, got a {type(counts).__name__}")
+    try:
+        runs = rle_runs(counts)
+    except ValueError as error:
+        raise Fault("bad RLE", f"RLE: {error}") from error
+    total = sum(runs.tolist())
+    if total != size[0] * size[1]:
+        raise Fault("bad RLE", f"RLE runs must add up to {size[0]} × {size[1]} pixels, got {total}")
+    clean = {"size": list(size), "counts": counts if isinstance(counts, str) else runs.tolist()}
+    packed = clean if isinstance(counts, str) else coco_mask.frPyObjects(clean, *size)
+    area = int(runs[1::2].sum())
+    if not area:
+        raise Fault("empty mask", f"RLE covers no pixel of the image of {size[1]} × {size[0]}")
+    polygons = mask_to_polygons(runs_to_mask(runs, size)) if outline else []
+    return Mask(clean, polygons, area, _extent(packed))
+
+
+def _extent(packed: Any) -> tuple[float, float, float, float]:
+    """Box of a mask's pixels, xyxy."""
+    x, y, width, height = coco_mask.toBbox(packed).tolist()
+    return x, y, x + width, y + height

@@ -1,0 +1,72 @@
+"""Values of JSON, checked: integers, lists of coordinates, text. No later code meets a value beyond these bounds."""
+
+import reprlib
+from collections.abc import Sequence
+from typing import Any, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.data.findings import Fault, Findings
+
+MAX_PX = 1_000_000  # limit of a coordinate or a side
+_MAX_ID = 2**63 - 1
+
+Size = tuple[int, int]  # (height, width)
+
+_repr = reprlib.Repr()
+_repr.maxlist, _repr.maxdict, _repr.maxstring, _repr.maxlong, _repr.maxlevel = 6, 4, 60, 40, 2
+
+
+def show(value: Any) -> str:
+    """A value of JSON in a message, shortened."""
+    return _repr.repr(value)
+
+
+def numbers(values: Any) -> NDArray[np.float64] | None:
+    """Values of a list of JSON numbers within ±MAX_PX; None for anything else."""
+    if not isinstance(values, list) or not set(map(type, values)) <= {int, float}:
+        return None
+    if values and not (min(values) >= -MAX_PX and max(values) <= MAX_PX):  # integers of any size
+        return None
+    array = np.array(values, dtype=np.float64)
+    return None if np.isnan(array).any() else array
+
+
+def integer(value: Any, name: str, kind: str, findings: Findings) -> int:
+    """An id ≥ 0; a number in text is repairable."""
+    number = whole(value)
+    if number is None and isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 19:
+        number = int(value)
+        findings.repairable("number as text", f"{name} must be an integer, got {value!r}")
+    if number is None:
+        raise Fault(kind, f"{name} must be an integer from 0 to {_MAX_ID}, got {show(value)}")
+    return number
+
+
+def whole(value: Any) -> int | None:
+    """An integer from 0 to _MAX_ID; JSON does not tell 64 from 64.0, so both are taken. None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MAX_ID:
+        return None
+    if isinstance(value, float) and not (value.is_integer() and value < 2**53):
+        return None
+    return int(value)
+
+
+def distinct(names: Sequence[str], form: str = "{} ({})") -> list[str]:
+    """Names, with a number by `form` after those that occurred before: thing, thing (2)."""
+    taken: set[str] = set()
+    found = []
+    for name in names:
+        new, count = name, 1
+        while new in taken or (count > 1 and new in names):
+            count += 1
+            new = form.format(name, count)
+        taken.add(new)
+        found.append(new)
+    return found
+
+
+def is_text(value: Any) -> TypeGuard[str]:
+    """True for a string that is not blank and can be written as UTF-8."""
+    return isinstance(value, str) and bool(value.strip()) and not any(0xD800 <= ord(c) <= 0xDFFF for c in value)
