@@ -18,6 +18,7 @@ from components.studies.comparison_text import parameter_table, score_table
 from components.studies.result import read_study
 from model.errors import UserError
 from model.files import write_atomically
+from model.scoring.names import COCO_MAX_DETECTIONS
 
 
 class CompareError(UserError):
@@ -65,6 +66,12 @@ def _require_same_evaluation(before: tuple[str, dict[str, Any]], after: tuple[st
         raise CompareError(
             f"{name} and {other_name}: must be evaluated on the same data, got {' and '.join(evaluated)}; "
             "evaluate both with one data.prepared_dir and evaluate.split"
+        )
+    limits = [study.get("max_detections") or COCO_MAX_DETECTIONS for study in (one, other)]
+    if limits[0] != limits[1]:
+        raise CompareError(
+            f"{name} and {other_name}: AP must count as many detections per image and class, got {limits[0]} and "
+            f"{limits[1]}; evaluate both with one evaluate.max_detections"
         )
 
 

@@ -356,6 +356,9 @@ class EvaluateConfig(Section):
 
     batch_size: PositiveInt = 8
     backend: Literal["auto", "hotcoco", "pycocotools"] = "auto"  # library that computes AP; auto: hotcoco if installed
+    # Detections per image and class that count in AP, the surest first. 100 is COCO's: only AP at 100 compares with
+    # published figures. For images with more objects of a class, raise this and model.detections_per_image.
+    max_detections: PositiveInt = 100
     every_epoch: bool = False  # also evaluate during training, after each epoch
     # Early stop, with every_epoch: training ends when both are reached (or the only one that model.task has); 0: never.
     target_bbox_ap: Fraction = Field(default=0.0, description="with every_epoch only")

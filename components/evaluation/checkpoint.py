@@ -9,7 +9,7 @@ from components.cli import terminal
 from components.config import Config
 from components.evaluation.detect import Results, detect
 from components.evaluation.files import evaluation_report, write_inference, write_plots
-from components.evaluation.score import class_metrics, score, score_metrics
+from components.evaluation.score import class_metrics, limits_that_bind, score, score_metrics
 from components.runs.figures import number
 from components.runs.lock import writing
 from components.runs.trained import Trained, load_trained, open_split
@@ -19,7 +19,7 @@ from model.distributed import from_main, pick_device, process_group
 from model.files import write_atomically
 from model.scoring.backends import Backend, choose_backend
 from model.scoring.coco import CocoEvaluation, load_ground_truth
-from model.scoring.names import TITLES
+from model.scoring.names import COCO_MAX_DETECTIONS, TITLES
 
 _MAX_CLASSES_IN_TABLE = 20
 
@@ -56,7 +56,7 @@ def _finish(
     ground_truth = load_ground_truth(index.ground_truth_path)
     evaluation = None
     if not config.evaluate.skip_eval:
-        evaluation = score(ground_truth, results, backend)
+        evaluation = score(ground_truth, results, backend, max_detections=config.evaluate.max_detections)
     write_inference(run_dir / "inference", results, evaluation)
     write_plots(run_dir, results, evaluation, index, ground_truth, config.evaluate.drawn_images)
     report = evaluation_report(evaluation, results, index, trained.name)
@@ -64,6 +64,10 @@ def _finish(
     write_atomically(run_dir / "evaluation.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     _track(config, trained, index, evaluation)
     _print(evaluation, run_dir, trained)
+    if evaluation is not None:
+        limits = config.evaluate.max_detections, trained.config.model.detections_per_image
+        for sentence in limits_that_bind(ground_truth, results, *limits):
+            print(f"warning: {sentence}")
     return evaluation
 
 
@@ -83,7 +87,9 @@ def _track(config: Config, trained: Trained, index: CocoIndex, evaluation: CocoE
 def _print(evaluation: CocoEvaluation | None, run_dir: Path, trained: Trained) -> None:
     console = terminal()
     if evaluation is not None:
-        console.print(f"{trained.name} on {evaluation.num_images} images", highlight=False, soft_wrap=True)
+        limit, coco = evaluation.max_detections, COCO_MAX_DETECTIONS
+        note = "" if limit == coco else f"; AP counts {limit} detections per image and class, published AP {coco}"
+        console.print(f"{trained.name} on {evaluation.num_images} images{note}", highlight=False, soft_wrap=True)
         console.print(score_table(evaluation))
         if 0 < len(evaluation.per_class) <= _MAX_CLASSES_IN_TABLE:
             console.print(class_table(evaluation))

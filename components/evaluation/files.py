@@ -33,6 +33,7 @@ def evaluation_report(
     return {
         **{result_type: evaluation and evaluation.scores[result_type] for result_type in RESULT_TYPES[results.task]},
         "per_class": evaluation and evaluation.per_class,
+        "max_detections": evaluation and evaluation.max_detections,
         "images": len(index),
         "detections": len(results.bbox),
         "checkpoint": checkpoint,

@@ -1,6 +1,7 @@
 """Scores of detections, and their names in MLflow."""
 
 import re
+from collections import Counter
 from pathlib import Path
 
 from pycocotools.coco import COCO
@@ -14,6 +15,7 @@ from model.distributed import from_main
 from model.network.mask_rcnn import MaskRCNN
 from model.scoring.backends import AnyBackend
 from model.scoring.coco import CocoEvaluation, evaluate_proposals, evaluate_results
+from model.scoring.names import COCO_MAX_DETECTIONS
 
 _NOT_IN_METRIC_NAMES = r"[^\w\-. ]"
 
@@ -25,18 +27,50 @@ def evaluate_model(model: MaskRCNN, config: Config) -> CocoEvaluation:
     results = detect(model, index, config.loading(), plain, dtype=config.train.dtype)
     evaluation = None
     if results is not None:
-        evaluation = score(index.ground_truth_path, results, config.evaluate.backend)
+        evaluation = score(
+            index.ground_truth_path, results, config.evaluate.backend, max_detections=config.evaluate.max_detections
+        )
     evaluation = from_main(evaluation)
     assert evaluation is not None
     return evaluation
 
 
-def score(ground_truth: Path | COCO, results: Results, backend: AnyBackend) -> CocoEvaluation:
+def score(
+    ground_truth: Path | COCO,
+    results: Results,
+    backend: AnyBackend,
+    *,
+    max_detections: int = COCO_MAX_DETECTIONS,
+) -> CocoEvaluation:
     """Score results: AP of boxes and masks, or the recall of proposals."""
     if results.task == "proposals":
         return evaluate_proposals(ground_truth, results.bbox, backend=backend)
     segm = results.segm if results.task == "mask" else None
-    return evaluate_results(ground_truth, results.bbox, segm, backend=backend)
+    return evaluate_results(ground_truth, results.bbox, segm, backend=backend, max_detections=max_detections)
+
+
+def limits_that_bind(ground_truth: COCO, results: Results, max_detections: int, detections_per_image: int) -> list[str]:
+    """Sentences about limits of detections that keep a perfect model from AP 1, or detections from counting."""
+    if results.task == "proposals":
+        return []
+    objects = [annotation for annotation in ground_truth.anns.values() if not annotation["iscrowd"]]
+    of_image = max(Counter(one["image_id"] for one in objects).values(), default=0)
+    of_class, found = (
+        max(Counter((one["image_id"], one["category_id"]) for one in records).values(), default=0)
+        for records in (objects, results.bbox)
+    )
+    sentences = []
+    if of_image > detections_per_image:
+        sentences.append(
+            f"an image has {of_image} objects, but at most {detections_per_image} are detected; raise "
+            "model.detections_per_image"
+        )
+    if max(of_class, found) > max_detections:
+        sentences.append(
+            f"an image has {of_class} objects and {found} detections of one class, but only the surest {max_detections} "
+            f"count in AP; raise evaluate.max_detections, or leave it at {COCO_MAX_DETECTIONS} to compare with published AP"
+        )
+    return sentences
 
 
 def score_metrics(evaluation: CocoEvaluation) -> dict[str, float | None]:

@@ -37,6 +37,7 @@ class Evaluation(BaseModel):
     segm: Scores | None = None
     proposals: Scores | None = None
     per_class: dict[str, dict[str, float | None]] | None = None
+    max_detections: int | None = None  # per image and class; None: COCO's, or not scored
     images: int = 0
     detections: int = 0
     checkpoint: str = ""

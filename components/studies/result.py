@@ -31,6 +31,7 @@ class Study(BaseModel):
     confidence: float
     bbox: dict[str, ScoreOfSeeds] = {}
     segm: dict[str, ScoreOfSeeds] = {}
+    max_detections: int | None = None
     images: int
     data_hash: str
     train_data_hash: str | None = None

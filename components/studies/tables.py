@@ -1,9 +1,9 @@
 """Report of a stability study: stability.json, and the same as CSV, Markdown and terminal table.
 
 stability.json: {"seeds", "runs", "confidence", "bbox" and "segm": {"AP", …: {"values", "mean", "deviation",
-"interval"}}, "images", "data_hash", "train_data_hash", "config", "commits", "date"}. Scores are fractions; values are
-in the order of the seeds; deviation is the sample standard deviation; undefined values, such as the deviation of a
-single run, are null.
+"interval"}}, "max_detections", "images", "data_hash", "train_data_hash", "config", "commits", "date"}. Scores are
+fractions; values are in the order of the seeds; deviation is the sample standard deviation; undefined values, such as
+the deviation of a single run, are null.
 """
 
 import csv
@@ -40,6 +40,7 @@ def report_of(results: Sequence[Result], date: str) -> dict[str, Any]:
             for iou_type in IOU_TYPES
             if first.get(iou_type)
         },
+        "max_detections": first.get("max_detections"),
         "images": first["images"],
         "data_hash": first["data_hash"],
         "train_data_hash": first.get("train_data_hash"),

@@ -1,7 +1,7 @@
 """Evaluators for `evaluate.backend`: pycocotools, which defines the numbers, and hotcoco, which computes them faster.
 
 Shapes: T IoU thresholds, R recall thresholds, K classes by category id, A area ranges (all, small, medium, large),
-M limits of detections per image and class (1, 10, 100; proposals: 100, 1000 per image).
+M limits of detections per image and class (1, 10, 100, and evaluate.max_detections; proposals: 100, 1000 per image).
 tests/model/scoring/test_backends.py requires the two to be equal bit for bit.
 """
 
@@ -9,6 +9,7 @@ import contextlib
 import functools
 import io
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Literal, Protocol
@@ -19,12 +20,13 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from model.errors import UserError
-from model.scoring.names import IouType
+from model.scoring.names import COCO_MAX_DETECTIONS, IouType
 
 Backend = Literal["hotcoco", "pycocotools"]
 AnyBackend = Literal["auto", "hotcoco", "pycocotools"]  # evaluate.backend
 Result = dict[str, Any]
 
+COCO_LIMITS = (1, 10, COCO_MAX_DETECTIONS)
 PROPOSAL_LIMITS = (100, 1000)
 
 _log = logging.getLogger(__name__)
@@ -44,8 +46,8 @@ class Evaluator(Protocol):
     def load(self, results: list[Result]) -> Any:
         """Convert results of known images to the evaluator's own form; an empty list is allowed."""
 
-    def score(self, loaded: Any, iou_type: IouType) -> Curves:
-        """Match the return value of `load` with the ground truth."""
+    def score(self, loaded: Any, iou_type: IouType, limits: Sequence[int] = COCO_LIMITS) -> Curves:
+        """Match the return value of `load` with the ground truth; `limits` ascend."""
 
     def score_proposals(self, loaded: Any) -> Curves:
         """Match boxes regardless of class, up to PROPOSAL_LIMITS per image: K is 1."""
@@ -67,9 +69,11 @@ class PycocotoolsEvaluator:
                 [dict(result) for result in results]
             )  # loadRes writes areas and ids into them
 
-    def score(self, loaded: COCO, iou_type: IouType) -> Curves:
+    def score(self, loaded: COCO, iou_type: IouType, limits: Sequence[int] = COCO_LIMITS) -> Curves:
         """See Evaluator."""
-        return self._curves(COCOeval(self._ground_truth, loaded, iou_type))
+        evaluator = COCOeval(self._ground_truth, loaded, iou_type)
+        evaluator.params.maxDets = list(limits)
+        return self._curves(evaluator)
 
     def score_proposals(self, loaded: COCO) -> Curves:
         """See Evaluator."""
@@ -95,9 +99,11 @@ class HotcocoEvaluator:
         """See Evaluator."""
         return self._ground_truth.load_res(results)
 
-    def score(self, loaded: Any, iou_type: IouType) -> Curves:
+    def score(self, loaded: Any, iou_type: IouType, limits: Sequence[int] = COCO_LIMITS) -> Curves:
         """See Evaluator."""
-        return self._curves(self._hotcoco.COCOeval(self._ground_truth, loaded, iou_type))
+        evaluator = self._hotcoco.COCOeval(self._ground_truth, loaded, iou_type)
+        evaluator.params.max_dets = list(limits)
+        return self._curves(evaluator)
 
     def score_proposals(self, loaded: Any) -> Curves:
         """See Evaluator."""

@@ -1,10 +1,11 @@
 """COCO evaluation: from results to average precision, as pycocotools defines it; backends.py computes the curves.
 
 Shapes: T IoU thresholds (0.50, 0.55, … 0.95), R recall thresholds (0, 0.01, … 1), K classes, A area ranges, M limits of
-detections. Every score is a fraction, 0 to 1, or None without ground truth (pycocotools' -1). At most 100 detections
-per image and class count.
+detections. Every score is a fraction, 0 to 1, or None without ground truth (pycocotools' -1). As many detections per
+image and class count as evaluate.max_detections says, COCO's 100 by default; AR1, AR10 and AR100 have their own limits.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +15,16 @@ from pycocotools.coco import COCO
 from pydantic import BaseModel
 
 from model.files import read_json
-from model.scoring.backends import AnyBackend, Curves, Result, choose_backend, index_dataset, open_evaluator
-from model.scoring.names import RECALL_NAMES, SCORE_NAMES, IouType, ResultType
+from model.scoring.backends import (
+    COCO_LIMITS,
+    AnyBackend,
+    Curves,
+    Result,
+    choose_backend,
+    index_dataset,
+    open_evaluator,
+)
+from model.scoring.names import COCO_MAX_DETECTIONS, RECALL_NAMES, SCORE_NAMES, IouType, ResultType
 
 IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 RECALL_THRESHOLDS = tuple(step / 100 for step in range(101))
@@ -54,6 +63,7 @@ class CocoEvaluation:
     precision: dict[ResultType, NDArray[np.float64]]  # [T, R], mean over classes with ground truth; empty for proposals
     num_images: int
     num_detections: int
+    max_detections: int = COCO_MAX_DETECTIONS  # per image and class; not of proposals
 
     @property
     def bbox(self) -> Scores:
@@ -78,6 +88,7 @@ def evaluate_results(
     segm_results: list[Result] | None,
     *,
     backend: AnyBackend = "auto",
+    max_detections: int = COCO_MAX_DETECTIONS,
 ) -> CocoEvaluation:
     """Score results over every image of the ground truth; an empty list scores 0.
 
@@ -86,6 +97,7 @@ def evaluate_results(
         bbox_results: {"image_id", "category_id", "bbox": [x, y, width, height] in pixels, "score"} each.
         segm_results: {"image_id", "category_id", "segmentation": COCO RLE, "score"} each; None scores boxes alone.
         backend: see `choose_backend`; the numbers do not depend on it.
+        max_detections: detections per image and class that count in AP, and in AR of small, medium and large objects.
 
     Raises:
         ValueError: if the ground truth lacks the image of a result.
@@ -98,20 +110,28 @@ def evaluate_results(
     if segm_results is not None:
         results["segm"] = segm_results
     evaluator = open_evaluator(choose_backend(backend), coco)
+    limits = tuple(sorted({*COCO_LIMITS, max_detections}))
+    main = limits.index(max_detections)
     curves: dict[IouType, Curves] = {}
     for iou_type, found in results.items():
         _require_known_images(coco, found)
-        curves[iou_type] = evaluator.score(evaluator.load(found), iou_type)
+        curves[iou_type] = evaluator.score(evaluator.load(found), iou_type, limits)
     names = [coco.cats[category_id]["name"] for category_id in sorted(coco.getCatIds())]
     return CocoEvaluation(
-        scores={iou_type: summarize(of_iou_type) for iou_type, of_iou_type in curves.items()},
+        scores={iou_type: summarize(of_iou_type, limits, main) for iou_type, of_iou_type in curves.items()},
         per_class={
-            name: {iou_type: _fraction(_all_areas(of_iou_type)[:, :, k]) for iou_type, of_iou_type in curves.items()}
+            name: {
+                iou_type: _fraction(of_iou_type.precision[:, :, k, 0, main]) for iou_type, of_iou_type in curves.items()
+            }
             for k, name in enumerate(names)
         },
-        precision={iou_type: _mean_over_classes(of_iou_type) for iou_type, of_iou_type in curves.items()},
+        precision={
+            iou_type: _mean_over_classes(of_iou_type.precision[..., 0, main])
+            for iou_type, of_iou_type in curves.items()
+        },
         num_images=len(coco.getImgIds()),
         num_detections=len(bbox_results),
+        max_detections=max_detections,
     )
 
 
@@ -152,17 +172,22 @@ def load_ground_truth(path: Path) -> COCO:
     return index_dataset(dataset)
 
 
-def summarize(curves: Curves) -> Scores:
-    """Compute the twelve scores from curves, like COCOeval.summarize."""
+def summarize(curves: Curves, limits: Sequence[int] = COCO_LIMITS, main: int = -1) -> Scores:
+    """Compute the twelve scores from curves, like COCOeval.summarize.
+
+    Args:
+        limits: limits of detections of the curves.
+        main: index of the limit that AP, and AR of small, medium and large objects, are computed with.
+    """
     precision, recall = curves.precision, curves.recall
     at_50, at_75 = IOU_THRESHOLDS.index(0.5), IOU_THRESHOLDS.index(0.75)
     parts = [
-        precision[:, :, :, 0, -1],
-        precision[at_50, :, :, 0, -1],
-        precision[at_75, :, :, 0, -1],
-        *(precision[:, :, :, area, -1] for area in (1, 2, 3)),
-        *(recall[:, :, 0, limit] for limit in (0, 1, 2)),
-        *(recall[:, :, area, -1] for area in (1, 2, 3)),
+        precision[:, :, :, 0, main],
+        precision[at_50, :, :, 0, main],
+        precision[at_75, :, :, 0, main],
+        *(precision[:, :, :, area, main] for area in (1, 2, 3)),
+        *(recall[:, :, 0, limits.index(limit)] for limit in COCO_LIMITS),
+        *(recall[:, :, area, main] for area in (1, 2, 3)),
     ]
     return {name: _fraction(part) for name, part in zip(SCORE_NAMES, parts, strict=True)}
 
@@ -173,13 +198,8 @@ def _require_known_images(coco: COCO, results: list[Result]) -> None:
         raise ValueError(f"results must be of images of the ground truth, got others: {sorted(unknown)[:10]}")
 
 
-def _all_areas(curves: Curves) -> NDArray[np.float64]:
-    """Precision [T, R, K] for objects of any size and 100 detections."""
-    return curves.precision[:, :, :, 0, -1]
-
-
-def _mean_over_classes(curves: Curves) -> NDArray[np.float64]:
-    precision = _all_areas(curves)
+def _mean_over_classes(precision: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean [T, R] of precision [T, R, K] over classes with ground truth."""
     present = precision[:, :, (precision > -1).all(axis=(0, 1))]
     return present.mean(axis=2) if present.shape[2] else np.zeros(precision.shape[:2])
 

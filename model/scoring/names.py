@@ -4,6 +4,7 @@ from typing import Literal
 
 IouType = Literal["bbox", "segm"]
 IOU_TYPES: tuple[IouType, ...] = ("bbox", "segm")
+COCO_MAX_DETECTIONS = 100  # per image and class, in the AP that COCO publishes
 ResultType = Literal["bbox", "segm", "proposals"]
 # Scored results of each model.task.
 RESULT_TYPES: dict[str, tuple[ResultType, ...]] = {

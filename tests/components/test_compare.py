@@ -180,6 +180,16 @@ def test_other_evaluation_data_are_refused(make_run: Callable[..., Path]) -> Non
         compare.run([make_run("one", 1, 0.7), make_run("other", 1, 0.8, data_hash="ff", images=9)])
 
 
+def test_ap_of_other_limits_of_detections_is_refused(
+    make_run: Callable[..., Path], make_study: Callable[..., Path]
+) -> None:
+    usual, named = make_run("one", 1, 0.7), make_run("two", 1, 0.8, max_detections=100)
+    study = make_study("three", BASE, max_detections=300)
+    compare.run([usual, named])
+    with pytest.raises(CompareError, match=r"one and .*three: AP must count as many .* got 100 and 300"):
+        compare.run([usual, study])
+
+
 def test_one_run_alone_is_refused(make_run: Callable[..., Path]) -> None:
     with pytest.raises(CompareError, match="at least two runs or studies, got 1"):
         compare.run([make_run("one", 1, 0.7)])

@@ -4,8 +4,25 @@ from typing import Any
 
 from components import evaluate
 from components.config import Config
-from components.evaluation.score import evaluate_model
+from components.evaluation.detect import Results
+from components.evaluation.score import evaluate_model, limits_that_bind
 from components.runs.trained import load_trained
+from model.scoring.backends import index_dataset
+
+
+def test_limits_of_detections_that_keep_ap_low_are_named() -> None:
+    """120 objects of an image, 110 of a class."""
+    records = [{"id": i, "image_id": 1, "category_id": 1 + (i >= 110), "bbox": [0, 0, 1, 1]} for i in range(120)]
+    annotations = [record | {"iscrowd": 0, "area": 1} for record in records]
+    crowds = [record | {"id": 500 + record["id"], "iscrowd": 1, "area": 1} for record in records]
+    categories = [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]
+    truth = index_dataset({"images": [{"id": 1}], "annotations": annotations + crowds, "categories": categories})
+    found = Results(records[:105], [], [], "box")
+    assert limits_that_bind(truth, found, 110, 120) == []
+    few, low = limits_that_bind(truth, found, 100, 100)
+    assert "has 120 objects, but at most 100 are detected; raise model.detections_per_image" in few
+    assert "110 objects and 105 detections of one class, but only the surest 100 count" in low
+    assert len(limits_that_bind(index_dataset({"images": [], "annotations": []}), found, 100, 100)) == 1
 
 
 def test_model_in_training_scores_the_same_and_stays_in_training(

@@ -11,7 +11,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from model.scoring.backends import AnyBackend
+from model.scoring.backends import AnyBackend, index_dataset
 from model.scoring.coco import CocoEvaluation, evaluate_proposals, evaluate_results, load_ground_truth
 from model.scoring.names import SCORE_NAMES
 
@@ -121,6 +121,31 @@ def test_absent_sizes_and_classes_have_no_score(tmp_path: Path) -> None:
     assert evaluation.bbox["APs"] is None
     assert evaluation.bbox["AP"] == pytest.approx(1.0)
     assert evaluation.per_class["none"] == {"bbox": None, "segm": None}
+
+
+@pytest.mark.parametrize("backend", ["pycocotools", "hotcoco"])
+def test_ap_counts_as_many_detections_as_asked_and_the_named_recalls_stay(backend: Any) -> None:
+    """120 objects of a class, each found exactly: 100 of them give a recall of 100/120."""
+    boxes = [[i % 12 * 8, i // 12 * 6, 6, 4] for i in range(120)]
+    image = {"id": 1, "height": 100, "width": 100, "file_name": "a.jpg"}
+    common = {"image_id": 1, "category_id": 1, "iscrowd": 0, "area": 24}
+    annotations = [common | {"id": i, "bbox": one} for i, one in enumerate(boxes, 1)]
+    coco = index_dataset({"images": [image], "annotations": annotations, "categories": [{"id": 1, "name": "a"}]})
+    found = [{"image_id": 1, "category_id": 1, "bbox": one, "score": 0.9} for one in boxes]
+    scores = {
+        limit: evaluate_results(coco, found, None, backend=backend, max_detections=limit) for limit in (50, 100, 120)
+    }
+    assert {limit: of_limit.bbox["ARs"] for limit, of_limit in scores.items()} == pytest.approx(
+        {50: 50 / 120, 100: 100 / 120, 120: 1.0}
+    )
+    assert {limit: of_limit.bbox["AP"] for limit, of_limit in scores.items()} == pytest.approx(
+        {50: 42 / 101, 100: 84 / 101, 120: 1.0}
+    )
+    assert scores[120].per_class["a"]["bbox"] == pytest.approx(1.0)
+    assert scores[120].precision["bbox"].min() == pytest.approx(1.0)
+    for of_limit in scores.values():
+        named = [of_limit.bbox[name] for name in ("AR1", "AR10", "AR100")]
+        assert named == pytest.approx([1 / 120, 10 / 120, 100 / 120])
 
 
 def test_result_of_an_unknown_image_is_refused(ground_truth: Path) -> None:
