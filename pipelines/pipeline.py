@@ -26,6 +26,8 @@ _SUMMARIES = {
         "Upload the pipeline where it is new or has changed, and run it.\n\n"
         "The token is that of KF_PIPELINES_TOKEN, or of the file that --token-file or KF_PIPELINES_SA_TOKEN_PATH "
         "names; it may be none.\n"
+        "Over https, the certificates of --ca-file, REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE or SSL_CERT_FILE are trusted "
+        "instead of those of public CAs.\n"
         "With --wait the status is 0 if the run succeeded, 1 if it did not, 2 if that could not be learned in time."
     ),
     "run-local": "Run the pipeline on this machine by kfp's local runner, training in train.processes processes.",
@@ -64,6 +66,9 @@ def _parser(action: str) -> argparse.ArgumentParser:
             "--service-account", default="", metavar="NAME", help="service account of the steps (the server's default)"
         )
         parser.add_argument("--token-file", type=path_argument, metavar="FILE", help="a file with the token")
+        parser.add_argument(
+            "--ca-file", type=path_argument, metavar="FILE", help="certificates of the CA that the server's is signed by, as PEM"
+        )
         parser.add_argument("--wait", action="store_true", help="follow the run to its end")
         parser.add_argument(
             "--timeout", type=_seconds, default=0.0, metavar="S", help="with --wait: give up after S seconds (never)"
@@ -112,7 +117,7 @@ def _run(action: str, args: argparse.Namespace) -> int:
         return run_local(request)
     from pipelines.submit import Server, submit
 
-    server = Server(args.endpoint, args.token_file, args.namespace)
+    server = Server(args.endpoint, args.token_file, args.namespace, ca_file=args.ca_file)
     return submit(
         request,
         server,

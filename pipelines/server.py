@@ -6,12 +6,14 @@ Source: kfp-server-api 2.17, the client that kfp generates from the API's own de
 
 import json
 import os
+import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import kfp_server_api
+from urllib3 import Retry
 from urllib3.exceptions import HTTPError
 
 from model.errors import UserError
@@ -21,6 +23,7 @@ ENDPOINT = "KF_PIPELINES_ENDPOINT"  # kfp's own names, but for TOKEN
 UI_ENDPOINT = "KF_PIPELINES_UI_ENDPOINT"  # for browsers, where that is another
 TOKEN = "KF_PIPELINES_TOKEN"
 TOKEN_FILE = "KF_PIPELINES_SA_TOKEN_PATH"
+CA_FILES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")  # other programs' names; the first that is set
 _TIMES_S = (5, 30)  # to connect, and to answer
 _PAUSE_S = 5.0  # before a call is repeated
 
@@ -29,10 +32,14 @@ class PipelinesError(UserError):
     """Kubeflow Pipelines cannot be reached, or refuses what is asked of it."""
 
 
+class ConflictError(PipelinesError):
+    """The server has such a thing already."""
+
+
 class Server:
     """One server, one user."""
 
-    def __init__(self, endpoint: str, token_file: Path | None, namespace: str) -> None:
+    def __init__(self, endpoint: str, token_file: Path | None, namespace: str, *, ca_file: Path | None = None) -> None:
         self.endpoint = (endpoint or os.environ.get(ENDPOINT, "")).rstrip("/")
         self.namespace = namespace
         self.scope: dict[str, Any] = {"namespace": namespace} if namespace else {}  # argument of namespaced calls
@@ -46,11 +53,13 @@ class Server:
         named = token_file or os.environ.get(TOKEN_FILE)
         self._token_file = Path(named) if named else None
         connection = kfp_server_api.Configuration(host=self.endpoint)
-        connection.retries = False  # urllib3's; `ask` retries what may be retried
+        # `ask` retries what may be retried. With False, TLS errors would come as such, which the client cannot handle.
+        connection.retries = Retry(total=0, redirect=False)
+        connection.ssl_ca_cert = _ca_file(ca_file, self.endpoint)
         connection.api_key_prefix["authorization"] = "Bearer"
         connection.refresh_api_key_hook = self._set_token  # before each call, since a mounted token is renewed
         self._set_token(connection)
-        client = kfp_server_api.ApiClient(connection)
+        self._client = client = kfp_server_api.ApiClient(connection)
         self.runs = kfp_server_api.RunServiceApi(client)
         self.pipelines = kfp_server_api.PipelineServiceApi(client)
         self.uploads = kfp_server_api.PipelineUploadServiceApi(client)
@@ -68,24 +77,49 @@ class Server:
             patience_s: time for which to retry while the server is unreachable or fails.
 
         Raises:
+            ConflictError: if it has such a thing already.
             PipelinesError: if it refuses, or gives no answer in time.
         """
         until_s = time.monotonic() + patience_s
         while True:
             try:
-                return call(*arguments, **options, _request_timeout=_TIMES_S)
+                answer = call(*arguments, **options, _request_timeout=_TIMES_S)
+                self._check_json(what)
+                return answer
             except kfp_server_api.ApiException as error:
-                if 0 < error.status < 500 and error.status != 429:
+                if error.status == 409 or "already exist" in _message(error):
+                    raise ConflictError(self._refusal(what, error)) from error
+                if error.status < 500 and error.status != 429:
                     raise PipelinesError(self._refusal(what, error)) from error
                 last = f"{error.status} {error.reason} {_message(error)}".strip()
+            except UnicodeDecodeError as error:  # the client decodes what the server refuses with
+                last = f"text that is not UTF-8 ({error})"
             except (HTTPError, OSError) as error:
-                last = str(error)
+                cause = getattr(error, "reason", error)
+                if "CERTIFICATE_VERIFY_FAILED" in str(cause):  # waiting would change nothing
+                    raise PipelinesError(
+                        f"{self.endpoint}: {what}: {cause}; if a private CA signed the server's certificate, name the "
+                        f"file of the CA's certificate by --ca-file or {CA_FILES[-1]}"
+                    ) from error
+                last = str(cause)
             if time.monotonic() >= until_s:
                 raise PipelinesError(
                     f"{self.endpoint}: must answer ({what}), got {last}; is it the URL of Kubeflow Pipelines, and is "
                     "it up?"
                 )
             time.sleep(min(_PAUSE_S, max(0.0, until_s - time.monotonic())))
+
+    def _check_json(self, what: str) -> None:
+        """Refuse a page that a login or the user interface answers with, which the client takes for an empty answer."""
+        text = self._client.last_response.data
+        try:
+            json.loads(text)
+        except ValueError:
+            raise PipelinesError(
+                f"{self.endpoint}: {what}: must answer with JSON, got a page that begins with {str(text)[:40]!r}; "
+                f"--endpoint must be the root of Kubeflow Pipelines, and a login in front of it needs {TOKEN} or "
+                "--token-file"
+            ) from None
 
     def find(self, what: str, call: Callable[..., Any], field: str, name: str, **options: Any) -> Any | None:
         """The one thing of a display name, out of those that a call lists."""
@@ -95,14 +129,20 @@ class Server:
         return same[0] if same else None
 
     def _set_token(self, connection: Any) -> None:
-        token = os.environ.get(TOKEN, "")
+        token, source = os.environ.get(TOKEN, ""), TOKEN
         if self._token_file is not None:
+            source = f"--token-file or {TOKEN_FILE}"
             try:
-                token = self._token_file.read_text(encoding="utf-8").strip()
-            except OSError as error:
-                raise PipelinesError(f"--token-file or {TOKEN_FILE}: cannot be read: {error}") from error
-        if token:
-            connection.api_key["authorization"] = token
+                token = self._token_file.read_text(encoding="utf-8-sig")
+            except (OSError, UnicodeDecodeError) as error:
+                raise PipelinesError(f"{source}: cannot be read: {self._token_file}: {error}") from error
+        token = token.strip().removeprefix("Bearer ").strip()
+        if not token and source == TOKEN:
+            return
+        if not token or not token.isascii() or not token.isprintable() or " " in token:
+            got = "nothing" if not token else f"{len(token)} characters with others among them"
+            raise PipelinesError(f"{source}: must hold a token, printable ASCII characters without a space, got {got}")
+        connection.api_key["authorization"] = token
 
     def _refusal(self, what: str, error: Any) -> str:
         has_token = self._token_file is not None or TOKEN in os.environ
@@ -117,6 +157,21 @@ class Server:
         }
         text = f"{self.endpoint}: {what}: {error.status} {error.reason} {_message(error)}".strip()
         return f"{text}; {advice[error.status]}" if error.status in advice else text
+
+
+def _ca_file(named: Path | None, endpoint: str) -> str | None:
+    """File of the CA certificates to trust, as named or by the environment; None: those of public CAs."""
+    given = {"--ca-file": str(named or ""), **{name: os.environ.get(name, "") for name in CA_FILES}}
+    source, path = next(((source, path) for source, path in given.items() if path), ("", ""))
+    if not path or not endpoint.startswith("https:"):
+        if named:
+            raise PipelinesError(f"--ca-file: must go with an endpoint of https, got {endpoint}")
+        return None
+    try:
+        ssl.create_default_context(cafile=path)
+    except OSError as error:  # ssl's errors are of this kind
+        raise PipelinesError(f"{source}: must be a file of certificates in PEM format, got {path}: {error}") from error
+    return path
 
 
 def _message(error: Any) -> str:

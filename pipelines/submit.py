@@ -7,6 +7,7 @@ version; overrides are the run's own arguments, so each run shows them.
 import hashlib
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from components.config import Config
 from components.params import ConfigError
 from model.errors import UserError
 from pipelines.compile import Request, compile_pipeline, output_dir
-from pipelines.server import Server
+from pipelines.server import ConflictError, Server
 from pipelines.training import kubeflow_name
 
 _POLL_S = 5.0
@@ -83,41 +84,64 @@ def _mlflow(config: Config) -> str:
     return f"MLflow: experiment {config.tracking.experiment} at {config.cluster.tracking_uri}, as the steps reach it"
 
 
+def _find_or_make(find: Callable[[], Any], make: Callable[[], Any]) -> tuple[Any, bool]:
+    """The thing that is there, or else a new one, and whether it is new.
+
+    Another submit may make it between the two steps; then the server refuses to, and it is there at a second look.
+    """
+    found = find()
+    if found is not None:
+        return found, False
+    try:
+        return make(), True
+    except ConflictError:
+        found = find()
+        if found is None:
+            raise
+        return found, False
+
+
 def _upload(server: Server, name: str, text: str) -> Any:
     """The version of this text: the one that is there, or a new one."""
     digest = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    list_pipelines = server.pipelines.pipeline_service_list_pipelines
-    pipeline = server.find("find the pipeline", list_pipelines, "pipelines", name, **server.scope)
+    list_pipelines, list_versions = (
+        server.pipelines.pipeline_service_list_pipelines,
+        server.pipelines.pipeline_service_list_pipeline_versions,
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{digest}.yaml"
         path.write_text(text, encoding="utf-8")
-        what = "has changed"
-        if pipeline is None:  # the server makes a version of it, too, under the pipeline's own name
-            upload = server.uploads.upload_pipeline
-            pipeline = server.ask("upload the pipeline", upload, str(path), name=name, **server.scope)
-            what = "is new"
-        scope: dict[str, Any] = {"pipeline_id": pipeline.pipeline_id}
-        list_versions = server.pipelines.pipeline_service_list_pipeline_versions
-        version = server.find("find the version", list_versions, "pipeline_versions", digest, **scope)
-        if version is None:
-            scope = {"name": digest, "pipelineid": pipeline.pipeline_id}
-            version = server.ask("upload the version", server.uploads.upload_pipeline_version, str(path), **scope)
-            link = server.link("pipelines", f"{pipeline.pipeline_id}/version/{version.pipeline_version_id}")
-            print(f"pipeline {name} {what}, version {digest}: {link}", flush=True)
+        # The server makes a version of a new pipeline, too, under the pipeline's own name.
+        pipeline, is_new = _find_or_make(
+            lambda: server.find("find the pipeline", list_pipelines, "pipelines", name, **server.scope),
+            lambda: server.ask(
+                "upload the pipeline", server.uploads.upload_pipeline, str(path), name=name, **server.scope
+            ),
+        )
+        of = pipeline.pipeline_id
+        version, is_new_version = _find_or_make(
+            lambda: server.find("find the version", list_versions, "pipeline_versions", digest, pipeline_id=of),
+            lambda: server.ask(
+                "upload the version",
+                server.uploads.upload_pipeline_version,
+                str(path),
+                **{"name": digest, "pipelineid": of},
+            ),
+        )
+    if is_new_version:
+        link = server.link("pipelines", f"{of}/version/{version.pipeline_version_id}")
+        print(f"pipeline {name} {'is new' if is_new else 'has changed'}, version {digest}: {link}", flush=True)
     return version
 
 
 def _experiment(server: Server, name: str) -> str:
-    found = server.find(
-        "find the experiment",
-        server.experiments.experiment_service_list_experiments,
-        "experiments",
-        name,
-        **server.scope,
+    """Id of the experiment of this name."""
+    api, wanted = server.experiments, kfp_server_api.V2beta1Experiment(display_name=name, **server.scope)
+    list_experiments = api.experiment_service_list_experiments
+    found, _ = _find_or_make(
+        lambda: server.find("find the experiment", list_experiments, "experiments", name, **server.scope),
+        lambda: server.ask("create the experiment", api.experiment_service_create_experiment, wanted),
     )
-    if found is None:
-        wanted = kfp_server_api.V2beta1Experiment(display_name=name, **server.scope)
-        found = server.ask("create the experiment", server.experiments.experiment_service_create_experiment, wanted)
     return found.experiment_id
 
 

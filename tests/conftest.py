@@ -58,6 +58,13 @@ PHOTOGRAPHS = photographs()
 
 
 @pytest.fixture(scope="session")
+def tls() -> ModuleType:
+    """tests/tls.py, which makes a private CA; skips where `cryptography`, which MLflow brings, is not installed."""
+    pytest.importorskip("cryptography", reason="needs cryptography, which MLflow brings")
+    return load_helper("tls")
+
+
+@pytest.fixture(scope="session")
 def coco_like_module() -> ModuleType:
     """tests/coco_like.py, which draws the set below."""
     return load_helper("coco_like")

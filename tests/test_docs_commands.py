@@ -24,6 +24,7 @@ KUBEFLOW = REPOSITORY / "docs" / "kubeflow.md"
 SAID_BY_OTHERS = {
     "ResolutionImpossible", "unbound immediate PersistentVolumeClaims", 'secret "mlflow" not found', "Invalid Host header",
     "PermissionError", "/workspace", "Read-only file system", "train",
+    "Temporary failure in name resolution", "CERTIFICATE_VERIFY_FAILED",
 }  # fmt: skip
 
 

@@ -232,6 +232,14 @@ def _connection(kubernetes: Any, context: str) -> Any:
             "get-contexts`"
         ) from error
     connection.retries = False  # no retries by urllib3: `_ask` repeats requests itself
+    renew = connection.refresh_api_key_hook
+
+    def renew_and_strip(own: Any) -> None:  # called before each request; a line end in a header is an error
+        if renew:
+            renew(own)
+        own.api_key = {name: key.strip() for name, key in own.api_key.items()}
+
+    connection.refresh_api_key_hook = renew_and_strip
     return connection
 
 

@@ -27,21 +27,19 @@ _HINTS = {
     2: "the configuration is invalid; the log says which value",
     126: "the command cannot be run in this image",
     127: "the image has no python",
-}
-_SIGNALS = {  # Linux numbers; a container that ends by one has exit code 128 + number
-    1: "SIGHUP",
-    2: "SIGINT",
-    3: "SIGQUIT",
-    4: "SIGILL: the image was built for processors with other instructions",
-    5: "SIGTRAP",
-    6: "SIGABRT: a library gave up, after a failed check or without memory; the end of the log says which",
-    7: "SIGBUS: /dev/shm or a volume was full; raise cluster.shm, or lower data.workers or train.batch_size",
-    8: "SIGFPE: a division by zero in compiled code",
-    9: "SIGKILL: the node was out of memory or lost, or cluster.grace_s had passed since SIGTERM",
-    11: "SIGSEGV: a crash in compiled code; with PYTHONFAULTHANDLER=1 in cluster.env the log shows where",
-    13: "SIGPIPE",
-    15: "SIGTERM, after a checkpoint was saved",
-    31: "SIGSYS: a system call that the pod's seccomp profile forbids",
+    # 128 and the number of a signal of Linux; `_hint` names the other ones
+    129: "ended by SIGHUP",
+    130: "ended by SIGINT",
+    131: "ended by SIGQUIT",
+    132: "ended by SIGILL: the image was built for processors with other instructions",
+    134: "ended by SIGABRT: a library gave up, after a failed check or without memory; the end of the log says which",
+    135: "ended by SIGBUS: /dev/shm or a volume was full; raise cluster.shm, or lower data.workers or train.batch_size",
+    136: "ended by SIGFPE: a division by zero in compiled code",
+    137: "ended by SIGKILL: the node was out of memory or lost, or cluster.grace_s had passed since SIGTERM",
+    139: "ended by SIGSEGV: a crash in compiled code; with PYTHONFAULTHANDLER=1 in cluster.env the log shows where",
+    141: "ended by SIGPIPE",
+    143: "ended by SIGTERM, after a checkpoint was saved",
+    159: "ended by SIGSYS: a system call that the pod's seccomp profile forbids",
 }
 _WAITING = {  # reasons of warnings about pods that wait, and what to check
     "FailedMount": "cluster.volumes, kubectl get pvc, and that the storage can be reached from the node",
@@ -69,7 +67,8 @@ def find_failures(job: str, pods: list[Json], events: list[Json], nodes: int = 1
     """
     found = [failure for pod in pods for failure in _of_pod(pod, events)]
     if len(pods) < nodes:
-        found += _missing_pods(job, f"only {len(pods)} of {nodes} pods were" if pods else "no pod was", events)
+        number = f"only {len(pods)} of {nodes} pods were created" if pods else "no pod was created"
+        found += _missing_pods(job, number, events)
     return sorted(found, key=lambda failure: (not failure.at, failure.at))
 
 
@@ -77,7 +76,7 @@ def _missing_pods(job: str, number: str, events: list[Json]) -> list[Failure]:
     """Reason why pods were not created, such as a quota or a pod-security level: an event of the job or its parts."""
     about = _about(events, lambda name: f"{name}-".startswith(f"{job}-"))
     message = _message([event for event in about if event["involvedObject"].get("kind") != "Pod"])
-    return [Failure("unschedulable", "", f"{number} created: {message}")] if message else []
+    return [Failure("unschedulable", "", f"{number}: {message}")] if message else []
 
 
 def _of_pod(pod: Json, events: list[Json]) -> Iterator[Failure]:
@@ -140,10 +139,8 @@ def _ends(name: str, container: Json) -> Iterator[Failure]:
 
 def _hint(code: int) -> str:
     """Meaning of an exit code, to be appended; empty if it has none."""
-    if code in _HINTS:
-        return f", {_HINTS[code]}"
-    signal = code - 128
-    return f", ended by {_SIGNALS.get(signal, f'signal {signal}')}" if 0 < signal < 65 else ""
+    hint = _HINTS.get(code, f"ended by signal {code - 128}" if 128 < code <= 128 + 64 else "")
+    return f", {hint}" if hint else ""
 
 
 def _warning(event: Json) -> str:

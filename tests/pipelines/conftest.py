@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -35,17 +36,31 @@ def pipeline_command(kfp: Any) -> Iterator[Callable[..., int | str | None]]:
         yield lambda *words: thread.submit(exit_status, words).result()
 
 
-@pytest.fixture
-def kubeflow(kfp: Any) -> Iterator[Any]:
-    """The state of a server of Kubeflow Pipelines on loopback; under importmode=importlib tests cannot import one another."""
+@pytest.fixture(scope="session")
+def pipelines_stub(kfp: Any) -> ModuleType:
+    """pipelines_stub.py; under importmode=importlib tests cannot import one another."""
     spec = importlib.util.spec_from_file_location("pipelines_stub", Path(__file__).with_name("pipelines_stub.py"))
     assert spec is not None
     assert spec.loader is not None
     stub = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = stub
     spec.loader.exec_module(stub)
-    with stub.serve(stub.Kubeflow()) as state:
+    return stub
+
+
+@pytest.fixture
+def kubeflow(pipelines_stub: ModuleType) -> Iterator[Any]:
+    """The state of a server of Kubeflow Pipelines on loopback."""
+    with pipelines_stub.serve(pipelines_stub.Kubeflow()) as state:
         yield state
+
+
+@pytest.fixture
+def secure_kubeflow(pipelines_stub: ModuleType, tls: ModuleType, tmp_path: Path) -> Iterator[tuple[Any, Path]]:
+    """The same over https, and the file of the private CA that signed its certificate."""
+    ca_file, context = tls.authority(tmp_path)
+    with pipelines_stub.serve(pipelines_stub.Kubeflow(), lambda server: tls.secure(server, context)) as state:
+        yield state, ca_file
 
 
 @pytest.fixture
@@ -56,6 +71,9 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "KF_PIPELINES_UI_ENDPOINT",
         "KF_PIPELINES_TOKEN",
         "KF_PIPELINES_SA_TOKEN_PATH",
+        "REQUESTS_CA_BUNDLE",
+        "CURL_CA_BUNDLE",
+        "SSL_CERT_FILE",
         "MLFLOW_TRACKING_URI",
         "MLFLOW_RUN_ID",
     ):

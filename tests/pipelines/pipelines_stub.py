@@ -8,7 +8,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from email import message_from_bytes
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -33,7 +33,8 @@ class Kubeflow:
         self.runs: list[Json] = []
         self.states = ["PENDING", "RUNNING", "SUCCEEDED"]
         self.tasks: list[Json] = []  # of every run
-        self.faults: list[int | str] = []
+        self.faults: list[int | str | tuple[str, bytes]] = []  # or a page: its content type and bytes
+        self.before: Any = None  # called with method and path before each answer
         self.requests: list[tuple[str, str, dict[str, str]]] = []  # method, path, query
 
     def answer(self, method: str, path: str, query: dict[str, str], body: Any) -> tuple[int, Json]:
@@ -50,6 +51,8 @@ class Kubeflow:
         if method == "GET" and path.endswith("/versions"):
             own = [version for version in self.versions if version["pipeline_id"] == path.split("/")[2]]
             return 200, {"pipeline_versions": _filtered(own, query)}
+        if method == "POST" and self._is_there(path, query, body):
+            return 409, {"error": "Failed to create what exists", "message": "conflict"}
         if method == "POST" and path == "/pipelines/upload":
             pipeline = {"pipeline_id": f"p{len(self.pipelines)}", "display_name": query["name"]}
             self.pipelines.append(pipeline)
@@ -64,6 +67,13 @@ class Kubeflow:
             self.runs.append({**body, "run_id": f"r{len(self.runs)}"})
             return 200, self.runs[-1]
         return 404, {"message": f"no such path: {method} {path}"}
+
+    def _is_there(self, path: str, query: dict[str, str], body: Any) -> bool:
+        """Whether a name is taken already."""
+        if path == "/experiments":
+            return body["display_name"] in [item["display_name"] for item in self.experiments]
+        items = {"/pipelines/upload": self.pipelines, "/pipelines/upload_version": self.versions}.get(path, [])
+        return query.get("name") in [item["display_name"] for item in items]
 
     def _add_version(self, pipeline_id: str, name: str, text: Any) -> Json:
         version = {"pipeline_id": pipeline_id, "pipeline_version_id": f"v{len(self.versions)}", "display_name": name}
@@ -82,8 +92,8 @@ def _filtered(items: list[Json], query: dict[str, str]) -> list[Json]:
 
 
 @contextmanager
-def serve(kubeflow: Kubeflow) -> Iterator[Kubeflow]:
-    """The server of a state, at `kubeflow.url`."""
+def serve(kubeflow: Kubeflow, secure: Callable[[ThreadingHTTPServer], None] | None = None) -> Iterator[Kubeflow]:
+    """The server of a state, at `kubeflow.url`; `secure` lets it speak TLS."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -100,6 +110,8 @@ def serve(kubeflow: Kubeflow) -> Iterator[Kubeflow]:
                 time.sleep(1.5)
             if fault in ("hang", "cut"):
                 self.close_connection = True
+            elif isinstance(fault, tuple):
+                self._send_bytes(502 if b"502" in fault[1] else 200, *fault)
             elif fault:
                 self._send(int(fault), {"message": "a fault on demand"})
             elif kubeflow.token and self.headers.get("authorization") != f"Bearer {kubeflow.token}":
@@ -107,6 +119,8 @@ def serve(kubeflow: Kubeflow) -> Iterator[Kubeflow]:
             elif not parts.path.startswith(ROOT):
                 self._send(404, {"message": "page not found"})
             else:
+                if kubeflow.before:
+                    kubeflow.before(self.command, parts.path.removeprefix(ROOT))
                 self._send(*kubeflow.answer(self.command, parts.path.removeprefix(ROOT), query, self._body(raw)))
 
         def _body(self, raw: bytes) -> Any:
@@ -117,9 +131,11 @@ def serve(kubeflow: Kubeflow) -> Iterator[Kubeflow]:
             return json.loads(raw) if raw else None
 
         def _send(self, status: int, content: Json) -> None:
-            data = json.dumps(content).encode()
+            self._send_bytes(status, "application/json", json.dumps(content).encode())
+
+        def _send_bytes(self, status: int, kind: str, data: bytes) -> None:
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
@@ -128,7 +144,9 @@ def serve(kubeflow: Kubeflow) -> Iterator[Kubeflow]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    kubeflow.url = f"http://127.0.0.1:{server.server_port}"
+    if secure:
+        secure(server)
+    kubeflow.url = f"http{'s' if secure else ''}://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, daemon=True, kwargs={"poll_interval": 0.05}).start()
     try:
         yield kubeflow

@@ -111,6 +111,121 @@ def test_the_token_comes_from_the_environment_or_a_file(
     assert all("s3cret" not in text for text in kubeflow.texts.values())
 
 
+def ask(url: str, **options: Any) -> Any:
+    """One question to a server, as `submit` asks it."""
+    from pipelines.server import Server
+
+    server = Server(url, options.pop("token_file", None), "", **options)
+    return server.ask("look at the run", server.runs.run_service_get_run, "r0")
+
+
+def refusal(url: str, **options: Any) -> str:
+    from pipelines.server import PipelinesError
+
+    with pytest.raises(PipelinesError) as error:
+        ask(url, **options)
+    return str(error.value)
+
+
+def test_a_token_may_have_space_around_it_or_its_prefix(kubeflow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    kubeflow.token = "s3cret"
+    file = tmp_path / "token"
+    for text in ("s3cret\n", " s3cret\r\n", "\ufeffs3cret", "Bearer s3cret\n"):
+        file.write_text(text)
+        assert ask(kubeflow.url, token_file=file).run_id == "r0", text
+        monkeypatch.setenv("KF_PIPELINES_TOKEN", text.removeprefix("\ufeff"))
+        assert ask(kubeflow.url).run_id == "r0", text
+        monkeypatch.delenv("KF_PIPELINES_TOKEN")
+
+
+def test_what_is_no_token_is_refused_and_not_shown(kubeflow: Any, tmp_path: Path):
+    file = tmp_path / "token"
+    for data in (
+        b"",
+        b"\n",
+        b"s3cret\ns3cond",
+        b"s3cret s3cond",
+        "s3cret\u00e9".encode(),
+        b"s3cret\x00",
+        b"s3cret\xff",
+    ):
+        file.write_bytes(data)
+        error = refusal(kubeflow.url, token_file=file)
+        assert error.startswith("--token-file or KF_PIPELINES_SA_TOKEN_PATH: "), error
+        assert "s3c" not in error
+    assert kubeflow.requests == []
+
+
+def test_a_server_with_a_certificate_by_a_private_ca(
+    secure_kubeflow: tuple[Any, Path], pipeline_command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    kubeflow, ca_file = secure_kubeflow
+    error = refusal(kubeflow.url)
+    assert error.startswith(f"{kubeflow.url}: look at the run: ")
+    assert "name the file of the CA's certificate by --ca-file or SSL_CERT_FILE" in error
+    assert kubeflow.requests == []
+
+    assert pipeline_command("submit", "--endpoint", kubeflow.url, "--ca-file", str(ca_file)) == 0
+    for variable in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"):
+        monkeypatch.setenv(variable, str(ca_file))
+        assert ask(kubeflow.url).run_id == "r0"
+        monkeypatch.setenv(variable, str(tmp_path / "absent"))
+        assert ask(kubeflow.url, ca_file=ca_file).run_id == "r0", "the option goes first"
+        assert refusal(kubeflow.url).startswith(f"{variable}: must be a file of certificates in PEM format")
+        monkeypatch.delenv(variable)
+
+    (tmp_path / "text.pem").write_text("no certificate")
+    for path in (tmp_path / "text.pem", tmp_path / "absent", tmp_path):
+        error = refusal(kubeflow.url, ca_file=path)
+        assert f"--ca-file: must be a file of certificates in PEM format, got {path}" in error
+
+
+def test_a_ca_file_without_https_is_refused(kubeflow: Any, monkeypatch: pytest.MonkeyPatch):
+    assert "--ca-file: must go with an endpoint of https" in refusal(kubeflow.url, ca_file=Path("ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", "absent")
+    assert ask(kubeflow.url).run_id == "r0", "a setting of other programs"
+
+
+def test_a_page_in_place_of_an_answer_is_reported(kubeflow: Any):
+    pages = {
+        b"<!doctype html><title>Log in</title>": "must answer with JSON, got a page that begins with '<!doctype html>",
+        b"<title>502: caf\xe9</title>": "text that is not UTF-8",
+        b"": "must answer with JSON, got a page that begins with ''",
+    }
+    for page, words in pages.items():
+        kubeflow.faults = [("text/html", page)]
+        error = refusal(kubeflow.url)
+        assert error.startswith(f"{kubeflow.url}: ")
+        assert words in error
+
+
+def test_two_submits_at_a_time_share_what_the_first_makes(kubeflow: Any, submit: Command, capsys: Capture):
+    def race(method: str, path: str) -> None:
+        """Another submit, whose request arrives just before each of ours."""
+        if method == "POST" and path == "/pipelines/upload":
+            kubeflow.answer(method, path, {"name": "maskrcnn-training"}, "another text")
+        elif method == "POST" and path == "/pipelines/upload_version":
+            name = kubeflow.requests[-1][2]["name"]
+            kubeflow.answer(method, path, {"name": name, "pipelineid": "p0"}, "the same text")
+        elif method == "POST" and path == "/experiments":
+            kubeflow.answer(method, path, {}, {"display_name": "maskrcnn"})
+
+    kubeflow.before = race
+    assert submit() == 0
+    assert len(kubeflow.pipelines) == len(kubeflow.experiments) == len(kubeflow.runs) == 1
+    assert len(kubeflow.versions) == 2
+    assert kubeflow.runs[0]["pipeline_version_reference"]["pipeline_version_id"] == "v1"
+    assert "pipeline maskrcnn-training" not in capsys.readouterr().out, "the other one says so"
+
+
+def test_a_conflict_that_does_not_pass_is_reported(kubeflow: Any, submit: Command, capsys: Capture):
+    kubeflow.before = lambda method, path: (
+        kubeflow.faults.append(409) if method == "GET" and not kubeflow.pipelines else None
+    )
+    assert submit() == 2
+    assert f"{kubeflow.url}: upload the pipeline: 409" in capsys.readouterr().err
+
+
 def test_a_token_that_is_renewed_while_waiting_is_taken(kubeflow: Any, submit: Command, tmp_path: Path):
     file = tmp_path / "token"
     file.write_text("old")

@@ -1,9 +1,13 @@
 """Calls of the Kubernetes API by the real client against a server on loopback: answers, refusals, outages."""
 
+import json
+import threading
 import time
 from collections.abc import Callable
 from functools import cache
+from http.server import ThreadingHTTPServer
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -111,6 +115,37 @@ def test_a_create_whose_answer_is_lost_is_tried_again(make_cluster: Make):
     assert JobApi(config().cluster).create(manifest())
     assert cluster.calls == [("create", "pytorchjobs")] * 3
     assert len(cluster.jobs) == 1
+
+
+def test_a_token_file_that_ends_with_a_line_end_is_used(make_cluster: Make, tmp_path: Path):
+    make_cluster()
+    (tmp_path / "token").write_text("t0ken\n")
+    path = tmp_path / "kubeconfig"
+    kubeconfig = json.loads(path.read_text())
+    kubeconfig["users"][0]["user"] = {"tokenFile": str(tmp_path / "token")}
+    path.write_text(json.dumps(kubeconfig))
+    assert JobApi(config().cluster).create(manifest())
+
+
+def test_a_certificate_by_a_ca_that_the_kubeconfig_does_not_name_is_reported_at_once(
+    make_cluster: Make, tls: ModuleType, tmp_path: Path
+):
+    cluster = make_cluster()
+    ca_file, context = tls.authority(tmp_path)
+    secure = ThreadingHTTPServer(("127.0.0.1", 0), cluster.server.RequestHandlerClass)
+    tls.secure(secure, context)
+    threading.Thread(target=secure.serve_forever, daemon=True, kwargs={"poll_interval": 0.05}).start()
+    path = tmp_path / "kubeconfig"
+    kubeconfig = json.loads(path.read_text())
+    kubeconfig["clusters"][0]["cluster"] = {"server": f"https://127.0.0.1:{secure.server_port}"}
+    path.write_text(json.dumps(kubeconfig))
+    assert "the kubeconfig's certificate-authority must have signed" in refusal()
+    assert cluster.jobs == {}
+    kubeconfig["clusters"][0]["cluster"]["certificate-authority"] = str(ca_file)
+    path.write_text(json.dumps(kubeconfig))
+    assert JobApi(config().cluster).create(manifest())
+    secure.shutdown()
+    secure.server_close()
 
 
 def test_an_absent_context_is_reported(make_cluster: Make):
