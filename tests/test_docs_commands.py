@@ -2,14 +2,18 @@
 
 import argparse
 import ast
+import base64
 import importlib
 import json
+import random
 import re
 import shlex
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable
 from functools import cache
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +107,39 @@ def test_shell_blocks_are_shell(document: Path):
         text = re.sub(r"<[a-z ]+>", "PLACE", block)
         done = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{block}\n{done.stderr}"
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+@pytest.mark.parametrize("page", ["docs/serving.md", "components/tracking/pyfunc.py"])
+def test_the_request_of_the_served_model_has_room_for_a_photo(page: str, tmp_path: Path):
+    """The lines are run as they stand; only the port is another."""
+    received: list[bytes] = []
+
+    class Model(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    text = (REPOSITORY / page).read_text()
+    text = ast.get_docstring(ast.parse(text)) or "" if page.endswith(".py") else text
+    lines = [line.strip() for line in text.splitlines() if "request.json" in line]
+    photo = random.Random(0).randbytes(300_000)
+    (tmp_path / "photo.jpg").write_bytes(photo)
+    with HTTPServer(("127.0.0.1", 0), Model) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            script = "\n".join(lines).replace(":5001", f":{server.server_port}")
+            subprocess.run(["bash", "-euc", script], cwd=tmp_path, check=True, capture_output=True)
+        finally:
+            server.shutdown()
+            thread.join()
+    (request,) = received
+    assert base64.b64decode(json.loads(request)["inputs"][0]) == photo
 
 
 def test_documents_with_commands_are_found():
