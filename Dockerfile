@@ -29,10 +29,11 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ \
     && rm -rf /var/lib/apt/lists/*
-COPY requirements.lock /tmp/
-# --no-deps: torch's dependencies are installed with the rest, in the locked versions.
+COPY requirements.image.lock /tmp/
+# --no-deps: torch's dependencies are installed with the rest, in the locked versions. The index for CPUs has other
+# files than PyPI, so the lock has no hashes for them.
 RUN python3 -m venv /opt/maskrcnn \
-    && grep -E '^(torch|torchvision)==' /tmp/requirements.lock > /tmp/torch.txt \
+    && sed -nE '/^(torch|torchvision)==/ s/ *\\$//p' /tmp/requirements.image.lock > /tmp/torch.txt \
     && /opt/maskrcnn/bin/python -m pip install --no-cache-dir --no-deps --index-url "${TORCH_INDEX}" \
         --requirement /tmp/torch.txt
 
@@ -45,10 +46,13 @@ ENV PATH=/opt/maskrcnn/bin:${PATH} \
     PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 # Two layers: the dependencies change rarely, the code often.
-COPY setup.py pyproject.toml requirements.lock README.md LICENSE .ci/image_requirements.py ./
-RUN python -m pip install --constraint requirements.lock setuptools ninja \
+COPY setup.py pyproject.toml requirements.image.lock README.md LICENSE .ci/image_requirements.py ./
+# Files whose hash is not in the lock are refused. Packages without a wheel are built by the locked setuptools.
+RUN awk '/^[^ ]/ { kept = /^(setuptools|ninja)==/ } kept' requirements.image.lock > /tmp/build.txt \
+    && python -m pip install --require-hashes --requirement /tmp/build.txt \
     && python image_requirements.py /tmp/requirements \
-    && python -m pip install --requirement /tmp/requirements/run.txt --constraint /tmp/requirements/constraints.txt
+    && python -m pip install --require-hashes --no-build-isolation --requirement /tmp/requirements/run.txt \
+        --constraint /tmp/requirements/constraints.txt
 COPY cuda_ops cuda_ops
 COPY model model
 COPY components components

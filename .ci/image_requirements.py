@@ -1,9 +1,10 @@
-"""List what the image installs besides torch: the requirements of setup.py, in the versions of requirements.lock.
+"""List what the image installs besides torch: requirements.image.lock, without what the base image has.
 
     python .ci/image_requirements.py FOLDER    # writes run.txt and constraints.txt into it; needs setuptools
 
 NVIDIA's image has its own builds of torch and of packages compiled against it. Those that this Python finds are pinned
-to their installed versions, so that pip neither replaces them nor installs the locked ones too.
+to their installed versions, so that pip neither replaces them nor installs the locked ones too; pip still refuses them
+if setup.py does not allow their versions. All else has hashes.
 """
 
 import os
@@ -14,7 +15,9 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 EXTRAS = ("pipelines",)  # the image launches jobs and runs a pipeline's steps too
-HELD = re.compile(r"(torch|torchvision|triton|pytorch-triton|numpy|(nvidia|cuda)-.+)")
+# Installed before, with torch, or not at all; nvidia-ml-py, which reads a GPU's load, is needed everywhere.
+OF_TORCH = re.compile(r"(torch|torchvision|triton|pytorch-triton|cuda-.+|nvidia-(?!ml-py$).+)")
+HELD = re.compile(rf"({OF_TORCH.pattern}|numpy)")
 
 
 def canonical(name: str) -> str:
@@ -22,16 +25,28 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def constraints(lock: str, installed: Mapping[str, str]) -> list[str]:
-    """The lock's lines, but what is HELD and installed at the version that is there.
+def name_of(requirement: str) -> str:
+    """The normalised name at the start of a requirement."""
+    return canonical(re.split(r"[^\w.-]", requirement.strip(), maxsplit=1)[0])
+
+
+def entries(lock: str) -> list[str]:
+    """The entries of a lock: a line with name and version, and its hashes on lines below."""
+    return re.findall(r"^\w.*(?:\n .*)*", lock, flags=re.MULTILINE)
+
+
+def requirements(lock: str, declared: Sequence[str], installed: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Requirements to install, and constraints: the versions of what is HELD and installed.
 
     Args:
+        lock: content of requirements.image.lock.
+        declared: requirements of setup.py, whose ranges also hold for what is installed.
         installed: versions by canonical name.
     """
     held = {name: version for name, version in installed.items() if HELD.fullmatch(name)}
-    lines = [line for line in lock.splitlines() if line.strip() and not line.startswith("#")]
-    kept = [line for line in lines if canonical(line.partition("==")[0]) not in held]
-    return [*kept, *(f"{name}=={version}" for name, version in sorted(held.items()))]
+    kept = [one for one in entries(lock) if name_of(one) not in held and not OF_TORCH.fullmatch(name_of(one))]
+    ranges = [line for line in declared if name_of(line) in held]
+    return [*kept, *ranges], [f"{name}=={version}" for name, version in sorted(held.items())]
 
 
 def declared(root: Path) -> list[str]:
@@ -49,9 +64,10 @@ def main(argv: Sequence[str]) -> None:
     installed: dict[str, str] = {}
     for found in distributions():
         installed.setdefault(canonical(found.name), found.version)  # the first of a name is the one that is imported
-    lock = (root / "requirements.lock").read_text(encoding="utf-8")
+    lock = (root / "requirements.image.lock").read_text(encoding="utf-8")
+    run, constraints = requirements(lock, declared(root), installed)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, lines in (("run.txt", declared(root)), ("constraints.txt", constraints(lock, installed))):
+    for name, lines in (("run.txt", run), ("constraints.txt", constraints)):
         (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 

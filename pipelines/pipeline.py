@@ -67,7 +67,10 @@ def _parser(action: str) -> argparse.ArgumentParser:
         )
         parser.add_argument("--token-file", type=path_argument, metavar="FILE", help="a file with the token")
         parser.add_argument(
-            "--ca-file", type=path_argument, metavar="FILE", help="certificates of the CA that the server's is signed by, as PEM"
+            "--ca-file",
+            type=path_argument,
+            metavar="FILE",
+            help="certificates of the CA that the server's is signed by, as PEM",
         )
         parser.add_argument("--wait", action="store_true", help="follow the run to its end")
         parser.add_argument(

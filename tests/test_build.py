@@ -1,6 +1,7 @@
 """What `make venv` installs and which CUDA toolkit setup.py takes, by running both with stand-ins for pip and for nvcc."""
 
 import ast
+import itertools
 import os
 import re
 import shutil
@@ -74,35 +75,49 @@ def installed(tmp_path: Path):
     return run
 
 
-def lock() -> set[str]:
-    return {
-        line
-        for line in (REPOSITORY / "requirements.lock").read_text().splitlines()
-        if line and not line.startswith("#")
-    }
+def entries(lines: str) -> list[str]:
+    """A lock's entries: name and version, and their hashes below."""
+    return re.findall(r"^\w.*(?:\n .*)*", lines, flags=re.MULTILINE)
+
+
+def lock(name: str = "requirements.lock") -> list[str]:
+    return entries((REPOSITORY / name).read_text())
+
+
+def given(lines: list[str], i: int) -> list[str]:
+    """The entries that the command of a line reads."""
+    read = itertools.takewhile(lambda line: line.startswith("  "), lines[i + 1 :])
+    return entries("\n".join(line[2:] for line in read))
+
+
+def test_every_locked_package_has_hashes_and_the_image_has_no_other_versions() -> None:
+    hashed = r"\S+==\S+(?: ; [^\\]+)?(?: \\\n    --hash=sha256:[0-9a-f]{64})+"
+    locks = [lock(name) for name in ("requirements.lock", "requirements.image.lock")]
+    assert [entry for entries in locks for entry in entries if not re.fullmatch(hashed, entry)] == []
+    whole, image = ({re.sub(r" ; [^\\]+", " ", entry) for entry in entries} for entries in locks)  # without markers
+    assert len(image) > 100
+    assert image < whole
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_torch_for_cpus_comes_from_its_own_index_and_nothing_of_cuda_with_it(installed) -> None:
     lines = installed("TORCH=cpu")
-    first, second = (i for i, line in enumerate(lines) if line.endswith("-r /dev/stdin"))
+    tools, first, second = (i for i, line in enumerate(lines) if line.endswith("-r /dev/stdin"))
     assert "--no-deps --index-url https://download.pytorch.org/whl/cpu " in lines[first]
     assert "index-url" not in lines[second]
-    given = [{line.strip() for line in lines[i + 1 :] if line.startswith("  ")} for i in (first, second)]
-    torches = {line for line in lock() if re.match("torch(vision)?==", line)}
-    assert set(lines[first + 1 : second]) == {f"  {line}" for line in torches}
+    # The hashes are those of PyPI's files.
+    assert [" --require-hashes " in lines[i] for i in (tools, first, second)] == [True, False, True]
+    torches = given(lines, first)
+    assert torches == [e.partition(" ")[0] for e in lock() if re.match("torch(vision)?==", e)]
     assert len(torches) == 2
     # Version specifiers without a local part take wheels with one: 2.15.0+cpu.
     assert all(next(iter(Requirement(line).specifier)).contains(f"{line.partition('==')[2]}+cpu") for line in torches)
-    rest = lock() - given[1]
-    assert {line.partition("==")[0] for line in rest - torches} >= {
-        "triton",
-        "cuda-toolkit",
-        "nvidia-cublas",
-        "nvidia-nccl-cu13",
-    }
-    assert all(re.match("torch|triton|cuda-|nvidia-", line) for line in rest)
-    assert {line.partition("==")[0] for line in given[1] if line.startswith("nvidia-")} == {"nvidia-ml-py"}
+    assert set(given(lines, second)) < set(lock())
+    rest = {entry.partition("==")[0] for entry in set(lock()) - set(given(lines, second))}
+    assert rest >= {"torch", "torchvision", "triton", "cuda-toolkit", "nvidia-cublas", "nvidia-nccl-cu13"}
+    assert all(re.match("torch|triton|cuda-|nvidia-", name) for name in rest)
+    kept = {entry.partition("==")[0] for entry in given(lines, second)}
+    assert {name for name in kept if name.startswith("nvidia-")} == {"nvidia-ml-py"}
     assert installed("--always-make") == lines  # the environment stays what it is when the lock changes
 
 
@@ -110,10 +125,14 @@ def test_torch_for_cpus_comes_from_its_own_index_and_nothing_of_cuda_with_it(ins
 def test_the_whole_lock_is_installed_unless_something_else_is_asked(installed, tmp_path: Path) -> None:
     lines = installed()
     assert [line for line in lines if line.endswith("-r requirements.lock")] == [
-        f"uv pip install --python {tmp_path}/venv/bin/python --system-certs --compile-bytecode -r requirements.lock"
+        f"uv pip install --python {tmp_path}/venv/bin/python --system-certs --compile-bytecode --require-hashes "
+        "--no-build-isolation -r requirements.lock"
     ]
-    assert lines[0].split()[-1] in lock(), "the uv that does it is of the lock"
-    assert not any("/dev/stdin" in line for line in lines)
+    assert lines[0].endswith(" --require-hashes -r /dev/stdin")
+    assert given(lines, 0) == [
+        entry for name in ("uv", "setuptools") for entry in lock() if entry.startswith(f"{name}==")
+    ]
+    assert sum("/dev/stdin" in line for line in lines) == 1
     with pytest.raises(AssertionError, match="TORCH must be cpu or nothing, got gpu"):
         installed("TORCH=gpu")
 
@@ -138,13 +157,16 @@ def test_pip_installs_if_uv_fails(installed, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("UV_FAILS", "yes")
     lines = [line for line in installed() if line.endswith("-r requirements.lock")]
     assert [line.split()[0] for line in lines] == ["uv", "python"]
+    assert all(" --require-hashes " in line for line in lines)
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_pip_installs_torch_for_cpus_if_uv_fails(installed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UV_FAILS", "yes")
     lines = installed("TORCH=cpu")
-    first, second = (i for i, line in enumerate(lines) if line.startswith("python ") and "/dev/stdin" in line)
+    _, first, second = (
+        i for i, line in enumerate(lines) if line.startswith("python ") and "/dev/stdin" in line
+    )  # uv itself first
     assert lines[first].split()[-5:-1] == ["--no-deps", "--index-url", "https://download.pytorch.org/whl/cpu", "-r"]
     assert "index-url" not in lines[second]
     assert [line.partition("==")[0] for line in lines[first + 1 : first + 3]] == ["  torch", "  torchvision"]

@@ -215,6 +215,8 @@ def test_figures_name_the_commit_without_git_too(tmp_path: Path):
     """Of a checkout that another user owns, then without .git beside the kit that was made in it, then of a changed file."""
     root, download = tmp_path / "checkout", 'while [ $1 != -d ]; do shift; done; mkdir -p "$2"; exit ;;'
     shutil.copytree(REPOSITORY / ".ci" / "gpu", root / ".ci" / "gpu")
+    for name in (".ci/locked", "requirements.lock"):
+        shutil.copy(REPOSITORY / name, root / name)
     (root / ".gitignore").write_text("build\n")
     git = ["git", "-C", str(root), "-c", "user.name=a", "-c", "user.email=a@b.c"]
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "All"]):

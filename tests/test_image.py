@@ -93,7 +93,7 @@ def test_the_code_the_recipes_and_the_templates_of_jobs_are_sent():
         files = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / folder).rglob(pattern)}
         assert files
         assert files <= sent
-    assert {"params.yaml", "requirements.lock"} <= sent
+    assert {"params.yaml", "requirements.image.lock"} <= sent
 
 
 @pytest.mark.parametrize(
@@ -169,16 +169,41 @@ def test_versions_are_those_that_setup_allows(dockerfile: Any, requirements: Mod
 
 
 def test_the_lock_says_what_is_installed_but_for_what_the_base_image_has(requirements: ModuleType):
-    lock = "# made by uv\ntorch==2.15.0\nnumpy==2.4.6\ntriton==3.9.0 ; sys_platform == 'linux'\nnvidia-nccl-cu13==2.30.7\nkfp==2.17.0\n"
-    installed = {"torch": "2.13.0a0+nv26.06", "numpy": "2.1.0", "kfp": "1.0", "triton": "3.7.0+git"}
-    assert requirements.constraints(lock, installed) == [
-        "nvidia-nccl-cu13==2.30.7",
-        "kfp==2.17.0",
-        "numpy==2.1.0",
-        "torch==2.13.0a0+nv26.06",
-        "triton==3.7.0+git",
+    def entry(requirement: str) -> str:
+        return f"{requirement} \\\n    --hash=sha256:{'0' * 64}"
+
+    names = ("torch==2.15.0", "numpy==2.4.6", "triton==3.9.0 ; sys_platform == 'linux'", "nvidia-nccl-cu13==2.30.7")
+    ours = [entry("nvidia-ml-py==13.0 ; sys_platform == 'linux'"), entry("kfp==2.17.0")]
+    lock = "# made by uv\n" + "\n".join([*map(entry, names), *ours]) + "\n"
+    declared = ["torch>=2.11,<2.16", "numpy>=1.26", "kfp>=2"]
+    of_nvidia = {"torch": "2.13.0a0+nv26.06", "numpy": "2.1.0", "kfp": "1.0", "triton": "3.7.0+git"}
+    assert requirements.requirements(lock, declared, of_nvidia) == (
+        [*ours, "torch>=2.11,<2.16", "numpy>=1.26"],
+        ["numpy==2.1.0", "torch==2.13.0a0+nv26.06", "triton==3.7.0+git"],
+    )
+    of_cpus = {"torch": "2.15.0+cpu", "setuptools": "84.2"}
+    assert requirements.requirements(lock, declared, of_cpus) == (
+        [entry("numpy==2.4.6"), *ours, "torch>=2.11,<2.16"],
+        ["torch==2.15.0+cpu"],
+    )
+
+
+def test_what_is_locked_for_the_image_is_what_setup_declares_and_all_that_is_installed_is_hashed(
+    dockerfile: Any, requirements: ModuleType
+):
+    lock = requirements.entries((REPOSITORY / "requirements.image.lock").read_text())
+    locked = {requirements.name_of(entry) for entry in lock}
+    assert {requirements.name_of(line) for line in requirements.declared(REPOSITORY)} <= locked
+    assert {"setuptools", "ninja"} <= locked
+    assert not {"pytest", "mypy", "uv"} & locked
+    commands = [part for run in instructions(dockerfile, "RUN") for part in run.split("&&") if "pip install" in part]
+    unhashed = [command for command in commands if "--require-hashes" not in command]
+    assert len(commands) == 4
+    # PyTorch's index for CPUs has other files than those with hashes in the lock; the last one is this project.
+    assert [("TORCH_INDEX" in command, command.strip().endswith(" .")) for command in unhashed] == [
+        (True, False),
+        (False, True),
     ]
-    assert requirements.constraints(lock, {}) == lock.splitlines()[1:]
 
 
 def with_dependencies(names: set[str]) -> set[str]:
@@ -271,6 +296,10 @@ def test_make_builds_each_variant(dockerfile: Any, target: str, variant: str):
     ).stdout
     assert f"--build-arg VARIANT={variant} " in printed
     assert "--tag a/b:1 ." in printed
+    assert "_IMAGE=" not in printed
+    pinned = ["make", "--dry-run", target, "NGC_IMAGE=a@sha256:0", "PYTHON_IMAGE=b@sha256:1"]
+    printed += subprocess.run(pinned, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    assert "--build-arg NGC_IMAGE=a@sha256:0 --build-arg PYTHON_IMAGE=b@sha256:1 " in printed
     arguments = {arg.partition("=")[0] for arg in instructions(dockerfile, "ARG")}
     assert set(re.findall(r"--build-arg (\w+)=", printed)) <= arguments
     assert f"base-{variant}" in " ".join(instructions(dockerfile, "FROM"))
