@@ -95,6 +95,7 @@ def _of_pod(pod: Json, events: list[Json]) -> Iterator[Failure]:
         # Once the scheduler has set the condition, that is what counts.
         others = [event for event in warnings if not scheduled or event.get("reason") != "FailedScheduling"]
         yield from (Failure("waiting", name, f"pod {name}: {_warning(event)}") for event in others)
+        yield from _claims(pod, events)
     if scheduled and scheduled["status"] == "False":
         why = [event for event in warnings if event.get("reason") == "FailedScheduling"]
         message = _message(why) or scheduled.get("message", "")
@@ -103,6 +104,16 @@ def _of_pod(pod: Json, events: list[Json]) -> Iterator[Failure]:
             "check cluster.gpus_per_node, cpu, memory, node_selector and tolerations"
         )
         yield Failure("unschedulable", name, text)
+
+
+def _claims(pod: Json, events: list[Json]) -> Iterator[Failure]:
+    """Warnings about the volume claims that a pod mounts, such as why one has no volume yet."""
+    name = pod["metadata"]["name"]
+    sources = [volume.get("persistentVolumeClaim", {}) for volume in pod.get("spec", {}).get("volumes", [])]
+    for claim in (source["claimName"] for source in sources if source):
+        for event in _about(events, claim.__eq__):
+            if event["involvedObject"].get("kind") == "PersistentVolumeClaim":
+                yield Failure("waiting", name, f"pod {name}: claim {claim}: {_warning(event)}")
 
 
 def _eviction(name: str, status: Json) -> Iterator[Failure]:

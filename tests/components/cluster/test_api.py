@@ -139,7 +139,7 @@ def test_a_certificate_by_a_ca_that_the_kubeconfig_does_not_name_is_reported_at_
     kubeconfig = json.loads(path.read_text())
     kubeconfig["clusters"][0]["cluster"] = {"server": f"https://127.0.0.1:{secure.server_port}"}
     path.write_text(json.dumps(kubeconfig))
-    assert "the kubeconfig's certificate-authority must have signed" in refusal()
+    assert "the kubeconfig's certificate-authority must have signed" in refusal("cluster.api_timeout_s=1")
     assert cluster.jobs == {}
     kubeconfig["clusters"][0]["cluster"]["certificate-authority"] = str(ca_file)
     path.write_text(json.dumps(kubeconfig))

@@ -67,6 +67,18 @@ def test_warnings_about_an_earlier_pod_or_job_of_the_same_name_are_left_out():
     assert since(kept, "") == kept
 
 
+def test_warnings_about_the_claims_that_a_pending_pod_mounts_are_reasons():
+    volumes = [{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}, {"name": "tmp", "emptyDir": {}}]
+    events = [
+        warning("ProvisioningFailed", 'storageclass "fast" not found', name="data", kind="PersistentVolumeClaim"),
+        warning("ProvisioningFailed", "of another claim", name="other", kind="PersistentVolumeClaim"),
+        warning("Unhealthy", "of a pod that is called so", name="data", kind="Pod"),
+    ]
+    waiting = {**pod(), "spec": {"volumes": volumes}}
+    assert texts([waiting], events) == [f'pod {POD}: claim data: ProvisioningFailed: storageclass "fast" not found']
+    assert texts([{**pod("Running"), "spec": {"volumes": volumes}}], events) == []
+
+
 def test_pods_that_are_missing_are_reported_with_their_number():
     events = [
         warning("FailedCreatePod", "exceeded quota: gpus", name=JOB, kind="PyTorchJob"),
