@@ -33,7 +33,7 @@ _HINTS = {
     131: "ended by SIGQUIT",
     132: "ended by SIGILL: the image was built for processors with other instructions",
     134: "ended by SIGABRT: a library gave up, after a failed check or without memory; the end of the log says which",
-    135: "ended by SIGBUS: /dev/shm or a volume was full; raise cluster.shm, or lower data.workers or train.batch_size",
+    135: "ended by SIGBUS: /dev/shm or a volume was full; raise cluster.shm, or the size of the claim",
     136: "ended by SIGFPE: a division by zero in compiled code",
     137: "ended by SIGKILL: the node was out of memory or lost, or cluster.grace_s had passed since SIGTERM",
     139: "ended by SIGSEGV: a crash in compiled code; with PYTHONFAULTHANDLER=1 in cluster.env the log shows where",
