@@ -141,7 +141,7 @@ def test_a_worker_that_fails_is_an_error_in_seconds(
     assert not workers()
 
 
-@pytest.mark.parametrize("spare", [0, 1], ids=["none is left", "one is left, which the connection takes"])
+@pytest.mark.parametrize("spare", [0, 2], ids=["none is left", "the connection takes two"])
 def test_open_files_that_are_used_up_here_are_an_error(index: CocoIndex, data: DataConfig, spare: int):
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(int(entry.name) for entry in Path("/proc/self/fd").iterdir())
