@@ -2,7 +2,7 @@
 
 train and inference: steps of the network, against torchvision's; phases: time of each phase of a training step;
 scaling: several processes; loader: images to batches; evaluator: COCO scoring. Writes
-<train.output_dir>/benchmark.json.
+<train.output_dir>/benchmark.json and speed.json.
 """
 
 from collections.abc import Sequence

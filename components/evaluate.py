@@ -1,7 +1,8 @@
 """Score a trained model on a prepared split: COCO's box and mask AP, or recall of proposals, with curves and drawings.
 
 By default it scores the last checkpoint of train.output_dir, with the network and image sizes it was trained with.
-Writes evaluation.json, inference/ and plots/ into train.output_dir. Scores are fractions, or null without ground truth.
+Writes evaluation.json, scores.json, inference/ and plots/ into train.output_dir. Scores are fractions, or null without
+ground truth.
 `evaluate.skip_eval=true` writes predictions without scores.
 """
 

@@ -18,6 +18,7 @@ STAGES = {
     "evaluate": "measure box and mask AP of a checkpoint, overall and per class",
     "predict": "find and draw the objects on any images",
     "benchmark": "measure throughput, step time and memory, also of torchvision",
+    "record": "send MLflow what it has not received; complete the run's records for DVC",
     "stability": "train and evaluate several seeds; report mean, std and interval of AP",
     "compare": "test whether one configuration is better than another",
     "register": "take an evaluated model into MLflow's registry",

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
@@ -124,3 +125,24 @@ def kubernetes_schema() -> ModuleType:
     for package in ("kubernetes", "kubeflow.training", "kubeflow_trainer_api"):
         pytest.importorskip(package, reason=f"needs {package}, of the extra `dev`, which has the types of the API")
     return load_helper("kubernetes_schema")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """What a user has: a copy of the repository, without git, beside nothing."""
+    for name in ("components", "cuda_ops", "model", "pipelines", "recipes"):
+        shutil.copytree(
+            REPOSITORY / name, tmp_path / "repo" / name, ignore=shutil.ignore_patterns("__pycache__", "*.so")
+        )
+    for name in (
+        ".dvc/config",
+        ".dvc/.gitignore",
+        ".dvcignore",
+        ".gitignore",
+        "dvc.yaml",
+        "params.yaml",
+        "stability/pipeline.yaml",
+    ):
+        (tmp_path / "repo" / name).parent.mkdir(exist_ok=True)
+        shutil.copy(REPOSITORY / name, tmp_path / "repo" / name)
+    return tmp_path / "repo"

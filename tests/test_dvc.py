@@ -1,10 +1,8 @@
-"""The local pipeline: dvc.yaml agrees with the code and with the parameters; DVC runs it with git and without."""
+"""The local pipeline as it is declared: dvc.yaml agrees with the code and with the parameters, and DVC reads it."""
 
 import ast
-import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from functools import cache
@@ -18,7 +16,7 @@ from components.config import Config
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STAGES: dict[str, Any] = YAML(typ="safe").load((REPOSITORY / "dvc.yaml").read_text())["stages"]
-STUDY: dict[str, Any] = YAML(typ="safe").load((REPOSITORY / "stability" / "dvc.yaml").read_text())["stages"]
+STUDY: dict[str, Any] = YAML(typ="safe").load((REPOSITORY / "stability" / "pipeline.yaml").read_text())["stages"]
 by_stage = pytest.mark.parametrize("stage", STAGES)
 
 # Parameters that change no result, so that no stage runs again for them.
@@ -45,6 +43,7 @@ IDLE_CODE = {
         "params",
         "runs/identity",
         "runs/environment",
+        "runs/experiment",
         "runs/figures",  # of tables on the screen
         "runs/journal",
         "runs/lock",
@@ -134,11 +133,31 @@ def test_a_stage_depends_on_the_code_that_it_runs(stage: str):
     assert not {file for file in used if not any(file == dep or file.startswith(f"{dep}/") for dep in deps)}
 
 
-def test_checkpoints_outlive_an_interrupted_stage():
-    """DVC removes what a stage makes before it runs again, unless that persists."""
-    outs = {name: settings for out in STAGES["train"]["outs"] for name, settings in out.items()}
-    assert set(outs) == {f"${{train.output_dir}}/{name}" for name in ("checkpoints", "last_checkpoint", "before.json")}
-    assert all(settings["persist"] for settings in outs.values())
+def outputs(stage: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The outputs of a stage with their settings, metrics too."""
+    listed = [{out: {}} if isinstance(out, str) else out for key in ("outs", "metrics") for out in stage.get(key, ())]
+    return {name: settings for out in listed for name, settings in out.items()}
+
+
+def test_every_output_is_cached_so_that_a_version_comes_back_whole():
+    """Raw data are the user's own folder, or gigabytes."""
+    for pipeline in (STAGES, STUDY):
+        for stage in pipeline.values():
+            uncached = {name for name, settings in outputs(stage).items() if not settings.get("cache", True)}
+            assert uncached <= {"${data.raw_dir}"}
+
+
+def test_what_a_stage_needs_to_continue_or_tells_mlflow_is_not_removed_nor_restored_from_the_run_cache():
+    """DVC removes what a stage makes before it runs again, or restores it and does not run it, unless that persists."""
+    for stage in ("train", "evaluate", "benchmark", "record"):
+        assert all(settings.get("persist") for settings in outputs(STAGES[stage]).values()), stage
+    assert outputs(STUDY["seed"])["${stability.output_dir}/seed_${item.seed}"] == {"persist": True}
+
+
+def test_metrics_are_few():
+    metrics = [name for pipeline in (STAGES, STUDY) for stage in pipeline.values() for name in stage.get("metrics", ())]
+    names = [next(iter(name)) if isinstance(name, dict) else name for name in metrics]
+    assert [Path(name).name for name in names] == ["scores.json", "speed.json", "scores.json"]
 
 
 @pytest.mark.parametrize("stage", ["evaluate", "predict", "benchmark"])
@@ -156,12 +175,6 @@ def test_a_seed_of_a_study_lists_what_training_and_evaluation_list():
     assert set(STUDY["seed"]["deps"]) == deps - drawing
 
 
-def test_checkpoints_of_seeds_outlive_an_interruption():
-    outs = {name: settings for out in STUDY["seed"]["outs"] for name, settings in out.items()}
-    assert len(outs) == 2
-    assert all(settings["persist"] for settings in outs.values())
-
-
 def test_a_summary_depends_on_the_code_that_computes_it():
     used = imports("components/studies/summary.py", set()) - IDLE_CODE
     used = {file for file in used if file.startswith("components/") and (REPOSITORY / file).stat().st_size}
@@ -175,58 +188,6 @@ def test_raw_data_is_never_deleted_nor_cached():
     assert STAGES["download"]["outs"] == [{"${data.raw_dir}": {"cache": False, "persist": True}}]
 
 
-def python(*words: str, where: Path) -> str:
-    """The output of a Python program, which must succeed."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(where),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
-    done = subprocess.run([sys.executable, *words], cwd=where, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def dvc(*words: str, where: Path) -> str:
-    """The output of a dvc command, which must succeed."""
-    return python("-m", "dvc", *words, where=where)
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """What a user has: a copy of the repository, without git, beside nothing."""
-    for name in ("components", "cuda_ops", "model", "pipelines", "recipes"):
-        shutil.copytree(
-            REPOSITORY / name, tmp_path / "repo" / name, ignore=shutil.ignore_patterns("__pycache__", "*.so")
-        )
-    for name in (
-        ".dvc/config",
-        ".dvc/.gitignore",
-        ".dvcignore",
-        ".gitignore",
-        "dvc.yaml",
-        "params.yaml",
-        "stability/dvc.yaml",
-    ):
-        (tmp_path / "repo" / name).parent.mkdir(exist_ok=True)
-        shutil.copy(REPOSITORY / name, tmp_path / "repo" / name)
-    return tmp_path / "repo"
-
-
-def set_values(tree: Path, **values: Any) -> None:
-    """Change parameters: section__key=value."""
-    yaml = YAML()
-    params = yaml.load((tree / "params.yaml").read_text())
-    for name, value in values.items():
-        *sections, key = name.split("__")
-        node = params
-        for section in sections:
-            node = node[section]
-        node[key] = value
-    with (tree / "params.yaml").open("w") as file:
-        yaml.dump(params, file)
-
-
 EDGES = {
     ("download", "prepare"),
     ("prepare", "train"),
@@ -235,13 +196,19 @@ EDGES = {
     ("train", "evaluate"),
     ("train", "predict"),
     ("train", "benchmark"),
+    ("train", "record"),
+    ("evaluate", "record"),
+    ("benchmark", "record"),
+}
+EDGES_OF_STUDY = {
     ("prepare", "stability/dvc.yaml:seed"),
     ("stability/dvc.yaml:seed", "stability/dvc.yaml:summary"),
 }
 
 
-# Three commands in one process, whose start takes longer than they do.
+# Several commands in one process, whose start takes longer than they do.
 IN_TURN = """
+import shutil
 import subprocess
 from dvc.cli import main
 
@@ -251,107 +218,20 @@ def run(*words):
 
 run("stage", "list")
 run("dag", "--dot", "--collapse-foreach-matrix")
+shutil.copy("stability/pipeline.yaml", "stability/dvc.yaml")
+run("dag", "--dot", "--collapse-foreach-matrix")
 subprocess.run(["git", "init", "--quiet"], check=True)
 run("stage", "list")
 """
 
 
 def test_dvc_reads_stages_and_their_edges_with_git_and_without(tree: Path):
-    without_git, dag, with_git, _ = python("-c", IN_TURN, where=tree).split("=" * 9)
+    """A study is known only once its pipeline was copied: stages that were never run would make `dvc checkout` fail."""
+    environment = {**os.environ, "PYTHONPATH": str(tree)}
+    done = subprocess.run([sys.executable, "-c", IN_TURN], cwd=tree, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    without_git, dag, dag_with_study, with_git, _ = done.stdout.split("=" * 9)
     assert [line.split()[0] for line in without_git.splitlines()] == list(STAGES)
     assert [line.split()[0] for line in with_git.splitlines() if line] == list(STAGES)
     assert set(re.findall(r'"(.+)" -> "(.+)";', dag)) == EDGES
-
-
-TINY = {
-    "data__shapes__train_images": 6,
-    "data__shapes__val_images": 2,
-    "data__workers": 0,
-    "train__max_iters": 4,
-    "train__batch_size": 2,
-    "train__lr_steps": [3],
-    "train__checkpoint_period": 2,
-    "evaluate__batch_size": 2,
-    "evaluate__drawn_images": 1,
-    "predict__images": 1,
-    "benchmark__batch_sizes": [1],
-    "benchmark__warmup": 0,
-    "benchmark__steps": 1,
-    "benchmark__torchvision": False,
-}
-
-
-def stages_run(tree: Path, *targets: str) -> list[str]:
-    """The stages that `dvc repro` found reason to run."""
-    output = dvc("repro", *targets, where=tree).splitlines()
-    return [line.split("'")[1] for line in output if line.startswith("Running stage")]
-
-
-@pytest.mark.slow
-def test_a_change_reruns_just_what_depends_on_it(tree: Path):
-    set_values(tree, **TINY)
-    assert sorted(stages_run(tree)) == sorted(STAGES)
-    assert stages_run(tree) == []
-    for changes, reruns in (
-        ({"data__workers": 1, "train__log_period": 1}, []),
-        ({"predict__score_threshold": 0.9}, ["predict"]),
-        ({"evaluate__drawn_images": 2}, ["evaluate"]),
-        ({"benchmark__steps": 2}, ["benchmark"]),
-        ({"train__base_lr": 0.001}, ["train", "evaluate", "predict", "benchmark"]),
-    ):
-        set_values(tree, **changes)
-        assert sorted(stages_run(tree)) == sorted(reruns), changes
-
-
-@pytest.mark.slow
-def test_an_interrupted_repro_continues_from_the_last_checkpoint(tree: Path):
-    set_values(tree, **TINY | {"train__max_iters": 2})
-    dvc("repro", "train", where=tree)
-    # As an interruption leaves it: checkpoints, but no entry in dvc.lock that says the stage is done.
-    (tree / "dvc.lock").unlink()
-    set_values(tree, train__max_iters=4)
-    assert "step 2" in next(
-        line for line in dvc("repro", "train", where=tree).splitlines() if "continuing from" in line
-    )
-
-
-@pytest.mark.slow
-def test_raw_data_outside_the_repository_stays_as_it_is(tree: Path):
-    set_values(tree, **TINY, data__raw_dir="../raw")
-    dvc("repro", "prepare", where=tree)
-    before = {path: path.stat().st_mtime_ns for path in sorted((tree.parent / "raw").rglob("*"))}
-    set_values(tree, data__source="custom", data__train_images="train", data__val_images="val")
-    set_values(tree, data__train_annotations="annotations/instances_train.json")
-    set_values(tree, data__val_annotations="annotations/instances_val.json")
-    assert "Running stage 'prepare'" in dvc("repro", "prepare", where=tree)
-    assert {path: path.stat().st_mtime_ns for path in sorted((tree.parent / "raw").rglob("*"))} == before
-
-
-@pytest.mark.slow
-def test_a_study_is_a_pipeline_of_its_own_and_another_seed_trains_alone(tree: Path):
-    set_values(tree, **TINY, stability__seeds=[1, 2])
-    study, seed = "stability/dvc.yaml", "stability/dvc.yaml:seed@{}"
-    assert stages_run(tree, study) == ["download", "prepare", seed.format(1), seed.format(2), f"{study}:summary"]
-    assert stages_run(tree, study) == []
-    set_values(tree, stability__seeds=[1, 2, 5], stability__parallel=3, evaluate__drawn_images=2)
-    assert stages_run(tree, study) == [seed.format(5), f"{study}:summary"]
-    report = json.loads((tree / "runs" / "shapes_demo_stability" / "stability.json").read_text())
-    assert report["seeds"] == [1, 2, 5]
-    set_values(tree, stability__seeds=[1, 5])
-    assert stages_run(tree, study) == [f"{study}:summary"]
-    assert sorted(stages_run(tree)) == sorted({*STAGES} - {"download", "prepare"}), "the main pipeline begins no study"
-    assert stages_run(tree, study) == [], "nor does it touch one"
-
-
-@pytest.mark.slow
-def test_an_interrupted_seed_continues_from_its_last_checkpoint(tree: Path):
-    """As an interruption leaves it: a checkpoint, but no evaluation, and no entry in dvc.lock that says the stage is done."""
-    set_values(tree, **TINY, stability__seeds=[1])
-    dvc("repro", "stability/dvc.yaml:seed@1", where=tree)
-    folder = tree / "runs" / "shapes_demo_stability"
-    (tree / "stability" / "dvc.lock").unlink()
-    (folder / "seed_1" / "evaluation.json").unlink()
-    (folder / "seed_1" / "last_checkpoint").write_text("checkpoints/step_0000002.pt\n")
-    (folder / "seed_1" / "checkpoints" / "step_0000004.pt").unlink()
-    dvc("repro", "stability/dvc.yaml:seed@1", where=tree)
-    assert "continuing from" in (folder / "seed_1.log").read_text()
+    assert set(re.findall(r'"(.+)" -> "(.+)";', dag_with_study)) == EDGES | EDGES_OF_STUDY

@@ -1,4 +1,4 @@
-"""Measurements of `maskrcnn benchmark`: those of the chosen modes, the figures for MLflow, and benchmark.json."""
+"""Measurements of `maskrcnn benchmark`: those of the chosen modes, the figures for MLflow, and the files."""
 
 import json
 from pathlib import Path
@@ -55,7 +55,18 @@ def _write(config: Config, report: dict[str, Any], figures: dict[str, float | No
     run_dir = config.train.output_dir
     path = run_dir / "benchmark.json"
     write_atomically(path, json.dumps(report, indent=2) + "\n")
+    write_atomically(run_dir / "speed.json", json.dumps(_shown(report), indent=2) + "\n")
     with open_tracker(config, run_dir=run_dir, metrics_csv=False) as tracker:
         tracker.log_metrics(figures, step=0)
         tracker.log_artifact(path)
     return path
+
+
+def _shown(report: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Content of speed.json, for DVC: our network's speed and memory, in the first case of each mode."""
+    shown: dict[str, dict[str, float]] = {}
+    for row in report.get("steps", {}).get("cases", []):
+        if row["model"] == "ours" and row["mode"] not in shown:
+            figures = {name: row[name] for name in ("images_per_s", "peak_memory_mib")}
+            shown[row["mode"]] = {name: value for name, value in figures.items() if value is not None}
+    return shown

@@ -8,7 +8,7 @@ from rich.table import Table
 from components.cli import terminal
 from components.config import Config
 from components.evaluation.detect import Results, detect
-from components.evaluation.files import evaluation_report, write_inference, write_plots
+from components.evaluation.files import evaluation_report, write_inference, write_plots, write_scores
 from components.evaluation.score import class_metrics, limits_that_bind, score, score_metrics
 from components.runs.figures import number
 from components.runs.lock import writing
@@ -62,6 +62,7 @@ def _finish(
     report = evaluation_report(evaluation, results, index, trained.name)
     report["train_data_hash"] = trained.loaded.data_hash
     write_atomically(run_dir / "evaluation.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_scores(run_dir, report)
     _track(config, trained, index, evaluation)
     _print(evaluation, run_dir, trained)
     if evaluation is not None:

@@ -1,5 +1,6 @@
-"""Output files of an evaluation: evaluation.json, inference/, plots/."""
+"""Output files of an evaluation: evaluation.json, scores.json, inference/, plots/."""
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,12 @@ from model.network.mask_rcnn import NAMES_OF_PROPOSALS
 from model.scoring.coco import CocoEvaluation
 from model.scoring.names import RESULT_TYPES, TITLES
 
+_SHOWN = {
+    "bbox": ("AP", "AP50", "AP75"),
+    "segm": ("AP", "AP50", "AP75"),
+    "proposals": ("AR100", "AR1000"),
+}
+
 
 def evaluation_report(
     evaluation: CocoEvaluation | None, results: Results, index: CocoIndex, checkpoint: str
@@ -40,6 +47,16 @@ def evaluation_report(
         "data_hash": index.data_hash,
         "commit": git_commit(),
     }
+
+
+def write_scores(run_dir: Path, report: dict[str, Any]) -> None:
+    """Write scores.json for DVC: the main scores of an evaluation.json, few enough for a line of `dvc metrics show`."""
+    scores = {
+        result_type: {name: report[result_type][name] for name in names if report[result_type][name] is not None}
+        for result_type, names in _SHOWN.items()
+        if report.get(result_type)
+    }
+    write_atomically(run_dir / "scores.json", json.dumps(scores, indent=2) + "\n")
 
 
 def write_inference(folder: Path, results: Results, evaluation: CocoEvaluation | None) -> None:

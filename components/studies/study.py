@@ -11,7 +11,7 @@ from components.studies.seed import seed_config
 from components.studies.seeds import find_finished, train_seeds
 from components.studies.summary import summarise
 from components.studies.tables import summary_metrics
-from components.tracking.tracker import open_tracker, send_rest
+from components.tracking.tracker import complete_records, open_tracker, send_rest
 
 
 def train_study(config: Config, seeds: Sequence[int]) -> None:
@@ -43,6 +43,7 @@ def summarise_study(config: Config) -> StabilityResult:
     send_rest(config, run_dir=study.output_dir)
     for one in configs:
         send_rest(one, run_dir=one.train.output_dir)
+    complete_records(study.output_dir)
     return result
 
 

@@ -15,7 +15,7 @@ from components.runs.identity import differences_beside_seed
 from components.runs.result import Result, read_result, require_final
 from components.studies.plot import plot_stability
 from components.studies.result import StabilityError, StabilityResult
-from components.studies.tables import csv_text, markdown_note, markdown_scores, report_of
+from components.studies.tables import csv_text, markdown_note, markdown_scores, report_of, shown_scores
 from model.files import write_atomically
 
 
@@ -25,7 +25,7 @@ def summarise(run_dirs: Sequence[Path], output_dir: Path) -> StabilityResult:
     Args:
         run_dirs: folders of finished runs, with config.yaml and evaluation.json. A single one gives no standard
             deviation.
-        output_dir: folder for stability.json, .csv, .md and .png; created if missing.
+        output_dir: folder for stability.json, .csv, .md, .png and scores.json; created if missing.
 
     Raises:
         ResultError: if a run is not finished, or its final checkpoint is not evaluated.
@@ -36,6 +36,7 @@ def summarise(run_dirs: Sequence[Path], output_dir: Path) -> StabilityResult:
     output_dir.mkdir(parents=True, exist_ok=True)
     report = _dated(results, output_dir / "stability.json")
     write_atomically(output_dir / "stability.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(output_dir / "scores.json", json.dumps(shown_scores(report), indent=2) + "\n")
     write_atomically(output_dir / "stability.csv", csv_text(report))
     write_atomically(output_dir / "stability.md", f"{markdown_scores(report)}\n\n{markdown_note(report)}\n")
     plot_stability(report, output_dir / "stability.png")

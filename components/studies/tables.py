@@ -128,6 +128,16 @@ def summary_metrics(report: dict[str, Any]) -> dict[str, float | None]:
     return metrics
 
 
+def shown_scores(report: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Content of scores.json, for DVC: AP over the seeds."""
+    shown = {}
+    for iou_type in iou_types(report):
+        score = report[iou_type]["AP"]
+        values = {"AP_mean": score["mean"], "AP_deviation": score["deviation"]}
+        shown[iou_type] = {name: value for name, value in values.items() if value is not None}
+    return shown
+
+
 def iou_types(report: dict[str, Any]) -> list[str]:
     """IoU types in a report: bbox, and segm if the network has masks."""
     return [iou_type for iou_type in IOU_TYPES if iou_type in report]

@@ -22,6 +22,7 @@ from components.runs.journal import Journal
 from components.tracking.monitor import SystemMonitor
 from components.tracking.outbox import RUN_FILE, Outbox, RunFile
 from components.tracking.server import MlflowServer, TrackingError, tracking_uri
+from model.files import write_atomically
 
 _log = logging.getLogger(__name__)
 
@@ -120,6 +121,15 @@ def send_rest(config: Config, *, run_dir: Path) -> None:
     is_known = file.parent_id == RunFile.read(run_dir.parent / RUN_FILE).run_id
     if config.tracking.enabled and file.uri and (file.waiting or not is_known):
         _open_outbox(config, Journal(run_dir / "log.jsonl"), {}).finish("FINISHED")
+
+
+def complete_records(run_dir: Path) -> list[Path]:
+    """Write an empty file for each record that a run does not have, since DVC requires every output of a stage."""
+    empty = {run_dir / "log.jsonl": "", run_dir / "system.jsonl": "", run_dir / RUN_FILE: "{}\n"}
+    for path, text in empty.items():
+        if not path.is_file():
+            write_atomically(path, text)
+    return list(empty)
 
 
 def _open_outbox(config: Config, journal: Journal, tags: Mapping[str, str]) -> "MlflowTracker":

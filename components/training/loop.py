@@ -39,7 +39,7 @@ from model.engine.checkpoint import mark_best, read_checkpoint, save_checkpoint
 from model.engine.compilation import compile_parts
 from model.engine.graphs import GraphCaptureError, graph_obstacle
 from model.engine.optim import make_optimizer
-from model.engine.pointers import last_checkpoint
+from model.engine.pointers import BEST, NO_BEST, last_checkpoint
 from model.engine.precision import LossScaler, set_float32_products
 from model.engine.steps import Step, set_determinism, train_steps
 from model.errors import UserError
@@ -92,6 +92,8 @@ class Training:
         if is_main():
             make_folder(self.run_dir)
             save_config(config, self.run_dir / "config.yaml")
+            if not (self.run_dir / BEST).is_file():  # DVC requires every output of a stage
+                write_atomically(self.run_dir / BEST, NO_BEST)
             here = {**environment(), "processes": world_size()}
             write_atomically(self.run_dir / "environment.json", json.dumps(here, indent=2) + "\n")
             if path is None:

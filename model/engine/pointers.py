@@ -6,6 +6,7 @@ from pathlib import Path
 from model.errors import UserError
 
 LAST, BEST = "last_checkpoint", "best_checkpoint"  # files in a run's folder: each holds the path of a checkpoint there
+NO_BEST = "\n"  # content of best_checkpoint in a run in which no checkpoint is marked as the best
 
 
 class CheckpointError(UserError):
@@ -21,7 +22,10 @@ def find_checkpoint(run_dir: Path, pointer: str) -> Path | None:
     pointer_path = run_dir / pointer
     if not pointer_path.is_file():
         return None
-    path = run_dir / pointer_path.read_text(encoding="utf-8", errors="replace").strip()
+    text = pointer_path.read_text(encoding="utf-8", errors="replace")
+    if pointer == BEST and text == NO_BEST:
+        return None
+    path = run_dir / text.strip()
     if not path.is_file():
         raise CheckpointError(
             f"{pointer_path}: must name a checkpoint of this run, got {path}, which does not exist; "

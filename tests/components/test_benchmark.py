@@ -246,6 +246,8 @@ def test_figures_reach_the_report_mlflow_and_the_terminal(
     assert ours["images_per_s"] == pytest.approx(1 / ours["step_s"]["median"])
     assert ours["ratio_to_torchvision"] is None
     assert ours["peak_memory_mib"] > 5
+    shown = {"train": {name: ours[name] for name in ("images_per_s", "peak_memory_mib")}}
+    assert json.loads((tmp_path / "run" / "speed.json").read_text()) == shown
     assert report["hardware"]["cores"] >= 1
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
         metrics = dict(database.execute("select key, value from latest_metrics").fetchall())

@@ -31,6 +31,8 @@ def test_report_has_the_promised_keys(evaluated: tuple[evaluate.EvaluateResult, 
         "bbox", "segm", "per_class", "images", "detections", "checkpoint", "data_hash", "commit", "train_data_hash",
     ]  # fmt: skip
     assert list(report["bbox"]) == list(report["segm"]) == list(SCORE_NAMES)
+    shown = {kind: {name: report[kind][name] for name in ("AP", "AP50", "AP75")} for kind in ("bbox", "segm")}
+    assert json.loads((result.run_dir / "scores.json").read_text()) == shown
     assert report["images"] == 4
     assert report["checkpoint"] == result.checkpoint == "checkpoints/step_0000007.pt"
 
@@ -72,6 +74,7 @@ def test_skip_eval_writes_predictions_and_no_score(
     evaluate.main(["--params", str(params), "--checkpoint", checkpoint, *overrides])
     report = json.loads((tmp_path / "evaluation.json").read_text())
     assert report["bbox"] is None
+    assert json.loads((tmp_path / "scores.json").read_text()) == {}
     assert report["detections"] == len(json.loads((tmp_path / "inference" / "bbox.json").read_text())) > 0
     assert not (tmp_path / "inference" / "coco_results.pth").exists()
     assert list((tmp_path / "plots" / "predictions").iterdir()) == []

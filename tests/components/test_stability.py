@@ -144,6 +144,8 @@ def test_a_study_leaves_what_it_promises(broken_then_mended: tuple[Config, str, 
     folder = config.stability.output_dir
     report = json.loads((folder / "stability.json").read_text())
     assert report["seeds"] == [1, 2]
+    shown = {"AP_mean": report["bbox"]["AP"]["mean"], "AP_deviation": report["bbox"]["AP"]["deviation"]}
+    assert json.loads((folder / "scores.json").read_text())["bbox"] == shown
     for seed, run_dir in run_dirs.items():
         evaluation = json.loads((run_dir / "evaluation.json").read_text())
         assert report["bbox"]["AP"]["values"][seed - 1] == evaluation["bbox"]["AP"]

@@ -39,6 +39,11 @@ def test_only_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path, "best_checkpoint") == tmp_path / "checkpoints/step_0000001.pt"
 
 
+def test_a_run_may_have_no_best_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "best_checkpoint").write_text("\n")
+    assert find_checkpoint(tmp_path, "best_checkpoint") is None
+
+
 def test_zero_keeps_all(tmp_path: Path) -> None:
     for step in range(1, 5):
         save(tmp_path, step)
