@@ -29,7 +29,10 @@ def run(config: Config) -> DownloadResult:
         DownloadError: if it cannot be fetched completely, the disk is too small, or a custom path does not exist.
         UserError: if raw_dir holds other data in place of the generated set.
     """
+    from components.datasets.shared import link_raw
+
     data = config.data
+    link_raw(data)
     if data.source == "shapes":
         from model.data.synthetic import write_shapes
 

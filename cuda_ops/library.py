@@ -52,8 +52,30 @@ def load(schemas: Sequence[str]) -> None:
 
 
 def find() -> Path | None:
-    """The library's file, where it was built."""
-    return next(iter(sorted(Path(__file__).parent.glob("_C*.so"))), None)
+    """The library's file, where it was built.
+
+    A DVC experiment may run in a clone of the user's tree, in which nothing was built. The tree's library then serves
+    if the sources are the same.
+    """
+    here = Path(__file__).resolve().parent
+    if found := _built_in(here):
+        return found
+    root = os.environ.get("DVC_ROOT")  # the tree: DVC sets it for the commands of its stages
+    clone = next((folder for folder in here.parents if (folder / ".dvc").is_dir()), None)
+    if not root or clone is None:
+        return None
+    theirs = Path(root) / here.relative_to(clone)
+    return _built_in(theirs) if _sources(theirs) == _sources(here) else None
+
+
+def _built_in(folder: Path) -> Path | None:
+    return next(iter(sorted(folder.glob("_C*.so"))), None)
+
+
+def _sources(folder: Path) -> dict[Path, bytes]:
+    """The content of each file of csrc/."""
+    files = [path for path in (folder / "csrc").rglob("*") if path.is_file()]
+    return {path.relative_to(folder): path.read_bytes() for path in files}
 
 
 def fault(path: Path, schemas: Sequence[str]) -> str | None:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 
 from components.config import TrackingConfig
+from components.runs.experiment import in_working_tree
 from components.runs.journal import Entry
 from model.errors import UserError
 
@@ -34,7 +35,7 @@ class MlflowServer:
 
     def __init__(self, uri: str, experiment: str, run_name: str) -> None:
         self.uri = without_password(uri)
-        self._full_uri = uri
+        self._full_uri = _in_working_tree(uri)
         self._experiment = experiment
         self._run_name = run_name
         self._client: MlflowClient
@@ -197,6 +198,12 @@ def _locked(uri: str) -> Iterator[None]:
 def tracking_uri(tracking: TrackingConfig) -> str:
     """URI of MLflow: MLFLOW_TRACKING_URI if set, else tracking.uri."""
     return os.environ.get("MLFLOW_TRACKING_URI") or tracking.uri
+
+
+def _in_working_tree(uri: str) -> str:
+    """The URI of a local database that outlasts a DVC experiment: a relative path starts in the user's tree."""
+    path = uri.removeprefix(_SQLITE)
+    return uri if path == uri else f"{_SQLITE}{in_working_tree(Path(path))}"
 
 
 def make_client(uri: str) -> "MlflowClient":

@@ -65,6 +65,12 @@ def write_shapes(config: ShapesConfig, root: Path, workers: int = 0) -> bool:
     return True
 
 
+def holds_other_shapes(config: ShapesConfig, root: Path) -> bool:
+    """True if root holds a generated data set of another configuration, which `write_shapes` would replace."""
+    marker = root / MARKER
+    return marker.is_file() and json.loads(marker.read_text())["config"] != config.model_dump(mode="json")
+
+
 def _annotations(root: Path, split: Split) -> Path:
     return root / "annotations" / f"instances_{split}.json"
 
