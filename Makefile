@@ -31,6 +31,8 @@ endif
 endif
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 OF_CUDA := torch==|torchvision==|triton==|cuda-|nvidia-(cu|nccl|nv)
+# Changes of other files do not make the commit of an image dirty; see components/runs/environment.py.
+CODE := ':(top)*.py' ':(top)*.cpp' ':(top)*.cu' ':(top)*.h'
 PORT ?= 5000
 DOCKER ?= docker
 IMAGE ?= maskrcnn:dev
@@ -147,7 +149,8 @@ image image-cpu:
 	  echo "error: $(DOCKER) cannot reach its daemon; start it, and see that you may use it: $(DOCKER) info"; exit 1; }
 	$(DOCKER) build --build-arg VARIANT=$(VARIANT) \
 	  $(foreach base,NGC_IMAGE PYTHON_IMAGE,$(if $($(base)),--build-arg $(base)=$($(base)))) \
-	  --build-arg COMMIT="$$(git describe --always --dirty --abbrev=40 --exclude='*' 2> /dev/null)" \
+	  --build-arg COMMIT="$$(git rev-parse --verify HEAD 2> /dev/null)$$( \
+	    git diff --name-only HEAD -- $(CODE) 2> /dev/null | sed 's/.*/-dirty/;q')" \
 	  --tag $(IMAGE) .
 
 COMPILE = $(BIN)/uv pip compile setup.py --universal --python-version 3.11 --generate-hashes --no-annotate \

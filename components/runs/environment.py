@@ -11,14 +11,21 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+# Tracked files that are code. `maskrcnn recipe` and DVC write others, and a run keeps its parameters itself.
+_CODE = tuple(f":(top)*.{suffix}" for suffix in ("py", "cpp", "cu", "h"))
+
 
 def git_commit() -> str | None:
-    """The commit of the current directory, `-dirty` if tracked files differ; outside git the image's, or None."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    """The commit of the current directory, `-dirty` if tracked code differs; outside git the image's, or None."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        commit = _git("rev-parse", "--verify", "HEAD")
+        return f"{commit}-dirty" if _git("diff", "--name-only", "HEAD", "--", *_CODE) else commit
     except (OSError, subprocess.CalledProcessError):  # no git, no repository, or no commit in it
         return os.environ.get("MASKRCNN_COMMIT") or None  # set by the Dockerfile
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def hardware() -> dict[str, str | int]:
@@ -59,6 +66,7 @@ def run_tags() -> dict[str, str]:
     if described is not None:
         tags["dirty"] = str(described.endswith("-dirty")).lower()
     tags["dvc.lock_md5"] = _md5(Path("dvc.lock"))  # the state of DVC's outputs at this time
+    tags["dvc.exp_name"] = os.environ.get("DVC_EXP_NAME", "")  # `dvc exp show` lists it
     tags |= {f"hardware.{name}": str(value) for name, value in hardware().items()}
     tags |= {f"version.{name}": value for name, value in versions().items()}
     return {name: value for name, value in tags.items() if value}
