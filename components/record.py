@@ -25,14 +25,17 @@ def run(config: Config) -> RecordResult:
 
     Raises:
         UserError: if train.output_dir holds no run.
+        RunInUseError: if another stage writes into the run's folder.
     """
     run_dir = config.train.output_dir
     if not (run_dir / "log.jsonl").is_file():
         raise UserError(f"{run_dir}: must hold a run, but has no log.jsonl, which `maskrcnn train` writes")
+    from components.runs.lock import writing
     from components.tracking.tracker import complete_records, send_rest
 
-    send_rest(config, run_dir=run_dir)
-    return RecordResult(complete_records(run_dir))
+    with writing(run_dir, "record"):
+        send_rest(config, run_dir=run_dir)
+        return RecordResult(complete_records(run_dir))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
