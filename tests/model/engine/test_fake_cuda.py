@@ -121,6 +121,7 @@ def test_plain_torch_in_place_of_the_compiled_operators_never_waits_either(
     model, batch = on_meta(tiny_config()), shapes_batch(images=2)
     with fake_gpu() as gpu, library.backend("reference"):
         assert len(list(train(gpu, model, [batch]))) == 2
+    assert gpu.questions == 0
 
 
 def test_deterministic_steps_never_wait(
@@ -134,6 +135,7 @@ def test_deterministic_steps_never_wait(
             assert len(list(train(gpu, model, [batch]))) == 2
     finally:
         torch.use_deterministic_algorithms(False)
+    assert gpu.questions == 0
 
 
 VIEWS = {
