@@ -117,6 +117,7 @@ def _require_usable(data: DataConfig, files: dict[Split, CocoFile]) -> None:
     lines = (
         [f"unusable records: {len(errors)}", *map(str, errors[:_SHOWN_PROBLEMS])]
         + ([f"… and {rest} more"] if rest > 0 else [])
+        + [f"warning: {count} × {kind}" for kind, count in count_kinds(findings, "warning").items()]
         + [f"All are in {path}. Fix them, or drop and count them with data.on_invalid=skip."]
     )
     raise AnnotationError("\n".join(lines))

@@ -205,6 +205,7 @@ def test_an_image_is_empty_if_it_never_had_an_annotation(custom: Custom):
 
 def test_the_first_ten_offenders_are_listed_and_a_file_has_all_until_they_are_fixed(custom: Custom):
     custom.train["annotations"] = [annotation(1, i, bbox=[0, 0, 0, 0]) for i in range(13)]
+    custom.train["annotations"] += [annotation(2, 13, bbox=[20, 2, 4, 4])]
     with pytest.raises(AnnotationError) as error:
         custom.prepare()
     lines = str(error.value).splitlines()
@@ -212,10 +213,12 @@ def test_the_first_ten_offenders_are_listed_and_a_file_has_all_until_they_are_fi
     assert ["annotation 9 of" in line for line in lines].index(True) == 10
     assert lines[11] == "… and 3 more"
     path = custom.data().prepared_dir.with_name("prepared.problems.csv")
-    assert lines[12].startswith(f"All are in {path}.")
+    assert lines[12] == "warning: 1 × bbox not around its segmentation"
+    assert lines[13].startswith(f"All are in {path}.")
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["severity"], row["kind"]) for row in rows] == [("error", "box without area")] * 13
+    assert [(row["severity"], row["kind"]) for row in rows[:13]] == [("error", "box without area")] * 13
+    assert [row["severity"] for row in rows[13:]] == ["warning"]
     assert rows[12]["where"].endswith("annotation 12 of image 1")
     custom.train["annotations"] = [annotation(1, 1)]
     custom.prepare()
@@ -307,6 +310,37 @@ def test_boxes_that_the_frame_cuts_are_counted(custom: Custom):
     result = custom.prepare()
     assert result.splits["train"].clipped_boxes == 1
     assert CocoIndex.open(result.prepared_dir, "train").instances(0).boxes.tolist() == [[20, 2, 24, 12]]
+
+
+def test_sizes_come_from_the_files_and_names_are_drawn_as_they_are_and_a_test_set_may_be_empty(custom: Custom):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((24, 16, 3), dtype=np.uint8)).save(custom.root / "images_train" / "1.jpg", exif=exif)
+    for image in custom.train["images"]:
+        image |= {"height": None, "width": None}
+    for split, tree in custom.trees.items():
+        tree["categories"] = [{"id": 7, "name": "$x_$ [/b]"}]
+        tree["annotations"] = tree["annotations"] if split == "train" else []
+    result = custom.prepare()
+    index = CocoIndex.open(result.prepared_dir, "train")
+    assert index.sizes.tolist() == [[16, 24]] * 3
+    train, val = result.splits["train"], result.splits["val"]
+    assert (train.repaired, train.warnings, val.warnings) == ({"no size": 3}, {}, {"no instances": 1})
+
+
+def test_training_data_without_an_instance_are_refused_before_images_are_opened(custom: Custom):
+    for entry in custom.train["annotations"]:
+        entry["segmentation"] = []
+    missing(custom)
+    with pytest.raises(
+        AnnotationError, match=r"got none in 3 images, 3 records dropped \(no segmentation\)\. The first: "
+    ):
+        custom.prepare(on_invalid="skip")
+    with pytest.raises(AnnotationError, match="unusable records: 3\n"):
+        custom.prepare()
+    custom.train["annotations"] = []
+    with pytest.raises(AnnotationError, match=r"got none in 3 images\. Add annotations, or raise data\.train_limit"):
+        custom.prepare()
 
 
 def test_a_failed_run_leaves_the_last_good_one(custom: Custom):

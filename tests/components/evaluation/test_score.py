@@ -5,9 +5,10 @@ from typing import Any
 from components import evaluate
 from components.config import Config
 from components.evaluation.detect import Results
-from components.evaluation.score import evaluate_model, limits_that_bind
+from components.evaluation.score import class_metrics, evaluate_model, limits_that_bind
 from components.runs.trained import load_trained
 from model.scoring.backends import index_dataset
+from model.scoring.coco import CocoEvaluation, Scores
 
 
 def test_limits_of_detections_that_keep_ap_low_are_named() -> None:
@@ -32,3 +33,12 @@ def test_model_in_training_scores_the_same_and_stays_in_training(
     evaluation = evaluate_model(model, trained_run)
     assert evaluation.segm == evaluated[1]["segm"]
     assert model.training
+
+
+def test_classes_that_differ_in_a_sign_keep_metrics_of_their_own() -> None:
+    per_class: dict[str, Scores] = {"bolt [m4]": {"bbox": 0.1}, "bolt (m4)": {"bbox": 0.2}, "bolt": {"bbox": 0.3}}
+    assert class_metrics(CocoEvaluation({}, per_class, {}, 1, 1)) == {
+        "class_ap/bbox/bolt _m4_": 0.1,
+        "class_ap/bbox/bolt _m4_ 2": 0.2,
+        "class_ap/bbox/bolt": 0.3,
+    }
