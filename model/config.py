@@ -12,6 +12,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    FiniteFloat,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -75,6 +76,12 @@ class DataConfig(Section):
     # A record that cannot be used is an error. With on_invalid=skip it is dropped and counted; with on_invalid=mend it
     # is repaired if that is safe, and else dropped.
     on_invalid: Literal["error", "skip", "mend"] = "error"
+    # EXIF orientation of photos. auto: applied where the annotated size says so; where the size does not tell (half
+    # turns, mirrored and square images), as for most images of the split. apply, ignore: for all images.
+    exif: Literal["auto", "apply", "ignore"] = "auto"
+    # Values that become 0 and 255 in 16-bit, 32-bit and float images, such as [0, 4095] for 12 bits or [0, 1]. Empty:
+    # 0 to 65535 for integers, 0 to 255 for floats. It belongs to the weights: predictions use the same.
+    pixel_range: Annotated[tuple[FiniteFloat, ...], Field(max_length=2)] = ()
     train_limit: NonNegativeInt = 0  # number of images of the split to use, lowest ids first; 0: all
     val_limit: NonNegativeInt = 0
     # Train also on images without any annotation, as pure background. Images with crowds alone, and those whose
@@ -97,6 +104,8 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _buckets_hold_every_image(self) -> "DataConfig":
+        if self.pixel_range and (len(self.pixel_range) != 2 or self.pixel_range[0] >= self.pixel_range[1]):
+            raise ValueError(f"pixel_range must be empty or two ascending values, got {list(self.pixel_range)}")
         if not self.min_sizes_px:
             raise ValueError("min_sizes_px must list at least one size, got none")
         for side in [side for bucket in self.buckets for side in bucket]:

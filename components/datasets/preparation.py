@@ -14,6 +14,7 @@ from rich.progress import track
 
 from components.datasets.raw import PROBLEMS, REPORT, require_replaceable
 from components.datasets.report import SplitReport, draw_report, split_report
+from components.datasets.whole_set import check_whole_set
 from model.config import DataConfig
 from model.data.annotations import AnnotationError, CocoFile, read_coco
 from model.data.findings import Finding, count_kinds, write_findings
@@ -46,6 +47,7 @@ def prepare(data: DataConfig, *, masks: bool = True) -> dict[str, SplitReport]:
     _require_same_categories(files["train"], files["val"])
     _require_instances(data, files)  # before minutes of decoding
     checked = {split: _check_images(data, split, files[split]) for split in SPLITS}
+    check_whole_set(data, files, {split: checked[split].facts for split in SPLITS})
     _require_usable(data, files)
     _require_instances(data, files)
     _warn_of_no_instances(files["val"])
@@ -68,16 +70,16 @@ def _read(data: DataConfig, split: Split, *, masks: bool) -> CocoFile:
         {"train": data.train_limit, "val": data.val_limit}[split],
         masks=masks,
         repairs=data.on_invalid == "mend",
-        size_of=lambda file_name: _displayed_size(data.raw_dir / paths.images / file_name),
+        size_of=lambda file_name: _size_of(data.raw_dir / paths.images / file_name, data),
     )
 
 
-def _displayed_size(path: Path) -> tuple[int, int] | None:
-    """(height, width) of an image file after applying its EXIF orientation; None if it cannot be read."""
+def _size_of(path: Path, data: DataConfig) -> tuple[int, int] | None:
+    """(height, width) of an image file as displayed, or with data.exif=ignore as stored; None if it cannot be read."""
     try:
         with Image.open(path) as image:
             is_turned = image.getexif().get(ExifTags.Base.Orientation) in EXIF_QUARTER_TURNS
-            return image.size if is_turned else image.size[::-1]
+            return image.size if is_turned and data.exif != "ignore" else image.size[::-1]
     except UNREADABLE:
         return None
 
@@ -85,7 +87,7 @@ def _displayed_size(path: Path) -> tuple[int, int] | None:
 def _check_images(data: DataConfig, split: Split, coco: CocoFile) -> CheckedSplit:
     folder, records = data.raw_dir / split_paths(data, split).images, list(coco.images.values())
     facts: dict[int, ImageFacts] = {}
-    results = measure_images(folder, records, threads=max(data.workers, 1))
+    results = measure_images(folder, records, data)
     for record, result in zip(records, track(results, f"checking {split}", total=len(records)), strict=True):
         where = f"{coco.path}: image {record.id}"
         if isinstance(result, Finding):
@@ -93,6 +95,7 @@ def _check_images(data: DataConfig, split: Split, coco: CocoFile) -> CheckedSpli
         else:
             coco.findings += [replace(finding, where=where) for finding in result.findings]
             facts[record.id] = result
+            coco.images[record.id] = replace(record, file_name=result.file_name)
     return CheckedSplit(coco, facts)
 
 
@@ -160,6 +163,7 @@ def _write_split(folder: Path, data: DataConfig, split: Split, checked: CheckedS
     digest = hashlib.sha256(text.encode())
     for image_id in coco.images:
         digest.update(checked.facts[image_id].sha256.encode())
+        digest.update(_decoding(data, checked.facts[image_id]))
     write_index(
         folder / split,
         [
@@ -169,8 +173,15 @@ def _write_split(folder: Path, data: DataConfig, split: Split, checked: CheckedS
         categories=coco.categories,
         data_hash=digest.hexdigest(),
         location=images_location(data.raw_dir, split_paths(data, split).images, data.prepared_dir),
+        pixel_range=data.pixel_range,
     )
     return split_report(coco, digest.hexdigest())
+
+
+def _decoding(data: DataConfig, facts: ImageFacts) -> bytes:
+    """Description of how an image is decoded; empty unless settings or other images decide it."""
+    exif = "" if facts.apply_exif == (facts.rotation != "stored") else f"exif {facts.apply_exif}"
+    return (exif + (str(data.pixel_range) if data.pixel_range and facts.values else "")).encode()
 
 
 def _ground_truth(coco: CocoFile) -> dict[str, Any]:

@@ -67,8 +67,9 @@ def limits_that_bind(ground_truth: COCO, results: Results, max_detections: int, 
         )
     if max(of_class, found) > max_detections:
         sentences.append(
-            f"an image has {of_class} objects and {found} detections of one class, but only the surest {max_detections} "
-            f"count in AP; raise evaluate.max_detections, or leave it at {COCO_MAX_DETECTIONS} to compare with published AP"
+            f"an image has {of_class} objects and {found} detections of one class, but only the surest "
+            f"{max_detections} count in AP; raise evaluate.max_detections, or leave it at {COCO_MAX_DETECTIONS} to "
+            "compare with published AP"
         )
     return sentences
 

@@ -14,6 +14,7 @@ from components.inference.images import Source
 from components.runs.lock import writing
 from components.runs.trained import Trained, load_trained, open_split
 from components.tracking.tracker import open_tracker
+from model.data.file_kinds import why_path_unreadable
 from model.data.index import spread
 from model.data.transforms import UNREADABLE, Pixels, read_image
 from model.files import write_atomically
@@ -68,30 +69,32 @@ def _val_images(trained: Trained, count: int) -> list[Source]:
 def _predict(
     trained: Trained, config: Config, sources: Sequence[Source], folder: Path, unreadable: Unreadable
 ) -> Entries:
-    images = _read(sources, unreadable)
     settings = config.predict
     folder.mkdir(parents=True, exist_ok=True)
     predictor = Predictor.of(trained.loaded)
+    images = _read(sources, unreadable, predictor.pixel_range)
     found = predictor.objects(images, batch_size=settings.batch_size, score_threshold=settings.score_threshold)
-    entries = {i: _describe(sources[i], objects, predictor.class_names, folder) for i, objects in found}
+    entries = {i: _describe(sources[i], objects, predictor, folder) for i, objects in found}
     return [entries[i] for i in sorted(entries)]
 
 
-def _read(sources: Sequence[Source], unreadable: Unreadable) -> Iterator[tuple[int, Pixels]]:
+def _read(
+    sources: Sequence[Source], unreadable: Unreadable, pixel_range: Sequence[float]
+) -> Iterator[tuple[int, Pixels]]:
     """Yield the index of each source with its decoded image."""
     for i, source in enumerate(track(sources, "predicting", transient=True)):
         try:
-            yield i, read_image(source.path, apply_exif=source.apply_exif)
+            yield i, read_image(source.path, apply_exif=source.apply_exif, pixel_range=pixel_range)
         except UNREADABLE as error:
-            unreadable.append({"file": str(source.path), "reason": str(error)})
+            unreadable.append({"file": str(source.path), "reason": why_path_unreadable(source.path, error)})
 
 
-def _describe(source: Source, objects: list[Object], class_names: Sequence[str], folder: Path) -> dict[str, Any]:
+def _describe(source: Source, objects: list[Object], predictor: Predictor, folder: Path) -> dict[str, Any]:
     """Draw an image's objects; return its entry of predictions.json."""
     target = folder / source.drawing
     target.parent.mkdir(parents=True, exist_ok=True)
-    pixels = read_image(source.path, apply_exif=source.apply_exif)
-    drawing = draw_objects(pixels, objects, class_names)
+    pixels = read_image(source.path, apply_exif=source.apply_exif, pixel_range=predictor.pixel_range)
+    drawing = draw_objects(pixels, objects, predictor.class_names)
     drawing.save(target, quality=92)
     return {
         "file": str(source.path),

@@ -55,4 +55,5 @@ def open_split(trained: Trained, split: str) -> CocoIndex:
             f"(ids {known[:5]}…), got {len(found)} (ids {found[:5]}…); set data.prepared_dir to that data set"
         )
     index.require_masks(trained.config.model.task)
+    index.require_pixel_range(trained.config.data.pixel_range)
     return index

@@ -11,6 +11,7 @@ Each image becomes {"size": [height, width], "detections": [objects as in model/
 
 import base64
 import binascii
+from collections.abc import Sequence
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -21,6 +22,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from pandas import DataFrame
 
+from model.data.file_kinds import why_unreadable
 from model.data.transforms import UNREADABLE, Pixels, read_image
 from model.distributed import pick_device
 from model.errors import UserError
@@ -46,7 +48,7 @@ class Detector(PythonModel):
             MlflowException: if an input is not an image; a server answers 400 then.
         """
         settings = params or {}
-        images = [_decode(i, file) for i, file in enumerate(model_input.iloc[:, 0])]
+        images = [_decode(i, file, self._predictor.pixel_range) for i, file in enumerate(model_input.iloc[:, 0])]
         try:
             found = dict(
                 self._predictor.objects(
@@ -60,16 +62,17 @@ class Detector(PythonModel):
         return [{"size": list(pixels.shape[:2]), "detections": found[i]} for i, pixels in enumerate(images)]
 
 
-def _decode(i: int, file: bytes | str) -> Pixels:
+def _decode(i: int, file: bytes | str, pixel_range: Sequence[float]) -> Pixels:
     content = file.encode() if isinstance(file, str) else file
     # MLflow passes bytes or base64; no image file consists only of base64's characters.
     with suppress(binascii.Error):
         content = base64.b64decode(content.strip(), validate=True)
     try:
-        return read_image(BytesIO(content))
+        return read_image(BytesIO(content), pixel_range=pixel_range)
     except UNREADABLE as error:
         raise MlflowException.invalid_parameter_value(
-            f"image {i}: must be the bytes of an image file, or their base64, but cannot be decoded: {error}"
+            f"image {i}: must be the bytes of an image file, or their base64, but cannot be decoded: "
+            f"{why_unreadable(content, error)}"
         ) from error
 
 

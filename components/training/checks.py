@@ -31,6 +31,7 @@ def check_learnable(config: Config, index: CocoIndex) -> None:
             "add annotations"
         )
     index.require_masks(model.task)
+    index.require_pixel_range(config.data.pixel_range)
 
 
 def check_divisible(config: Config) -> None:

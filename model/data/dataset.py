@@ -57,7 +57,7 @@ def read_indexed(index: CocoIndex, i: int) -> Pixels:
     """
     path = index.image_path(i)
     try:
-        pixels = read_image(path, apply_exif=bool(index.apply_exif[i]))
+        pixels = read_image(path, apply_exif=bool(index.apply_exif[i]), pixel_range=index.pixel_range)
     except UNREADABLE as error:
         raise UserError(_why_unreadable(path, error)) from error
     if pixels.shape[:2] != index.size(i):

@@ -60,6 +60,7 @@ class CocoIndex:
         is_empty: [n] bool, True if the image has no annotation at all, not even one that could not be used.
         has_masks: True if each instance has a mask, also the crowds, whose outlines are not in the index.
         class_names, category_ids: name and COCO id of label k at index k - 1.
+        pixel_range: data.pixel_range, as images were checked with.
         data_hash: hash of annotations and image files, independent of their location.
         ground_truth_path: clean COCO JSON of the same images.
     """
@@ -94,6 +95,7 @@ class CocoIndex:
         ordinary = np.concatenate([[0], np.cumsum(~self._arrays["is_crowd"])])
         # Folders of older versions do not have the array.
         self.is_empty = self._arrays.get("is_empty", np.diff(self._arrays["image_offsets"]) == 0)
+        self.pixel_range = tuple(meta.get("pixel_range", ()))
         self.has_masks: bool = meta.get("has_masks", True)  # always so in folders of older versions
         self.has_instances = np.diff(ordinary[self._arrays["image_offsets"]]) > 0
 
@@ -117,6 +119,19 @@ class CocoIndex:
                 f"{self._prepared_dir / self._split}: model.task=mask needs a mask for each instance, but some have a "
                 "box alone, prepared with model.task=box or proposals. Set model.task to box or proposals, or add "
                 "segmentations and run `maskrcnn prepare model.task=mask`."
+            )
+
+    def require_pixel_range(self, pixel_range: Sequence[float]) -> None:
+        """Refuse to decode images otherwise than they were checked.
+
+        Raises:
+            UserError: if the split was prepared with another data.pixel_range.
+        """
+        if tuple(pixel_range) != self.pixel_range:
+            wanted, got = (", ".join(f"{value:g}" for value in values) for values in (pixel_range, self.pixel_range))
+            raise UserError(
+                f"{self._prepared_dir / self._split}: must be prepared with data.pixel_range [{wanted}], got "
+                f"[{got}]; run `maskrcnn prepare` with the same value, which belongs to the weights"
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -163,12 +178,14 @@ def write_index(
     categories: dict[int, str],
     data_hash: str,
     location: dict[str, str],
+    pixel_range: Sequence[float] = (),
 ) -> None:
     """Write a split's arrays and meta.json into a new folder.
 
     Args:
         categories: id → name, in label order.
         location: the return value of `images_location`.
+        pixel_range: data.pixel_range.
     """
     arrays = _image_arrays(images) | _instance_arrays(
         [x for image in images for x in image.instances], list(categories)
@@ -182,6 +199,7 @@ def write_index(
         "class_names": list(categories.values()),
         "data_hash": data_hash,
         "has_masks": all(instance.has_mask for image in images for instance in image.instances),
+        "pixel_range": list(pixel_range),
         **location,
     }
     (folder / _META).write_text(json.dumps(meta, indent=1, ensure_ascii=False), encoding="utf-8")

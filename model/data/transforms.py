@@ -4,6 +4,7 @@ Images are [h, w, 3] uint8 RGB; boxes [n, 4] float32 (x1, y1, x2, y2); outlines 
 (height, width). Training, evaluation and prediction all decode and resize here, so they see the same pixels.
 """
 
+from collections.abc import Sequence
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -25,15 +26,16 @@ UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  #
 _UPRIGHT = 1
 
 
-def read_image(source: Path | BytesIO, *, apply_exif: bool = True) -> Pixels:
+def read_image(source: Path | BytesIO, *, apply_exif: bool = True, pixel_range: Sequence[float] = ()) -> Pixels:
     """Decode any image that Pillow reads; ordinary JPEGs with libjpeg-turbo directly: the same bits in less time.
 
     Args:
         source: path or content of an image file.
         apply_exif: apply the EXIF orientation.
+        pixel_range: data.pixel_range.
 
     Returns:
-        [h, w, 3] uint8 RGB. 16-bit values keep their upper byte; transparency is dropped.
+        [h, w, 3] uint8 RGB; transparency is dropped.
 
     Raises:
         OSError: if the file is missing, truncated or not an image. Some damage raises another of `UNREADABLE`.
@@ -46,7 +48,7 @@ def read_image(source: Path | BytesIO, *, apply_exif: bool = True) -> Pixels:
                 return simplejpeg.decode_jpeg(encoded, "RGB")
         image.load()
         turned = ImageOps.exif_transpose(image) if apply_exif else image
-        return to_rgb(turned)
+        return to_rgb(turned, pixel_range)
 
 
 def _is_ordinary_jpeg(image: Image.Image) -> bool:
@@ -57,12 +59,27 @@ def _is_turned(image: Image.Image) -> bool:
     return image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT) != _UPRIGHT
 
 
-def to_rgb(image: Image.Image) -> Pixels:
-    """Convert a decoded image of any mode to [h, w, 3] uint8 RGB."""
-    if image.mode.startswith("I"):  # 16-bit gray, which Pillow's conversion would clip at 255
+def to_rgb(image: Image.Image, pixel_range: Sequence[float] = ()) -> Pixels:
+    """Convert a decoded image of any mode to [h, w, 3] uint8 RGB.
+
+    Args:
+        pixel_range: values of a deep image that become 0 and 255; by default 16-bit values keep their upper byte, and
+            floats are cut to 0 … 255.
+    """
+    if is_deep(image) and pixel_range:
+        low, high = pixel_range
+        fractions = (np.asarray(image, dtype=np.float64) - low) / (high - low)
+        gray = (255 * np.clip(np.nan_to_num(fractions), 0, 1)).round()
+    elif image.mode.startswith("I"):  # Pillow's conversion would clip it at 255
         gray = np.clip(np.asarray(image), 0, 65535) >> 8
-        return np.repeat(gray.astype(np.uint8)[..., None], 3, axis=2)
-    return np.array(image.convert("RGB"))
+    else:
+        return np.array(image.convert("RGB"))
+    return np.repeat(gray.astype(np.uint8)[..., None], 3, axis=2)
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Tell if the image has values of more than 8 bits, integers or floats, which Pillow reads as gray."""
+    return image.mode.startswith("I") or image.mode == "F"
 
 
 def resized_size(size: Size, min_size_px: int, max_size_px: int) -> Size:

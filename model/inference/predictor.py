@@ -57,6 +57,11 @@ class Predictor:
         return cls.of(load_model(checkpoint, device))
 
     @property
+    def pixel_range(self) -> tuple[float, ...]:
+        """data.pixel_range of the training, for `read_image`."""
+        return self._data.pixel_range
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """Class names of labels 1, 2, …; proposals have a single class."""
         return NAMES_OF_PROPOSALS if self._model.task == "proposals" else self._class_names

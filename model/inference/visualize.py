@@ -72,7 +72,7 @@ def draw_objects(
     draw = ImageDraw.Draw(canvas)
     for one in surest_first[::-1]:
         draw.rectangle((one["bbox"] * factors).tolist(), outline=class_color(one["label"]), width=style.line)
-    taken: list[Corners] = []  # of the labels drawn so far
+    taken: list[Corners] = []  # labels drawn so far
     for one in surest_first:
         name = " ".join(class_names[one["label"] - 1].split())
         text = _shortened(f"{name} {one['score']:.2f}" if "score" in one else name, style)

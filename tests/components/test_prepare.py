@@ -17,11 +17,12 @@ from components.datasets.report import split_report
 from components.prepare import PrepareResult, _summary, main, run
 from model.config import DataConfig, ShapesConfig
 from model.data.annotations import AnnotationError, CocoFile
-from model.data.dataset import CocoDataset
+from model.data.dataset import CocoDataset, read_indexed
 from model.data.findings import Finding
 from model.data.index import CocoIndex
 from model.data.loader import train_loader
 from model.data.synthetic import write_shapes
+from model.errors import UserError
 
 CATEGORIES = [{"id": 7, "name": "猫"}, {"id": 2, "name": "dog"}]
 
@@ -303,6 +304,33 @@ def test_images_of_every_kind_come_out_as_annotated(custom: Custom):
         assert index.image_path(i).name == name
         assert image.shape[0] / image.shape[1] == pytest.approx(16 / 24, abs=0.01)
         assert np.abs(image.astype(int) - 100).max() <= 3
+
+
+def test_images_are_decoded_as_they_were_checked(custom: Custom):
+    folder, values = custom.root / "images_train", np.linspace(0, 4095, 16 * 24, dtype=np.uint16).reshape(16, 24)
+    Image.fromarray(values).save(folder / "deep.tif")
+    exif = Image.Exif()
+    for name, orientation in (("2.jpg", 6), ("3.jpg", 3)):
+        exif[0x0112] = orientation
+        with Image.open(folder / name) as image:
+            image.save(folder / name, exif=exif)
+    custom.train["images"][0]["file_name"] = "images\\DEEP.tif"
+    black = custom.prepare(on_invalid="mend")
+    report, index = black.splits["train"], CocoIndex.open(black.prepared_dir, "train")
+    assert (report.repaired, report.warnings) == ({"file name": 1}, {"pixel range": 1, "EXIF rotation": 1})
+    assert index.image_path(0) == folder / "deep.tif"
+    assert index.apply_exif.tolist() == [True, False, False]
+    assert read_indexed(index, 0).max() == 15
+    with Image.open(folder / "3.jpg") as stored:
+        assert np.abs(read_indexed(index, 2).astype(int) - np.asarray(stored)).mean() < 2
+    bright = custom.prepare(on_invalid="mend", pixel_range=(0, 4095))
+    index = CocoIndex.open(bright.prepared_dir, "train")
+    assert (read_indexed(index, 0).min(), read_indexed(index, 0).max()) == (0, 255)
+    assert bright.splits["train"].warnings == {"EXIF rotation": 1}
+    assert bright.splits["train"].data_hash != report.data_hash
+    index.require_pixel_range((0, 4095))
+    with pytest.raises(UserError, match=r"must be prepared with data.pixel_range \[\], got \[0, 4095\]"):
+        index.require_pixel_range(())
 
 
 def test_boxes_that_the_frame_cuts_are_counted(custom: Custom):

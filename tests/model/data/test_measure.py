@@ -1,12 +1,16 @@
 """Opening images: what is found wrong, and which way up they are."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from model.config import DataConfig
 from model.data.annotations import ImageRecord
+from model.data.file_names import FileNames
 from model.data.findings import Finding
 from model.data.measure import ImageFacts, measure_image, measure_images
 
@@ -21,8 +25,18 @@ def save_turned(path: Path, orientation: int) -> None:
     Image.new("RGB", (24, 16)).save(path, exif=exif)
 
 
+def measured(folder: Path, of: ImageRecord, **settings: Any) -> ImageFacts | Finding:
+    return measure_image(folder, FileNames(folder), DataConfig(**settings), of)
+
+
+def facts(folder: Path, of: ImageRecord, **settings: Any) -> ImageFacts:
+    result = measured(folder, of, **settings)
+    assert isinstance(result, ImageFacts), result
+    return result
+
+
 def fault(folder: Path, name: str) -> Finding:
-    result = measure_image(folder, record(name))
+    result = measured(folder, record(name))
     assert isinstance(result, Finding)
     return result
 
@@ -40,12 +54,6 @@ def test_a_truncated_jpeg_is_found(tmp_path: Path):
     assert "truncated" in fault(tmp_path, "a.jpg").text
 
 
-@pytest.mark.parametrize("content", [b"", b"no image at all", b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDRgarbage"])
-def test_a_file_that_is_no_image_is_found(tmp_path: Path, content: bytes):
-    (tmp_path / "a.png").write_bytes(content)
-    assert fault(tmp_path, "a.png").kind == "unreadable file"
-
-
 def test_a_size_that_disagrees_tells_both(tmp_path: Path):
     Image.new("RGB", (30, 16)).save(tmp_path / "a.png")
     assert fault(tmp_path, "a.png").text.endswith("is 16 × 30 (height × width), its annotations say 16 × 24")
@@ -57,16 +65,146 @@ def test_a_size_that_disagrees_tells_both(tmp_path: Path):
 )
 def test_exif_is_applied_where_the_annotated_size_is_the_turned_one(tmp_path: Path, orientation, size, applied):
     save_turned(tmp_path / "a.jpg", orientation)
-    facts = measure_image(tmp_path, record("a.jpg", *size))
-    assert isinstance(facts, ImageFacts)
-    assert facts.apply_exif is applied
+    assert facts(tmp_path, record("a.jpg", *size)).apply_exif is applied
+
+
+def test_exif_is_applied_to_all_or_to_none_if_asked(tmp_path: Path):
+    for orientation in (3, 6):
+        save_turned(tmp_path / f"{orientation}.jpg", orientation)
+    for exif, applied, annotated in (("apply", True, (24, 16)), ("ignore", False, (16, 24))):
+        assert facts(tmp_path, record("3.jpg"), exif=exif).apply_exif is applied
+        assert facts(tmp_path, record("6.jpg", *annotated), exif=exif).apply_exif is applied
+        other = measured(tmp_path, record("6.jpg", *annotated[::-1]), exif=exif)
+        assert isinstance(other, Finding)
+        assert other.kind == "wrong size"
+        assert other.text.endswith(f"data.exif is {exif}")
+    rotations = [
+        facts(tmp_path, record(name, *size)).rotation
+        for name, size in (("3.jpg", (16, 24)), ("6.jpg", (24, 16)), ("6.jpg", (16, 24)))
+    ]
+    assert rotations == ["unknown", "turned", "stored"]
+
+
+NEAR = {  # name in the annotations: (file, whether it is taken with on_invalid=mend)
+    "sub\\a.jpg": ("sub/a.jpg", True),
+    "A.JPG": ("a.jpg", True),
+    "cafe\u0301.jpg": ("caf\u00e9.jpg", True),
+    "caf\u00e9.jpg": ("cafe\u0301.jpg", True),
+    "images/a.jpg": ("a.jpg", True),
+    "./images_train/a.jpg": ("a.jpg", True),
+    "C:\\data\\Images\\a.jpg": ("a.jpg", True),
+    "/home/me/train/sub/a.jpg": ("sub/a.jpg", True),
+    "val/a.jpg": ("a.jpg", False),  # another picture, more likely
+    "a.jpg": ("sub/a.jpg", False),
+    "a.png": ("a.jpg", False),
+    "a": ("a.jpg", False),
+    "a.b": ("a.b.jpg", False),
+    "two%20words.jpg": ("two words.jpg", False),
+}
+
+
+@pytest.mark.parametrize("name", NEAR)
+def test_a_name_that_nearly_fits_shows_the_file_that_it_means(tmp_path: Path, name: str):
+    file, is_safe = NEAR[name]
+    folder = tmp_path / "images_train"
+    (folder / file).parent.mkdir(parents=True)
+    Image.new("RGB", (24, 16), "red").save(folder / file)
+    Image.new("RGB", (24, 16), "red").save(folder / "another.jpg")
+    text = fault(folder, name).text
+    assert f"does not exist; it probably means {file}" in text
+    assert text.endswith("data.on_invalid=mend takes it") is is_safe
+    result = measured(folder, record(name), on_invalid="mend")
+    if is_safe:
+        assert isinstance(result, ImageFacts)
+        assert result.file_name == file
+        assert [(one.kind, one.severity) for one in result.findings] == [("file name", "repaired")]
+    else:
+        assert isinstance(result, Finding)
+
+
+def test_a_name_that_fits_several_files_is_not_repaired(tmp_path: Path):
+    for name in ("a.JPG", "A.jpg", "x/b.jpg", "y/b.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (24, 16)).save(tmp_path / name)
+    assert "probably means A.jpg or a.JPG" in fault(tmp_path, "a.jpg").text
+    assert "probably means x/b.jpg or y/b.jpg" in fault(tmp_path, "z/b.jpg").text
+    assert isinstance(measured(tmp_path, record("a.jpg"), on_invalid="mend"), Finding)
+
+
+def iso(brand: bytes) -> bytes:
+    return b"\0\0\0\x18ftyp" + brand + b"\0" * 20
+
+
+KINDS = {  # content: what the error says
+    b"": r"it is empty \(0 bytes\)",
+    bytes(100): "its 100 bytes are all zero",
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n": "Git LFS pointer.*`git lfs pull`",
+    b"/annex/objects/SHA256E-s1--0.jpg\n": "git-annex pointer",
+    b"\n<!DOCTYPE html><html>404</html>": "an HTML page",
+    b'<?xml version="1.0"?><svg/>': "an SVG drawing",
+    b'{"error": "no access"}': "a text file .JSON or XML.*server's error",
+    iso(b"heic"): "a HEIC file.*convert it to JPEG",
+    iso(b"mif1"): "a HEIC file",
+    iso(b"isom"): "a video; ffmpeg",
+    b"\xff\x0a\0\0": "a JPEG XL file",
+    b"RIFF\0\0\0\0AVI LIST": "a video or sound file",
+    b"\0" * 127 + b"\1DICM" + b"\0" * 99: "a DICOM file.*pydicom",
+    b"PK\x03\x04zip": "a zip archive",
+    b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDRgarbage": "a PNG file, but damaged",
+    b"\xff\xd8\xff\xe0garbage": "a JPEG file, but damaged",
+    b"GIF89a": "a GIF file, but damaged",
+    b"hello": r"no image that Pillow knows \(it starts with b'hello'\)",
+}
+
+
+@pytest.mark.parametrize("content", KINDS)
+def test_a_file_that_is_no_image_is_called_what_it_is(tmp_path: Path, content: bytes):
+    (tmp_path / "a.jpg").write_bytes(content)
+    assert re.search("a.jpg cannot be decoded: .*" + KINDS[content], fault(tmp_path, "a.jpg").text)
+    assert "BytesIO" not in fault(tmp_path, "a.jpg").text
+
+
+def test_a_file_that_cannot_be_read_has_the_systems_reason(tmp_path: Path):
+    assert fault(tmp_path, "x" * 300 + ".jpg").text.endswith("cannot be read: File name too long")
+    (tmp_path / "loop.jpg").symlink_to("nowhere.jpg")
+    assert fault(tmp_path, "loop.jpg").text.endswith("links to a file that does not exist")
+    (tmp_path / "folder.jpg").mkdir()
+    assert fault(tmp_path, "folder.jpg").kind == "missing file"
+    assert fault(tmp_path, "nul\0.jpg").kind == "unreadable file"
+
+
+def test_images_that_turn_black_or_white_are_found(tmp_path: Path):
+    gray = np.linspace(0, 250, 16 * 24, dtype=np.uint8).reshape(16, 24)
+    deep = gray.astype(np.uint16)
+    cases: list[tuple[Any, tuple[float, ...], str]] = [
+        (deep, (), "dark"),
+        (deep * 16, (), "dark"),  # 12 of 16 bits
+        (deep * 256, (), ""),
+        (deep * 16, (0, 4095), ""),
+        (deep * 256, (0, 4095), "cut"),
+        (gray.astype(np.float32) / 255, (), "dark"),
+        (gray.astype(np.float32) / 255, (0, 1), ""),
+        (gray.astype(np.float32), (), ""),
+        (gray.astype(np.float32) * 9, (), "cut"),
+        (gray.astype(np.int32) * 256 - 9000, (), "cut"),
+        (gray // 20, (), "dark"),
+        (gray, (0, 1), ""),  # the range is of deep images
+    ]
+    for pixels, pixel_range, flaw in cases:
+        Image.fromarray(pixels).save(tmp_path / "a.tif")
+        found = facts(tmp_path, record("a.tif"), pixel_range=pixel_range)
+        assert found.flaw == flaw, (pixels.dtype, pixels.max(), pixel_range)
+        assert (found.values is None) is (pixels.dtype == np.uint8)
 
 
 def test_results_come_in_order_and_the_hash_is_of_the_content(tmp_path: Path):
     for name, colour in (("a.png", 1), ("ü 图.png", 2), ("copy.png", 1)):
         Image.new("L", (24, 16), colour).save(tmp_path / name)
     records = [record("a.png"), record("ü 图.png"), record("gone.png"), record("copy.png")]
-    first, second, third, fourth = measure_images(tmp_path, records, threads=3)
-    assert first == fourth
-    assert second != first
+    first, second, third, fourth = measure_images(tmp_path, records, DataConfig(workers=3))
+    assert isinstance(first, ImageFacts)
+    assert isinstance(second, ImageFacts)
+    assert isinstance(fourth, ImageFacts)
+    assert [one.file_name for one in (first, second, fourth)] == ["a.png", "ü 图.png", "copy.png"]
+    assert first.sha256 == fourth.sha256 != second.sha256
     assert isinstance(third, Finding)

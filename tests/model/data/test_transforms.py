@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,6 +46,20 @@ def test_16_bits_in_a_wider_type_keep_their_upper_byte():
     wide = Image.fromarray(np.array([[0, 0x6400, 0xFFFF]], dtype=np.int32))
     assert wide.mode == "I"
     assert to_rgb(wide)[..., 0].tolist() == [[0, 100, 255]]
+
+
+def test_a_range_of_values_becomes_that_of_8_bits(tmp_path: Path):
+    cases: list[tuple[Any, tuple[float, float], list[int]]] = [
+        (np.array([[0, 4095, 9000]], np.uint16), (0, 4095), [0, 255, 255]),
+        (np.array([[-1024, 1024, 3071]], np.int32), (-1024, 3072), [0, 128, 255]),
+        (np.array([[0.0, 0.5, np.nan, np.inf]], np.float32), (0, 1), [0, 128, 0, 255]),
+        (np.array([[0, 7, 255]], np.uint8), (0, 7), [0, 7, 255]),
+    ]
+    for values, pixel_range, expected in cases:
+        path = saved(tmp_path / "image.tif", Image.fromarray(values))
+        pixels = read_image(path, pixel_range=pixel_range)
+        assert pixels.shape == (*values.shape, 3)
+        assert pixels[0, :, 1].tolist() == expected
 
 
 def test_cmyk_and_gray_jpegs_become_rgb(tmp_path: Path):

@@ -1,0 +1,85 @@
+"""Checks of a whole data set, once each image and annotation has been checked on its own.
+
+They settle EXIF rotations that a size alone does not tell, and warn of images that look black, of images with more
+objects than detections count, and of images that are in both splits.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+
+from model.config import DataConfig
+from model.data.annotations import CocoFile
+from model.data.findings import Finding
+from model.data.layout import Split
+from model.data.measure import ImageFacts
+from model.scoring.names import COCO_MAX_DETECTIONS
+
+Facts = dict[int, ImageFacts]  # id of an image → its facts
+
+
+def check_whole_set(data: DataConfig, files: Mapping[Split, CocoFile], facts: Mapping[Split, Facts]) -> None:
+    """Add warnings to the findings of `files`; change `apply_exif` of `facts` where data.exif is auto."""
+    if data.exif == "auto":
+        _settle_exif(files, facts)
+    for split, coco in files.items():
+        _warn_of_dark_images(data, coco, facts[split])
+        for image_id, instances in coco.instances.items():
+            classes = Counter(instance.category_id for instance in instances if not instance.is_crowd)
+            if classes.total() > COCO_MAX_DETECTIONS:
+                text = (
+                    f"{classes.total()} objects, up to {max(classes.values())} of a class; by default "
+                    f"model.detections_per_image and evaluate.max_detections (per class) are {COCO_MAX_DETECTIONS}"
+                )
+                _warn(coco, image_id, f"more than {COCO_MAX_DETECTIONS} objects", text)
+    _warn_of_shared_images(files, facts)
+
+
+def _settle_exif(files: Mapping[Split, CocoFile], facts: Mapping[Split, Facts]) -> None:
+    """Treat images whose size does not tell like most images of their split, or else of the whole set, that tell."""
+    votes = {split: Counter(one.rotation for one in of_split.values()) for split, of_split in facts.items()}
+    of_all = sum(votes.values(), Counter[str]())
+    for split, of_split in facts.items():
+        tells = votes[split] if votes[split]["stored"] + votes[split]["turned"] else of_all
+        stored, turned = tells["stored"], tells["turned"]
+        applies = turned >= stored  # without evidence as viewers do
+        is_doubtful = not (turned and not stored)  # all that tell are annotated as displayed: so are the others
+        for image_id, one in of_split.items():
+            if one.rotation == "unknown":
+                of_split[image_id] = replace(one, apply_exif=applies)
+            is_mixed = one.rotation in ("stored", "turned") and stored and turned
+            if is_mixed or (one.rotation == "unknown" and is_doubtful):
+                text = (
+                    f"{one.file_name}: its EXIF rotation is {'' if of_split[image_id].apply_exif else 'not '}applied; "
+                    f"of the images whose size tells, {turned} are annotated as displayed, {stored} as stored; "
+                    "data.exif=apply or ignore decides for all"
+                )
+                _warn(files[split], image_id, "EXIF rotation", text)
+
+
+def _warn_of_dark_images(data: DataConfig, coco: CocoFile, facts: Facts) -> None:
+    values = [one.values for one in facts.values() if one.values is not None]
+    low, high = min((one[0] for one in values), default=0.0), max((one[1] for one in values), default=0.0)
+    used = ", ".join(f"{value:g}" for value in data.pixel_range) or "by default 0, 65535; of floats 0, 255"
+    for image_id, one in facts.items():
+        if one.flaw and one.values is not None:
+            text = (
+                f"{one.file_name}: its values of {one.values[0]:g} to {one.values[1]:g} do not suit data.pixel_range "
+                f"({used}); all images of more than 8 bits have {low:g} to {high:g}: set the range of your camera"
+            )
+            _warn(coco, image_id, "pixel range", text)
+        elif one.flaw:
+            text = f"{one.file_name}: no pixel exceeds 1/16 of white; is it a label map, or has it more than 8 bits?"
+            _warn(coco, image_id, "dark image", text)
+
+
+def _warn_of_shared_images(files: Mapping[Split, CocoFile], facts: Mapping[Split, Facts]) -> None:
+    train = {one.sha256: one.file_name for one in facts["train"].values()}
+    for image_id, one in facts["val"].items():
+        if one.sha256 in train:
+            text = f"{one.file_name} is the same file as {train[one.sha256]} of train, so that scores are too high"
+            _warn(files["val"], image_id, "also in train", text)
+
+
+def _warn(coco: CocoFile, image_id: int, kind: str, text: str) -> None:
+    coco.findings.append(Finding(kind, text, f"{coco.path}: image {image_id}", "warning"))
