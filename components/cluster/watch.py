@@ -5,6 +5,7 @@ The job is watched from a resource version, and read anew whenever the watch end
 kept, because a failed job's pods may be deleted with it.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -112,8 +113,10 @@ class Follower:
         failures = find_failures(job["metadata"]["name"], pods, events, _nodes(job))
         self._current = [failure for failure in failures if failure.kind in ("stuck", "unschedulable", "waiting")]
         for failure in failures:
-            if failure.text not in self._reported:
-                self._reported[failure.text] = failure
+            # Repeated warnings differ by numbers, such as ids of requests.
+            key = f"{failure.pod}: {re.sub('[0-9]+', '', failure.text)}" if failure.kind == "waiting" else failure.text
+            if key not in self._reported:
+                self._reported[key] = failure
                 self._say(failure.text)
 
     def _report_suspension(self, job: Json) -> None:

@@ -232,7 +232,8 @@ def test_a_pod_that_waits_is_reported_with_each_warning_and_now_and_then_again(
         about = {"involvedObject": {"name": pod}, "lastTimestamp": "2099-01-01T00:00:01Z"}
         earlier = {**about, "lastTimestamp": "2025-01-01T00:00:01Z"}
         cluster.events += [{**earlier, "reason": "FailedMount", "message": "of an earlier job of this name"}]
-        cluster.events += [{**about, "reason": "FailedMount", "message": "timed out waiting for the condition"}]
+        mount = {**about, "reason": "FailedMount"}
+        cluster.events += [{**mount, "message": f"timed out waiting for the condition, request {n}"} for n in (17, 18)]
         cluster.wait_for_a_look()
         later = {**about, "lastTimestamp": "2099-01-01T00:00:02Z"}
         cluster.events += [{**later, "reason": "FailedAttachVolume", "message": "Multi-Attach error"}]
