@@ -17,9 +17,9 @@ install = $1 | $(INSTALL) $2 -r /dev/stdin || $1 | $(PIP_INSTALL) $2 -r /dev/std
 LOCKED := --require-hashes --no-build-isolation
 # The maximum number of processes of `make test`.
 JOBS ?= 4
-# TORCH=cpu installs torch from TORCH_INDEX and leaves out the packages OF_CUDA. That index has other files than PyPI, so
-# the lock has no hashes for them. nvidia-ml-py, which reads a GPU's load, stays. The environment remembers the choice,
-# so a change of the lock does not replace it by torch with CUDA.
+# TORCH=cpu installs torch from TORCH_INDEX and leaves out the packages OF_CUDA. That index has other files than PyPI,
+# so the lock has no hashes for them. nvidia-ml-py, which reads a GPU's load, stays. The environment remembers the
+# choice, so a change of the lock does not replace it by torch with CUDA.
 TORCH ?= $(shell cat $(VENV)/.torch 2> /dev/null)
 ifneq ($(filter-out cpu,$(TORCH)),)
 $(error TORCH must be cpu or nothing, got $(TORCH))

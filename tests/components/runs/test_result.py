@@ -24,6 +24,10 @@ def test_a_run_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     assert (result.seed, result.data) == (3, ("da", None))
     assert result.config.evaluate.target_bbox_ap == 0.377
     require_final(result)
+    for key in ("checkpoint", "images", "data_hash"):
+        (tmp_path / "evaluation.json").write_text(json.dumps({name: scores[name] for name in scores if name != key}))
+        with pytest.raises(ResultError, match=f"{key} is missing"):
+            read_result(tmp_path)
 
 
 def test_a_damaged_file_is_told_with_the_command_that_writes_it(tmp_path: Path) -> None:
