@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,19 +87,24 @@ def test_a_run_that_is_moved_aside_leaves_the_lock_to_the_old_name(tmp_path: Pat
         pass
 
 
-def test_a_forked_child_that_outlives_its_parent_does_not_hold_the_lock(tmp_path: Path):
+def test_a_forked_child_is_refused_and_does_not_hold_the_lock_when_it_outlives_its_parent(tmp_path: Path):
     reader, writer = os.pipe()
     with writing(tmp_path, "train"):
         child = os.fork()
         if not child:
-            os.read(reader, 1)
+            try:
+                lock._Lock(tmp_path, "evaluate")
+            except RunInUseError:
+                os.read(reader, 1)
+                os._exit(3)
             os._exit(0)
+        time.sleep(0.2)
     try:
         with held_elsewhere(tmp_path):
             pass
     finally:
         os.write(writer, b"x")
-        os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3, "while its parent held it, it was refused"
 
 
 def test_every_stage_that_writes_into_a_run_is_refused(trained_run: Config, evaluated: object):
