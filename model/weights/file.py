@@ -27,6 +27,7 @@ _NUMPY_MAKERS = {
     "multiarray.scalar": np.float64(0).__reduce__()[0],
     "numeric._frombuffer": np.zeros(1).__reduce_ex__(5)[0],
 }
+_MAX_ITEM_BYTES = 8  # torch has no numbers of 16 bytes
 
 
 class WeightsError(UserError):
@@ -56,8 +57,8 @@ def read_stored_weights(path: Path) -> StoredWeights:
     if not isinstance(content, dict):
         raise WeightsError(f"{path}: must hold a state dict or a checkpoint with one, got a {type(content).__name__}")
     wrapped = next((content[name] for name in _WRAPPERS if isinstance(content.get(name), dict)), content)
-    tensors = {str(name): _tensor(value) for name, value in wrapped.items() if _is_array(value)}
-    average = content.get("average", {}) if "config" in content else {}  # evaluated in place of the weights
+    tensors = _tensors(wrapped)
+    average = _tensors(content.get("average")) if "config" in content else {}  # evaluated in place of the weights
     if not tensors:
         raise WeightsError(f"{path}: must hold arrays by name, but has none; its keys are {list(content)[:5]}")
     config = content.get("config", {})
@@ -111,8 +112,15 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+def _tensors(content: Any) -> dict[str, Tensor]:
+    """Arrays of a dictionary by name; none of anything else."""
+    found = content.items() if isinstance(content, dict) else ()
+    return {str(name): _tensor(value) for name, value in found if _is_array(value)}
+
+
 def _is_array(value: Any) -> bool:
-    return isinstance(value, Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in "fiu")
+    is_number = isinstance(value, np.ndarray) and value.dtype.kind in "fiu" and value.dtype.itemsize <= _MAX_ITEM_BYTES
+    return isinstance(value, Tensor) or is_number
 
 
 def _tensor(value: Any) -> Tensor:
