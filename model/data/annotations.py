@@ -98,15 +98,20 @@ def read_coco(
     findings = Findings(repairs)
     coco = CocoFile(path, _categories(tree["categories"], path, findings), {}, {}, {}, findings.all)
     records: dict[int, ImageRecord] = {}
-    refused: set[Any] = set()  # ids of images that cannot be used; faults of their annotations are of no interest
+    names: dict[str, int] = {}  # file name → id
+    # Ids of images that cannot be used, None if one has no id; faults of their annotations are of no interest.
+    refused: set[str | float | None] = set()
     for i, entry in enumerate(tree["images"]):
         with findings.record(f"{path}: {_name('image', i, entry)}"):
             raw_id = entry.get("id") if isinstance(entry, dict) else None
-            if isinstance(raw_id, str | int | float) and raw_id not in records:
+            raw_id = raw_id if isinstance(raw_id, str | int | float) else None
+            if raw_id not in records:
                 refused.add(raw_id)
             record = _image_record(entry, records, findings, size_of)
             records[record.id] = record
             refused -= {raw_id, record.id}
+            if (first := names.setdefault(record.file_name, record.id)) != record.id:
+                findings.warn("file listed twice", f"{show(record.file_name)} is the file of image {first}, too")
     for image_id in sorted(records)[: limit or None]:
         coco.images[image_id] = records[image_id]
         coco.instances[image_id], coco.raw[image_id] = [], []
@@ -231,7 +236,7 @@ class _AnnotationChecks:
 
     coco: CocoFile
     records: dict[int, ImageRecord]
-    refused: set[Any]
+    refused: set[str | float | None]
     findings: Findings
     masks: bool
     must_number: bool = False  # ids are faulty
@@ -246,6 +251,8 @@ class _AnnotationChecks:
         if isinstance(given, str | int | float) and given in self.refused:
             return
         image_id = integer(given, "image_id", "unknown image id", self.findings)
+        if image_id not in self.records and None in self.refused:
+            return  # an image without an id may be its own
         if image_id not in self.records:
             raise Fault("unknown image id", f"image_id {image_id} is not among the images")
         if image_id not in self.coco.images:

@@ -5,6 +5,7 @@ pycocotools and hotcoco can score it.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -269,17 +270,29 @@ def test_boxes_that_fit_only_as_corners_are_guessed(tmp_path: Path):
 
 
 def test_a_faulty_image_is_the_only_fault_and_not_each_of_its_annotations(tmp_path: Path):
-    for changes in ({"height": None}, {"id": "a7"}, {"file_name": 5}, {"height": "64"}, {"width": 1e300}):
+    for changes in (
+        *({"height": None}, {"id": "a7"}, {"id": None}, {"id": [1]}, {"file_name": 5}, {"height": "64"}),
+        *({"width": 1e300}, {"width": 3e5, "height": 3e5}),
+    ):
         tree = sound()
         tree["images"][0] |= changes
-        if "id" in changes:
+        if changes.get("id") == "a7":
             for entry in tree["annotations"]:
                 entry["image_id"] = "a7"
         coco = read(tmp_path / "a.json", tree)
         assert coco is not None
         assert len(coco.findings) == 1
-        assert "images[0] (id 'a7')" in coco.findings[0].where or "image 1" in coco.findings[0].where
-    assert coco.raw == {2: []}
+        assert re.search(r"images\[0\] \(id ('a7'|None|\[1\])\)$|image 1$", coco.findings[0].where)
+        assert coco.raw == {2: []}
+
+
+def test_a_file_under_two_ids_is_warned_of(tmp_path: Path):
+    tree = sound()
+    tree["images"][1]["file_name"] = "1.jpg"
+    coco = read(tmp_path / "a.json", tree)
+    assert coco is not None
+    assert kinds(coco) == ["warning: file listed twice"]
+    assert coco.findings[0].where.endswith("image 2")
 
 
 def test_sizes_come_from_the_files_where_the_annotation_file_has_none(tmp_path: Path):
