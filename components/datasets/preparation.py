@@ -16,11 +16,12 @@ from components.datasets.raw import PROBLEMS, REPORT, require_replaceable
 from components.datasets.report import SplitReport, draw_report, split_report
 from components.datasets.whole_set import check_whole_set
 from model.config import DataConfig
-from model.data.annotations import AnnotationError, CocoFile, read_coco
-from model.data.findings import Finding, count_kinds, write_findings
+from model.data.annotations import AnnotationError, CocoFile, ImageRecord, read_coco
+from model.data.file_names import FileNames
+from model.data.findings import Fault, Finding, count_kinds, write_findings
 from model.data.index import CocoIndex, IndexedImage, images_location, write_index
 from model.data.layout import SPLITS, Split, split_paths
-from model.data.measure import EXIF_QUARTER_TURNS, ImageFacts, measure_images
+from model.data.measure import EXIF_QUARTER_TURNS, ImageFacts, measure_image, measure_images
 from model.data.transforms import UNREADABLE
 
 _SHOWN_PROBLEMS = 10
@@ -65,23 +66,35 @@ def prepare(data: DataConfig, *, masks: bool = True) -> dict[str, SplitReport]:
 
 def _read(data: DataConfig, split: Split, *, masks: bool) -> CocoFile:
     paths = split_paths(data, split)
+    folder = data.raw_dir / paths.images
+    names = FileNames(folder)
     return read_coco(
         data.raw_dir / paths.annotations,
         {"train": data.train_limit, "val": data.val_limit}[split],
         masks=masks,
         repairs=data.on_invalid == "mend",
-        size_of=lambda file_name: _size_of(data.raw_dir / paths.images / file_name, data),
+        size_of=lambda file_name: _size_of(folder, names, data, file_name),
     )
 
 
-def _size_of(path: Path, data: DataConfig) -> tuple[int, int] | None:
-    """(height, width) of an image file as displayed, or with data.exif=ignore as stored; None if it cannot be read."""
+def _size_of(folder: Path, names: FileNames, data: DataConfig, file_name: str) -> tuple[int, int] | None:
+    """(height, width) of an image file as displayed, or with data.exif=ignore as stored; None if it cannot be read.
+
+    Raises:
+        Fault: if it cannot be read; the reason why.
+    """
+    path = folder / file_name
     try:
+        if not path.exists() and data.on_invalid == "mend" and (near := names.near(file_name)) and near.is_safe:
+            path = folder / near.names[0]
         with Image.open(path) as image:
             is_turned = image.getexif().get(ExifTags.Base.Orientation) in EXIF_QUARTER_TURNS
             return image.size if is_turned and data.exif != "ignore" else image.size[::-1]
     except UNREADABLE:
-        return None
+        fault = measure_image(folder, names, data, ImageRecord(0, file_name, 1, 1))
+        if isinstance(fault, Finding):
+            raise Fault(fault.kind, fault.text) from None
+        return None  # readable after all: it came meanwhile
 
 
 def _check_images(data: DataConfig, split: Split, coco: CocoFile) -> CheckedSplit:

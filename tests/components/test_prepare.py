@@ -343,17 +343,28 @@ def test_boxes_that_the_frame_cuts_are_counted(custom: Custom):
 def test_sizes_come_from_the_files_and_names_are_drawn_as_they_are_and_a_test_set_may_be_empty(custom: Custom):
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(np.zeros((24, 16, 3), dtype=np.uint8)).save(custom.root / "images_train" / "1.jpg", exif=exif)
+    Image.fromarray(np.full((24, 16, 3), 200, dtype=np.uint8)).save(custom.root / "images_train" / "1.jpg", exif=exif)
     for image in custom.train["images"]:
         image |= {"height": None, "width": None}
+    custom.train["images"][2]["file_name"] = "3.jpg" * 1000
+    custom.train["images"][1]["file_name"] = "2.JPG"
+    with pytest.raises(AnnotationError, match=r"image 2: .*2\.JPG does not exist; it probably means 2\.jpg") as error:
+        custom.prepare()
+    assert "image 3: " in str(error.value)
+    assert "File name too long" in str(error.value)
+    custom.train["images"][2]["file_name"] = "3.jpg"
     for split, tree in custom.trees.items():
         tree["categories"] = [{"id": 7, "name": "$x_$ [/b]"}]
         tree["annotations"] = tree["annotations"] if split == "train" else []
-    result = custom.prepare()
+    result = custom.prepare(on_invalid="mend")
     index = CocoIndex.open(result.prepared_dir, "train")
     assert index.sizes.tolist() == [[16, 24]] * 3
     train, val = result.splits["train"], result.splits["val"]
-    assert (train.repaired, train.warnings, val.warnings) == ({"no size": 3}, {}, {"no instances": 1})
+    assert (train.repaired, train.warnings, val.warnings) == (
+        {"no size": 3, "file name": 1},
+        {},
+        {"no instances": 1},
+    )
 
 
 def test_training_data_without_an_instance_are_refused_before_images_are_opened(custom: Custom):
