@@ -3,11 +3,14 @@
 from pathlib import Path
 
 from model.config import DataConfig
-from model.data.annotations import AnnotationError, require_annotations
+from model.data.annotations import AnnotationError
 from model.data.layout import SPLITS, split_paths
+from model.data.other_formats import names_below
 
 REPORT = "report.json"  # in data.prepared_dir
 PROBLEMS = "problems.csv"  # there too; after an error, <data.prepared_dir>.problems.csv
+
+_SHOWN = 8  # files that an error lists
 
 
 def require_raw(data: DataConfig) -> None:
@@ -18,12 +21,28 @@ def require_raw(data: DataConfig) -> None:
     """
     for split in SPLITS:
         paths = split_paths(data, split)
-        require_annotations(data.raw_dir / paths.annotations)
-        folder = data.raw_dir / paths.images
+        file, folder = data.raw_dir / paths.annotations, data.raw_dir / paths.images
+        if not file.is_file():
+            raise AnnotationError(_missing(data, f"{file}: no such annotation file", f"data.{split}_annotations"))
         if not folder.is_dir():
-            raise AnnotationError(
-                f"{folder}: no such image folder. Fetch it with `maskrcnn download`, or set data.{split}_images."
-            )
+            raise AnnotationError(_missing(data, f"{folder}: no such image folder", f"data.{split}_images"))
+
+
+def _missing(data: DataConfig, fault: str, key: str) -> str:
+    """Complete an error about a missing path: how to get it, and what raw_dir has instead."""
+    if data.source != "custom":
+        return f"{fault}. Fetch it with `maskrcnn download`, or set {key}."
+    remedy = f"{fault}; put it there, or set data.raw_dir ({data.raw_dir}) or {key}, relative to it"
+    if not data.raw_dir.is_dir():
+        return f"{remedy}. There is no folder {data.raw_dir}."
+    present = sorted(path.name + "/" * path.is_dir() for path in data.raw_dir.iterdir())
+    listed = ", ".join(present[:_SHOWN]) + (f", … ({len(present)} in all)" if len(present) > _SHOWN else "")
+    return "\n".join(
+        [
+            f"{remedy}. The folder has {listed or 'nothing'}.",
+            *(f"Found there: {name}." for name in names_below(data.raw_dir)),
+        ]
+    )
 
 
 def require_replaceable(prepared_dir: Path) -> None:

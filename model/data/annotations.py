@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from model.data.bbox import SLACK_PX, Box, clip_bbox, read_bbox
 from model.data.findings import Fault, Finding, Findings
+from model.data.other_formats import name_of_text, name_of_tree
 from model.data.segmentation import Mask, read_mask
 from model.data.values import MAX_PX, Size, distinct, integer, is_text, show, whole
 from model.errors import UserError
@@ -138,8 +139,8 @@ def require_annotations(path: Path) -> None:
     """
     if not path.is_file():
         raise AnnotationError(
-            f"{path}: no such annotation file. Fetch it with `maskrcnn download`, or set data.train_annotations and "
-            "data.val_annotations."
+            f"{path}: no such annotation file; set data.train_annotations and data.val_annotations, relative to "
+            "data.raw_dir"
         )
 
 
@@ -148,6 +149,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         tree = json.loads(path.read_bytes())  # UTF-8, -16 or -32, with a byte order mark or without
     except json.JSONDecodeError as error:
+        if name := name_of_text(error.doc):
+            raise AnnotationError(f"{path}: must be COCO JSON, but is {name}") from error
         raise AnnotationError(
             f"{path}: line {error.lineno}, column {error.colno} (byte {error.pos}): not JSON: {error.msg}"
         ) from error
@@ -155,6 +158,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise AnnotationError(f"{path}: byte {error.start}: not UTF-8 text") from error
     except (ValueError, RecursionError) as error:
         raise AnnotationError(f"{path}: not COCO's JSON: {error}") from error
+    if name := name_of_tree(tree):
+        raise AnnotationError(f"{path}: must be in COCO's instances format, but is {name}")
     for key in ("images", "annotations", "categories"):
         if not isinstance(tree, dict) or not isinstance(tree.get(key), list):
             raise AnnotationError(f"{path}: must be in COCO's instances format: an object with a list under {key!r}")

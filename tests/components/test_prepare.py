@@ -242,8 +242,27 @@ def test_splits_with_different_categories_are_an_error(custom: Custom):
 
 
 def test_a_missing_image_folder_is_an_error(custom: Custom):
-    with pytest.raises(AnnotationError, match=r"nowhere: no such image folder.*set data.val_images"):
+    with pytest.raises(AnnotationError, match=r"nowhere: no such image folder.* or data.val_images"):
         custom.prepare(val_images="nowhere")
+
+
+def test_missing_files_of_a_custom_set_show_what_is_there(custom: Custom):
+    (custom.root / "labels").mkdir()
+    (custom.root / "labels" / "1.txt").write_text("0 0.5 0.5 0.2 0.1\n")
+    (custom.root / "labels" / "1.json").write_text('{"shapes": [], "imagePath": "1.jpg"}')
+    with pytest.raises(AnnotationError) as error:
+        run(Config(data=custom.data()))
+    assert "instances_train.json: no such annotation file; put it there, or set data.raw_dir" in str(error.value)
+    assert "The folder has images_train/, images_val/, labels/." in str(error.value)
+    assert "Found there: YOLO's text, a file for each image; `datum convert" in str(error.value)
+    assert "Found there: a file of labelme" in str(error.value)
+    assert "download" not in str(error.value)
+    with pytest.raises(
+        AnnotationError, match=r"instances_train2017.json: no such .* Fetch it with `maskrcnn download`"
+    ):
+        run(Config(data=custom.data(source="coco2017")))
+    with pytest.raises(AnnotationError, match=r"There is no folder .*nowhere\."):
+        run(Config(data=custom.data(raw_dir="nowhere")))
 
 
 def test_paths_of_ones_own_are_taken(custom: Custom):

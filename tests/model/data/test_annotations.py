@@ -216,7 +216,7 @@ def test_a_file_that_is_not_cocos_form_is_an_error(tmp_path: Path, content: Any,
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path):
-    with pytest.raises(AnnotationError, match=r"gone.json: no such annotation file. Fetch it with `maskrcnn download`"):
+    with pytest.raises(AnnotationError, match=r"gone.json: no such annotation file; set data.train_annotations"):
         read_coco(tmp_path / "gone.json")
 
 

@@ -1,0 +1,102 @@
+"""Formats of other tools where COCO JSON is required: their names, and how to convert them."""
+
+import json
+import os
+import re
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+_DATUMARO = "`datum convert -i FOLDER -if {} -f coco_instances -o OUT` converts it (pip install datumaro)"
+VOC = f"Pascal VOC's XML, a file for each image; {_DATUMARO.format('voc')}"
+YOLO = f"YOLO's text, a file for each image; {_DATUMARO.format('yolo')}"
+_PROLOG = r"<!--(?:(?!-->).)*-->|<\?[^>]*>"  # comments and declarations of XML
+_HEAD_CHARS, _SEARCHED_FILES, _PARSED_BYTES = 4096, 2000, 1_000_000
+
+Tree = dict[str, Any]
+_OBJECTS: tuple[tuple[Callable[[Tree], bool], str], ...] = (
+    (
+        lambda tree: isinstance(tree.get("shapes"), list),
+        "a file of labelme, one for each image; `labelme2coco FOLDER` converts them (pip install labelme2coco)",
+    ),
+    (
+        lambda tree: "_via_img_metadata" in tree or _all(tree.values(), "regions", "filename"),
+        "a file of the VGG Image Annotator (VIA); export it again: Annotation, Export Annotations (COCO format)",
+    ),
+    (
+        lambda tree: isinstance(tree.get("items"), list) and "categories" in tree,
+        f"a file of Datumaro; {_DATUMARO.format('datumaro')}",
+    ),
+    (
+        lambda tree: {"metadata", "instances"} <= tree.keys(),
+        "a file of SuperAnnotate; its SDK converts it: `export_annotation(…, dataset_format='COCO')`",
+    ),
+    (lambda tree: {"objects", "size"} <= tree.keys(), "a file of Supervisely; its app Export to COCO converts it"),
+    (
+        lambda tree: _some(tree.get("annotations"), "segments_info"),
+        "COCO's panoptic format; `panoptic2detection_coco_format.py` of cocodataset/panopticapi converts it",
+    ),
+    (
+        lambda tree: _all(tree.get("annotations"), "caption"),
+        "COCO's captions; take the file whose name begins with `instances`",
+    ),
+)
+_LISTS: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("image_id", "category_id", "score"), "a list of detections (COCO results); ground truth is required"),
+    (("data", "annotations"), "a file of Label Studio; export the project as COCO"),
+    (("metadata", "instances"), "a list of SuperAnnotate's files; its SDK converts them: `export_annotation`"),
+    (("image", "annotations"), "a file of CreateML; export the set as COCO from the tool that you label with"),
+    (("data_row",), "a file of Labelbox; its SDK converts it: `COCOConverter`"),
+)
+_TEXTS: tuple[tuple[str, str], ...] = (
+    (r"<annotations\b", "CVAT's XML; export the task from CVAT as COCO 1.0"),
+    (r"<annotation\b", VOC),
+    (r"(\d+([ \t]+-?\d[-.\de]*){4,}[ \t]*(\r?\n|$))+", YOLO),
+    (r"(?m)\A.*?^(names|nc):", "YOLO's YAML; " + _DATUMARO.format("yolo")),
+    (r"\{.*\}\r?\n\{", "a JSON object on each line, as Labelbox exports; COCO JSON is one object"),
+    (r"[\w ]+(,[\w ]+){3,}\r?\n", "a table (CSV); no common tool converts it without knowing its columns"),
+)
+
+
+def name_of_tree(tree: Any) -> str:
+    """Name the format of parsed JSON, and how to convert it; empty if it is COCO's instances format, or unknown."""
+    if isinstance(tree, dict):
+        return next((text for fits, text in _OBJECTS if fits(tree)), "")
+    return next((text for keys, text in _LISTS if _all(tree, *keys)), "")
+
+
+def name_of_text(text: str) -> str:
+    """Name the format of a text that is not JSON, and how to convert it; empty if unknown."""
+    head = re.sub(_PROLOG, "", text[:_HEAD_CHARS], flags=re.DOTALL).lstrip()
+    return next((name for pattern, name in _TEXTS if re.match(pattern, head, re.DOTALL)), "")
+
+
+def names_below(folder: Path) -> list[str]:
+    """Name the formats of the first files below a folder that are not COCO's, each once."""
+    files = (Path(parent, name) for parent, _, names in os.walk(folder) for name in sorted(names))
+    found: dict[str, None] = {}
+    for path in islice(files, _SEARCHED_FILES):
+        if path.suffix.lower() in (".json", ".xml", ".txt", ".yaml", ".yml", ".csv", ".ndjson"):
+            found[_name_of_file(path)] = None
+    return [name for name in found if name]
+
+
+def _name_of_file(path: Path) -> str:
+    try:
+        if path.stat().st_size > _PARSED_BYTES:
+            return ""
+        text = path.read_bytes().decode("utf-8-sig", errors="replace")
+        return name_of_tree(json.loads(text)) if path.suffix.lower() == ".json" else name_of_text(text)
+    except (OSError, ValueError, RecursionError):
+        return ""
+
+
+def _all(records: Any, *keys: str) -> bool:
+    """Tell if there are records, and the first ones have all keys."""
+    first = list(islice(records, 3)) if records and not isinstance(records, str | int | float) else []
+    return bool(first) and all(isinstance(record, dict) and record.keys() >= set(keys) for record in first)
+
+
+def _some(records: Any, key: str) -> bool:
+    return isinstance(records, list) and any(isinstance(record, dict) and key in record for record in records[:3])
