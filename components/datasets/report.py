@@ -3,19 +3,21 @@
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import PathPatch, Rectangle
-from matplotlib.path import Path as Outline
+from pycocotools import mask as coco_mask
 
 from model.data.annotations import CocoFile
+from model.data.dataset import read_indexed
 from model.data.findings import count_kinds
 from model.data.index import CocoIndex
-from model.data.transforms import read_image
+from model.inference.visualize import draw_objects
 
 _SAMPLE_COLUMNS = 4
+_SAMPLE_PX = 380  # longer side of a sample, about as large as it is in the picture
 _SHOWN_CLASSES = 30
 _SMALL_PX, _LARGE_PX = 32, 96  # COCO's bounds of small, medium and large: side of a square of equal area
 
@@ -63,7 +65,7 @@ def split_report(coco: CocoFile, data_hash: str) -> SplitReport:
 
 
 def draw_report(path: Path, reports: dict[str, SplitReport], index: CocoIndex) -> None:
-    """Draw counts per class and size for each split, and the first images of `index` with masks."""
+    """Draw counts per class and size for each split, and the first images of `index` with masks and class names."""
     figure = Figure(figsize=(14, 15), layout="constrained")
     grid = figure.add_gridspec(4, _SAMPLE_COLUMNS, height_ratios=(1.5, 1, 1, 1))
     classes, sizes = figure.add_subplot(grid[0, :-1]), figure.add_subplot(grid[0, -1])
@@ -77,7 +79,7 @@ def draw_report(path: Path, reports: dict[str, SplitReport], index: CocoIndex) -
     sizes.set(title=f"instances per size ({_SMALL_PX} and {_LARGE_PX} px)")
     for i in range(min(3 * _SAMPLE_COLUMNS, len(index))):
         _draw_sample(figure.add_subplot(grid[1 + i // _SAMPLE_COLUMNS, i % _SAMPLE_COLUMNS]), index, i)
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=110)
 
 
 def _bars(axes: Axes, names: list[str], counts: list[int], rank: int, label: str) -> None:
@@ -87,19 +89,18 @@ def _bars(axes: Axes, names: list[str], counts: list[int], rank: int, label: str
 
 
 def _draw_sample(axes: Axes, index: CocoIndex, i: int) -> None:
-    """Draw one image with each instance's mask, or its box if it has none, in its own colour; crowds are white."""
-    axes.imshow(read_image(index.image_path(i), apply_exif=bool(index.apply_exif[i])))
-    axes.autoscale(False)
-    axes.axis("off")
+    """Draw one image with the mask, or the box alone, and the class of each instance."""
+    height, width = index.size(i)
     instances = index.instances(i)
-    for k, (first, last) in enumerate(
-        zip(instances.instance_offsets[:-1], instances.instance_offsets[1:], strict=True)
-    ):
-        if first == last:  # a crowd, or a box alone
-            (x1, y1, x2, y2), edge = instances.boxes[k].tolist(), "white" if instances.is_crowd[k] else f"C{k % 10}"
-            axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=edge, linewidth=2))
-            continue
-        parts = [instances.xy[slice(*instances.part_offsets[t : t + 2])] for t in range(first, last)]
-        outline = Outline.make_compound_path(*(Outline(np.vstack([part, part[:1]]), closed=True) for part in parts))
-        axes.add_patch(PathPatch(outline, facecolor=f"C{k % 10}", edgecolor="white", alpha=0.5))
+    objects = []
+    for k, label in enumerate(instances.labels.tolist()):
+        found: dict[str, Any] = {"label": label, "bbox": instances.boxes[k]}
+        first, last = instances.instance_offsets[k : k + 2]
+        if first != last:  # else a crowd, or a box alone
+            parts = [instances.xy[slice(*instances.part_offsets[t : t + 2])] for t in range(first, last)]
+            polygons = [part.ravel().astype(float).tolist() for part in parts]
+            found["segmentation"] = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+        objects.append(found)
+    axes.imshow(draw_objects(read_indexed(index, i), objects, index.class_names, longer_side_px=_SAMPLE_PX))
+    axes.axis("off")
     axes.set_title(str(index.image_ids[i]), fontsize=8)

@@ -23,6 +23,7 @@ from model.data.index import CocoIndex
 from model.data.loader import train_loader
 from model.data.synthetic import write_shapes
 from model.errors import UserError
+from model.inference.colors import class_color
 
 CATEGORIES = [{"id": 7, "name": "猫"}, {"id": 2, "name": "dog"}]
 
@@ -95,7 +96,10 @@ def test_writes_index_ground_truth_and_report(custom: Custom):
     report = json.loads((result.prepared_dir / "report.json").read_text())
     assert report["train"]["per_class"] == {"dog": 0, "猫": 3}
     assert report["train"]["data_hash"] == index.data_hash
-    assert Image.open(result.prepared_dir / "report.png").width > 500
+    with Image.open(result.prepared_dir / "report.png") as image:
+        samples = np.asarray(image.convert("RGB"))[image.height // 3 :]
+    assert (samples == class_color(2)).all(axis=2).sum() > 500  # the label of an instance
+    assert not (samples == class_color(1)).all(axis=2).any()
     assert sorted(path.name for path in result.prepared_dir.iterdir()) == [
         "problems.csv",
         "report.json",
