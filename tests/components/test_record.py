@@ -19,6 +19,7 @@ def test_records_that_a_run_lacks_are_empty_files(tmp_path: Path):
     journal = Journal(tmp_path / "run" / "log.jsonl")
     journal.append(1, {"loss/total": 2.0})
     log, system, mlflow_run = record.run(config).files
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"log.jsonl", "system.jsonl", "mlflow_run.json"}
     assert [entry.step for entry in Journal(log).read()] == [1]
     assert Journal(system).read() == []
     assert RunFile.read(mlflow_run) == RunFile()

@@ -15,7 +15,7 @@ def test_dirty_means_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.chdir(tmp_path)
     git("init", "--quiet")
-    for name in ("params.yaml", "dvc.lock", "README.md", ".dvc/config", "code/a.py", "code/a.cu"):
+    for name in ("params.yaml", "dvc.lock", "README.md", ".dvc/config", "setup.py", "code/a.py", "code/a.cu"):
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_text("1")
     git("add", ".")
@@ -25,7 +25,7 @@ def test_dirty_means_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         Path(name).write_text("2")
     monkeypatch.chdir("code")  # and in a folder of the repository
     assert git_commit() == commit
-    for name in ("a.py", "a.cu"):
+    for name in ("a.py", "a.cu", "../setup.py"):
         Path(name).write_text("2")
         assert git_commit() == f"{commit}-dirty"
         assert run_tags()["dirty"] == "true"

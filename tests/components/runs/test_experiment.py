@@ -57,7 +57,7 @@ def test_raw_data_of_the_tree_are_linked_unless_others_are_wanted(tree: Path):
     assert not write_shapes(SHAPES, Path("raw"))  # it is complete
     assert Path("raw").resolve() == tree / "raw"
     link_raw(data.model_copy(update={"source": "coco2017", "raw_dir": Path("data/coco")}))
-    assert Path("data/coco").resolve() == tree / "data/coco"
+    assert Path("data/coco").resolve(strict=True) == tree / "data/coco"
 
 
 def test_the_library_of_the_tree_serves_a_clone_with_the_same_sources(tree: Path, monkeypatch: pytest.MonkeyPatch):
