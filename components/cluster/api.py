@@ -192,14 +192,14 @@ class JobApi:
         namespace = self.cluster.namespace
         causes = {  # patterns of the server's words; the first that fits
             r"system:anonymous": "log in: the request had neither token nor certificate",
-            r" cannot \S+ resource ": f"bind the Role of k8s/base/launcher.yaml in {namespace} to the account "
-            "that runs this",
+            r" cannot \S+ resource ": f"bind the Role of k8s/base/launcher.yaml in {namespace} to the account that "
+            "runs this",
             r"denied (the )?request": "an admission policy of the cluster refuses the job: change what the policy "
             "names, or ask the cluster's administrators",
             r"exceeded quota": "wait for other jobs to end, request less (section cluster), or have the quota raised: "
             f"kubectl -n {namespace} describe resourcequota",
-            r"failed quota": f"the quota wants requests or limits that the job has not: kubectl -n {namespace} "
-            "describe resourcequota",
+            r"failed quota": "the quota wants requests or limits that the job has not: "
+            f"kubectl -n {namespace} describe resourcequota",
             r"being terminated": f"wait until the namespace {namespace} is gone, then create it again",
         }
         return next((advice for words, advice in causes.items() if re.search(words, message)), "")

@@ -1,0 +1,35 @@
+"""Waiting for a job, with a clock of the test's own; tests/components/test_pytorchjob.py has the rest."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from components.cluster import watch
+from components.config import ClusterConfig
+
+JOB = {"metadata": {"name": "a"}, "spec": {"trainer": {"numNodes": 2}}}
+
+
+def test_reminders_that_a_job_waits_become_rarer_and_end_with_the_wait(monkeypatch: pytest.MonkeyPatch):
+    now_s, said, pods = 0.0, [], []
+    monkeypatch.setattr(watch, "time", SimpleNamespace(monotonic=lambda: now_s))
+    source: Any = SimpleNamespace(pods=lambda _: pods, events=lambda: [])
+    cluster = ClusterConfig(pending_timeout_s=10**6)
+    follower = watch.Follower(source, cluster, lambda text: said.append((now_s / 60, text)))
+    for minute in range(301):
+        now_s = 60.0 * minute + 1
+        follower._look(JOB, lambda _: None)
+    assert [round(at) for at, _ in said] == [6, 11, 21, 41, 81, 141, 201, 261]
+    assert all("a is still waiting since 20" in text for _, text in said)
+    assert said[0][1].endswith("(6 min) because: no reason is known: 0 of 2 pods were created; check that Kubeflow's operator runs and watches this namespace")  # fmt: skip
+
+    said.clear()
+    pods[:] = [{"metadata": {"name": name}, "status": {"phase": "Running"}} for name in "bc"]
+    for minute in range(301, 400):
+        now_s = 60.0 * minute + 1
+        pods[0]["status"]["phase"] = "Pending" if minute >= 390 else "Running"
+        follower._look(JOB, lambda _: None)
+    started, reminder = (text for _, text in said)
+    assert "a started after" in started
+    assert reminder.endswith("because: pods are Pending, and no warning says why")
