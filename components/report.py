@@ -1,12 +1,14 @@
 """Write a report of finished runs: `maskrcnn report RUN…`, where RUN is the folder of a run, such as runs/shapes_demo.
 
 Writes a single HTML file (no other files, no web requests), and a Markdown file of the same name without charts and
-pictures. For several runs it shows their differences and compares their figures; missing parts are listed. With
+pictures. For several runs it shows their differences and compares their figures; missing parts are listed. Runs that
+were evaluated on different data get a warning, on the page and on stderr, since their scores cannot be compared. With
 --readme, the figures of the runs are stored in docs/results/, and the marked tables of README.md and docs/results.md
 are regenerated; without RUN, from the stored figures alone. The parameter file is read only without RUN and --readme.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +21,11 @@ from model.errors import UserError
 
 @dataclass(frozen=True)
 class ReportResult:
-    """Files of a report."""
+    """Files of a report, and its warnings about runs with different data."""
 
     html: Path
     markdown: Path
+    warnings: list[str]
 
 
 def run(run_dirs: Sequence[Path], *, output: Path, question: str = "", pictures: int = 4) -> ReportResult:
@@ -45,8 +48,9 @@ def run(run_dirs: Sequence[Path], *, output: Path, question: str = "", pictures:
     if len({one.name for one in runs}) < len(runs):
         raise UserError(f"report: runs must have different names, got {', '.join(one.name for one in runs)}")
     from components.reports.page import write_report
+    from components.reports.same_data import warnings_of
 
-    return ReportResult(output, write_report(runs, output, question, pictures))
+    return ReportResult(output, write_report(runs, output, question, pictures), warnings_of(runs))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -64,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         run_dirs = run_dirs or [load_config(args.params, args.overrides).train.output_dir]
         output = args.output or (run_dirs[0] if len(run_dirs) == 1 else Path("runs")) / "report.html"
         result = run(run_dirs, output=output, question=args.question, pictures=args.pictures)
+    for warning in result.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     terminal().print(f"{result.html}, {result.markdown}", soft_wrap=True)
 
 

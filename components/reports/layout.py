@@ -62,7 +62,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Chapter:
-    """Chapter of a report: notes first, commands last."""
+    """Chapter of a report: warnings and notes first, commands last."""
 
     id: str
     title: str
@@ -71,3 +71,4 @@ class Chapter:
     charts: Sequence[Chart] = field(default_factory=list)
     galleries: Sequence[Gallery] = field(default_factory=list)
     commands: Sequence[str] = ()
+    warnings: Sequence[str] = ()

@@ -68,13 +68,13 @@ def classes(runs: Sequence[RunData]) -> Chapter:
     first = [column for column in columns if column.run is columns[0].run][-1]
     names = dict.fromkeys(name for column in columns for name in column.per_class)
     order = sorted(names, key=lambda name: -(first.per_class.get(name) or 0))
-    counts = _counts(first.run, "per_class")
+    counted, counts = _counts(columns, "per_class")
     rows = [
         [name, str(counts.get(name, DASH)), *(_bar(column.per_class.get(name), column.slot) for column in columns)]
         for name in order
     ]
     note = f"AP at IoU 0.50 to 0.95, sorted by {first.run.name}'s {TITLES[first.result_type]} AP."
-    return Chapter("classes", "Classes", [note], [Table(["class", "instances", *_titles(columns, "AP")], rows)])
+    return Chapter("classes", "Classes", [note], [Table(["class", counted, *_titles(columns, "AP")], rows)])
 
 
 def curves(runs: Sequence[RunData]) -> Chapter:
@@ -100,7 +100,7 @@ def sizes(runs: Sequence[RunData]) -> Chapter:
     columns = _columns(runs, IOU_TYPES)
     if not columns:
         return Chapter("sizes", "Sizes", [_NOT_EVALUATED])
-    counts = _counts(columns[0].run, "per_size")
+    counted, counts = _counts(columns, "per_size")
     rows = [
         [
             f"{size}, {meaning}: {score}",
@@ -114,7 +114,7 @@ def sizes(runs: Sequence[RunData]) -> Chapter:
         "COCO classifies objects by the area of their masks; "
         "the counts, from `prepare`, are by the area of their boxes."
     )
-    return Chapter("sizes", "Sizes", [note], [Table(["size", "instances", *_titles(columns)], rows)])
+    return Chapter("sizes", "Sizes", [note], [Table(["size", counted, *_titles(columns)], rows)])
 
 
 def errors(runs: Sequence[RunData], found: dict[str, dict[str, ErrorTypes]], reason: str = "") -> Chapter:
@@ -213,8 +213,14 @@ def _evaluated(run: RunData) -> str:
     return f"{run.name}: {what}."
 
 
-def _counts(run: RunData, key: str) -> dict[str, int]:
-    return run.data_report.get(run.split, {}).get(key, {}) if run.index is not None else {}
+def _counts(columns: Sequence[_Column], key: str) -> tuple[str, dict[str, int]]:
+    """Title and values of the column of instances: the first run's, whose name it has where another's are different."""
+    first, *others = (
+        run.data_report.get(run.split, {}).get(key, {}) if run.index is not None else {}
+        for run in {column.run.name: column.run for column in columns}.values()
+    )
+    is_same = all(counts == first for counts in others if counts)
+    return "instances" if is_same else f"{columns[0].run.name}: instances", first
 
 
 def _bar(value: float | None, slot: int) -> Cell | str:

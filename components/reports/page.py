@@ -1,8 +1,9 @@
 """Report of runs as one page: its chapters, error types and pictures, rendered as HTML or Markdown."""
 
 import datetime
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
@@ -12,6 +13,7 @@ from components.evaluation.error_types import ErrorAnalysis, ErrorTypes
 from components.reports import outcome, setup
 from components.reports.layout import Chapter, Gallery
 from components.reports.pictures import worst_and_best
+from components.reports.same_data import evaluated_differently, warnings_of
 from components.reports.speed import speed
 from components.runs.files import RunData
 from components.runs.recipes import nearest_recipe
@@ -21,6 +23,10 @@ from model.scoring.names import IOU_TYPES
 TEMPLATES = Path(__file__).parent / "templates"
 _PICTURE_BUDGET_BYTES = 3_500_000  # limit for pictures, so that the page stays below 5 MB
 _NO_ERRORS = "No error types; see Environment for what is missing."
+_SCORED = ("scores", "classes", "curves", "sizes", "errors")  # chapters with scores of several runs
+_NOT_COMPARABLE = "These runs were evaluated on different data (see Question)."
+# Dots, slashes and underscores within a name such as data.prepared_dir; not those of 0.025 and images/s.
+_JOINTS = re.compile(r"(?<=\w\w)([/_]|\.(?!\d))(?=\w{3})")
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ def render(suffix: str, title: str, runs: Sequence[RunData], chapters: Sequence[
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["code"] = _code
+    environment.filters |= {"code": _code, "breakable": _breakable}
     template = environment.get_template("report.md" if suffix == ".md" else "report.html")
     parts = {name: Markup((TEMPLATES / f"report.{name}").read_text(encoding="utf-8")) for name in ("css", "js")}
     made = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
@@ -68,8 +74,8 @@ def render(suffix: str, title: str, runs: Sequence[RunData], chapters: Sequence[
 
 def _chapters(runs: Sequence[RunData], question: str, found: Findings) -> list[Chapter]:
     nearest = {one.name: nearest_recipe(one.config) for one in runs if one.config}
-    return [
-        setup.question(runs, question),
+    chapters = [
+        replace(setup.question(runs, question), warnings=warnings_of(runs)),
         setup.data(runs),
         setup.configuration(runs, nearest),
         outcome.losses(runs),
@@ -83,6 +89,9 @@ def _chapters(runs: Sequence[RunData], question: str, found: Findings) -> list[C
         setup.environment(runs),
         setup.reproduce(runs, nearest),
     ]
+    if not evaluated_differently(runs):
+        return chapters
+    return [replace(one, warnings=[_NOT_COMPARABLE]) if one.id in _SCORED else one for one in chapters]
 
 
 def _analyse(runs: Sequence[RunData], pictures: int) -> Findings:
@@ -114,3 +123,8 @@ def _code(text: str) -> Markup:
     """Convert plain text to HTML, with text between backticks as code."""
     parts = str(escape(text)).split("`")
     return Markup("".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts)))
+
+
+def _breakable(text: object) -> Markup:
+    """Convert plain text to HTML in which a line may break after a dot, slash or underscore within a name."""
+    return Markup(_JOINTS.sub(r"\1<wbr>", str(escape(text))))

@@ -21,7 +21,27 @@ from components.runs.recipes import load_recipe, nearest_recipe
 from model.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-VOID = {"meta", "link", "img", "br", "hr", "line", "i"}
+VOID = {"meta", "link", "img", "br", "hr", "line", "i", "wbr"}
+# Words of tables that are spread over lines.
+BROKEN_WORDS = r"""() => {
+  const found = [], nodes = document.createTreeWalker(document.querySelector("main"), NodeFilter.SHOW_TEXT);
+  while (nodes.nextNode()) {
+    const node = nodes.currentNode, range = document.createRange();
+    if (!node.parentElement.closest("th, td, caption")) continue;
+    for (const word of node.data.matchAll(/[\p{L}\p{N}]+/gu)) {
+      range.setStart(node, word.index);
+      range.setEnd(node, word.index + word[0].length);
+      if (new Set([...range.getClientRects()].map((one) => one.top)).size > 1) found.push(word[0]);
+    }
+  }
+  return found;
+}"""
+# Whether a table scrolls, and how far its rows' names then are from its left edge.
+SCROLLED_TABLES = r"""() => [...document.querySelectorAll(".scroll")].map((box) => {
+  box.scrollLeft = 1e5;
+  const left = (element) => element.getBoundingClientRect().left;
+  return [box.scrollLeft > 0, Math.round(left(box.querySelector("tbody th")) - left(box))];
+})"""
 
 
 class Page(HTMLParser):
@@ -146,6 +166,37 @@ def test_two_runs_stand_side_by_side_with_their_difference_first(
     lines = [value for tag, name, value in page.attributes if (tag, name) == ("polyline", "data-name")]
     assert lines.count("first") == lines.count("second") == 8
     assert not [tag for tag, _, _ in page.attributes if tag == "img"]
+
+
+def test_runs_on_different_data_are_compared_under_a_warning(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `maskrcnn compare` refuses them: on top of the page, at each chapter with scores, and in the terminal."""
+    for name, hashes in (("scored", {"data_hash": "0" * 64}), ("taught", {"train_data_hash": "1" * 64}), ("same", {})):
+        shutil.copytree(run_dir, tmp_path / name)
+        path = tmp_path / name / "evaluation.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | hashes))
+    data_hash, warned = json.loads((run_dir / "evaluation.json").read_text())["data_hash"][:12], {}
+    for name in ("scored", "taught", "same"):
+        html = tmp_path / "page.html"
+        report.main([str(run_dir), str(tmp_path / name), "--pictures", "0", "--output", str(html)])
+        warned[name] = capsys.readouterr().err
+        pages = html.read_text(), html.with_suffix(".md").read_text()
+        assert [text.count("Warning:") for text in pages] == [{"scored": 6, "taught": 1, "same": 0}[name]] * 2
+        assert all(warned[name].removeprefix("warning: ").strip() in text for text in pages)
+    assert "scores must not be compared" in warned["scored"]
+    assert f"first on 4 images, data_hash {data_hash}; scored on 4 images, data_hash 000000000000." in warned["scored"]
+    assert "trained on different data" in warned["taught"]
+    assert "taught on data_hash 111111111111." in warned["taught"]
+    assert warned["same"] == ""
+
+
+def test_lines_of_tables_break_within_names_not_within_words(written: report.ReportResult) -> None:
+    html = written.html.read_text()
+    for text in ("data.<wbr>prepared_<wbr>dir", "train.<wbr>base_lr", ">0.02<"):
+        assert text in html
+    rules = re.findall(r"([^{}]*)\{([^{}]*)\}", html.partition("</style>")[0])
+    assert not [rule for selector, rule in rules if re.search(r"\bt[hd]\b", selector) and "anywhere" in rule]
 
 
 def test_a_run_that_has_but_a_benchmark_gets_a_page(tmp_path: Path) -> None:
@@ -281,7 +332,14 @@ def test_a_browser_opens_the_page_without_a_word_or_a_request(written: report.Re
         readout = screenshots.hover_over_a_chart(page)
         assert re.fullmatch(r"at \d+\nfirst  [\d.]+", readout)
         assert (facts.console, facts.requests) == ([], [])
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")  # nothing reaches out of the window
+        page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+        for width in (1280, 390):
+            page.set_viewport_size({"width": width, "height": 800})
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")  # nothing reaches out of it
+            assert page.evaluate(BROKEN_WORDS) == [], width
+            tables = page.evaluate(SCROLLED_TABLES)
+            assert any(scrolls for scrolls, _ in tables) == (width == 390)
+            assert {distance for _, distance in tables} == {0}
 
 
 def test_named_runs_and_the_tables_need_no_parameter_file(
