@@ -2,7 +2,7 @@
 
 Writes a single HTML file (no other files, no web requests), and a Markdown file of the same name without charts and
 pictures. For several runs it shows their differences and compares their figures; missing parts are listed. Runs that
-were evaluated on different data get a warning, on the page and on stderr, since their scores cannot be compared. With
+cannot be compared, since they were evaluated on different data, get a warning, on the page and on stderr. With
 --readme, the figures of the runs are stored in docs/results/, and the marked tables of README.md and docs/results.md
 are regenerated; without RUN, from the stored figures alone. The parameter file is read only without RUN and --readme.
 """

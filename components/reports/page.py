@@ -13,7 +13,7 @@ from components.evaluation.error_types import ErrorAnalysis, ErrorTypes
 from components.reports import outcome, setup
 from components.reports.layout import Chapter, Gallery
 from components.reports.pictures import worst_and_best
-from components.reports.same_data import evaluated_differently, warnings_of
+from components.reports.same_data import scoring_warnings, warnings_of
 from components.reports.speed import speed
 from components.runs.files import RunData
 from components.runs.recipes import nearest_recipe
@@ -24,7 +24,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 _PICTURE_BUDGET_BYTES = 3_500_000  # limit for pictures, so that the page stays below 5 MB
 _NO_ERRORS = "No error types; see Environment for what is missing."
 _SCORED = ("scores", "classes", "curves", "sizes", "errors")  # chapters with scores of several runs
-_NOT_COMPARABLE = "These runs were evaluated on different data (see Question)."
+_NOT_COMPARABLE = "The scores of these runs must not be compared (see Question)."
 # Dots, slashes and underscores within a name such as data.prepared_dir; not those of 0.025 and images/s.
 _JOINTS = re.compile(r"(?<=\w\w)([/_]|\.(?!\d))(?=\w{3})")
 
@@ -89,7 +89,7 @@ def _chapters(runs: Sequence[RunData], question: str, found: Findings) -> list[C
         setup.environment(runs),
         setup.reproduce(runs, nearest),
     ]
-    if not evaluated_differently(runs):
+    if not scoring_warnings(runs):
         return chapters
     return [replace(one, warnings=[_NOT_COMPARABLE]) if one.id in _SCORED else one for one in chapters]
 

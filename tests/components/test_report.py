@@ -172,20 +172,27 @@ def test_runs_on_different_data_are_compared_under_a_warning(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As `maskrcnn compare` refuses them: on top of the page, at each chapter with scores, and in the terminal."""
-    for name, hashes in (("scored", {"data_hash": "0" * 64}), ("taught", {"train_data_hash": "1" * 64}), ("same", {})):
+    cases = {
+        "scored": ({"data_hash": "0" * 64}, 6),
+        "counted": ({"max_detections": 300}, 6),
+        "taught": ({"train_data_hash": "1" * 64}, 1),
+        "same": ({}, 0),
+    }
+    for name, (values, _) in cases.items():
         shutil.copytree(run_dir, tmp_path / name)
         path = tmp_path / name / "evaluation.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | hashes))
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
     data_hash, warned = json.loads((run_dir / "evaluation.json").read_text())["data_hash"][:12], {}
-    for name in ("scored", "taught", "same"):
+    for name, (_, count) in cases.items():
         html = tmp_path / "page.html"
         report.main([str(run_dir), str(tmp_path / name), "--pictures", "0", "--output", str(html)])
         warned[name] = capsys.readouterr().err
         pages = html.read_text(), html.with_suffix(".md").read_text()
-        assert [text.count("Warning:") for text in pages] == [{"scored": 6, "taught": 1, "same": 0}[name]] * 2
+        assert [text.count("Warning:") for text in pages] == [count] * 2
         assert all(warned[name].removeprefix("warning: ").strip() in text for text in pages)
     assert "scores must not be compared" in warned["scored"]
     assert f"first on 4 images, data_hash {data_hash}; scored on 4 images, data_hash 000000000000." in warned["scored"]
+    assert "as many detections per image and class in all runs: first 100; counted 300." in warned["counted"]
     assert "trained on different data" in warned["taught"]
     assert "taught on data_hash 111111111111." in warned["taught"]
     assert warned["same"] == ""
