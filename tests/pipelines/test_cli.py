@@ -18,7 +18,7 @@ IMPORTED_BY_RUN = (  # a stage imports these, if at all, once it runs
     "torchvision",
     "matplotlib",
     "scipy",
-    "pycocotools",
+    "pycocotools.coco",
     "hotcoco",
     "PIL",
     "requests",
