@@ -158,7 +158,8 @@ def test_rewound_journal_equals_that_of_an_unbroken_run(tmp_path: Path, database
             start = 2  # the last checkpoint before the break
     assert journal_of(tmp_path / "broken") == journal_of(tmp_path / "unbroken")
     run = run_of(tmp_path / "broken", database)
-    assert dict(history(run, database, "loss/mask")) == {step: step / 10 for step in range(1, 6)}
+    sent = [step for step, _ in history(run, database, "loss/mask")]
+    assert sent == [1, 2, 3, 3, 4, 5]  # the server keeps the step that was taken twice
 
 
 def test_line_torn_by_a_kill_is_dropped(tmp_path: Path) -> None:
