@@ -24,6 +24,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from model.config import DataConfig
 from model.data.handover import Packed
@@ -141,14 +142,16 @@ class _Team:
             util.get_temp_dir()  # workers use this one, so those that are killed leave none behind
             self._iterator: Any = iter(loader)
         except OSError as error:
-            raise LoaderError(
-                f"data.workers: {loader.num_workers} workers cannot start ({error}); {_way_out(error)}"
-            ) from error
-        finally:
-            self._workers += [child for child in multiprocessing.active_children() if child not in present]
-            if threading.current_thread() is threading.main_thread():
-                # torch's handler raises an error wherever this process is when a worker dies: in a checkpoint, too.
-                signal.signal(signal.SIGCHLD, handler)
+            _kill(child for child in multiprocessing.active_children() if child not in present)
+            for frame, _ in traceback.walk_tb(error.__traceback__):
+                if isinstance(unfinished := frame.f_locals.get("self"), _MultiProcessingDataLoaderIter):
+                    unfinished._shutdown = True  # its __del__ would look for what was not made
+            text = f"{loader.num_workers} workers cannot start ({error}); {_way_out(error)}"
+            raise LoaderError(f"data.workers: {text}") from error
+        self._workers += [child for child in multiprocessing.active_children() if child not in present]
+        if threading.current_thread() is threading.main_thread():
+            # torch's handler raises an error wherever this process is when a worker dies: in a checkpoint, too.
+            signal.signal(signal.SIGCHLD, handler)
         self._is_over = threading.Event()
         threading.Thread(target=self._watch, name="loader watch", daemon=True).start()
 

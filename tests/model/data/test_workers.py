@@ -141,26 +141,32 @@ def test_a_worker_that_fails_is_an_error_in_seconds(
     assert not workers()
 
 
-@pytest.mark.parametrize("spare", [0, 2], ids=["none is left", "the connection takes two"])
-def test_open_files_that_are_used_up_here_are_an_error(index: CocoIndex, data: DataConfig, spare: int):
+@contextmanager
+def open_files_left(spare: int) -> Iterator[None]:
+    """This process can open so many files and no more."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(int(entry.name) for entry in Path("/proc/self/fd").iterdir())
+    held = [os.open("/dev/null", os.O_RDONLY) for _ in range(highest)]  # no free number below the limit
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(held) + 1 + spare, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for descriptor in held:
+            os.close(descriptor)
+
+
+def test_open_files_that_are_used_up_here_are_an_error(index: CocoIndex, data: DataConfig):
     loader = train_loader(index, data, batch_size=2, seed=0)
-    ways_out = r"data\.workers: .*`ulimit -n`, now \d+\), or lower data\.workers"
-    with closing(iter(loader)) as batches:
-        next(batches)
-        held = [os.open("/dev/null", os.O_RDONLY) for _ in range(highest)]  # no free number below the limit
-        resource.setrlimit(resource.RLIMIT_NOFILE, (held[-1] + 1 + spare, limits[1]))
-        try:
-            with pytest.raises(LoaderError, match=ways_out):
+    with open_files_left(0), pytest.raises(LoaderError, match=r"2 workers cannot start .*Too many open files"):
+        next(iter(loader))
+    for spare in (0, 2):  # the connection to a worker takes two; then none is left for the batch
+        with closing(iter(loader)) as batches:
+            next(batches)
+            ways_out = r"data\.workers: .*`ulimit -n`, now \d+\), or lower data\.workers"
+            with open_files_left(spare), pytest.raises(LoaderError, match=ways_out):
                 for _ in batches:
                     pass
-            with pytest.raises(LoaderError, match=r"data\.workers: .*Too many open files"):
-                next(iter(loader))
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-            for descriptor in held:
-                os.close(descriptor)
     assert not workers()
 
 
