@@ -422,8 +422,6 @@ def test_a_cancelled_launcher_deletes_its_job_and_says_so(make_cluster: Make, nu
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        # As from a terminal: what a shell starts in the background ignores SIGINT.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:
         try:
             assert process.stdout is not None

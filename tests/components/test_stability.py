@@ -246,12 +246,10 @@ def test_a_seed_that_is_killed_is_reported_with_its_signal(shapes: Path) -> None
 
 
 def start_study(config: Config, params: Path) -> subprocess.Popen[bytes]:
-    """As from a terminal: what a shell starts in the background ignores SIGINT, and its children do."""
     save_config(config, params)
     return subprocess.Popen(
         [sys.executable, "-m", "components.stability", "--params", str(params)],
         stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 
