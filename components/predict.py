@@ -1,6 +1,6 @@
 """Detect and segment objects in images: `maskrcnn predict IMAGE_OR_FOLDER …`.
 
-Folders are searched recursively. Writes a drawing of each image, and predictions.json, into --output (default:
+Folders are searched recursively, but for hidden files. Writes a drawing of each image, and predictions.json, into --output (default:
 ./predictions). Without images it uses some of the prepared val split, and writes into <train.output_dir>/predictions.
 Boxes are (x1, y1, x2, y2) and masks COCO run-length encodings; coordinates are in pixels of the EXIF-rotated image.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 from components.cli import add_checkpoint, parse, path_argument, stage_parser, terminal, user_errors
 from components.config import Config
-from components.inference.images import find_images
+from components.inference.images import described, find_images
 from model.data.index import CocoIndex
 from model.engine.pointers import require_checkpoint
 
@@ -40,21 +40,23 @@ def run(
     """
     require_checkpoint(config.train.output_dir, checkpoint)
     folder = output or (Path("predictions") if inputs else config.train.output_dir / "predictions")
-    sources = find_images(inputs, folder)
+    found = find_images(inputs, folder)
     if not inputs:
         CocoIndex.open(config.data.prepared_dir, "val")  # reported, if missing, before torch is loaded
     from components.inference.predictions import predict
 
     is_own = not inputs and output is None  # a folder given by the user may have other files
-    result = PredictResult(folder, *predict(config, checkpoint, sources, folder, is_own=is_own))
-    _print(result)
+    result = PredictResult(folder, *predict(config, checkpoint, found.sources, folder, is_own=is_own))
+    _print(result, described(found.passed_over))
     return result
 
 
-def _print(result: PredictResult) -> None:
+def _print(result: PredictResult, passed_over: str) -> None:
     objects = sum(len(image["detections"]) for image in result.images)
     console = terminal()
     console.print(f"{objects} objects in {len(result.images)} images: {result.output}", soft_wrap=True)
+    if passed_over:
+        console.print(f"passed over: {passed_over}", soft_wrap=True)
     for image in result.unreadable:
         console.print(f"cannot read {image['file']}: {image['reason']}", soft_wrap=True)
 

@@ -1,24 +1,20 @@
 """Images to predict on: files, and whatever lies in folders; each with the name of its drawing."""
 
+import os
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from model.errors import UserError
 
+# Files used in folders.
 SUFFIXES = {
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".bmp",
-    ".gif",
-    ".tif",
-    ".tiff",
-    ".webp",
-    ".ppm",
-    ".pgm",
-    ".jp2",
-}  # files used in folders
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".webp"),
+    *(".avif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
+}
+_URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -30,32 +26,73 @@ class Source:
     apply_exif: bool = True
 
 
-def find_images(inputs: Sequence[Path], output: Path) -> list[Source]:
+@dataclass
+class Inputs:
+    """Images that were found, and files in folders that were passed over."""
+
+    sources: list[Source] = field(default_factory=list)
+    passed_over: Counter[str] = field(default_factory=Counter)  # kind of file, such as `.txt` or `hidden` → number
+
+
+def find_images(inputs: Sequence[Path], output: Path) -> Inputs:
     """List the given files and all images below given folders, in order; a drawing is named after its image.
+
+    Folders are searched through links; hidden files and folders, and those in `output`, are not searched.
 
     Raises:
         UserError: if a path does not exist, a folder has no image, or a drawing would replace an input.
     """
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output {output}: must be a folder for the drawings, but is a file")
+    result = Inputs()
     found: list[tuple[Path, Path]] = []  # file, and its path relative to the given folder
     for path in inputs:
+        if _URL.match(str(path)):
+            raise UserError(f"{path}: must be a file or a folder; URLs are not fetched, download the image first")
         if not path.exists():
             raise UserError(f"{path}: must be an image or a folder of images, but does not exist")
         if path.is_file():
             found.append((path, Path(path.name)))
             continue
-        inside = [
-            file
-            for file in sorted(path.rglob("*"))
-            if file.suffix.lower() in SUFFIXES and not file.resolve().is_relative_to(output.resolve())
-        ]
+        if path.resolve() == output.resolve():
+            raise UserError(f"--output {output}: drawings would replace the images; set another folder")
+        inside = sorted(_images_below(path, output, result.passed_over))
         if not inside:
-            raise UserError(f"{path}: must hold images ({' '.join(sorted(SUFFIXES))}), but has none")
+            seen = f", only {described(result.passed_over)}" if result.passed_over else ""
+            raise UserError(f"{path}: must hold images ({' '.join(sorted(SUFFIXES))}), but has none{seen}")
         found += [(file, file.relative_to(path)) for file in inside]
-    sources = [Source(path, drawing) for (path, _), drawing in zip(found, _drawings(found), strict=True)]
-    replaced = {path.resolve() for path, _ in found} & {(output / source.drawing).resolve() for source in sources}
+    result.sources = [Source(path, drawing) for (path, _), drawing in zip(found, _drawings(found), strict=True)]
+    replaced = {path.resolve() for path, _ in found} & {
+        (output / source.drawing).resolve() for source in result.sources
+    }
     if replaced:
         raise UserError(f"--output {output}: drawings must not replace the images; set another folder")
-    return sources
+    return result
+
+
+def described(passed_over: Counter[str]) -> str:
+    """Count the files that were passed over, by kind: `3 × .txt, 1 × hidden`."""
+    return ", ".join(f"{count} × {kind}" for kind, count in sorted(passed_over.items(), key=lambda x: (-x[1], x[0])))
+
+
+def _images_below(folder: Path, output: Path, passed_over: Counter[str]) -> Iterator[Path]:
+    """Yield the images below a folder; each folder is searched once, also if links lead to it again."""
+    searched: set[Path] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        here = Path(parent).resolve()
+        if here in searched or here == output.resolve():
+            folders.clear()
+            continue
+        searched.add(here)
+        hidden = [name for name in (*folders, *files) if name.startswith(".")]
+        passed_over.update({"hidden": len(hidden)} if hidden else {})
+        folders[:] = sorted(name for name in folders if name not in hidden)
+        for name in sorted(name for name in files if name not in hidden):
+            suffix = Path(name).suffix.lower()
+            if suffix in SUFFIXES:
+                yield Path(parent, name)
+            else:
+                passed_over[suffix or "without extension"] += 1
 
 
 def _drawings(found: Sequence[tuple[Path, Path]]) -> Iterator[Path]:

@@ -49,13 +49,19 @@ def _predict_and_write(
     if is_own:
         shutil.rmtree(folder, ignore_errors=True)
     unreadable: Unreadable = []
-    entries = _predict(trained, config, sources, folder, unreadable)
-    document = {"checkpoint": trained.name, "images": entries, "unreadable": unreadable}
-    write_atomically(folder / "predictions.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    entries: dict[int, dict[str, Any]] = {}
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        for i, entry in _predict(trained, config, sources, folder, unreadable):
+            entries[i] = entry
+    finally:  # also of the images before an error or an interrupt
+        in_order = [entries[i] for i in sorted(entries)]
+        document = {"checkpoint": trained.name, "images": in_order, "unreadable": unreadable}
+        write_atomically(folder / "predictions.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     if is_own:
         with open_tracker(trained.config, run_dir=config.train.output_dir, metrics_csv=False) as tracker:
             tracker.log_artifact(folder, "predictions")
-    return entries, unreadable
+    return in_order, unreadable
 
 
 def _val_images(trained: Trained, count: int) -> list[Source]:
@@ -68,14 +74,14 @@ def _val_images(trained: Trained, count: int) -> list[Source]:
 
 def _predict(
     trained: Trained, config: Config, sources: Sequence[Source], folder: Path, unreadable: Unreadable
-) -> Entries:
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Draw the objects of each source; yield its index and its entry of predictions.json."""
     settings = config.predict
-    folder.mkdir(parents=True, exist_ok=True)
     predictor = Predictor.of(trained.loaded)
     images = _read(sources, unreadable, predictor.pixel_range)
     found = predictor.objects(images, batch_size=settings.batch_size, score_threshold=settings.score_threshold)
-    entries = {i: _describe(sources[i], objects, predictor, folder) for i, objects in found}
-    return [entries[i] for i in sorted(entries)]
+    for i, objects in found:
+        yield i, _describe(sources[i], objects, predictor, folder)
 
 
 def _read(
@@ -86,7 +92,7 @@ def _read(
         try:
             yield i, read_image(source.path, apply_exif=source.apply_exif, pixel_range=pixel_range)
         except UNREADABLE as error:
-            unreadable.append({"file": str(source.path), "reason": why_path_unreadable(source.path, error)})
+            unreadable.append({"file": _text(source.path), "reason": why_path_unreadable(source.path, error)})
 
 
 def _describe(source: Source, objects: list[Object], predictor: Predictor, folder: Path) -> dict[str, Any]:
@@ -97,8 +103,13 @@ def _describe(source: Source, objects: list[Object], predictor: Predictor, folde
     drawing = draw_objects(pixels, objects, predictor.class_names)
     drawing.save(target, quality=92)
     return {
-        "file": str(source.path),
-        "drawing": source.drawing.as_posix(),
+        "file": _text(source.path),
+        "drawing": _text(source.drawing),
         "size": list(pixels.shape[:2]),
         "detections": objects,
     }
+
+
+def _text(path: Path) -> str:
+    """Path as JSON and terminals can hold it: bytes of a name that are not UTF-8 are written as `\\udcXX`."""
+    return path.as_posix().encode("utf-8", "backslashreplace").decode()

@@ -25,6 +25,10 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"%PDF", "a PDF document", "render its pages as PNG"),
     (b"PK\x03\x04", "a zip archive", "unpack it"),
     (b"\x1f\x8b", "a gzip archive", "unpack it"),
+    *(
+        (magic, "a video", "ffmpeg -i VIDEO frames/%05d.jpg extracts its frames")
+        for magic in (b"\0\0\x01\xba", b"FLV\x01")
+    ),
     (b"\x1aE\xdf\xa3", "a video", "ffmpeg -i VIDEO frames/%05d.jpg extracts its frames"),
 )
 

@@ -1,6 +1,7 @@
 """The predict stage on files of many kinds, with an untrained network."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,25 @@ def test_unreadable_file_is_named_and_the_rest_predicted(
     ]
     assert len(document(tmp_path / "out")["images"]) == 5
     assert "broken.jpg" in capsys.readouterr().out
+
+
+def test_a_name_that_is_not_utf_8_loses_nothing(config: Config, folder: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"f\xfcr.jpg")
+    (folder / "wide.jpg").rename(folder / name)
+    result = predict.run(config, [folder / name, folder / "tall.png"], output=tmp_path / "out")
+    assert [image["file"] for image in document(tmp_path / "out")["images"]] == [
+        f"{folder}/f\\udcfcr.jpg", f"{folder}/tall.png"
+    ]  # fmt: skip
+    assert (tmp_path / "out" / name).is_file()
+    assert len(result.images) == 2
+
+
+def test_an_error_keeps_the_predictions_before_it(config: Config, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "wide.jpg").mkdir(parents=True)  # where the second drawing must go
+    one = config.model_copy(update={"predict": config.predict.model_copy(update={"batch_size": 1})})
+    with pytest.raises(IsADirectoryError):
+        predict.run(one, [folder / "tall.png", folder / "wide.jpg"], output=tmp_path / "out")
+    assert [Path(image["file"]).name for image in document(tmp_path / "out")["images"]] == ["tall.png"]
 
 
 def test_images_of_one_name_get_drawings_of_their_own(config: Config, folder: Path, tmp_path: Path) -> None:
