@@ -1,8 +1,9 @@
 """Detect and segment objects in images: `maskrcnn predict IMAGE_OR_FOLDER …`.
 
-Folders are searched recursively, but for hidden files. Writes a drawing of each image, and predictions.json, into --output (default:
-./predictions). Without images it uses some of the prepared val split, and writes into <train.output_dir>/predictions.
-Boxes are (x1, y1, x2, y2) and masks COCO run-length encodings; coordinates are in pixels of the EXIF-rotated image.
+Folders are searched recursively, without hidden files. Writes a drawing of each image, and predictions.json, into
+--output (default: ./predictions). Without images it uses some of the prepared val split, and writes into
+<train.output_dir>/predictions. Boxes are (x1, y1, x2, y2) and masks COCO run-length encodings; coordinates are in
+pixels of the EXIF-rotated image.
 """
 
 import sys

@@ -65,7 +65,8 @@ def _warn_of_dark_images(data: DataConfig, coco: CocoFile, facts: Facts) -> None
         if one.flaw and one.values is not None:
             text = (
                 f"{one.file_name}: its values of {one.values[0]:g} to {one.values[1]:g} do not suit data.pixel_range "
-                f"({used}); all images of more than 8 bits have {low:g} to {high:g}: set data.pixel_range to what your camera or scanner gives"
+                f"({used}); all images of more than 8 bits have {low:g} to {high:g}: set data.pixel_range to what your "
+                "camera or scanner gives"
             )
             _warn(coco, image_id, "pixel range", text)
         elif one.flaw:
