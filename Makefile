@@ -2,7 +2,7 @@
 # are compiled for the GPUs of this machine; FORCE_CUDA=1 compiles them without a GPU, for TORCH_CUDA_ARCH_LIST.
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-slow test-family fuzz gpu-test gpu-check gpu-kit sanitize mutate floor lint ui bench \
-  screenshots image image-cpu lock sbom audit clean
+  screenshots tour image image-cpu lock sbom audit clean
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check
@@ -137,6 +137,9 @@ bench: venv  ## measure throughput, step time, memory and each operator, compare
 
 screenshots: venv  ## make docs/images/ from mlflow.db and RUNS (runs/shapes_demo); needs Chromium
 	PYTHONPATH=. $(BIN)/python docs/screenshots.py $(RUNS)
+
+tour: venv  ## run docs/tour.ipynb and keep what it shows (8 minutes on 2 cores)
+	PYTHONPATH=. $(BIN)/python docs/run_tour.py
 
 image: VARIANT := gpu
 image:  ## build the container image for NVIDIA GPUs; IMAGE=REGISTRY/NAME:TAG, DOCKER=podman for another builder
