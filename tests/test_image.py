@@ -28,6 +28,12 @@ PATTERNS = [
 OPTIONAL = {"apex", "amp_C", "cv2", "setuptools"}
 
 
+@pytest.fixture(autouse=True)
+def restored_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`declared` sets CUDA_OPS, which later tests of the same process must not see."""
+    monkeypatch.setenv("CUDA_OPS", "0")
+
+
 @pytest.fixture(scope="module")
 def requirements() -> ModuleType:
     """.ci/image_requirements.py."""
