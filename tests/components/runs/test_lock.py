@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -81,6 +81,7 @@ def test_a_run_that_is_moved_aside_leaves_the_lock_to_the_old_name(tmp_path: Pat
     with writing(folder, "train"):
         (folder / "result").touch()
         move_aside(folder, aside)
+        assert (folder / FILE_NAME).is_file()
         assert subprocess.run([sys.executable, "-c", probe], capture_output=True, check=False).returncode == 1
     assert [path.name for path in aside.iterdir()] == ["result"]
     with held_elsewhere(aside), writing(tmp_path / "run", "train"):
@@ -90,8 +91,13 @@ def test_a_run_that_is_moved_aside_leaves_the_lock_to_the_old_name(tmp_path: Pat
 def test_a_forked_child_is_refused_and_does_not_hold_the_lock_when_it_outlives_its_parent(tmp_path: Path):
     reader, writer = os.pipe()
     with writing(tmp_path, "train"):
+        held = lock._held[tmp_path.resolve()]
+        assert held is not None
         child = os.fork()
         if not child:
+            with suppress(OSError):
+                os.fstat(held.descriptor)
+                os._exit(1)  # it holds the lock, too
             try:
                 lock._Lock(tmp_path, "evaluate")
             except RunInUseError:
