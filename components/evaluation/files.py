@@ -20,7 +20,8 @@ from components.evaluation.plots import (
 )
 from components.runs.environment import git_commit
 from model.data.index import CocoIndex, spread
-from model.files import replacing, write_atomically
+from model.engine.checkpoint import write_tensors
+from model.files import write_atomically
 from model.inference.predictor import Object, objects_of
 from model.network.mask_rcnn import NAMES_OF_PROPOSALS
 from model.scoring.coco import CocoEvaluation
@@ -71,13 +72,13 @@ def write_inference(folder: Path, results: Results, evaluation: CocoEvaluation |
     for result_type in RESULT_TYPES[results.task]:
         found = results.segm if result_type == "segm" else results.bbox
         write_atomically(folder / f"{result_type}.json", orjson.dumps(found).decode())  # json is ten times slower
-    _save(results.tensors, folder / "predictions.pth")
+    write_tensors(results.tensors, folder / "predictions.pth")
     scores_path = folder / "coco_results.pth"
     if evaluation is None:
         scores_path.unlink(missing_ok=True)
         return
     precision = {name: torch.from_numpy(values) for name, values in evaluation.precision.items()}  # [T, R], see coco.py
-    _save({**evaluation.scores, "per_class": evaluation.per_class, "precision": precision}, scores_path)
+    write_tensors({**evaluation.scores, "per_class": evaluation.per_class, "precision": precision}, scores_path)
 
 
 def write_plots(
@@ -116,8 +117,3 @@ def _objects(results: Results, image_id: int, category_ids: Sequence[int]) -> li
     indices = [k for k, result in enumerate(results.bbox) if result["image_id"] == image_id]
     masks = [results.segm[k] for k in indices] if results.segm else []
     return objects_of([results.bbox[k] for k in indices], masks, category_ids)
-
-
-def _save(content: Any, path: Path) -> None:
-    with replacing(path) as partial:
-        torch.save(content, partial)

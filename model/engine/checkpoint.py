@@ -41,8 +41,7 @@ def save_checkpoint(run_dir: Path, step: int, state: Mapping[str, Any], *, keep_
     """
     path = run_dir / "checkpoints" / f"step_{step:07d}.pt"
     make_folder(path.parent)
-    with replacing(path, sync=True) as partial, partial.open("wb") as file:  # on the disk before anything points at it
-        torch.save({**state, "step": step}, file)
+    write_tensors({**state, "step": step}, path, sync=True)  # on the disk before anything points at it
     _point(run_dir, LAST, path)
     if keep_last:
         kept = {find_checkpoint(run_dir, BEST)}
@@ -102,7 +101,22 @@ def save_weights(loaded: LoadedModel, path: Path) -> None:
         "step": loaded.step,
         "data_hash": loaded.data_hash,
     }
-    torch.save(state, path)
+    write_tensors(state, path)
+
+
+def write_tensors(content: Any, path: Path, *, sync: bool = False) -> None:
+    """Write a file with torch.save, whole or not at all.
+
+    Raises:
+        OSError: if the system refuses it, for example since the disk is full; torch hides that in a RuntimeError.
+    """
+    with replacing(path, sync=sync) as partial, partial.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            if isinstance(cause := error.__context__, OSError):
+                raise OSError(cause.errno, cause.strerror, str(path)) from error
+            raise
 
 
 def _point(run_dir: Path, name: str, path: Path) -> None:

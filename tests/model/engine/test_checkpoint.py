@@ -1,6 +1,7 @@
 """Checkpoints: whole or absent, found again, kept as configured."""
 
 import os
+import resource
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -151,3 +152,18 @@ def test_a_model_comes_back_as_it_was(tmp_path: Path, tiny_config: Callable[...,
     assert not loaded.model.training
     for name, value in model.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], value)
+
+
+def test_a_full_disk_is_the_systems_error_and_leaves_the_earlier_checkpoint(tmp_path: Path):
+    """A limit of file sizes stands for the disk's: the system refuses the same call."""
+    state = {"model": {"weight": torch.zeros(100_000)}, "config": {}}
+    saved = save_checkpoint(tmp_path, 1, state)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*step_0000002\.pt'"):
+            save_checkpoint(tmp_path, 2, state)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert last_checkpoint(tmp_path) == saved
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
