@@ -182,6 +182,7 @@ CASES: dict[str, tuple[dict[str, Any], list[str], int]] = {
     "stray part": ({"segmentation": [*TRIANGLE, [1, 1, 2, 2]]}, ["repaired: stray part"], 3),
     "stray point": ({"segmentation": [[1, 1], *TRIANGLE, []]}, ["repaired: stray part"], 3),
     "stray parts alone": ({"segmentation": [[1, 1, 2, 2], [3, 3]]}, ["error: bad polygon"], 2),
+    "repaired in vain": ({"segmentation": [*TRIANGLE, [1, 1]], "bbox": "x"}, ["error: bad box"], 2),
     "xyxy": ({"bbox": [8, 8, 28, 28]}, ["warning: bbox as x1, y1, x2, y2"], 3),
     "elsewhere": ({"bbox": [32, 8, 8, 8]}, ["warning: bbox not around its segmentation"], 3),
     "no id": ({"id": None}, ["repaired: no annotation id"], 3),
