@@ -42,7 +42,7 @@ class Disk:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir()
-        self._mount("-t", "tmpfs", "-o", "size=256m", "tmpfs")
+        self._mount("-t", "tmpfs", "-o", "size=400m", "tmpfs")
 
     def _mount(self, *options: str) -> None:
         subprocess.run(["mount", *options, str(self.folder)], check=True, capture_output=True)
@@ -167,7 +167,7 @@ def test_forty_faults_in_a_row_hang_nothing_and_lose_no_checkpoint(
         "train.lr_steps=[]",
         "data.workers=2",
         "data.timeout_s=3",
-        "train.keep_last=3",
+        "train.keep_last=1",
     )
     config = load_config(TINY, [*folders, *words, f"train.output_dir={disk.folder}/run", "train.max_iters=100000"])
     download.run(config)
