@@ -173,7 +173,7 @@ def metrics(report: dict[str, Any]) -> dict[str, float | None]:
     """Figures by MLflow name, such as `time/phase_backward_s`."""
     names = {name: name.replace(", ", "_").replace(" ", "_").lower() for name in report["phases"]}
     return {f"time/phase_{names[name]}_s": seconds for name, seconds in report["phases"].items()} | {
-        "throughput/times_floor": report["step_s"] / report["floor_s"]
+        "ratio/step_to_floor": report["step_s"] / report["floor_s"]
     }
 
 

@@ -62,7 +62,7 @@ def metrics(report: dict[str, Any]) -> dict[str, float | None]:
     for kind in ("weak", "strong"):
         for row in report[kind]:
             named[f"throughput/{kind}_scaling_{row['processes']}_images_per_s"] = row["images_per_s"]
-            named[f"throughput/{kind}_scaling_{row['processes']}_efficiency"] = row["efficiency"]
+            named[f"ratio/{kind}_scaling_{row['processes']}_efficiency"] = row["efficiency"]
     return named
 
 

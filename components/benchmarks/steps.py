@@ -139,9 +139,10 @@ def metrics(report: dict[str, Any]) -> dict[str, float | None]:
             continue
         name = "_".join((row["mode"], row["dtype"], f"batch{row['batch']}", *_extras(row)))
         figures[f"throughput/{name}_images_per_s"] = row["images_per_s"]
-        figures[f"throughput/{name}_step_s"] = row["step_s"]["median"]
-        figures[f"throughput/{name}_peak_memory_mib"] = row["peak_memory_mib"]
-        figures[f"throughput/{name}_ratio_to_torchvision"] = row["ratio_to_torchvision"]
+        figures[f"time/{name}_step_s"] = row["step_s"]["median"]
+        figures[f"memory/{name}_peak_mib"] = row["peak_memory_mib"]
+        figures[f"ratio/{name}_time_to_torchvision"] = row["ratio_to_torchvision"]
+        figures[f"ratio/{name}_memory_to_torchvision"] = row["memory_ratio_to_torchvision"]
     return figures
 
 

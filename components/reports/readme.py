@@ -132,7 +132,11 @@ def record_of(run_dir: Path) -> Record:
         record["training"] = _training(run, run.evaluation)
     if run.benchmark is not None:
         # Benchmarks are logged at step 0, unlike trainings.
-        logged = [one for one in run.journal if one.step == 0 and any(n.startswith("throughput/") for n in one.metrics)]
+        logged = [
+            one
+            for one in run.journal
+            if one.step == 0 and any(n.startswith(("throughput/", "ratio/")) for n in one.metrics)
+        ]
         backbone = run.config.get("model.backbone")  # missing in benchmark.json of earlier versions
         record["benchmark"] = {"date": _date(logged), "backbone": backbone, **run.benchmark}
     return record
