@@ -69,7 +69,7 @@ class StabilityConfig(Section):
 
 
 class TrackingConfig(Section):
-    """MLflow. `MLFLOW_TRACKING_URI` and `MLFLOW_RUN_ID` in the environment go before these."""
+    """MLflow. `MLFLOW_TRACKING_URI`, `MLFLOW_EXPERIMENT_NAME`, `MLFLOW_EXPERIMENT_ID` and `MLFLOW_RUN_ID` go before."""
 
     enabled: bool = True
     uri: str = "sqlite:///mlflow.db"

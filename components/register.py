@@ -12,8 +12,8 @@ from pathlib import Path
 
 from components.cli import parse, stage_parser, terminal, user_errors
 from components.config import Config
+from components.tracking.client import TrackingError
 from components.tracking.scores import read_scored, shortfall
-from components.tracking.server import TrackingError
 from model.engine.pointers import require_file
 from model.errors import UserError
 

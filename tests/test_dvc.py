@@ -54,6 +54,8 @@ IDLE_CODE = {
         "tracking/tracker",
         "tracking/monitor",
         "tracking/server",
+        "tracking/client",
+        "tracking/reason",
         "training/log",
     )
 }

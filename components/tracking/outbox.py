@@ -3,11 +3,14 @@
 A separate thread talks to the server, so logging never waits for it. `mlflow_run.json` says which run a folder belongs
 to, how many lines of its journals the server has, and what else is pending. A line sent twice is one point in MLflow,
 since its time is sent with it.
+
+Artifacts have a thread of their own: a store may take minutes over a file, and metrics and status do not wait for it. A
+file that the store did not take is sent again after a pause, at the end, or by the next stage; after three tries it is
+given up, with a warning. Tries during an outage of the whole server do not count.
 """
 
 import json
 import logging
-import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +19,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel
 
 from components.runs.journal import Entry, Journal
+from components.tracking.reason import reason
 from model.errors import UserError
 from model.files import read_json, write_atomically
 
@@ -23,7 +27,9 @@ RUN_FILE = "mlflow_run.json"
 _SEND_EVERY_S = 1.0  # lines of this period are sent together
 _RETRY_AFTER_S = 5.0
 _LINES_A_CALL = 200  # progress is saved after this many lines
-_PASSWORD = re.compile(r"(://[^:/@\s]*:)[^@\s]+@")  # drivers put the full URI into their errors
+_TRIES = 3  # for an artifact, over all stages
+_LONGEST_PAUSE_S = 600.0  # between two tries
+_PATIENCE_S = 10.0  # at the end, before a message says that artifacts are still being sent
 _log = logging.getLogger(__name__)
 
 
@@ -31,15 +37,24 @@ class Server(Protocol):
     """Delivery target: one run of an MLflow server."""
 
     uri: str  # without the password
+    experiment: str
 
-    def connect(self, run_id: str) -> str:
-        """Continue a run ("" starts one) and return its id: a new one, if that run no longer exists."""
+    def connect(self, run_ids: list[str], experiment: str) -> str:
+        """Continue a run, or start one; return its id.
+
+        Args:
+            run_ids: runs of this folder, latest first; the server, under whatever URI, continues the first that it has.
+            experiment: the experiment's name when the latest run was last continued.
+        """
 
     def send(self, kind: str, arguments: dict[str, Any]) -> None:
         """Deliver one item that is not a metric."""
 
     def send_metrics(self, entries: list[Entry]) -> None:
         """Deliver lines of a journal."""
+
+    def answers(self) -> bool:
+        """True if the server can be reached and has the run."""
 
     def refuses(self, error: Exception) -> bool:
         """True if an error means that retrying would not help."""
@@ -50,12 +65,14 @@ class Item(BaseModel):
 
     kind: str
     arguments: dict[str, Any]
+    tries: int = 0  # failed tries of an artifact
 
 
 class RunFile(BaseModel, extra="forbid"):
     """`mlflow_run.json`."""
 
     run_id: str = ""
+    earlier_ids: list[str] = []  # runs of this folder on other servers or in other experiments, latest first
     uri: str = ""
     experiment: str = ""
     parent_id: str = ""  # run id of the parent
@@ -79,21 +96,20 @@ class RunFile(BaseModel, extra="forbid"):
 class Outbox:
     """Sender of journals and other posted items to a server; it must be closed at the end."""
 
-    def __init__(self, journal: Journal, system: Journal, path: Path, server: Server, *, experiment: str) -> None:
+    def __init__(self, journal: Journal, system: Journal, path: Path, server: Server) -> None:
         self._journals = {"sent_lines": journal, "sent_system_lines": system}
         self._path = path
         self._server = server
         self._file = RunFile.read(path)
-        if (self._file.uri, self._file.experiment) != (server.uri, experiment):
-            self._file.run_id = ""  # a run of another server or experiment cannot be continued
-        self._file.uri, self._file.experiment = server.uri, experiment
+        self._file.uri = server.uri
         self._unsent: dict[str, list[Entry]] = {}
         self._read_unsent()
         self._is_connected = self._is_away = False
         self._sending = threading.Lock()  # held during communication with the server
         self._state = threading.RLock()  # held briefly, to change pending items
-        self._closing = threading.Event()
+        self._closing, self._ending = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._deliver, name="outbox", daemon=True)
+        self._uploader = threading.Thread(target=self._deliver_artifacts, name="artifacts", daemon=True)
 
     def open(self) -> None:
         """Connect and start delivery.
@@ -103,6 +119,7 @@ class Outbox:
         """
         self._flush(raises=True)
         self._thread.start()
+        self._uploader.start()
 
     def log(self, step: int, metrics: Mapping[str, float | None]) -> None:
         """Write metrics to the run's journal, and send them soon."""
@@ -132,12 +149,21 @@ class Outbox:
             self._save()
 
     def close(self, last_kind: str, **arguments: Any) -> bool:
-        """Send everything pending, then one last item; return True if all was delivered."""
+        """Send everything pending and one last item, then the artifacts; return True if all was delivered."""
         self._closing.set()
         if self._thread.is_alive():
             self._thread.join()
         self.post(last_kind, **arguments)
         self._flush()
+        self._ending.set()
+        if self._uploader.is_alive():
+            self._uploader.join(_PATIENCE_S)
+        if self._uploader.is_alive():
+            _log.warning(
+                "MLflow at %s: still sending %d artifacts of %s; Ctrl-C leaves them to the next stage",
+                *(self._file.uri, len(self._file.waiting), self._path.parent),
+            )
+            self._uploader.join()
         return not self._file.waiting and not any(self._unsent.values())
 
     def _append(self, counter: str, step: int, metrics: Mapping[str, float | None]) -> None:
@@ -165,9 +191,8 @@ class Outbox:
         if self._is_away:
             return
         self._is_away = True
-        reason = _PASSWORD.sub(r"\1***@", str(error))
         _log.warning(
-            "MLflow at %s is unavailable; metrics are kept in %s: %s", self._file.uri, self._path.parent, reason
+            "MLflow at %s is unavailable; metrics are kept in %s: %s", self._file.uri, self._path.parent, reason(error)
         )
         with self._state:
             self._file.outages += 1
@@ -176,12 +201,15 @@ class Outbox:
     def _connect(self) -> None:
         if self._is_connected:
             return
-        run_id = self._server.connect(self._file.run_id)
+        known = [run_id for run_id in (self._file.run_id, *self._file.earlier_ids) if run_id]
+        run_id = self._server.connect(known, self._file.experiment)
         with self._state:
-            if run_id != self._file.run_id:  # a new run gets everything
+            self._file.experiment = self._server.experiment
+            if run_id != self._file.run_id:  # another run gets everything
                 self._file.run_id, self._file.sent_lines, self._file.sent_system_lines = run_id, 0, 0
+                self._file.earlier_ids = [known_id for known_id in known if known_id != run_id]
                 self._read_unsent()
-                self._save()
+            self._save()
         self._is_connected = True
 
     def _send_all(self) -> None:
@@ -193,19 +221,81 @@ class Outbox:
                     setattr(self._file, counter, getattr(self._file, counter) + len(lines))
                     del self._unsent[counter][: len(lines)]
                     self._save()
-        while self._file.waiting:
-            item = self._file.waiting[0]
+        while item := self._first(is_artifact=False):
             try:
                 self._server.send(item.kind, item.arguments)
             except Exception as error:
                 if not self._server.refuses(error):
                     raise
-                _log.warning(
-                    "MLflow refuses %s: %s", item.model_dump(), error
-                )  # dropped, so that it does not block later items
-            with self._state:
-                del self._file.waiting[0]
-                self._save()
+                # Dropped, so that it does not block later items.
+                _log.warning("MLflow refuses %s: %s", item.model_dump(), reason(error))
+            self._replace(item)
+
+    def _deliver_artifacts(self) -> None:
+        """Send artifacts one by one, until none is left at the end, or one fails there."""
+        pause_s = _RETRY_AFTER_S
+        while True:
+            is_ending = self._ending.is_set()  # before the look at what is pending
+            item = self._first(is_artifact=True) if self._is_connected else None
+            if item is not None and self._upload(item):
+                pause_s = _RETRY_AFTER_S
+            elif item is None and not is_ending:
+                self._ending.wait(_SEND_EVERY_S)
+            elif item is None or self._ending.is_set():
+                return
+            else:
+                self._ending.wait(pause_s)
+                pause_s = min(4 * pause_s, _LONGEST_PAUSE_S)
+
+    def _upload(self, item: Item) -> bool:
+        """Send a file, or replace a folder by its files; return False if it failed and trying again may help."""
+        path = Path(item.arguments["path"])
+        if path.is_dir():
+            self._replace(item, *_files_of(path, item.arguments["folder"]))
+            return True
+        try:
+            self._server.send(item.kind, item.arguments)
+        except Exception as error:  # any driver error
+            return self._note_failure(item, error)
+        self._replace(item)
+        return True
+
+    def _note_failure(self, item: Item, error: Exception) -> bool:
+        """Count a failed try if the server itself answers; return True if the artifact is given up."""
+        is_refused = self._server.refuses(error)
+        if not is_refused and not self._server.answers():
+            with self._sending:
+                self._is_connected = False
+                self._note_outage(error)
+            return False
+        tries = item.tries + 1
+        path, place = item.arguments["path"], item.arguments["folder"]
+        if is_refused or tries >= _TRIES:
+            self._replace(item)
+            _log.warning(
+                "MLflow at %s does not store %s (tries: %d): %s; send it yourself: mlflow artifacts log-artifact "
+                "--run-id %s --local-file %s%s",
+                *(self._file.uri, path, tries, reason(error), self._file.run_id, path),
+                f" --artifact-path {place}" if place else "",
+            )
+            return True
+        self._replace(item, item.model_copy(update={"tries": tries}))  # behind the others, which may be stored
+        _log.warning(
+            "MLflow at %s did not store %s (try %d of %d); it will be sent again: %s",
+            *(self._file.uri, path, tries, _TRIES, reason(error)),
+        )
+        return False
+
+    def _first(self, *, is_artifact: bool) -> Item | None:
+        with self._state:
+            return next((item for item in self._file.waiting if (item.kind == "artifact") is is_artifact), None)
+
+    def _replace(self, item: Item, *others: Item) -> None:
+        """Remove a pending item, and append others."""
+        with self._state:
+            self._file.waiting.remove(item)
+            self._file.waiting += others
+            self._save()
 
     def _read_unsent(self) -> None:
         for counter, journal in self._journals.items():
@@ -213,3 +303,13 @@ class Outbox:
 
     def _save(self) -> None:
         write_atomically(self._path, json.dumps(self._file.model_dump(), indent=2) + "\n")
+
+
+def _files_of(path: Path, folder: str) -> list[Item]:
+    """Artifacts for the files in a folder."""
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    places = [(Path(folder) / file.relative_to(path).parent).as_posix() for file in files]
+    return [
+        Item(kind="artifact", arguments={"path": str(file), "folder": "" if place == "." else place})
+        for file, place in zip(files, places, strict=True)
+    ]

@@ -3,8 +3,8 @@
 MLflow runs this file itself, so it may only import the packages logged with it, `model` and `cuda_ops`.
 
     mlflow.pyfunc.load_model("models:/maskrcnn@champion").predict([Path("photo.jpg").read_bytes()])
-    curl -d '{"inputs": ["<base64 of photo.jpg>"]}' \\
-         -H 'Content-Type: application/json' http://127.0.0.1:5001/invocations
+    (printf '{"inputs": ["'; base64 < photo.jpg | tr -d '\\n'; printf '"]}') > request.json
+    curl -H 'Content-Type: application/json' --data-binary @request.json http://127.0.0.1:5001/invocations
 
 Each image becomes {"size": [height, width], "detections": [objects as in model/inference/predictor.py]}.
 """

@@ -7,9 +7,9 @@ from tempfile import TemporaryDirectory
 from components.config import Config, PredictConfig
 from components.runs.lock import writing
 from components.runs.trained import Trained, load_trained
+from components.tracking.client import check_server, make_client, tracking_uri
 from components.tracking.registry import Registry, Version, answers, write_model
 from components.tracking.scores import Scored, beats
-from components.tracking.server import tracking_uri
 from components.tracking.tracker import delivered_run, open_tracker
 from model.engine.checkpoint import save_weights
 
@@ -30,6 +30,8 @@ def register(config: Config, checkpoint: Path, scored: Scored) -> tuple[str, boo
 
 def _register(config: Config, checkpoint: Path, scored: Scored) -> tuple[str, bool, str]:
     name, uri = config.registry.model_name, tracking_uri(config.tracking)
+    make_client(uri)  # sets the limits of requests
+    check_server(uri, 3, "to register a model")
     trained = load_trained(config, str(checkpoint))
     with open_tracker(trained.config, run_dir=config.train.output_dir, metrics_csv=False):
         pass  # opening the tracker creates the run and sends what earlier stages could not

@@ -4,6 +4,7 @@ The files of a version are a pyfunc model: components/tracking/pyfunc.py, the pa
 checkpoint with weights only. They load wherever the packages in REQUIREMENTS are installed, without unpickling.
 """
 
+import base64
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +21,8 @@ from PIL import Image
 import cuda_ops
 import model
 from components.config import PredictConfig
-from components.tracking.server import TrackingError, make_client, without_password
+from components.tracking.client import TrackingError, make_client, without_password
+from components.tracking.reason import reason
 from model.config import ShapesConfig
 from model.data.synthetic import draw_scene
 
@@ -114,11 +116,12 @@ def answers(uri: str) -> Iterator[None]:
         TrackingError: if MLflow answers with an error, or not at all.
     """
     from mlflow.exceptions import MlflowException
+    from requests import RequestException
 
     try:
         yield
-    except MlflowException as error:
-        raise TrackingError(f"MLflow at {without_password(uri)}: {error.message}") from error
+    except (MlflowException, RequestException) as error:
+        raise TrackingError(f"MLflow at {without_password(uri)}: {reason(error)}") from error
 
 
 def write_model(checkpoint: Path, folder: Path, predict: PredictConfig) -> None:
@@ -139,7 +142,7 @@ def write_model(checkpoint: Path, folder: Path, predict: PredictConfig) -> None:
             artifacts={"checkpoint": str(checkpoint)},
             code_paths=code,
             signature=_signature(predict),
-            input_example=([_example()], settings),
+            input_example=([base64.b64encode(_example()).decode()], settings),
             # Local versions, such as 2.11.0+cu130, are not on package indexes.
             pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
         )
@@ -154,7 +157,7 @@ def _copy_of_package(folder: str, scratch: Path) -> str:
 
 def _signature(predict: PredictConfig) -> "ModelSignature":
     from mlflow.models import ModelSignature
-    from mlflow.types.schema import Array, ColSpec, DataType, Object, ParamSchema, ParamSpec, Property, Schema
+    from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Object, ParamSchema, ParamSpec, Property, Schema
 
     rle = Object([Property("size", Array(DataType.long)), Property("counts", DataType.string)])
     found = Object(
@@ -167,7 +170,8 @@ def _signature(predict: PredictConfig) -> "ModelSignature":
         ]
     )
     return ModelSignature(
-        inputs=Schema([ColSpec(DataType.binary)]),
+        # Bytes, or text; for a column of bytes, MLflow's server would decode text itself, but no data URLs.
+        inputs=Schema([ColSpec(AnyType())]),
         outputs=Schema([ColSpec(Array(DataType.long), "size"), ColSpec(Array(found), "detections")]),
         params=ParamSchema(
             [

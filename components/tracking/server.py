@@ -1,33 +1,31 @@
 """Server of an Outbox: one run on an MLflow server or database."""
 
 import json
-import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from filelock import FileLock
-
-from components.config import TrackingConfig
-from components.runs.experiment import in_working_tree
 from components.runs.journal import Entry
-from model.errors import UserError
+from components.tracking.client import (
+    TrackingError,
+    allowed,
+    artifacts_beside,
+    in_users_tree,
+    locked,
+    make_client,
+    without_password,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-_SQLITE = "sqlite:///"
 _METRICS_A_CALL = 1000  # MLflow's limits on log_batch
 _PARAMS_A_CALL = 100
 _TAG_LENGTH = 5000
-
-
-class TrackingError(UserError):
-    """MLflow cannot be used as configured."""
+_EXPERIMENT_NAME, _EXPERIMENT_ID = "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"
+_MAY_CHANGE = (401, 403, 408, 425, 429)  # statuses of an upload that may succeed later
 
 
 class MlflowServer:
@@ -35,24 +33,22 @@ class MlflowServer:
 
     def __init__(self, uri: str, experiment: str, run_name: str) -> None:
         self.uri = without_password(uri)
-        self._full_uri = _in_working_tree(uri)
-        self._experiment = experiment
+        self.experiment = experiment
+        self._full_uri = in_users_tree(uri)
         self._run_name = run_name
         self._client: MlflowClient
         self._run_id: str
 
-    def connect(self, run_id: str) -> str:
-        with _locked(self._full_uri), _allowed(self.uri):
+    def connect(self, run_ids: list[str], experiment: str) -> str:
+        with locked(self._full_uri), allowed(self.uri):
             self._client = make_client(self._full_uri)
-            return self._begin(run_id)
+            return self._begin(run_ids, experiment)
 
-    def _begin(self, run_id: str) -> str:
+    def _begin(self, run_ids: list[str], experiment: str) -> str:
+        if os.environ.get(_EXPERIMENT_ID):
+            self.experiment = self._named_by_id(os.environ[_EXPERIMENT_ID])
         forced = os.environ.get("MLFLOW_RUN_ID", "")
-        run = self._find_run(forced or run_id)
-        if forced and run is None:
-            raise TrackingError(
-                f"MLFLOW_RUN_ID: must be a run at {self.uri}, got {forced}; unset it to start a new run"
-            )
+        run = self._forced_run(forced) if forced else self._known_run(run_ids, experiment)
         if run is None:
             run = self._client.create_run(self._experiment_id(), run_name=self._run_name)
         elif run.info.status != "RUNNING":
@@ -60,9 +56,65 @@ class MlflowServer:
         self._run_id = run.info.run_id
         return self._run_id
 
+    def _named_by_id(self, experiment_id: str) -> str:
+        """Return the name of the experiment of MLFLOW_EXPERIMENT_ID."""
+        try:
+            found = self._client.get_experiment(experiment_id)
+        except Exception as error:
+            if getattr(error, "error_code", "") not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            raise TrackingError(
+                f"{_EXPERIMENT_ID}: must be an experiment at {self.uri}, got {experiment_id}; unset it to use "
+                "MLFLOW_EXPERIMENT_NAME or tracking.experiment"
+            ) from error
+        if (os.environ.get(_EXPERIMENT_NAME) or found.name) != found.name:
+            raise TrackingError(
+                f"{_EXPERIMENT_NAME} and {_EXPERIMENT_ID} must name one experiment, got "
+                f"{os.environ[_EXPERIMENT_NAME]!r} and {experiment_id}, which is {found.name!r} at {self.uri}; "
+                "unset one of them"
+            )
+        return found.name
+
+    def _known_run(self, run_ids: list[str], experiment: str) -> "Run | None":
+        """Find the first run that is in the experiment here; the latest stays even if its experiment was renamed."""
+        for run_id in run_ids:
+            run = self._find_run(run_id)
+            is_same = run_id == run_ids[0] and experiment == self.experiment
+            if run is not None and (is_same or run.info.experiment_id == self._experiment_id()):
+                return run
+        return None
+
+    def _forced_run(self, run_id: str) -> "Run":
+        """Find the run of MLFLOW_RUN_ID; its experiment counts, but must not contradict the environment's."""
+        run = self._find_run(run_id)
+        if run is None:
+            raise TrackingError(
+                f"MLFLOW_RUN_ID: must be a run at {self.uri}, got {run_id}; unset it to start a new run"
+            )
+        source = self._source()
+        if source == "tracking.experiment":
+            return run
+        experiment = self._client.get_experiment(run.info.experiment_id).name
+        if experiment != self.experiment:
+            raise TrackingError(
+                f"MLFLOW_RUN_ID: must be a run of the experiment {self.experiment!r}, as {source} says, got {run_id} "
+                f"of {experiment!r}; unset one of them"
+            )
+        return run
+
+    def answers(self) -> bool:
+        try:
+            self._client.get_run(self._run_id)
+        except Exception:  # any driver error
+            return False
+        return True
+
     def refuses(self, error: Exception) -> bool:
-        return getattr(error, "error_code", "") in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST") or isinstance(
-            error, FileNotFoundError
+        status = getattr(getattr(error, "response", None), "status_code", 0)  # answer to an upload
+        return (
+            getattr(error, "error_code", "") in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+            or isinstance(error, FileNotFoundError)
+            or (400 <= status < 500 and status not in _MAY_CHANGE)
         )
 
     def send(self, kind: str, arguments: dict[str, Any]) -> None:
@@ -74,6 +126,7 @@ class MlflowServer:
             "artifact": self._send_artifact,
             "dataset": self._send_dataset,
             "status": self._send_status,
+            "replaced": self._send_replaced,
         }
         senders[kind](**arguments)
 
@@ -116,11 +169,11 @@ class MlflowServer:
         self._send_tags({name: value for name, value in tags.items() if name not in known} | changed)
 
     def _send_parent(self, run_id: str) -> None:
-        self._send_tags({"mlflow.parentRunId": run_id})
+        if self._find_run(run_id) is not None:  # else it is a run of another server
+            self._send_tags({"mlflow.parentRunId": run_id})
 
     def _send_artifact(self, path: str, folder: str) -> None:
-        send = self._client.log_artifacts if Path(path).is_dir() else self._client.log_artifact
-        send(self._run_id, path, folder or None)
+        self._client.log_artifact(self._run_id, path, folder or None)
 
     def _send_dataset(self, name: str, digest: str, path: str, context: str = "training") -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -133,9 +186,13 @@ class MlflowServer:
     def _send_status(self, status: str) -> None:
         self._client.set_terminated(self._run_id, status)
 
+    def _send_replaced(self, run_id: str, folder: str) -> None:
+        run = self._find_run(run_id)
+        suffix = "".join(PurePath(folder).suffixes[-1:])  # .old-1
+        if run is not None and not (run.info.run_name or "").endswith(suffix):
+            self._client.update_run(run_id, name=f"{run.info.run_name or ''}{suffix}")
+
     def _find_run(self, run_id: str) -> "Run | None":
-        if not run_id:
-            return None
         try:
             run = self._client.get_run(run_id)
         except Exception as error:
@@ -144,97 +201,32 @@ class MlflowServer:
             raise
         return run if run.info.lifecycle_stage == "active" else None
 
+    def _source(self) -> str:
+        """Name of what set the experiment."""
+        return next(
+            (name for name in (_EXPERIMENT_ID, _EXPERIMENT_NAME) if os.environ.get(name)), "tracking.experiment"
+        )
+
     def _make_experiment(self) -> str:
         from mlflow.exceptions import MlflowException
 
-        place = _artifacts_beside(self._full_uri)
+        place = artifacts_beside(self._full_uri)
         try:
-            return self._client.create_experiment(self._experiment, artifact_location=place)
+            return self._client.create_experiment(self.experiment, artifact_location=place)
         except MlflowException as error:
-            made = self._client.get_experiment_by_name(self._experiment)
+            made = self._client.get_experiment_by_name(self.experiment)
             if error.error_code != "RESOURCE_ALREADY_EXISTS" or made is None:  # otherwise another process was faster
                 raise
             return made.experiment_id
 
     def _experiment_id(self) -> str:
-        experiment = self._client.get_experiment_by_name(self._experiment)
+        experiment = self._client.get_experiment_by_name(self.experiment)
         if experiment is None:
             return self._make_experiment()
         if experiment.lifecycle_stage != "active":
             raise TrackingError(
-                f"tracking.experiment: {self._experiment!r} was deleted at {self.uri}; set another name, or restore "
+                f"{self._source()}: {self.experiment!r} was deleted at {self.uri}; set another name, or restore "
                 "it: "
                 f"mlflow experiments restore -x {experiment.experiment_id}"
             )
         return experiment.experiment_id
-
-
-@contextmanager
-def _allowed(uri: str) -> Iterator[None]:
-    """Raise TrackingError within the context if MLflow denies access."""
-    try:
-        yield
-    except Exception as error:
-        if getattr(error, "error_code", "") not in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
-            raise
-        raise TrackingError(
-            f"MLflow at {uri}: access must be allowed, but is denied; set MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD"
-        ) from error
-
-
-@contextmanager
-def _locked(uri: str) -> Iterator[None]:
-    """Lock a local database within the context, since its first user creates or migrates the tables."""
-    if not uri.startswith(_SQLITE):
-        yield
-        return
-    path = Path(uri.removeprefix(_SQLITE))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(path.name + ".lock")):
-        yield
-
-
-def tracking_uri(tracking: TrackingConfig) -> str:
-    """URI of MLflow: MLFLOW_TRACKING_URI if set, else tracking.uri."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or tracking.uri
-
-
-def _in_working_tree(uri: str) -> str:
-    """The URI of a local database that outlasts a DVC experiment: a relative path starts in the user's tree."""
-    path = uri.removeprefix(_SQLITE)
-    return uri if path == uri else f"{_SQLITE}{in_working_tree(Path(path))}"
-
-
-def make_client(uri: str) -> "MlflowClient":
-    """Make a client that fails fast and logs little; mlflow is imported only here, since that takes a second."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    for name in ("mlflow.pyfunc", "mlflow.store", "alembic", "urllib3.connectionpool"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        return MlflowClient(tracking_uri=uri)
-    except MlflowException as error:
-        if error.error_code != "INVALID_PARAMETER_VALUE":
-            raise
-        raise TrackingError(
-            f"tracking.uri: must be sqlite:///FILE or http(s)://HOST, got {without_password(uri)!r}: {error.message}"
-        ) from error
-
-
-def _artifacts_beside(uri: str) -> str | None:
-    """Folder `mlartifacts` beside a local database; None for a server, which has its own location."""
-    path = uri.removeprefix(_SQLITE)
-    return None if path == uri else (Path(path).resolve().parent / "mlartifacts").as_uri()
-
-
-def without_password(uri: str) -> str:
-    """Mask the password in a URI."""
-    parts = urlsplit(uri)
-    return uri if parts.password is None else uri.replace(f":{parts.password}@", ":***@")

@@ -6,8 +6,9 @@
 A trained model has one MLflow run: its id is in `<run>/mlflow_run.json`, and every stage that opens a tracker on the
 same folder logs to it. `log.jsonl` is authoritative; a thread sends it, so no step waits for a server. Lines that
 MLflow has not received are sent when it is back, at the end, or by the next stage: an outage causes one warning and
-loses no metric, and the tag `tracking.outages` counts it. `MLFLOW_TRACKING_URI` and `MLFLOW_RUN_ID` have priority. A
-run whose folder is inside the folder of another run is its child, like the seeds of a stability study.
+loses no metric, and the tag `tracking.outages` counts it. `MLFLOW_TRACKING_URI`, `MLFLOW_EXPERIMENT_NAME` or
+`MLFLOW_EXPERIMENT_ID`, and `MLFLOW_RUN_ID` have priority. A run whose folder is inside the folder of another run is its
+child, like the seeds of a stability study.
 """
 
 import logging
@@ -19,9 +20,10 @@ from typing import Protocol
 from components.config import Config
 from components.runs.environment import run_tags
 from components.runs.journal import Journal
+from components.tracking.client import TrackingError, experiment_name, tracking_uri
 from components.tracking.monitor import SystemMonitor
 from components.tracking.outbox import RUN_FILE, Outbox, RunFile
-from components.tracking.server import MlflowServer, TrackingError, tracking_uri
+from components.tracking.server import MlflowServer
 from model.files import write_atomically
 
 _log = logging.getLogger(__name__)
@@ -38,6 +40,9 @@ class Tracker(Protocol):
 
     def log_dataset(self, name: str, digest: str, path: Path, *, context: str = "training") -> None:
         """Log the identity of data; `context` is its use, `training` or `evaluation`."""
+
+    def log_replaced(self, path: Path) -> None:
+        """Rename the run of a folder that was moved aside for this one, as the folder was."""
 
     def rewind(self, step: int) -> None:
         """Remove the journal's lines after a step, from which training restarts."""
@@ -65,7 +70,8 @@ def open_tracker(
         metrics_csv: write `<run>/metrics.csv` at the end. Stages after training keep the file as training wrote it.
 
     Raises:
-        TrackingError: if the URI is invalid, the experiment was deleted, or `MLFLOW_RUN_ID` names no run.
+        TrackingError: if the URI is invalid, the database is of another MLflow version, the experiment was deleted, or
+            the environment names no run or experiment, or two that contradict each other.
     """
     journal = Journal(run_dir / "log.jsonl")
     tracker = _open_outbox(config, journal, {**run_tags(), **(tags or {})}) if config.tracking.enabled else None
@@ -102,13 +108,13 @@ def end_run(config: Config, *, run_dir: Path, status: str) -> str:
 
 
 def delivered_run(run_dir: Path) -> str:
-    """Return the id of a folder's MLflow run, if it has received everything.
+    """Return the id of a folder's MLflow run, if it has received everything except artifacts.
 
     Raises:
-        TrackingError: if something is still pending.
+        TrackingError: if something else is still pending.
     """
     file = RunFile.read(run_dir / RUN_FILE)
-    if not file.run_id or file.waiting:
+    if not file.run_id or any(item.kind != "artifact" for item in file.waiting):
         raise TrackingError(
             f"tracking.uri: MLflow must be reachable, but {file.uri} is not; start it, or set MLFLOW_TRACKING_URI"
         )
@@ -135,14 +141,14 @@ def complete_records(run_dir: Path) -> list[Path]:
 def _open_outbox(config: Config, journal: Journal, tags: Mapping[str, str]) -> "MlflowTracker":
     tracking, run_dir = config.tracking, journal.path.parent
     run_name = tracking.run_name or run_dir.resolve().name
-    server = MlflowServer(tracking_uri(tracking), tracking.experiment, run_name)
+    server = MlflowServer(tracking_uri(tracking), experiment_name(tracking), run_name)
     system = Journal(run_dir / "system.jsonl")
-    outbox = Outbox(journal, system, run_dir / RUN_FILE, server, experiment=tracking.experiment)
+    outbox = Outbox(journal, system, run_dir / RUN_FILE, server)
     parent = RunFile.read(run_dir.parent / RUN_FILE)
-    if parent.run_id and (parent.uri, parent.experiment) == (server.uri, tracking.experiment):
+    if parent.run_id:
         outbox.belong_to(parent.run_id)
     outbox.post("origin", tags=dict(tags))
-    params = {**config.flat(), "tracking.uri": server.uri}  # without a password
+    params = {**config.flat(), "tracking.uri": server.uri, "tracking.experiment": server.experiment}  # no password
     outbox.post("params", params={name: str(value) for name, value in params.items()})
     outbox.open()
     monitor = SystemMonitor(outbox.log_system, tracking.system_metrics_s, first_step=len(system.read()))
@@ -157,6 +163,8 @@ class NullTracker:
     def log_artifact(self, path: Path, folder: str = "") -> None: ...
 
     def log_dataset(self, name: str, digest: str, path: Path, *, context: str = "training") -> None: ...
+
+    def log_replaced(self, path: Path) -> None: ...
 
     def rewind(self, step: int) -> None: ...
 
@@ -190,6 +198,10 @@ class MlflowTracker:
 
     def log_dataset(self, name: str, digest: str, path: Path, *, context: str = "training") -> None:
         self._outbox.post("dataset", name=name, digest=digest, path=str(path), context=context)
+
+    def log_replaced(self, path: Path) -> None:
+        if run_id := RunFile.read(path / RUN_FILE).run_id:
+            self._outbox.post("replaced", run_id=run_id, folder=path.name)
 
     def rewind(self, step: int) -> None:
         """Remove the journal's lines after a step; MLflow cannot delete points and shows both values of later steps."""

@@ -72,6 +72,7 @@ class Training:
         set_determinism(config.train.deterministic)
         torch.manual_seed(config.train.seed)
         self.model = MaskRCNN(config.model, len(self.index.class_names))
+        self.replaced: Path | None = None  # the place that an earlier run in this folder was moved to
         path = from_main(self._resumable_checkpoint() if is_main() else None)
         if path is None:
             report = load_weights(self.model, config.model, self.index.class_names, self.index.category_ids)
@@ -246,6 +247,7 @@ class Training:
             return path
         aside = _free_name(self.run_dir)
         move_aside(self.run_dir, aside)
+        self.replaced = aside
         reason = f"it was made with {', '.join(changes[:3])}" if changes else "train.resume is false"
         self.console.print(f"starting anew: the run in {self.run_dir} was moved to {aside} ({reason})", highlight=False)
         return None

@@ -59,4 +59,6 @@ def _tracker(training: Training) -> Iterator[Tracker]:
     with open_tracker(
         training.config, run_dir=training.run_dir, data_hash=training.index.data_hash, tags=tags
     ) as tracker:
+        if training.replaced is not None:
+            tracker.log_replaced(training.replaced)
         yield tracker

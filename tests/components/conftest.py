@@ -134,6 +134,12 @@ def mlflow_server() -> ModuleType:
     return neighbour("tracking/mlflow_server")
 
 
+@pytest.fixture(scope="session")
+def fake_store() -> ModuleType:
+    """The server of tracking/fake_store.py."""
+    return neighbour("tracking/fake_store")
+
+
 def neighbour(name: str) -> ModuleType:
     """A module by its path from this folder: under importmode=importlib tests cannot import one another."""
     spec = importlib.util.spec_from_file_location(Path(name).name, Path(__file__).parent / f"{name}.py")

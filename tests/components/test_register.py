@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -25,9 +26,9 @@ from components import download, evaluate, predict, prepare, register
 from components.config import Config
 from components.params import load_config
 from components.register import RegisterResult
+from components.tracking.client import TrackingError
 from components.tracking.registry import CHAMPION, REQUIREMENTS, Version
 from components.tracking.scores import Scored, beats
-from components.tracking.server import TrackingError
 from model.data.index import CocoIndex
 from model.engine.checkpoint import save_checkpoint
 from model.errors import UserError
@@ -148,13 +149,23 @@ def strange_environment(uri: str) -> dict[str, str]:
 
 
 LOADED = """
-import json, sys
+import base64, json, sys
 from pathlib import Path
 import mlflow
-model = mlflow.pyfunc.load_model(sys.argv[1])
-found = model.predict([Path(name).read_bytes() for name in sys.argv[2:]])
+from mlflow.pyfunc.scoring_server import invocations
+served = mlflow.pyfunc.load_model(sys.argv[1])
+found = served.predict([Path(name).read_bytes() for name in sys.argv[2:]])
 import cuda_ops.library, model.inference.predictor
 assert "components" not in sys.modules
+url = "data:image/png;base64," + base64.b64encode(Path(sys.argv[2]).read_bytes()).decode()
+ask = lambda **body: invocations(json.dumps(body), "application/json", served, served.metadata.get_input_schema()).response
+for body in ({"inputs": [url]}, {"dataframe_split": {"data": [[url]]}}, {"dataframe_records": [{"image": url}]}):
+    assert json.loads(ask(**body))["predictions"] == found[:1], body
+for threshold in (7, float("nan"), "0.5", True):
+    try:
+        assert not ask(inputs=[url], params={"score_threshold": threshold}), threshold
+    except mlflow.MlflowException as error:
+        assert error.get_http_status_code() == 400 and "score_threshold" in str(error), error
 json.dump({"found": found, "code": [model.inference.predictor.__file__, cuda_ops.library.__file__]}, sys.stdout)
 """
 
@@ -284,6 +295,15 @@ def test_without_a_server_there_is_no_registering(config: Config, monkeypatch: p
             register.run(away)
 
 
+def test_a_server_of_mlflow_2_is_refused_before_anything_is_sent(config: Config, fake_store: ModuleType) -> None:
+    with fake_store.FakeServer(version="2.22.1") as server:
+        with pytest.raises(
+            TrackingError, match=r"must be of version 3\.0 or later to register a model, got 2\.22\.1; upg"
+        ):
+            register.run(with_values(config, server.url))
+        assert server.runs == {}
+
+
 def test_without_tracking_there_is_no_registering(config: Config) -> None:
     with pytest.raises(TrackingError, match=r"tracking\.enabled"):
         register.run(with_values(config, tracking={"enabled": False}))
@@ -351,7 +371,11 @@ def test_a_server_of_the_model_answers_as_predict_does(config: Config, tmp_path:
         assert ask(address, {"dataframe_split": {"data": [[file] for file in encoded]}}) == expected
         few = ask(address, {"inputs": encoded, "params": {"score_threshold": sure}})
         assert sum(len(image["detections"]) for image in few) == 1
-        with pytest.raises(urllib.error.HTTPError) as refused:
-            ask(address, {"inputs": [base64.b64encode(b"no image").decode()]})
-        assert refused.value.code == 400
-        assert "cannot be decoded" in refused.value.read().decode()
+        assert ask(address, {"inputs": [f"data:image/jpeg;base64,{file}" for file in encoded]}) == expected
+        no_image = {"inputs": [base64.b64encode(b"no image").decode()]}
+        too_high = {"inputs": encoded, "params": {"score_threshold": 7}}
+        for body, why in ((no_image, "cannot be decoded"), (too_high, "score_threshold")):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                ask(address, body)
+            assert refused.value.code == 400
+            assert why in refused.value.read().decode()

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -141,11 +142,14 @@ def test_a_finished_run_is_not_trained_again(shapes: Path, unbroken: Path) -> No
     assert len(losses(unbroken)) == STEPS
 
 
-def test_another_configuration_moves_the_old_run_aside(shapes: Path) -> None:
-    first = train.run(small_config(shapes, "moved", "train.max_iters=1", "train.lr_steps=[1]"), skip_test=True)
-    old = first.checkpoint.read_bytes()
-    changed = small_config(shapes, "moved", "train.max_iters=2", "train.lr_steps=[1]", "train.base_lr=0.001")
-    train.run(changed, skip_test=True)
+def test_another_configuration_moves_the_old_run_aside(shapes: Path, fake_store: ModuleType) -> None:
+    with fake_store.FakeServer() as server:
+        tracked = ("train.lr_steps=[1]", "tracking.enabled=true", f"tracking.uri={server.url}")
+        first = train.run(small_config(shapes, "moved", "train.max_iters=1", *tracked), skip_test=True)
+        old = first.checkpoint.read_bytes()
+        changed = small_config(shapes, "moved", "train.max_iters=2", "train.base_lr=0.001", *tracked)
+        train.run(changed, skip_test=True)
+        assert [run["info"]["run_name"] for run in server.runs.values()] == ["moved.old-1", "moved"]
     assert (shapes / "moved.old-1" / "checkpoints" / first.checkpoint.name).read_bytes() == old
     assert len(losses(shapes / "moved")) == 2
 

@@ -19,7 +19,7 @@ from components import download, evaluate, prepare, train
 from components.config import Config, TrackingConfig
 from components.params import load_config, save_config
 from components.tracking import outbox
-from components.tracking.server import TrackingError
+from components.tracking.client import TrackingError
 from components.tracking.tracker import open_tracker
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"

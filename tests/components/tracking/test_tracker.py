@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import socket
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,8 @@ from mlflow.entities import Run
 
 from components.config import Config, TrackingConfig
 from components.tracking import outbox
-from components.tracking.server import TrackingError
+from components.tracking.client import TrackingError
+from components.tracking.reason import reason
 from components.tracking.tracker import end_run, open_tracker
 from model.errors import UserError
 
@@ -27,8 +29,8 @@ def database(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # MLflow makes an empty mlruns in the current directory
-    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for name in ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
 
@@ -194,6 +196,81 @@ def test_environment_names_the_run(tmp_path: Path, database: str, monkeypatch: p
         tracker.log_metrics({"loss/mask": 0.5}, step=1)
     assert client.get_run(run_id).data.metrics == {"loss/mask": 0.5}
     assert not Path("not_used.db").exists()
+
+
+def test_environment_names_the_experiment(tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = MlflowClient(tracking_uri=database)
+    config, run_dir = config_for(database, experiment="of the file"), tmp_path / "run"
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "team")
+    with open_tracker(config, run_dir=run_dir):
+        pass
+    first = run_of(run_dir, database)
+    team = client.get_experiment_by_name("team").experiment_id
+    assert (first.info.experiment_id, first.data.params["tracking.experiment"]) == (team, "team")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", team)
+    for changed in ({}, {"MLFLOW_EXPERIMENT_NAME": ""}, {"MLFLOW_RUN_ID": first.info.run_id}):
+        for name, value in changed.items():
+            monkeypatch.setenv(name, value)
+        with open_tracker(config, run_dir=run_dir):
+            pass
+        assert run_of(run_dir, database).info.run_id == first.info.run_id, changed  # the same under another name
+    other = client.create_experiment("other")
+    for experiment_id, name, message in (
+        ("987", "", "MLFLOW_EXPERIMENT_ID: must be an experiment at .*, got 987"),
+        ("no number", "", "MLFLOW_EXPERIMENT_ID: must be an experiment"),
+        (other, "team", "MLFLOW_EXPERIMENT_NAME and MLFLOW_EXPERIMENT_ID must name one .* 'team' and .* is 'other'"),
+        (
+            other,
+            "",
+            "MLFLOW_RUN_ID: must be a run of the experiment 'other', as MLFLOW_EXPERIMENT_ID says, .* of 'team'",
+        ),
+        (
+            "",
+            "new",
+            "MLFLOW_RUN_ID: must be a run of the experiment 'new', as MLFLOW_EXPERIMENT_NAME says, .* of 'team'",
+        ),
+    ):
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", experiment_id)
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", name)
+        with pytest.raises(TrackingError, match=message), open_tracker(config, run_dir=run_dir):
+            pass
+    assert client.get_experiment_by_name("of the file") is None
+
+
+def test_database_of_another_mlflow_version_is_left_as_it_is(tmp_path: Path, empty_database: Path) -> None:
+    path = Path(shutil.copy(empty_database, tmp_path))
+    for schema, message in (
+        ("0584bdc529eb", "of an earlier version .*: mlflow db upgrade sqlite:///"),  # MLflow 2.22
+        ("ffffffffffff", "of a later version .*: pip install --upgrade mlflow"),
+    ):
+        with sqlite3.connect(path) as connection:
+            connection.execute("update alembic_version set version_num = ?", [schema])
+            connection.execute("drop table if exists logged_models")  # MLflow migrates if a table is missing
+        before = path.read_bytes()
+        with (
+            pytest.raises(TrackingError, match=f"tracking.uri: the database .*mlflow.db must have .*{message}"),
+            open_tracker(config_for(f"sqlite:///{path}"), run_dir=tmp_path / "run"),
+        ):
+            pass
+        assert path.read_bytes() == before
+
+
+def test_run_that_was_moved_aside_is_named_like_its_folder(tmp_path: Path, database: str) -> None:
+    for moved in ("", "run.old-1", "run.old-2"):
+        if moved:
+            (tmp_path / "run").rename(tmp_path / moved)
+        with open_tracker(config_for(database), run_dir=tmp_path / "run") as tracker:
+            if moved:
+                tracker.log_replaced(tmp_path / moved)
+                tracker.log_replaced(tmp_path / moved)  # at least once
+    names = {folder.name: run_of(folder, database).info.run_name for folder in tmp_path.glob("run*")}
+    assert names == {"run": "run", "run.old-1": "run.old-1", "run.old-2": "run.old-2"}
+
+
+def test_web_page_in_an_error_is_replaced_by_its_title() -> None:
+    page = "API request failed. Response body: '<!doctype html>\n<html lang=en>\n<title>404 Not\nFound</title><p>…</p>'"
+    assert reason(ValueError(page)) == "API request failed. Response body: ' a web page, '404 Not Found'"
+    assert len(reason(ValueError("x" * 10_000))) < 600
 
 
 def test_unknown_run_in_the_environment_is_an_error(
