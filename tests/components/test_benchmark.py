@@ -252,6 +252,10 @@ def test_figures_reach_the_report_mlflow_and_the_terminal(
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
         metrics = dict(database.execute("select key, value from latest_metrics").fetchall())
     assert metrics["throughput/train_float32_batch1_images_per_s"] == ours["images_per_s"]
+    assert metrics["memory/train_float32_batch1_peak_mib"] == ours["peak_memory_mib"]
+    assert [name for name in metrics if name.startswith("throughput/")] == [
+        "throughput/train_float32_batch1_images_per_s"
+    ]
     assert "train float32 ×1" in capsys.readouterr().out
 
 
