@@ -152,6 +152,9 @@ class _Team:
         if threading.current_thread() is threading.main_thread():
             # torch's handler raises an error wherever this process is when a worker dies: in a checkpoint, too.
             signal.signal(signal.SIGCHLD, handler)
+        if not loader.pin_memory:  # else torch itself writes there at the end, and reads in a thread
+            # The rest of a message from a worker that was killed: its end is seen only without a writer here.
+            self._iterator._worker_result_queue._writer.close()
         self._is_over = threading.Event()
         threading.Thread(target=self._watch, name="loader watch", daemon=True).start()
 

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from model.config import DataConfig
@@ -117,6 +119,15 @@ def use_up_open_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
 
+def die_amid_a_message() -> None:
+    frame = sys._getframe()
+    while "data_queue" not in frame.f_locals:  # torch's loop of a worker has it
+        assert frame.f_back is not None
+        frame = frame.f_back
+    os.write(frame.f_locals["data_queue"]._writer.fileno(), struct.pack("!i", 1000) + b"the first bytes")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 @pytest.mark.parametrize(
     ("act", "words"),
     [
@@ -124,8 +135,13 @@ def use_up_open_files() -> None:
         (use_up_open_files, r"Too many open files.*`ulimit -n`, now \d+\), or lower data\.workers"),
         (lambda: os.kill(os.getpid(), signal.SIGKILL), r"was killed, as the system does for lack of memory"),
         (lambda: os.kill(os.getpid(), signal.SIGSTOP), r"no batch came within 1 s.*raise data\.timeout_s"),
+        pytest.param(
+            die_amid_a_message,
+            r"was killed, as the system does|cannot be taken over from a worker",  # as soon as its end is known
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there torch reads in a thread"),
+        ),
     ],
-    ids=["an error that cannot be pickled", "no open files", "killed", "hanging"],
+    ids=["an error that cannot be pickled", "no open files", "killed", "hanging", "killed amid a message"],
 )
 def test_a_worker_that_fails_is_an_error_in_seconds(
     index: CocoIndex, data: DataConfig, act: Callable[[], object], words: str
