@@ -51,7 +51,7 @@ def export(config: Config, checkpoint: str, folder: Path) -> list[dict[str, Any]
         RunInUseError: if the folder is in the run's, and another stage writes there.
     """
     run_dir = config.train.output_dir
-    with writing(run_dir, "export") if folder.is_relative_to(run_dir) else nullcontext():
+    with writing(run_dir, "export") if folder.resolve().is_relative_to(run_dir.resolve()) else nullcontext():
         return _export_all(config, checkpoint, folder)
 
 

@@ -118,15 +118,17 @@ def test_every_stage_that_writes_into_a_run_is_refused(trained_run: Config, eval
         update={"tracking": trained_run.tracking.model_copy(update={"enabled": True}),
                 "registry": trained_run.registry.model_copy(update={"min_bbox_ap": 0.0, "min_segm_ap": 0.0})}
     )  # fmt: skip
+    run_dir = trained_run.train.output_dir
     stages: list[Callable[[], object]] = [
         lambda: train.run(trained_run),
         lambda: evaluate.run(trained_run),
         lambda: predict.run(trained_run),
         lambda: export.run(trained_run),
+        lambda: export.run(trained_run, output=run_dir.parent / "other" / ".." / run_dir.name / "programs"),
         lambda: benchmark.run(trained_run),
         lambda: register.run(tracked),
     ]
-    with held_elsewhere(trained_run.train.output_dir):
+    with held_elsewhere(run_dir):
         for stage in stages:
             with pytest.raises(RunInUseError, match="only one stage at a time must write there"):
                 stage()
