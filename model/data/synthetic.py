@@ -46,8 +46,7 @@ def write_shapes(config: ShapesConfig, root: Path, workers: int = 0) -> bool:
     """
     marker, recipe = root / MARKER, config.model_dump(mode="json")
     if marker.is_file():
-        remedy = f"delete {root} to generate the data set anew"
-        if read_json(marker, dict[str, Any], remedy) == {"config": recipe, "complete": True}:
+        if _read_marker(root) == {"config": recipe, "complete": True}:
             return False
     elif foreign := [path for split in SPLITS for path in (root / split, _annotations(root, split)) if path.exists()]:
         raise UserError(
@@ -66,9 +65,17 @@ def write_shapes(config: ShapesConfig, root: Path, workers: int = 0) -> bool:
 
 
 def holds_other_shapes(config: ShapesConfig, root: Path) -> bool:
-    """True if root holds a generated data set of another configuration, which `write_shapes` would replace."""
-    marker = root / MARKER
-    return marker.is_file() and json.loads(marker.read_text())["config"] != config.model_dump(mode="json")
+    """True if root holds a generated data set of another configuration, which `write_shapes` would replace.
+
+    Raises:
+        UserError: if its marker is damaged.
+    """
+    return (root / MARKER).is_file() and _read_marker(root).get("config") != config.model_dump(mode="json")
+
+
+def _read_marker(root: Path) -> dict[str, Any]:
+    marker: dict[str, Any] = read_json(root / MARKER, dict[str, Any], f"delete {root} to generate the data set anew")
+    return marker
 
 
 def _annotations(root: Path, split: Split) -> Path:

@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 
 from model.config import ShapesConfig
 from model.data.scene import CLASS_NAMES
-from model.data.synthetic import draw_scene, write_shapes
+from model.data.synthetic import draw_scene, holds_other_shapes, write_shapes
 from model.errors import UserError
 
 SMALL = ShapesConfig(train_images=3, val_images=3, height_px=64, width_px=96)
@@ -122,8 +122,9 @@ def test_an_interrupted_data_set_is_made_anew(tmp_path: Path, monkeypatch: pytes
 def test_a_damaged_marker_is_an_error(tmp_path: Path):
     for content in ("", "[]", "3"):
         (tmp_path / "shapes.json").write_text(content)
-        with pytest.raises(UserError, match=r"shapes\.json: .*; delete .* to generate the data set anew"):
-            write_shapes(SMALL, tmp_path)
+        for use in (write_shapes, holds_other_shapes):
+            with pytest.raises(UserError, match=r"shapes\.json: .*; delete .* to generate the data set anew"):
+                use(SMALL, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["train/mine.jpg", "annotations/instances_val.json"])
