@@ -226,7 +226,6 @@ class MlflowServer:
         if experiment.lifecycle_stage != "active":
             raise TrackingError(
                 f"{self._source()}: {self.experiment!r} was deleted at {self.uri}; set another name, or restore "
-                "it: "
-                f"mlflow experiments restore -x {experiment.experiment_id}"
+                f"it: mlflow experiments restore -x {experiment.experiment_id}"
             )
         return experiment.experiment_id
