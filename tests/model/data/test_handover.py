@@ -1,8 +1,10 @@
 """Hand-over of batches: tensors arrive with their values and layout, whatever they lie in."""
 
 import gc
+import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from model.data.handover import Packed
@@ -33,6 +35,7 @@ def test_tensors_arrive_with_their_values_and_layout():
     assert Packed({"no": "tensor"}).unpack() == {"no": "tensor"}
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
 def test_a_batch_takes_one_open_file_while_it_lives_and_none_of_dev_shm():
     def files() -> list[str]:
         links = (str(entry.readlink()) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink())
