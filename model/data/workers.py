@@ -152,9 +152,8 @@ class _Team:
         if threading.current_thread() is threading.main_thread():
             # torch's handler raises an error wherever this process is when a worker dies: in a checkpoint, too.
             signal.signal(signal.SIGCHLD, handler)
-        if not loader.pin_memory:  # else torch itself writes there at the end, and reads in a thread
-            # The rest of a message from a worker that was killed: its end is seen only without a writer here.
-            self._iterator._worker_result_queue._writer.close()
+        if not loader.pin_memory:  # else torch itself writes to the queue in the end, and reads in a thread
+            self._close_writer()
         self._is_over = threading.Event()
         threading.Thread(target=self._watch, name="loader watch", daemon=True).start()
 
@@ -183,6 +182,10 @@ class _Team:
             worker.join(1)
         self._iterator._workers_done_event = threading.Event()  # a dead worker may hold the lock of the shared one
         self._iterator._shutdown_workers()
+
+    def _close_writer(self) -> None:
+        """Close our end of the workers' queue: as long as a writer lives, the rest of a cut-off message is awaited."""
+        self._iterator._worker_result_queue._writer.close()
 
     def _watch(self) -> None:
         while not self._is_over.wait(min(1.0, self._timeout_s / 10)):
