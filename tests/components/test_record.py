@@ -1,6 +1,7 @@
-"""The record stage: every record of a run is a file afterwards."""
+"""The record stage: every record of a run is a file afterwards, and MLflow has all of it."""
 
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -8,6 +9,7 @@ from components import record
 from components.config import Config, TrackingConfig
 from components.runs.journal import Journal
 from components.tracking.outbox import RunFile
+from components.tracking.tracker import open_tracker
 from model.config import TrainConfig
 from model.errors import UserError
 
@@ -23,3 +25,26 @@ def test_records_that_a_run_lacks_are_empty_files(tmp_path: Path):
     assert [entry.step for entry in Journal(log).read()] == [1]
     assert Journal(system).read() == []
     assert RunFile.read(mlflow_run) == RunFile()
+
+
+def test_what_mlflow_could_not_receive_is_sent(
+    tmp_path: Path, fake_store: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    for name in ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"):
+        monkeypatch.delenv(name, raising=False)
+    run_dir = tmp_path / "run"
+    with fake_store.FakeServer() as server:
+        tracking = TrackingConfig(uri=server.url, system_metrics_s=0)
+        config = Config(train=TrainConfig(output_dir=run_dir), tracking=tracking)
+        server.is_away = True
+        with open_tracker(config, run_dir=run_dir) as tracker:
+            tracker.log_metrics({"loss/total": 2.0}, step=1)
+        assert not server.runs
+        server.is_away = False
+        record.run(config)
+        assert [run["info"]["status"] for run in server.runs.values()] == ["FINISHED"]
+        assert "runs/log-batch" in server.asked
+    file = RunFile.read(run_dir / "mlflow_run.json")
+    assert (file.sent_lines, file.waiting) == (1, [])
