@@ -3,8 +3,10 @@
 And the reader of our own JSON files, which checks what it reads.
 """
 
+import errno
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,6 +74,21 @@ def _first_fault(damage: ValidationError) -> str:
         wanted = "a list" if fault["type"] == "list_type" else "an object"
         return f"must hold {wanted}, got {type(found).__name__}"
     return f"{key} is missing" if fault["type"] == "missing" else f"{key}: {fault['msg']}, got {found!r:.60}"
+
+
+def require_file(path: Path) -> None:
+    """Refuse what is no file before it is opened: opening a named pipe waits for its writer, a device has no end.
+
+    Raises:
+        OSError: if it does not exist, or is a pipe, a socket or a device.
+        IsADirectoryError: if it is a folder.
+    """
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        kind = "a named pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+        raise OSError(errno.EINVAL, f"must be a file, but is {kind}", str(path))
 
 
 def make_folder(path: Path) -> None:

@@ -23,6 +23,7 @@ from model.data.index import CocoIndex, IndexedImage, images_location, write_ind
 from model.data.layout import SPLITS, Split, split_paths
 from model.data.measure import EXIF_QUARTER_TURNS, ImageFacts, measure_image, measure_images
 from model.data.transforms import UNREADABLE
+from model.files import require_file
 
 _SHOWN_PROBLEMS = 10
 
@@ -87,6 +88,7 @@ def _size_of(folder: Path, names: FileNames, data: DataConfig, file_name: str) -
     try:
         if not path.exists() and data.on_invalid == "mend" and (near := names.near(file_name)) and near.is_safe:
             path = folder / near.names[0]
+        require_file(path)
         with Image.open(path) as image:
             is_turned = image.getexif().get(ExifTags.Base.Orientation) in EXIF_QUARTER_TURNS
             return image.size if is_turned and data.exif != "ignore" else image.size[::-1]

@@ -18,6 +18,7 @@ from model.data.file_kinds import why_unreadable
 from model.data.file_names import FileNames
 from model.data.findings import Finding
 from model.data.transforms import UNREADABLE, Size, is_deep, to_rgb
+from model.files import require_file
 
 EXIF_QUARTER_TURNS = (5, 6, 7, 8)
 _UPRIGHT = 1
@@ -66,6 +67,7 @@ def measure_image(folder: Path, names: FileNames, data: DataConfig, record: Imag
     """
     path = folder / record.file_name
     try:
+        require_file(path)
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return _measure_near(folder, names, data, record)
@@ -104,6 +106,7 @@ def _measure_near(folder: Path, names: FileNames, data: DataConfig, record: Imag
     """Measure the file that a name means which has no file; or say which file it probably means."""
     path = folder / record.file_name
     fault = "links to a file that does not exist" if path.is_symlink() else "does not exist"
+    fault = "is a folder" if path.is_dir() else fault
     near = names.near(record.file_name)
     if near is None:
         return Finding("missing file", f"{path} {fault}")

@@ -84,7 +84,7 @@ def names_below(folder: Path) -> list[str]:
 
 def _name_of_file(path: Path) -> str:
     try:
-        if path.stat().st_size > _PARSED_BYTES:
+        if not path.is_file() or path.stat().st_size > _PARSED_BYTES:  # reading a named pipe would wait
             return ""
         text = path.read_bytes().decode("utf-8-sig", errors="replace")
         return name_of_tree(json.loads(text)) if path.suffix.lower() == ".json" else name_of_text(text)

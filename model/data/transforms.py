@@ -17,6 +17,7 @@ from PIL import ExifTags, Image, ImageOps
 from torch.nn.functional import interpolate
 
 from cuda_ops import enlarge_bilinear
+from model.files import require_file
 
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -38,8 +39,10 @@ def read_image(source: Path | BytesIO, *, apply_exif: bool = True, pixel_range: 
         [h, w, 3] uint8 RGB; transparency is dropped.
 
     Raises:
-        OSError: if the file is missing, truncated or not an image. Some damage raises another of `UNREADABLE`.
+        OSError: if the file is missing, truncated or not an image, or a pipe or a device. Some damage raises another of `UNREADABLE`.
     """
+    if isinstance(source, Path):
+        require_file(source)
     with Image.open(source) as image:
         if _is_ordinary_jpeg(image) and not (apply_exif and _is_turned(image)):
             # A damaged file goes on to Pillow, which repairs it or raises an exact error.

@@ -7,7 +7,7 @@ import pytest
 from pydantic import BaseModel
 
 from model.errors import UserError
-from model.files import make_folder, read_json, replacing, write_atomically
+from model.files import make_folder, read_json, replacing, require_file, write_atomically
 
 
 def test_a_file_has_its_old_content_until_the_new_is_whole(tmp_path: Path) -> None:
@@ -93,3 +93,13 @@ def test_json_of_another_shape_is_an_error_that_says_what_to_do(tmp_path: Path) 
     path.write_text("{}")
     with pytest.raises(UserError, match="must hold a list, got dict; delete it"):
         read_json(path, list[Point], "delete it")
+
+
+def test_only_files_are_opened(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    require_file(tmp_path / "file")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="must be a file, but is a named pipe"):
+        require_file(tmp_path / "pipe")
+    with pytest.raises(IsADirectoryError, match=r"Is a directory: .*/"):
+        require_file(tmp_path)

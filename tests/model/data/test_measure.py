@@ -169,7 +169,9 @@ def test_a_file_that_cannot_be_read_has_the_systems_reason(tmp_path: Path):
     (tmp_path / "loop.jpg").symlink_to("nowhere.jpg")
     assert fault(tmp_path, "loop.jpg").text.endswith("links to a file that does not exist")
     (tmp_path / "folder.jpg").mkdir()
-    assert fault(tmp_path, "folder.jpg").kind == "missing file"
+    assert fault(tmp_path, "folder.jpg") == Finding("missing file", f"{tmp_path / 'folder.jpg'} is a folder")
+    (tmp_path / "device.jpg").symlink_to("/dev/null")
+    assert fault(tmp_path, "device.jpg").text.endswith("cannot be read: must be a file, but is a device")
     assert fault(tmp_path, "nul\0.jpg").kind == "unreadable file"
 
 

@@ -1,15 +1,17 @@
 """Annotations in the formats of other tools are named, with a way to convert them."""
 
 import json
+import os
 import re
 import time
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 
 from model.data.annotations import AnnotationError, read_coco
-from model.data.other_formats import name_of_text
+from model.data.other_formats import name_of_text, names_below
 
 COCO: dict[str, Any] = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}
 FORMATS: list[tuple[Any, str]] = [  # content, an object or a text; what the error says
@@ -73,3 +75,14 @@ def test_keypoints_are_instances_too(tmp_path: Path) -> None:
     image = {"id": 1, "file_name": "a.jpg", "height": 9, "width": 9}
     (tmp_path / "a.json").write_text(json.dumps(COCO | {"images": [image], "annotations": [annotation]}))
     assert read_coco(tmp_path / "a.json", masks=False).num_instances == 1
+
+
+def test_a_named_pipe_is_not_read(tmp_path: Path) -> None:
+    pipe = tmp_path / "labels.txt"
+    os.mkfifo(pipe)
+    writer = Thread(target=pipe.write_text, args=["0 0.5 0.5 0.25 0.25\n"])  # waits for a reader
+    writer.start()
+    assert names_below(tmp_path) == []
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    writer.join()
+    os.close(reader)

@@ -181,6 +181,12 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path, content: bytes):
         read_image(tmp_path / "a.jpg")
 
 
+def test_a_device_is_not_read(tmp_path: Path):
+    (tmp_path / "a.jpg").symlink_to("/dev/null")
+    with pytest.raises(OSError, match="must be a file, but is a device"):
+        read_image(tmp_path / "a.jpg")
+
+
 def test_a_file_that_is_absent_is_named(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"a\.jpg"):
         read_image(tmp_path / "a.jpg")
