@@ -49,10 +49,19 @@ def _run(stage: str, words: Sequence[str]) -> None:
     floor = "pipelines" if stage == "pipeline" else "components"
     with handled([signal.SIGTERM], lambda *_: sys.exit(STATUS_OF_SIGTERM)):
         try:
-            importlib.import_module(f"{floor}.{stage}").main(words)
+            _import_and_run(f"{floor}.{stage}", words)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
+
+
+def _import_and_run(module: str, words: Sequence[str]) -> None:
+    try:
+        importlib.import_module(module).main(words)
+    except RuntimeError as error:  # Python 3.11 wraps what a signal raises within __set_name__, as dataclasses call it
+        if isinstance(error.__cause__, KeyboardInterrupt | SystemExit):
+            raise error.__cause__ from None
+        raise
 
 
 def _help() -> str:

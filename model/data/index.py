@@ -11,6 +11,7 @@ Arrays, one .npy each, for n images, m instances, t polygon parts, v vertices:
 `meta.json` holds the classes, the location of the images, and the hash of annotations and image files.
 """
 
+import errno
 import json
 import os
 from collections.abc import Sequence
@@ -76,6 +77,8 @@ class CocoIndex:
         try:
             self._read(folder)
         except (OSError, EOFError, ValueError, TypeError, LookupError) as error:
+            if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+                raise  # the system's fault, such as too many open files, not that of the data
             raise UserError(
                 f"{folder}: must hold prepared data as it was written, but it is damaged ({error}). Run `maskrcnn "
                 "prepare` again."
@@ -105,6 +108,7 @@ class CocoIndex:
 
         Raises:
             UserError: if there is none, or it is damaged.
+            OSError: if the system cannot open its files.
         """
         return cls(prepared_dir, split)
 

@@ -39,7 +39,8 @@ def read_image(source: Path | BytesIO, *, apply_exif: bool = True, pixel_range: 
         [h, w, 3] uint8 RGB; transparency is dropped.
 
     Raises:
-        OSError: if the file is missing, truncated or not an image, or a pipe or a device. Some damage raises another of `UNREADABLE`.
+        OSError: if the file is missing, truncated, not an image, a pipe or a device. Some damage raises another of
+            `UNREADABLE`.
     """
     if isinstance(source, Path):
         require_file(source)

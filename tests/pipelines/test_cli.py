@@ -136,15 +136,32 @@ class SignalAtImport:
             os.kill(os.getpid(), self._number)
 
 
+class SignalWhileAClassIsMade(SignalAtImport):
+    """The same, within a class statement, where Python 3.11 wraps exceptions."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name == "components.report":
+            type("Made", (), {"field": self})
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        signal.raise_signal(self._number)
+
+
 @pytest.mark.parametrize(
     ("number", "status", "said"), [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, "")]
 )
+@pytest.mark.parametrize("finder", [SignalAtImport, SignalWhileAClassIsMade])
 def test_a_signal_during_imports_ends_with_its_status_and_without_a_traceback(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals, status: int, said: str
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    finder: type[SignalAtImport],
+    number: signal.Signals,
+    status: int,
+    said: str,
 ):
     """As PID 1 of a container a signal without a handler would be lost."""
     monkeypatch.delitem(sys.modules, "components.report", raising=False)
-    monkeypatch.setattr(sys, "meta_path", [SignalAtImport(number), *sys.meta_path])
+    monkeypatch.setattr(sys, "meta_path", [finder(number), *sys.meta_path])
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as exit_:
         main(["report", "none"])

@@ -1,6 +1,7 @@
 """The memory-mapped index; the oracle is pycocotools over the original JSON."""
 
 import pickle
+import resource
 import shutil
 from pathlib import Path
 
@@ -111,6 +112,19 @@ def test_a_damaged_index_is_told_with_the_way_out(tmp_path: Path):
     (tmp_path / "val" / "xy.npy").unlink()
     with pytest.raises(UserError, match=r"xy\.npy"):
         CocoIndex.open(tmp_path, "val")
+
+
+def test_data_are_not_called_damaged_when_no_more_files_can_be_opened(tmp_path: Path):
+    location = images_location(tmp_path, Path(), tmp_path)
+    images = [IndexedImage(ImageRecord(1, "a.jpg", 4, 6), False, [])]
+    write_index(tmp_path / "val", images, categories={1: "a"}, data_hash="0", location=location)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            CocoIndex.open(tmp_path, "val")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_crowd_alone_is_nothing_to_learn(tmp_path: Path):
