@@ -185,7 +185,7 @@ def test_versions_come_back_whole_and_can_be_compared(versions: tuple[Path, Path
     assert {path.name for path in run_dir.iterdir()} == set(known)
 
     dvc("remote", "add", "--local", "--default", "store", "../store", where=tree)
-    dvc("push", where=tree)
+    dvc("push", "--all-commits", where=tree)
     clone = tree.parent / "clone"
     git("checkout", "HEAD~1", where=tree)
     dvc("checkout", where=tree)

@@ -210,7 +210,8 @@ class _Team:
                 return (
                     f"worker {worker.pid} ended with {_status(worker.exitcode)}; data.workers=0 works without workers"
                 )
-        return f"a batch cannot be taken over from a worker ({error}); {_way_out(error)}"
+        reason = str(error) or "it closed the connection"
+        return f"a batch cannot be taken over from a worker ({reason}); {_way_out(error)}"
 
 
 def start_method(workers: int) -> str | None:
@@ -232,6 +233,8 @@ def _begin_worker(worker: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent.pid:  # it died before
             os._exit(1)
+    # The thread that hands over files reports no error of its own: who waits for the file sees it fail, and says so.
+    sys.excepthook = lambda *_: None
 
 
 def _kill(workers: Iterable[BaseProcess]) -> None:
@@ -250,7 +253,8 @@ def _status(code: int) -> str:
 def _way_out(error: Exception) -> str:
     """Ways out of an error in the exchange with workers."""
     open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    is_of_files = "ancdata" in str(error)  # Python received no open file, since it may have no more
+    # Python received no open file, since it may have no more; or a worker, which may have no more, gave up.
+    is_of_files = "ancdata" in str(error) or isinstance(error, EOFError)
     number = errno.EMFILE if is_of_files else getattr(error, "errno", None)
     way_out = _WAYS_OUT.get(number or 0, "").format(open_files=open_files)
     return f"{way_out}{', or ' if way_out else ''}lower data.workers; data.workers=0 works without workers"
