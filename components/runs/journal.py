@@ -46,10 +46,18 @@ class Journal:
         self._drop_torn_line()
 
     def append(self, step: int, metrics: Mapping[str, float | None]) -> Entry:
-        """Write one line; it survives the death of this process from here on."""
+        """Write one line; it survives the death of this process from here on.
+
+        Raises:
+            OSError: if it cannot be written as a whole, for example since the disk is full; then nothing of it stays.
+        """
         entry = Entry(step, round(time.time(), 3), {name: _finite(value) for name, value in metrics.items()})
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(_line(entry))
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(_line(entry))
+        except OSError:
+            self._drop_torn_line()  # else the next line would continue it
+            raise
         return entry
 
     def read(self) -> list[Entry]:
@@ -76,7 +84,7 @@ class Journal:
             table.writerows({"step": step, **rows[step]} for step in sorted(rows))
 
     def _drop_torn_line(self) -> None:
-        """A process that was killed while it wrote leaves a line without its end."""
+        """Remove a line without its end, which a process leaves that was killed, or had no disk left, as it wrote."""
         content = self.path.read_bytes() if self.path.is_file() else b""
         if content and not content.endswith(b"\n"):
             os.truncate(self.path, content.rfind(b"\n") + 1)

@@ -138,7 +138,9 @@ def die_amid_a_message() -> None:
         pytest.param(
             die_amid_a_message,
             r"was killed, as the system does|cannot be taken over from a worker",  # as soon as its end is known
-            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there torch reads in a thread"),
+            marks=pytest.mark.skipif(
+                torch.cuda.is_available(), reason="needs a machine without a GPU, for which torch reads in a thread"
+            ),
         ),
     ],
     ids=["an error that cannot be pickled", "no open files", "killed", "hanging", "killed amid a message"],
