@@ -47,8 +47,9 @@ class SystemMonitor:
                 probe.collect_metrics()
                 values |= {f"system/{name}": value for name, value in probe.aggregate_metrics().items()}
                 probe.clear_metrics()
-            self._log(self._step, values)
-            self._step += 1
+            with suppress(OSError):  # a full disk costs this sample, not those after it
+                self._log(self._step, values)
+                self._step += 1
 
 
 def _probes() -> "list[BaseMetricsMonitor]":
