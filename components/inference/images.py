@@ -54,6 +54,10 @@ def find_images(inputs: Sequence[Path], output: Path) -> Inputs:
         if path.is_file():
             found.append((path, Path(path.name)))
             continue
+        if not path.is_dir():
+            raise UserError(
+                f"{path}: must be a file or a folder, but is a pipe or a device; write it into a file first"
+            )
         if path.resolve() == output.resolve():
             raise UserError(f"--output {output}: drawings would replace the images; set another folder")
         inside = sorted(_images_below(path, output, result.passed_over))

@@ -147,7 +147,8 @@ def read_run(run_dir: Path) -> RunData:
         UserError: if there is no such folder, or nothing of a run in it.
     """
     if not run_dir.is_dir():
-        raise UserError(f"{run_dir}: must be the folder of a run (train.output_dir), but does not exist")
+        found = "is a file" if run_dir.exists() else "does not exist"
+        raise UserError(f"{run_dir}: must be the folder of a run (train.output_dir), but {found}")
     config = read_flat(run_dir / "config.yaml") if (run_dir / "config.yaml").is_file() else {}
     evaluation = read_evaluation(run_dir, *_EVALUATED) if (run_dir / "evaluation.json").is_file() else None
     benchmark = _read(run_dir / "benchmark.json", Benchmark, "`maskrcnn benchmark` writes it anew")

@@ -299,6 +299,7 @@ def test_an_unchanged_recipe_is_recognised(tmp_path: Path) -> None:
     ("words", "reason"),
     [
         (["nowhere"], "does not exist"),
+        (["params.yaml"], "must be the folder of a run (train.output_dir), but is a file"),
         (["."], "must hold a run"),
         (["RUN", "RUN"], "different names"),
         (["RUN", "--output", "page.pdf"], "must end with .html"),

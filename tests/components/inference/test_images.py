@@ -1,5 +1,6 @@
 """Files that `maskrcnn predict` takes, passes over and refuses."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,9 @@ def test_urls_and_folders_without_images_say_what_to_do(tmp_path: Path) -> None:
     for url in ("https://example.com/a.jpg", "s3://bucket/a.jpg"):
         with pytest.raises(UserError, match="URLs are not fetched, download the image first"):
             find_images([Path(url)], tmp_path / "out")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(UserError, match=r"pipe\.jpg: must be a file or a folder, but is a pipe or a device"):
+        find_images([tmp_path / "pipe.jpg"], tmp_path / "out")
     (tmp_path / "films").mkdir()
     (tmp_path / "films" / "a.mp4").touch()
     with pytest.raises(UserError, match=r"films: must hold images .*, but has none, only 1 × \.mp4"):
