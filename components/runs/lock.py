@@ -85,6 +85,7 @@ def writing(run_dir: Path, stage: str) -> Iterator[None]:
 
     Raises:
         RunInUseError: if another process holds it, in every rank.
+        OSError: if the folder cannot be written, in every rank.
     """
     from model.distributed import from_main, is_main  # torch, which a stage has loaded by then
 
@@ -92,14 +93,15 @@ def writing(run_dir: Path, stage: str) -> Iterator[None]:
     if folder in _held:
         yield
         return
-    lock, problem = None, ""
+    lock: _Lock | None = None
+    failure: RunInUseError | OSError | None = None
     if is_main():
         try:
             lock = _Lock(folder, stage)
-        except RunInUseError as error:
-            problem = str(error)
-    if problem := from_main(problem):
-        raise RunInUseError(problem)
+        except (RunInUseError, OSError) as error:
+            failure = error
+    if failure := from_main(failure):
+        raise failure
     _held[folder] = lock
     try:
         yield

@@ -149,7 +149,7 @@ class _Team:
             text = f"{loader.num_workers} workers cannot start ({error}); {_way_out(error)}"
             raise LoaderError(f"data.workers: {text}") from error
         self._workers += [child for child in multiprocessing.active_children() if child not in present]
-        if threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread() and handler is not None:  # None: one of a C library
             # torch's handler raises an error wherever this process is when a worker dies: in a checkpoint, too.
             signal.signal(signal.SIGCHLD, handler)
         if not loader.pin_memory:  # else torch itself writes to the queue in the end, and reads in a thread
