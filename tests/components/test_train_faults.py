@@ -5,13 +5,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 
 from components import download, evaluate, prepare, train
@@ -53,16 +54,29 @@ def image_of_step(config: Config, step: int) -> Path:
 
 
 @contextmanager
-def without(path: Path, *, hangs: bool = False) -> Iterator[None]:
-    """The file is gone within the context, or reading it never ends."""
+def without(path: Path) -> Iterator[None]:
+    """The file is gone within the context."""
     aside = path.with_name(f"{path.name}.aside")
     path.rename(aside)
-    if hangs:
-        os.mkfifo(path)
     try:
         yield
     finally:
         aside.replace(path)
+
+
+@contextmanager
+def hanging(path: Path) -> Iterator[None]:
+    """Within the context workers that open the file wait for ever, as for a disk that does not answer."""
+
+    def open_or_wait(source: object, *words: object) -> Image.Image:
+        while source == path:
+            time.sleep(1)
+        return opened(source, *words)
+
+    opened: Callable[..., Image.Image] = Image.open
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Image, "open", open_or_wait)
+        yield
 
 
 def losses(config: Config) -> list[float]:
@@ -83,7 +97,7 @@ def test_data_that_fail_end_training_and_evaluation_with_their_name_and_without_
         train.run(config, skip_test=True)
     assert str(caught.value).startswith(f"{path}: is gone since `maskrcnn prepare`")
     assert (saved_step(config), len(losses(config))) == (1, 1)
-    with without(path, hangs=True), pytest.raises(UserError, match=r"no batch came within 1 s.*train\.timeout_s"):
+    with hanging(path), pytest.raises(UserError, match=r"no batch came within 1 s.*train\.timeout_s"):
         train.run(small_config(root, "broken", "train.timeout_s=1"), skip_test=True)
     assert (saved_step(config), len(losses(config))) == (1, 1)
     train.run(config, skip_test=True)
@@ -110,7 +124,7 @@ def test_a_signal_is_obeyed_while_data_are_awaited(
         time.sleep(0.1)
         os.kill(os.getpid(), number)
 
-    with without(image_of_step(config, 2), hangs=True):
+    with hanging(image_of_step(config, 2)):
         threading.Thread(target=send, daemon=True).start()
         with pytest.raises(loop.Preempted) as caught:
             train.run(config, skip_test=True)
