@@ -193,7 +193,8 @@ def test_signals_to_all_processes_of_a_job_leave_workers_and_a_dead_workers_sign
 ):
     handler = signal.getsignal(signal.SIGCHLD)
     with closing(iter(train_loader(index, data, batch_size=2, seed=0))) as batches:
-        next(batches)
+        for _ in range(data.workers):  # one of each, which then has begun
+            next(batches)
         assert signal.getsignal(signal.SIGCHLD) == handler, "no error amid a checkpoint"
         for pid in workers():
             os.kill(pid, signal.SIGTERM)
