@@ -271,11 +271,9 @@ def mutants(files: Iterable[str], sample: int, seed: int) -> list[Mutant]:
 
 def is_python(text: str) -> bool:
     """True if a text can be parsed. Cosmic Ray takes the `*` of a signature for a product, for example."""
-    try:
-        ast.parse(text)
-    except SyntaxError:
-        return False
-    return True
+    with suppress(SyntaxError):
+        return ast.parse(text) is not None
+    return False
 
 
 def annotations(text: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
@@ -326,21 +324,23 @@ def verdict(mutant: Mutant, tree: Path, tests: Sequence[str], baseline: Baseline
         return "SURVIVES"
     place, log = tree / mutant.file, scratch / "mutant.log"
     timeout_s = LEAST_S + SLOWER * sum(baseline.seconds[test] for test in tests)
+
+    def status_of(names: Sequence[str]) -> int | None:
+        """The status; that of an interruption if a test file cannot be collected."""
+        status = forked(lambda: run_tests(tree, names, scratch), timeout_s, log)
+        is_unreadable = status == pytest.ExitCode.USAGE_ERROR and "ERROR collecting" in log.read_text()
+        return pytest.ExitCode.INTERRUPTED if is_unreadable else status
+
     place.write_text(mutant.mutated, encoding="utf-8")
     try:
-        status = forked(lambda: run_tests(tree, tests, scratch), timeout_s, log)
-        if (
-            status == pytest.ExitCode.USAGE_ERROR and "ERROR collecting" not in log.read_text()
-        ):  # parameters were renamed
-            files = sorted({test.split("::")[0] for test in tests})
-            status = forked(lambda: run_tests(tree, files, scratch), timeout_s, log)
+        status = status_of(tests)
+        if status == pytest.ExitCode.USAGE_ERROR:  # parameters were renamed
+            status = status_of(sorted({test.split("::")[0] for test in tests}))
     finally:
         place.write_text(mutant.original, encoding="utf-8")
-    if status == pytest.ExitCode.OK:
-        return "SURVIVES"
-    is_noticed = status in (None, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED)
-    is_unreadable = status == pytest.ExitCode.USAGE_ERROR and "ERROR collecting" in log.read_text()
-    return "noticed" if is_noticed or is_unreadable else "UNDECIDED"
+    if status in (None, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED):
+        return "noticed"
+    return "SURVIVES" if status == pytest.ExitCode.OK else "UNDECIDED"
 
 
 def changed_lines(mutant: Mutant) -> list[str]:
@@ -381,12 +381,10 @@ def try_all(sample: Sequence[Mutant], tree: Path, scratch: Path) -> tuple[list[M
     for number, mutant in enumerate(sample, start=1):
         began = time.monotonic()
         nearest = nearest_tests(mutant.file)
-        for file in nearest:
-            if file not in baseline.files:
-                measure(tree, file, scratch, baseline)
+        for file in (file for file in nearest if file not in baseline.files):
+            measure(tree, file, scratch, baseline)
         found = verdict(mutant, tree, baseline.of(mutant, nearest), baseline, scratch)
-        if found == "SURVIVES":
-            survivors.append(mutant)
+        survivors += [mutant] if found == "SURVIVES" else []
         undecided += found == "UNDECIDED"
         print(
             f"{number}/{len(sample)}, {len(survivors)} survive; {found} in {time.monotonic() - began:.1f} s: "

@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -32,6 +32,22 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
         Path(__file__)
     }  # a fixture may set the mark
     return None if any(file.is_file() and "pytest.mark.gpu" in file.read_text() for file in sources) else True
+
+
+@pytest.fixture(scope="session")
+def without() -> Callable[[Path], AbstractContextManager[None]]:
+    """A context within which a file is gone."""
+
+    @contextmanager
+    def moved(path: Path) -> Iterator[None]:
+        aside = path.with_name(f"{path.name}.aside")
+        path.rename(aside)
+        try:
+            yield
+        finally:
+            aside.replace(path)
+
+    return moved
 
 
 def load_helper(name: str) -> ModuleType:

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -54,17 +54,6 @@ def image_of_step(config: Config, step: int) -> Path:
 
 
 @contextmanager
-def without(path: Path) -> Iterator[None]:
-    """The file is gone within the context."""
-    aside = path.with_name(f"{path.name}.aside")
-    path.rename(aside)
-    try:
-        yield
-    finally:
-        aside.replace(path)
-
-
-@contextmanager
 def hanging(path: Path) -> Iterator[None]:
     """Within the context workers that open the file wait for ever, as for a disk that does not answer."""
 
@@ -90,7 +79,9 @@ def saved_step(config: Config) -> int:
     return read_checkpoint(path)["step"] if path else 0
 
 
-def test_data_that_fail_end_training_and_evaluation_with_their_name_and_without_losing_a_step(root: Path) -> None:
+def test_data_that_fail_end_training_and_evaluation_with_their_name_and_without_losing_a_step(
+    root: Path, without: Callable[[Path], AbstractContextManager[None]]
+) -> None:
     config = small_config(root, "broken")
     path = image_of_step(config, 2)
     with without(path), pytest.raises(UserError) as caught:

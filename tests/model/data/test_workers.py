@@ -8,7 +8,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +50,6 @@ def data() -> DataConfig:
     return DataConfig(min_sizes_px=(64,), buckets=((64, 96), (96, 64)), workers=2, **sizes)
 
 
-@contextmanager
-def moved(path: Path) -> Iterator[None]:
-    """The file is gone within the context."""
-    aside = path.with_name(f"{path.name}.aside")
-    path.rename(aside)
-    try:
-        yield
-    finally:
-        aside.replace(path)
-
-
 def loader_whose_workers(index: CocoIndex, data: DataConfig, act: Callable[[], object]) -> Any:
     """A training loader; its workers do something at each batch."""
     loader = train_loader(index, data, batch_size=2, seed=0)
@@ -81,7 +70,7 @@ def workers() -> list[int]:
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_file_that_is_gone_damaged_or_changed_is_named_by_every_loader(
-    index: CocoIndex, data: DataConfig, number: int
+    index: CocoIndex, data: DataConfig, number: int, without: Callable[[Path], AbstractContextManager[None]]
 ):
     data = data.model_copy(update={"workers": number})
     path, other = index.image_path(0), index.image_path(1)
@@ -92,7 +81,7 @@ def test_a_file_that_is_gone_damaged_or_changed_is_named_by_every_loader(
         views_loader(index, data, [1.0], batch_size=1),
     ]
     for content, words in ((None, "is gone since `maskrcnn prepare`"), (b"", "cannot be read any more"), (other, "× ")):
-        with moved(path):
+        with without(path):
             if content is not None:
                 path.write_bytes(content.read_bytes() if isinstance(content, Path) else content)
             for loader in loaders if content is None else loaders[1:2]:
