@@ -1,6 +1,7 @@
 """The local pipeline as it is declared: dvc.yaml agrees with the code and with the parameters, and DVC reads it."""
 
 import ast
+import inspect
 import os
 import re
 import subprocess
@@ -13,6 +14,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from components.config import Config
+from components.evaluation.score import evaluate_model
+from model.config import EvaluateConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STAGES: dict[str, Any] = YAML(typ="safe").load((REPOSITORY / "dvc.yaml").read_text())["stages"]
@@ -175,6 +178,15 @@ def test_a_seed_of_a_study_lists_what_training_and_evaluation_list():
     drawing = {"components/evaluation/before_after.py", "components/evaluation/plots.py"}
     deps = {dep for stage in ("train", "evaluate") for dep in STAGES[stage]["deps"] if "train.output_dir" not in dep}
     assert set(STUDY["seed"]["deps"]) == deps - drawing
+
+
+def test_training_lists_the_settings_of_its_evaluations():
+    source = inspect.getsource(evaluate_model) + (REPOSITORY / "components/training/loop.py").read_text()
+    read = {name for name in re.findall(r"\bevaluate\.(\w+)", source) if name in EvaluateConfig.model_fields}
+    assert {"every_epoch", "target_segm_ap", "max_detections"} <= read
+    assert {f"evaluate.{name}" for name in read - {"batch_size", "backend"}} == {
+        name for name in STAGES["train"]["params"] if name.startswith("evaluate.")
+    }
 
 
 def test_a_summary_depends_on_the_code_that_computes_it():

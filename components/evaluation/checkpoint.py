@@ -59,7 +59,7 @@ def _finish(
         evaluation = score(ground_truth, results, backend, max_detections=config.evaluate.max_detections)
     write_inference(run_dir / "inference", results, evaluation)
     write_plots(run_dir, results, evaluation, index, ground_truth, config.evaluate.drawn_images)
-    report = evaluation_report(evaluation, results, index, trained.name)
+    report = evaluation_report(evaluation, results, index, trained.name, config.evaluate)
     report["train_data_hash"] = trained.loaded.data_hash
     write_atomically(run_dir / "evaluation.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     write_scores(run_dir, report)

@@ -19,6 +19,7 @@ from components.evaluation.plots import (
     write_precision_recall,
 )
 from components.runs.environment import git_commit
+from model.config import EvaluateConfig
 from model.data.index import CocoIndex, spread
 from model.engine.checkpoint import write_tensors
 from model.files import write_atomically
@@ -35,13 +36,14 @@ _SHOWN = {
 
 
 def evaluation_report(
-    evaluation: CocoEvaluation | None, results: Results, index: CocoIndex, checkpoint: str
+    evaluation: CocoEvaluation | None, results: Results, index: CocoIndex, checkpoint: str, settings: EvaluateConfig
 ) -> dict[str, Any]:
     """Content of evaluation.json; scores are null if not computed."""
     return {
         **{result_type: evaluation and evaluation.scores[result_type] for result_type in RESULT_TYPES[results.task]},
         "per_class": evaluation and evaluation.per_class,
         "max_detections": evaluation and evaluation.max_detections,
+        "test_time": {name: getattr(settings, name) for name in ("scales", "flip", "soft_nms", "soft_nms_sigma")},
         "images": len(index),
         "detections": len(results.bbox),
         "checkpoint": checkpoint,

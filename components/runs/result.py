@@ -11,16 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from components.config import Config
 from components.params import load_stored
+from model.config import EvaluateConfig
 from model.engine.pointers import LAST
 from model.errors import UserError
 from model.files import read_json
 from model.scoring.names import IOU_TYPES, IouType
 
 _STEP = re.compile(r"step_(\d+)\.pt$")
+_ANEW = "`maskrcnn evaluate` writes it anew"
 
 
 class ResultError(UserError):
@@ -38,6 +40,7 @@ class Evaluation(BaseModel):
     proposals: Scores | None = None
     per_class: dict[str, dict[str, float | None]] | None = None
     max_detections: int | None = None  # per image and class; None: COCO's, or not scored
+    test_time: dict[str, Any] = {}  # evaluate.scales, flip, soft_nms and soft_nms_sigma, as the scores were made with
     images: int = 0
     detections: int = 0
     checkpoint: str = ""
@@ -51,7 +54,7 @@ class Result:
     """Settings and scores of a run."""
 
     run_dir: Path
-    config: Config
+    config: Config  # of training; evaluate.* as the scores were made with
     evaluation: dict[str, Any]  # evaluation.json
 
     @property
@@ -78,7 +81,19 @@ def read_result(run_dir: Path) -> Result:
     evaluation = read_evaluation(run_dir, "checkpoint", "images", "data_hash")
     if ap_of(evaluation).get("bbox") is None:
         raise no_ap(run_dir)
-    return Result(run_dir, load_stored(config), evaluation)
+    return Result(run_dir, _as_evaluated(load_stored(config), run_dir, evaluation), evaluation)
+
+
+def _as_evaluated(config: Config, run_dir: Path, evaluation: dict[str, Any]) -> Config:
+    """A run's configuration with the settings of its last evaluation, which may differ from those of its training."""
+    limit = evaluation.get("max_detections")
+    used = evaluation.get("test_time", {}) | ({} if limit is None else {"max_detections": limit})
+    try:
+        settings = EvaluateConfig.model_validate(config.evaluate.model_dump() | used)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise ResultError(f"{run_dir / 'evaluation.json'}: {fault['loc'][0]}: {fault['msg']}; {_ANEW}") from error
+    return config.model_copy(update={"evaluate": settings})
 
 
 def read_evaluation(run_dir: Path, *needed: str) -> dict[str, Any]:
@@ -91,12 +106,12 @@ def read_evaluation(run_dir: Path, *needed: str) -> dict[str, Any]:
     Raises:
         ResultError: if the file is missing or damaged.
     """
-    path, remedy = run_dir / "evaluation.json", "`maskrcnn evaluate` writes it anew"
+    path = run_dir / "evaluation.json"
     if not path.is_file():
         raise _no_file(path)
-    evaluation = read_json(path, Evaluation, remedy, ResultError)
+    evaluation = read_json(path, Evaluation, _ANEW, ResultError)
     if missing := [key for key in needed if key not in evaluation]:
-        raise ResultError(f"{path}: {missing[0]} is missing; {remedy}")
+        raise ResultError(f"{path}: {missing[0]} is missing; {_ANEW}")
     return evaluation
 
 

@@ -43,6 +43,8 @@ def find_finished(config: Config) -> Result | None:
     try:
         result = read_result(run_dir)
         require_final(result)
+        if differences_beside_seed(result.config, config):  # evaluated again, with other settings than the study's
+            result = None
     except ResultError:
         result = None
     if result is not None and result.data != _current_data(config):

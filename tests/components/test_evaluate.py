@@ -28,8 +28,8 @@ def update(config: Config, section: str, **values: Any) -> Config:
 def test_report_has_the_promised_keys(evaluated: tuple[evaluate.EvaluateResult, dict[str, Any]]) -> None:
     result, report = evaluated
     assert list(report) == [
-        "bbox", "segm", "per_class", "max_detections", "images", "detections", "checkpoint", "data_hash", "commit",
-        "train_data_hash",
+        "bbox", "segm", "per_class", "max_detections", "test_time", "images", "detections", "checkpoint", "data_hash",
+        "commit", "train_data_hash",
     ]  # fmt: skip
     assert list(report["bbox"]) == list(report["segm"]) == list(SCORE_NAMES)
     shown = {kind: {name: report[kind][name] for name in ("AP", "AP50", "AP75")} for kind in ("bbox", "segm")}

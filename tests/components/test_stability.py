@@ -22,7 +22,7 @@ from components.runs.journal import last_step
 from components.studies.process import SeedProcess, _environment
 from components.studies.result import StabilityError
 from components.studies.seed import seed_config
-from components.studies.seeds import train_seeds
+from components.studies.seeds import find_finished, train_seeds
 from components.studies.study import summarise_study
 from components.tracking.tracker import open_tracker, send_rest
 from model.engine.pointers import last_checkpoint
@@ -186,6 +186,18 @@ def test_the_same_study_again_trains_nothing_and_says_the_same(
     client = MlflowClient(tracking_uri=database)
     study = json.loads((config.stability.output_dir / "mlflow_run.json").read_text())["run_id"]
     assert len(client.get_metric_history(study, "ap_mean/bbox")) == 1
+
+
+def test_a_seed_evaluated_with_other_settings_is_evaluated_again(
+    broken_then_mended: tuple[Config, str, dict[int, Path]], tmp_path: Path
+) -> None:
+    run_dir = shutil.copytree(broken_then_mended[2][1], tmp_path / "seed_1")
+    config = seed_config(broken_then_mended[0], 1)
+    config = config.model_copy(update={"train": config.train.model_copy(update={"output_dir": run_dir})})
+    assert find_finished(config) is not None
+    path = run_dir / "evaluation.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_detections": 300}))
+    assert find_finished(config) is None
 
 
 def test_another_configuration_is_not_mixed_in(

@@ -14,6 +14,7 @@ from components import evaluate
 from components.config import Config
 from components.evaluation.detect import Results
 from components.evaluation.files import evaluation_report, write_plots
+from model.config import EvaluateConfig
 from model.data.index import CocoIndex
 from model.scoring.coco import evaluate_results, load_ground_truth
 
@@ -37,7 +38,7 @@ def test_either_backend_gives_the_same_report_to_the_last_byte(trained_run: Conf
     for backend in ("pycocotools", "hotcoco"):
         evaluation = evaluate_results(index.ground_truth_path, results.bbox, results.segm, backend=backend)
         assert 0.1 < (evaluation.segm["AP"] or 0) < (evaluation.bbox["AP"] or 0) < 1
-        texts.append(json.dumps(evaluation_report(evaluation, results, index, "any")))
+        texts.append(json.dumps(evaluation_report(evaluation, results, index, "any", EvaluateConfig())))
     assert texts[0] == texts[1]
 
 

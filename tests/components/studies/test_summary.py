@@ -129,6 +129,25 @@ def test_runs_of_other_configurations_are_refused(make_run: Callable[..., Path],
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("used", "difference"),
+    [
+        ({"max_detections": 300}, r"evaluate.max_detections \(100 and 300\)"),
+        ({"test_time": {"scales": [1.0, 1.5], "flip": False}}, r"evaluate.scales \(\[1.0\] and \[1.0, 1.5\]\)"),
+        ({"test_time": {"flip": True}, "max_detections": 100}, r"evaluate.flip \(false and true\)"),
+    ],
+)
+def test_scores_of_other_settings_than_those_of_training_are_refused(
+    make_run: Callable[..., Path], tmp_path: Path, used: dict[str, Any], difference: str
+) -> None:
+    """`maskrcnn evaluate evaluate.flip=true` on one seed leaves its config.yaml, which training wrote, as it is."""
+    with pytest.raises(StabilityError, match=rf"seed_1 and .*seed_2: .*differ in {difference}"):
+        summarise([make_run(1), make_run(2, **used)], tmp_path / "out")
+    damaged = make_run(3, test_time={"flip": "sometimes"})
+    with pytest.raises(ResultError, match=r"seed_3/evaluation.json: flip: .*`maskrcnn evaluate` writes it anew"):
+        summarise([damaged], tmp_path / "out")
+
+
 def test_keys_that_decide_nothing_may_differ(make_run: Callable[..., Path], tmp_path: Path) -> None:
     free = ["train.processes=2", "data.workers=1", "tracking.experiment=x", "data.prepared_dir=y", "predict.images=3"]
     assert len(summarise([make_run(1), make_run(2, 0.8, *free)], tmp_path / "out").report["seeds"]) == 2
