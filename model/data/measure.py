@@ -65,12 +65,17 @@ def measure_image(folder: Path, names: FileNames, data: DataConfig, record: Imag
     Returns:
         The facts, or the reason why the file cannot be used; its caller adds to all findings where they were made.
     """
+    return _measure(folder, data, record) or _measure_near(folder, names, data, record)
+
+
+def _measure(folder: Path, data: DataConfig, record: ImageRecord) -> ImageFacts | Finding | None:
+    """Measure the file of exactly this name; None if there is none."""
     path = folder / record.file_name
     try:
         require_file(path)
         content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return _measure_near(folder, names, data, record)
+        return None
     except (OSError, ValueError) as error:  # no permission; a name that is too long or has a NUL
         return Finding("unreadable file", f"{path} cannot be read: {getattr(error, 'strerror', None) or error}")
     try:
@@ -108,14 +113,14 @@ def _measure_near(folder: Path, names: FileNames, data: DataConfig, record: Imag
     fault = "links to a file that does not exist" if path.is_symlink() else "does not exist"
     fault = "is a folder" if path.is_dir() else fault
     near = names.near(record.file_name)
-    if near is None:
+    if near is None or not (folder / near.names[0]).is_file():  # gone since the folder was listed
         return Finding("missing file", f"{path} {fault}")
     if not near.is_safe or data.on_invalid != "mend":
         text = f"{path} {fault}; it probably means {near}"
         return Finding("missing file", text + ("; data.on_invalid=mend takes it" if near.is_safe else ""))
-    facts = measure_image(folder, names, data, replace(record, file_name=near.names[0]))
-    if isinstance(facts, Finding):
-        return facts
+    facts = _measure(folder, data, replace(record, file_name=near.names[0]))
+    if not isinstance(facts, ImageFacts):
+        return facts or Finding("missing file", f"{path} {fault}")
     repair = Finding("file name", f"{record.file_name} is {near}", severity="repaired")
     return replace(facts, findings=(*facts.findings, repair))
 

@@ -4,6 +4,7 @@ pycocotools rasterises without checks: a coordinate of 1e12 ends the process, an
 all memory. Therefore coordinates and the length of outlines have limits.
 """
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,7 @@ def read_mask(segmentation: Any, size: Size, findings: Findings, *, outline: boo
     Raises:
         Fault: if it cannot be used.
     """
+    segmentation = _from_text(segmentation, findings)
     if isinstance(segmentation, dict):
         return _rle_mask(segmentation, size, outline=outline)
     if not isinstance(segmentation, list) or not segmentation:
@@ -61,14 +63,42 @@ def read_mask(segmentation: Any, size: Size, findings: Findings, *, outline: boo
     return Mask(parts, [xy.astype(np.float32) for xy in polygons], area, _extent(packed))
 
 
+def _from_text(segmentation: Any, findings: Findings) -> Any:
+    """The list or object that a text holds as JSON; anything else as it is."""
+    if not isinstance(segmentation, str):
+        return segmentation
+    try:
+        value = json.loads(segmentation)
+    except (ValueError, RecursionError):
+        return segmentation
+    if not isinstance(value, list | dict):
+        return segmentation
+    findings.repairable("segmentation as text", f"segmentation must be a list or an object, got {show(segmentation)}")
+    return value
+
+
+def _from_points(part: Any) -> list[float] | None:
+    """Coordinates x, y, x, y, … of points, each [x, y] or {"x": x, "y": y}; None for anything else."""
+    if not isinstance(part, list) or not part:
+        return None
+    points = [[one.get("x"), one.get("y")] if isinstance(one, dict) else one for one in part]
+    if not all(isinstance(point, list) and len(point) == 2 and numbers(point) is not None for point in points):
+        return None
+    return [value for point in points for value in point]
+
+
 def _parts(segmentation: list[Any], findings: Findings) -> tuple[list[list[float]], list[NDArray[np.float64]]]:
     """Parts of at least three points, as in the file and as arrays [V, 2]; stray points and lines are left out."""
     if numbers(segmentation) is not None:
         findings.repairable("polygon not in a list", "segmentation must be a list of polygons, got a list of numbers")
         segmentation = [segmentation]
-    elif len(segmentation) > 2 and all(numbers(point) is not None and len(point) == 2 for point in segmentation):
-        findings.repairable("polygon as points", "a polygon must be one list x, y, x, y, …, got a list of points")
-        segmentation = [[value for point in segmentation for value in point]]
+    else:
+        whole = _from_points(segmentation) if len(segmentation) > 2 else None
+        found = [_from_points(part) for part in segmentation]
+        if whole is not None or any(part is not None for part in found):
+            findings.repairable("polygon as points", "a polygon must be one list x, y, x, y, …, got a list of points")
+            both = zip(found, segmentation, strict=True)
+            segmentation = [whole] if whole else [part if points is None else points for points, part in both]
     parts, polygons = [], []
     for part in segmentation:
         values = numbers(part)

@@ -207,6 +207,31 @@ REPAIRS: dict[str, tuple[dict[str, Any], list[str], int]] = {
     "text crowd": ({"iscrowd": "0"}, ["repaired: number as text"], 3),
     "flat polygon": ({"segmentation": TRIANGLE[0]}, ["repaired: polygon not in a list"], 3),
     "points": ({"segmentation": [[8, 8], [28, 8], [28, 28]]}, ["repaired: polygon as points"], 3),
+    "objects": (
+        {"segmentation": [{"x": 8, "y": 8}, {"x": 28.0, "y": 8}, {"y": 28, "x": 28, "id": "p3"}]},
+        ["repaired: polygon as points"],
+        3,
+    ),
+    "parts of points": ({"segmentation": [[[8, 8], [28, 8], [28, 28]]]}, ["repaired: polygon as points"], 3),
+    "parts of both": (
+        {"segmentation": [[{"x": 8, "y": 8}, {"x": 28, "y": 8}, {"x": 28, "y": 28}], *TRIANGLE, [[1, 1], [2, 2]]]},
+        ["repaired: polygon as points", "repaired: stray part"],
+        3,
+    ),
+    "text": ({"segmentation": json.dumps(TRIANGLE)}, ["repaired: segmentation as text"], 3),
+    "text of points": (
+        {"segmentation": '[{"x": 8, "y": 8}, {"x": 28, "y": 8}, {"x": 28, "y": 28}]'},
+        ["repaired: segmentation as text", "repaired: polygon as points"],
+        3,
+    ),
+    "text of an RLE": (
+        {"segmentation": json.dumps({"size": SIZE, "counts": [264, *[20, 12] * 19, 20, 388]})},
+        ["repaired: segmentation as text"],
+        3,
+    ),
+    "text of nothing": ({"segmentation": "8,8 28,8 28,28"}, ["error: no segmentation"], 2),
+    "text of numbers": ({"segmentation": "[8, null]"}, ["error: bad polygon"], 2),
+    "points of text": ({"segmentation": [{"x": "8", "y": "8"}] * 3}, ["error: bad polygon"], 2),
     "beyond repair": ({"segmentation": LINE}, ["error: empty mask"], 2),
 }
 
@@ -227,10 +252,12 @@ def test_each_fault_is_refused_repaired_or_warned_of(tmp_path: Path, repairs: bo
             assert coco.raw[1][0]["area"] == pytest.approx(200, abs=20)
         if repairs and kept == 3:
             assert np.allclose(coco.instances[1][0].box, (8, 8, 28, 28), atol=1), name
+        if repairs and ("polygon" in found[0] or name == "text"):
+            assert coco.raw[1][0]["segmentation"][0] == TRIANGLE[0], name
 
 
 def test_what_only_repairs_accept_is_refused_otherwise_and_the_error_names_the_setting(tmp_path: Path):
-    for name in ("no box", "empty box", "text crowd", "flat polygon", "points"):
+    for name in ("no box", "empty box", "text crowd", "flat polygon", "points", "objects", "text"):
         tree = sound()
         tree["annotations"][0] |= REPAIRS[name][0]
         coco = read(tmp_path / "a.json", tree)
