@@ -270,9 +270,9 @@ def mutants(files: Iterable[str], sample: int, seed: int) -> list[Mutant]:
 
 
 def is_python(text: str) -> bool:
-    """True if a text can be parsed. Cosmic Ray takes the `*` of a signature for a product, for example."""
+    """False if a text cannot be parsed, or a signature has `/`: Cosmic Ray takes its `*` for a product."""
     with suppress(SyntaxError):
-        return ast.parse(text) is not None
+        return not any(isinstance(node, ast.arguments) and node.posonlyargs for node in ast.walk(ast.parse(text)))
     return False
 
 

@@ -48,6 +48,8 @@ def timed(call: Call, device: torch.device) -> float:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print a table, or JSON lines."""
     parser = argparse.ArgumentParser(prog="python -m cuda_ops.benchmark", description=__doc__)
+    names = [operator.name for operator in operators.ALL]
+    parser.add_argument("operators", nargs="*", metavar="OPERATOR", help=f"some of {', '.join(names)} (all)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repetitions", type=int, default=10)
     parser.add_argument(
@@ -55,9 +57,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a line, times in seconds")
     args = parser.parse_args(argv)
+    if unknown := set(args.operators) - set(names):
+        parser.error(f"OPERATOR must be some of {', '.join(names)}, got {', '.join(sorted(unknown))}")
     device, multilevel_roi_align.rois = torch.device(args.device), args.rois
     with cuda_ops.backend("compiled"):
-        for case in (case for operator in operators.ALL for case in cases_of(operator.name, device)):
+        for case in (case for name in args.operators or names for case in cases_of(name, device)):
             result = measure(case, device, args.repetitions)
             if args.json:
                 print(json.dumps({"case": case.name, "rival_name": case.rival_name, **result}), flush=True)

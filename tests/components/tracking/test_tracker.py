@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from components.config import Config, TrackingConfig
 from components.tracking import outbox
-from components.tracking.client import TrackingError
+from components.tracking.client import TrackingError, locked
 from components.tracking.reason import reason
 from components.tracking.tracker import end_run, open_tracker
 from model.errors import UserError
@@ -265,6 +266,14 @@ def test_run_that_was_moved_aside_is_named_like_its_folder(tmp_path: Path, datab
                 tracker.log_replaced(tmp_path / moved)  # at least once
     names = {folder.name: run_of(folder, database).info.run_name for folder in tmp_path.glob("run*")}
     assert names == {"run": "run", "run.old-1": "run.old-1", "run.old-2": "run.old-2"}
+
+
+def test_lock_is_beside_a_local_database_only(tmp_path: Path) -> None:
+    with locked(f"sqlite:///{tmp_path}/new/mlflow.db"), pytest.raises(Timeout):
+        FileLock(tmp_path / "new" / "mlflow.db.lock", timeout=0).acquire()
+    before = sorted(tmp_path.rglob("*"))
+    with locked("http://127.0.0.1:9"):
+        assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_web_page_in_an_error_is_replaced_by_its_title() -> None:
