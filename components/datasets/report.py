@@ -1,5 +1,6 @@
 """Report of `prepare`: counts as JSON, and one picture of classes, sizes and sample images with their masks."""
 
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,12 @@ from model.data.annotations import CocoFile
 from model.data.dataset import read_indexed
 from model.data.findings import count_kinds
 from model.data.index import CocoIndex
+from model.inference.fonts import families_for, shortened
 from model.inference.visualize import draw_objects
 
 _SAMPLE_COLUMNS = 4
 _SAMPLE_PX = 380  # longer side of a sample, about as large as it is in the picture
-_SHOWN_CLASSES = 30
+_SHOWN_CLASSES, _SHOWN_CHARS = 30, 28
 _SMALL_PX, _LARGE_PX = 32, 96  # COCO's bounds of small, medium and large: side of a square of equal area
 
 
@@ -79,13 +81,16 @@ def draw_report(path: Path, reports: dict[str, SplitReport], index: CocoIndex) -
     sizes.set(title=f"instances per size ({_SMALL_PX} and {_LARGE_PX} px)")
     for i in range(min(3 * _SAMPLE_COLUMNS, len(index))):
         _draw_sample(figure.add_subplot(grid[1 + i // _SAMPLE_COLUMNS, i % _SAMPLE_COLUMNS]), index, i)
-    figure.savefig(path, dpi=110)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # families_for has said so
+        figure.savefig(path, dpi=110)
 
 
 def _bars(axes: Axes, names: list[str], counts: list[int], rank: int, label: str) -> None:
     positions = np.arange(len(names))
     axes.bar(positions + 0.4 * rank, counts, width=0.4, align="edge", label=label)
-    axes.set_xticks(positions + 0.4, names, parse_math=False)  # a class may be called `$x`
+    shown = [shortened(name, _SHOWN_CHARS) for name in names]
+    axes.set_xticks(positions + 0.4, shown, parse_math=False, fontfamily=families_for(names))  # a class may be `$x`
 
 
 def _draw_sample(axes: Axes, index: CocoIndex, i: int) -> None:

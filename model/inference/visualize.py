@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from pycocotools import mask as coco_mask
 
 from model.inference.colors import Color, class_color
+from model.inference.fonts import font_for, shortened
 
 Corners = tuple[float, float, float, float]  # xyxy
 
@@ -31,7 +32,7 @@ class _Style:
     width: int
     height: int
     line: int
-    font: Any
+    font_px: int
 
     @staticmethod
     def of(width: int, height: int, longer_side_px: int | None = None) -> "_Style":
@@ -42,7 +43,7 @@ class _Style:
             width=max(round(scale * width), 1),
             height=max(round(scale * height), 1),
             line=max(2, drawn // 400),
-            font=ImageFont.load_default(max(11, drawn // 55)),
+            font_px=max(11, drawn // 55),
         )
 
 
@@ -75,9 +76,10 @@ def draw_objects(
     taken: list[Corners] = []  # labels drawn so far
     for one in surest_first:
         name = " ".join(class_names[one["label"] - 1].split())
-        text = _shortened(f"{name} {one['score']:.2f}" if "score" in one else name, style)
-        if (place := _free_place(text, one["bbox"] * factors, style, taken)) is not None:
-            _draw_label(draw, text, place, class_color(one["label"]), style)
+        font = font_for(name, class_names, style.font_px)
+        text = _fitted(f"{name} {one['score']:.2f}" if "score" in one else name, font, style)
+        if (place := _free_place(text, font, one["bbox"] * factors, style, taken)) is not None:
+            _draw_label(draw, text, place, class_color(one["label"]), font)
             taken.append(place)
     return canvas
 
@@ -120,15 +122,16 @@ def _draw_mask(canvas: Image.Image, mask: NDArray[np.uint8], color: Color, style
     canvas.paste(color, frame, opacity)
 
 
-def _shortened(text: str, style: _Style) -> str:
-    """Cut a text that is wider than the picture."""
-    longest = max(int(len(text) * (style.width - 6) / max(style.font.getlength(text), 1)), 2)
-    return text if len(text) <= longest else text[: longest - 1] + "…"
+def _fitted(text: str, font: Any, style: _Style) -> str:
+    """The text, without its middle if it is wider than the picture."""
+    return shortened(text, max(int(len(text) * (style.width - 6) / max(font.getlength(text), 1)), 2))
 
 
-def _free_place(text: str, box: NDArray[np.float64], style: _Style, taken: Sequence[Corners]) -> Corners | None:
+def _free_place(
+    text: str, font: Any, box: NDArray[np.float64], style: _Style, taken: Sequence[Corners]
+) -> Corners | None:
     """Place of a tag at its box, within the picture, where no other tag is."""
-    _, _, right, lower = style.font.getbbox(text)
+    _, _, right, lower = font.getbbox(text)
     width, height = right + 6, lower + 4
     x1, y1, x2, y2 = np.array(taken).reshape(-1, 4).T
     for x, y in _places(box, width, height):
@@ -138,11 +141,11 @@ def _free_place(text: str, box: NDArray[np.float64], style: _Style, taken: Seque
     return None
 
 
-def _draw_label(draw: ImageDraw.ImageDraw, text: str, place: Corners, color: Color, style: _Style) -> None:
+def _draw_label(draw: ImageDraw.ImageDraw, text: str, place: Corners, color: Color, font: Any) -> None:
     x1, y1, x2, y2 = place
     draw.rectangle((x1, y1, x2 - 1, y2 - 1), fill=color)
     luminance = np.dot(color, (0.299, 0.587, 0.114))
-    draw.text((x1 + 3, y1 + 2), text, fill=_BLACK if luminance > 140 else _WHITE, font=style.font)
+    draw.text((x1 + 3, y1 + 2), text, fill=_BLACK if luminance > 140 else _WHITE, font=font)
 
 
 def _places(box: NDArray[np.float64], width: float, height: float) -> Iterator[tuple[float, float]]:

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import warnings
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,16 @@ def test_writes_index_ground_truth_and_report(custom: Custom):
         "val",
         "val.json",
     ]
+
+
+def test_the_picture_shortens_names_that_tables_have_whole(custom: Custom):
+    name = f"begins {'x' * 300} ends"
+    for tree in custom.trees.values():
+        tree["categories"] = [{"id": 7, "name": name}]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # matplotlib's, if the name leaves no room for the charts
+        result = custom.prepare()
+    assert json.loads((result.prepared_dir / "report.json").read_text())["train"]["per_class"] == {name: 3}
 
 
 def test_coco_and_its_ground_truth_agree(either_coco: Path, tmp_path: Path):
