@@ -103,7 +103,7 @@ test-family: venv  ## overfit each kind of network on four images (minutes each)
 	$(BIN)/python -m pytest -m slow tests/components/test_memorise.py
 
 fuzz: venv  ## give the readers of annotations, images, weights and YAML damaged files for ten minutes; FUZZ_SECONDS=120
-	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),120) $(BIN)/python -m pytest -q tests/test_fuzz.py
+	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),120) $(BIN)/python -m pytest -v -s tests/test_fuzz.py
 
 gpu-test: venv  ## run the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu

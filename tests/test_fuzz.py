@@ -66,11 +66,18 @@ def damaged(draw: st.DrawFn, contents: list[bytes]) -> bytes:
 
 def fuzz(contents: list[bytes], check: Callable[[bytes], None]) -> None:
     """Check damaged contents, one round, or round after round until SECONDS are over."""
-    end, number = time.monotonic() + SECONDS, 0
+
+    def counted(content: bytes) -> None:
+        nonlocal examples
+        examples += 1
+        check(content)
+
+    end, number, examples = time.monotonic() + SECONDS, 0, 0
     while number == 0 or time.monotonic() < end:
         chosen = settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=[*HealthCheck])
-        chosen(seed(number + int(SECONDS and time.time()))(given(damaged(contents))(check)))()
+        chosen(seed(number + int(SECONDS and time.time()))(given(damaged(contents))(counted)))()
         number += 1
+    print(f"{examples:,} files")
 
 
 def test_annotations_of_any_content(tmp_path: Path):
@@ -83,7 +90,9 @@ def test_annotations_of_any_content(tmp_path: Path):
         json.dumps(coco.raw, allow_nan=False)
 
     path = tmp_path / "a.json"
-    fuzz([json.dumps(COCO).encode()], check)
+    repairable = [[[{"x": 1, "y": 1}, {"x": 7, "y": 1}, {"x": 7, "y": 7}]], "[[1, 1, 7, 1, 7, 7]]"]
+    mended = {**COCO, "annotations": [{**COCO["annotations"][0], "segmentation": one} for one in repairable]}
+    fuzz([json.dumps(COCO).encode(), json.dumps(mended).encode()], check)
 
 
 def test_run_lengths_of_any_content():
