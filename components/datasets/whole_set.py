@@ -1,12 +1,14 @@
 """Checks of a whole data set, once each image and annotation has been checked on its own.
 
 They settle EXIF rotations that a size alone does not tell, and warn of images that look black, of images with more
-objects than detections count, and of images that are in both splits.
+objects than detections count, and of images that are in both splits, also as copies in another file format or quality.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
+
+import numpy as np
 
 from model.config import DataConfig
 from model.data.annotations import CocoFile
@@ -14,6 +16,11 @@ from model.data.findings import Finding
 from model.data.layout import Split
 from model.data.measure import ImageFacts
 from model.scoring.names import COCO_MAX_DETECTIONS
+
+# Largest difference of a gray value in thumbnails of one picture. Measured: at most 3 after saving as JPEG of quality 40
+# and above; at least 40 between different pictures.
+_SAME_VALUE = 4
+_MANY_ALIKE = 3  # a picture with more lookalikes in train is one of a series, such as a fixed camera's
 
 Facts = dict[int, ImageFacts]  # id of an image → its facts
 
@@ -76,10 +83,49 @@ def _warn_of_dark_images(data: DataConfig, coco: CocoFile, facts: Facts) -> None
 
 def _warn_of_shared_images(files: Mapping[Split, CocoFile], facts: Mapping[Split, Facts]) -> None:
     train = {one.sha256: one.file_name for one in facts["train"].values()}
+    lookalikes = _Lookalikes(files["train"], facts["train"])
     for image_id, one in facts["val"].items():
         if one.sha256 in train:
             text = f"{one.file_name} is the same file as {train[one.sha256]} of train, so that scores are too high"
             _warn(files["val"], image_id, "also in train", text)
+        elif 0 < len(names := lookalikes.of(files["val"], image_id, one)) <= _MANY_ALIKE:
+            text = (
+                f"{one.file_name} shows the same picture as {names[0]} of train, in another file, so that scores are "
+                "too high"
+            )
+            _warn(files["val"], image_id, "same picture in train", text)
+
+
+class _Lookalikes:
+    """Images of a split by size and thumbnail."""
+
+    def __init__(self, coco: CocoFile, facts: Facts) -> None:
+        groups = defaultdict[tuple[int, int], list[ImageFacts]](list)
+        for image_id, one in facts.items():
+            if one.thumbnail:
+                groups[_size(coco, image_id)].append(one)
+        self._groups = {}
+        for size, group in groups.items():
+            thumbnails = np.array([list(one.thumbnail) for one in group], dtype=np.uint8)
+            means = thumbnails.mean(axis=1)
+            order = np.argsort(means)
+            self._groups[size] = means[order], thumbnails[order], [group[i].file_name for i in order]
+
+    def of(self, coco: CocoFile, image_id: int, one: ImageFacts) -> list[str]:
+        """Names of the images that show the same picture as an image of another split."""
+        if not one.thumbnail or (size := _size(coco, image_id)) not in self._groups:
+            return []
+        means, thumbnails, names = self._groups[size]
+        thumbnail = np.frombuffer(one.thumbnail, dtype=np.uint8)
+        mean = thumbnail.mean()
+        start, stop = np.searchsorted(means, [mean - _SAME_VALUE, mean + _SAME_VALUE + 1e-6])
+        near = thumbnails[start:stop]
+        differences = np.maximum(near, thumbnail) - np.minimum(near, thumbnail)
+        return [names[start + i] for i in np.flatnonzero((differences <= _SAME_VALUE).all(axis=1))]
+
+
+def _size(coco: CocoFile, image_id: int) -> tuple[int, int]:
+    return coco.images[image_id].height, coco.images[image_id].width
 
 
 def _warn(coco: CocoFile, image_id: int, kind: str, text: str) -> None:

@@ -21,7 +21,18 @@ from model.data.transforms import UNREADABLE, Size, is_deep, to_rgb
 from model.files import require_file
 
 EXIF_QUARTER_TURNS = (5, 6, 7, 8)
+_TURNS = {  # EXIF orientation → what displays the image upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _UPRIGHT = 1
+THUMBNAIL_PX = 16
+_MIN_CONTRAST = 32  # between a thumbnail's darkest and brightest value; flatter ones are all alike
 _DARKEST = 255 / 16  # an image without a brighter pixel looks black
 
 # Evidence that a size gives about an EXIF orientation. turned: it was applied before annotating; stored: it was not.
@@ -41,6 +52,7 @@ class ImageFacts:
     rotation: Rotation = "none"
     values: tuple[float, float] | None = None  # least and greatest of an image of more than 8 bits
     flaw: Flaw = ""
+    thumbnail: bytes = b""  # THUMBNAIL_PX² gray values of the picture, to find copies of it; empty if it is flat
     findings: tuple[Finding, ...] = ()  # warnings and repairs
 
 
@@ -84,6 +96,7 @@ def _measure(folder: Path, data: DataConfig, record: ImageRecord) -> ImageFacts 
             orientation = image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT)
             values = _extremes(image)
             flaw = _flaw(image, values, data.pixel_range)
+            thumbnail = _thumbnail(image, data.pixel_range)
     except UNREADABLE as error:
         return Finding("unreadable file", f"{path} cannot be decoded: {why_unreadable(content, error)}")
     stored = image.height, image.width
@@ -97,13 +110,15 @@ def _measure(folder: Path, data: DataConfig, record: ImageRecord) -> ImageFacts 
             f"{path} is {size[0]} × {size[1]} (height × width){rule and f' {rule}'}, its annotations say "
             f"{record.height} × {record.width}" + (f"; data.exif is {data.exif}" if turned != stored else ""),
         )
+    apply_exif = data.exif == "apply" or (data.exif == "auto" and rotation != "stored")
     return ImageFacts(
         file_name=record.file_name,
-        apply_exif=data.exif == "apply" or (data.exif == "auto" and rotation != "stored"),
+        apply_exif=apply_exif,
         sha256=hashlib.sha256(content).hexdigest(),
         rotation=rotation,
         values=values,
         flaw=flaw,
+        thumbnail=_content(thumbnail, orientation if apply_exif else _UPRIGHT),
     )
 
 
@@ -131,6 +146,21 @@ def _rotation(orientation: int, stored: Size, annotated: Size) -> Rotation:
     if orientation not in EXIF_QUARTER_TURNS or stored[0] == stored[1]:
         return "unknown"
     return "stored" if annotated == stored else "turned"
+
+
+def _thumbnail(image: Image.Image, pixel_range: Sequence[float]) -> Image.Image:
+    picture = image if image.mode in ("L", "RGB") else Image.fromarray(to_rgb(image, pixel_range))
+    size = (THUMBNAIL_PX, THUMBNAIL_PX)
+    return picture.resize(size, Image.Resampling.BOX, reducing_gap=2.0).convert("L")  # the gap makes it thrice as fast
+
+
+def _content(thumbnail: Image.Image, orientation: int) -> bytes:
+    """Gray values of a thumbnail as its image is displayed; empty if it is flat."""
+    low, high = thumbnail.getextrema()
+    if high - low < _MIN_CONTRAST:
+        return b""
+    method = _TURNS.get(orientation)
+    return (thumbnail if method is None else thumbnail.transpose(method)).tobytes()
 
 
 def _extremes(image: Image.Image) -> tuple[float, float] | None:

@@ -3,10 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from components.datasets.whole_set import check_whole_set
 from model.config import DataConfig
-from model.data.annotations import CocoFile, Instance
-from model.data.measure import ImageFacts
+from model.data.annotations import CocoFile, ImageRecord, Instance
+from model.data.file_names import FileNames
+from model.data.measure import ImageFacts, measure_image
 
 Facts = dict[str, list[ImageFacts]]
 
@@ -72,4 +76,58 @@ def test_more_objects_than_count_and_images_of_both_splits_are_counted() -> None
         ("train: image 0", "more than 100 objects"),
         ("val: image 0", "more than 100 objects"),
         ("val: image 1", "also in train"),
+    ]
+
+
+def picture(seed: int) -> Image.Image:
+    colors = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(colors).resize((160, 96), Image.Resampling.BICUBIC)
+
+
+def warned_of(folder: Path) -> list[str]:
+    """Texts of the warnings about the images of two folders, train and val."""
+    files, facts = {}, {}
+    for split in ("train", "val"):
+        names = sorted(path.name for path in (folder / split).iterdir())
+        records = {}
+        for i, name in enumerate(names):
+            with Image.open(folder / split / name) as image:
+                size = image.size if image.getexif().get(0x0112) == 6 else image.size[::-1]
+            records[i] = ImageRecord(i, name, *size)
+        files[split] = CocoFile(Path(split), {}, records, {}, {})
+        found = [
+            measure_image(folder / split, FileNames(folder / split), DataConfig(), one) for one in records.values()
+        ]
+        facts[split] = {i: one for i, one in enumerate(found) if isinstance(one, ImageFacts)}
+        assert len(facts[split]) == len(names)
+    check_whole_set(DataConfig(), files, facts)  # type: ignore[arg-type]
+    return [finding.text for coco in files.values() for finding in coco.findings]
+
+
+def test_copies_in_other_files_are_found_and_lookalikes_are_not(tmp_path: Path) -> None:
+    train, val = tmp_path / "train", tmp_path / "val"
+    train.mkdir()
+    val.mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn to the right displays it upright
+    for seed in range(6):
+        picture(seed).save(train / f"{seed}.jpg", quality=90)
+    for k in range(4):  # a fixed camera
+        picture(7).save(train / f"series_{k}.png", compress_level=k)
+    Image.new("RGB", (160, 96), "gray").save(train / "flat.png")
+    Image.open(train / "0.jpg").save(val / "0.png")
+    Image.open(train / "1.jpg").save(val / "1.jpg", quality=40)
+    Image.open(train / "2.jpg").save(val / "2.webp", quality=60)
+    picture(3).transpose(Image.Transpose.ROTATE_90).save(val / "3.jpg", exif=exif, quality=90)
+    Image.open(train / "4.jpg").resize((80, 48)).save(val / "4_smaller.png")
+    moved = picture(5)
+    moved.paste(moved.crop((10, 10, 30, 30)), (70, 50))
+    moved.save(val / "5_moved.png")
+    picture(6).save(val / "6_new.jpg")
+    picture(7).save(val / "7.jpg")
+    Image.new("RGB", (160, 96), (130, 130, 130)).save(val / "flat.png")
+    names = [("0.png", "0.jpg"), ("1.jpg", "1.jpg"), ("2.webp", "2.jpg"), ("3.jpg", "3.jpg")]
+    assert warned_of(tmp_path) == [
+        f"{copy} shows the same picture as {original} of train, in another file, so that scores are too high"
+        for copy, original in names
     ]
