@@ -81,7 +81,7 @@ def _from_points(part: Any) -> list[float] | None:
     """Coordinates x, y, x, y, … of points, each [x, y] or {"x": x, "y": y}; None for anything else."""
     if not isinstance(part, list) or not part:
         return None
-    points = [[one.get("x"), one.get("y")] if isinstance(one, dict) else one for one in part]
+    points: list[Any] = [[one.get("x"), one.get("y")] if isinstance(one, dict) else one for one in part]
     if not all(isinstance(point, list) and len(point) == 2 and numbers(point) is not None for point in points):
         return None
     return [value for point in points for value in point]

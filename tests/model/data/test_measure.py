@@ -131,7 +131,7 @@ def test_a_name_that_fits_several_files_is_not_repaired(tmp_path: Path):
     assert isinstance(measured(tmp_path, record("a.jpg"), on_invalid="mend"), Finding)
 
 
-def test_a_file_that_vanishes_after_its_folder_was_listed_is_missing(tmp_path: Path):
+def test_a_file_that_vanishes_after_its_folder_was_listed_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     Image.new("RGB", (24, 16)).save(tmp_path / "a.jpg")
     names = FileNames(tmp_path)
     assert names.near("a.jpg") is not None
@@ -140,6 +140,9 @@ def test_a_file_that_vanishes_after_its_folder_was_listed_is_missing(tmp_path: P
         for on_invalid in ("mend", "error"):
             result = measure_image(tmp_path, names, DataConfig(on_invalid=on_invalid), record(name))
             assert result == Finding("missing file", f"{tmp_path / name} does not exist"), (name, on_invalid)
+    monkeypatch.setattr(Path, "is_file", lambda path: True)  # it vanishes once it was seen
+    result = measure_image(tmp_path, names, DataConfig(on_invalid="mend"), record("a.jpg"))
+    assert result == Finding("missing file", f"{tmp_path / 'a.jpg'} does not exist")
 
 
 def iso(brand: bytes) -> bytes:
