@@ -72,6 +72,10 @@ RUN python -c 'from cuda_ops import library; assert library.HAS_CPU' && python -
 
 # hadolint ignore=DL3006
 FROM base-${VARIANT} AS runtime
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends tini \
+    && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/maskrcnn /opt/maskrcnn
 WORKDIR /workspace
 COPY --chown=1000:1000 params.yaml ./
@@ -96,6 +100,7 @@ LABEL org.opencontainers.image.title=maskrcnn-mlops \
       org.opencontainers.image.licenses=Apache-2.0 \
       org.opencontainers.image.revision=${COMMIT}
 USER 1000:1000
-# NVIDIA's entry point prints a banner and needs a writable root.
-ENTRYPOINT []
+# In place of NVIDIA's entry point, which prints a banner and needs a writable root: tini, as PID 1, passes signals on.
+# A program without a handler, such as torchrun during its imports, would lose them as PID 1.
+ENTRYPOINT ["tini", "--"]
 CMD ["maskrcnn", "--help"]

@@ -4,13 +4,11 @@ A stage's module, and torch with it, is imported only when that stage is called.
 """
 
 import importlib
-import os
 import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
 
-from components.launch import handled
+from components.launch import end_process, handled
 
 STAGES = {
     "recipe": "write a complete parameter file to params.yaml",
@@ -49,24 +47,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _run(stage: str, words: Sequence[str]) -> None:
     """Run a stage. Signals are handled from here on, before its imports: as PID 1 of a container they would be lost."""
     floor = "pipelines" if stage == "pipeline" else "components"
-    with handled([signal.SIGTERM, signal.SIGINT], _end):
+    with handled([signal.SIGTERM, signal.SIGINT], end_process):
         try:
             importlib.import_module(f"{floor}.{stage}").main(words)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    """End the process by an exception, or at once within an import: C++ and class statements pass no exception on."""
-    while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
-            os.write(2, b"interrupted\n" if number == signal.SIGINT else b"")
-            os._exit(128 + number)
-        frame = frame.f_back
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt
-    sys.exit(128 + number)
 
 
 def _help() -> str:

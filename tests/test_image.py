@@ -1,6 +1,7 @@
 """The container image, by reading the Dockerfile and by running what it installs. Building it needs Docker, which no test has."""
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -134,11 +135,20 @@ def test_the_image_ends_as_the_user_of_the_pods(dockerfile: Any):
     assert f"chown {user}" in " ".join(instructions(dockerfile, "RUN", stage="runtime"))
 
 
+def test_pid_1_of_the_image_and_of_pods_passes_signals_on(dockerfile: Any):
+    """Kubernetes' command takes the place of the entry point."""
+    (entry,) = instructions(dockerfile, "ENTRYPOINT", stage="runtime")
+    assert json.loads(entry) == ["tini", "--"]
+    assert " install --yes --no-install-recommends tini" in instructions(dockerfile, "RUN", stage="runtime")[0]
+    job = YAML(typ="safe").load((REPOSITORY / "k8s" / "prepare.yaml").read_text())
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert container["command"][:3] == ["tini", "-g", "--"]
+
+
 def test_the_working_folder_and_its_volumes_are_those_of_jobs(dockerfile: Any):
     cluster = ClusterConfig()
     assert instructions(dockerfile, "WORKDIR", stage="runtime") == [cluster.working_dir]
-    (run,) = instructions(dockerfile, "RUN", stage="runtime")
-    folders = re.search(r"mkdir -p ([\w ]+?) &&", run)
+    folders = re.search(r"mkdir -p ([\w ]+?) &&", " ".join(instructions(dockerfile, "RUN", stage="runtime")))
     assert folders is not None
     folders_of_jobs = {f"{cluster.working_dir}/{folder}" for folder in folders[1].split()}
     assert folders_of_jobs == {volume.split(":")[1] for volume in cluster.volumes}

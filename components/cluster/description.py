@@ -98,7 +98,8 @@ def _command(config: Config, skip_test: bool) -> tuple[str, ...]:
         if name.split(".")[0] in SECTIONS and name != "tracking.uri"
     ]
     options = ["--skip-test"] if skip_test else []
-    words = ("python", "-m", "torch.distributed.run", "-m", "components.train", *options, *values)
+    # tini: as PID 1, torchrun would lose a signal that comes during its imports.
+    words = ("tini", "--", "python", "-m", "torch.distributed.run", "-m", "components.train", *options, *values)
     return tuple(word.replace("$(", "$$(") for word in words)  # Kubernetes would expand $(NAME)
 
 

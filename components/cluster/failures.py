@@ -19,14 +19,14 @@ _STUCK = {
     "InvalidImageName": "cluster.image",
     "ErrImageNeverPull": "cluster.image",
     "CreateContainerConfigError": "the secrets in cluster.secrets",
-    "CreateContainerError": "cluster.volumes, and that the image has python",
-    "RunContainerError": "cluster.volumes, and that the image has python",
+    "CreateContainerError": "cluster.volumes, and that the image has tini and python",
+    "RunContainerError": "cluster.volumes, and that the image has tini and python",
 }
 _HINTS = {
     1: "one of torchrun's processes failed; the log says which and why",
     2: "the configuration is invalid; the log says which value",
     126: "the command cannot be run in this image",
-    127: "the image has no python",
+    127: "the image has no tini, or no python",
     # 128 and the number of a signal of Linux; `_hint` names the other ones
     129: "ended by SIGHUP",
     130: "ended by SIGINT",

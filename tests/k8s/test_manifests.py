@@ -265,13 +265,10 @@ def test_the_job_that_prepares_data_hands_overrides_to_both_stages(tmp_path: Pat
     stand_in = tmp_path / "maskrcnn"
     stand_in.write_text('#!/bin/sh\necho "$@"\n')
     stand_in.chmod(0o755)
-    command = [
-        *job["spec"]["template"]["spec"]["containers"][0]["command"],
-        "data.source=coco2017",
-        "data.raw_dir=data/raw/a b",
-    ]
+    command = job["spec"]["template"]["spec"]["containers"][0]["command"]
+    after_tini = [*command[command.index("--") + 1 :], "data.source=coco2017", "data.raw_dir=data/raw/a b"]
     output = subprocess.run(
-        command, env={"PATH": f"{tmp_path}:/bin:/usr/bin"}, capture_output=True, text=True, check=True
+        after_tini, env={"PATH": f"{tmp_path}:/bin:/usr/bin"}, capture_output=True, text=True, check=True
     ).stdout
     overrides = "data.source=coco2017 data.raw_dir=data/raw/a b"
     assert output.splitlines() == [f"download {overrides}", f"prepare {overrides}"]

@@ -147,16 +147,32 @@ main(["report", "none"])
 """
 
 
+_SIGNALLED_MODULE = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "components.params":
+            os.kill(os.getpid(), int(os.environ["SIGNAL"]))
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
 @pytest.mark.parametrize(
     ("number", "status", "said"), [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, "")]
 )
-@pytest.mark.parametrize("where", ["import", "class", "stage"])
+@pytest.mark.parametrize("where", ["import", "class", "stage", "module"])
 def test_a_signal_ends_a_stage_and_its_imports_with_its_status_and_without_a_traceback(
-    where: str, number: signal.Signals, status: int, said: str
+    tmp_path: Path, where: str, number: signal.Signals, status: int, said: str
 ):
     """As PID 1 of a container a signal without a handler would be lost."""
     command = [sys.executable, "-c", _SIGNALLED, str(int(number)), where]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": ROOT}, capture_output=True, text=True)
+    if where == "module":  # as DVC, torchrun and the image call it
+        command = [sys.executable, "-m", "components.report", "none"]
+        (tmp_path / "sitecustomize.py").write_text(_SIGNALLED_MODULE)
+    env = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}", "SIGNAL": str(int(number))}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (status, said)
 
 

@@ -113,7 +113,7 @@ def test_a_pod_can_checkpoint_in_peace_and_uses_its_memory(overrides: list[str])
 def test_both_apis_say_the_same_of_one_description():
     ours, theirs = (manifest(*FULL, f"cluster.api={api}") for api in ("pytorchjob", "trainjob"))
     pod, trainer = pods(ours)[0]["containers"][0], theirs["spec"]["trainer"]
-    assert (trainer["image"], trainer["command"]) == (pod["image"], pod["command"])
+    assert (trainer["image"], [*trainer["command"], *trainer["args"]]) == (pod["image"], pod["command"])
     assert trainer["resourcesPerNode"] == pod["resources"]
     assert trainer["env"] == [{"name": "PYTHONUNBUFFERED", "value": "1"}, *pod["env"]]
     assert (trainer["numNodes"], trainer["numProcPerNode"]) == (4, 2)
@@ -209,8 +209,9 @@ def test_the_command_carries_every_value_that_training_reads(tmp_path: Path):
         "train.base_lr=0.5", "tracking.run_name='yes'", "data.train_images='$(HOME) a: b'", "train.lr_steps=[7, 9]"
     )
     command = describe(configured, "x", skip_test=True).command
-    assert command[:6] == ("python", "-m", "torch.distributed.run", "-m", "components.train", "--skip-test")
-    expanded = [word.replace("$$(", "$(") for word in command[6:]]  # what Kubernetes makes of it
+    launcher = ("tini", "--", "python", "-m", "torch.distributed.run", "-m", "components.train", "--skip-test")
+    assert command[: len(launcher)] == launcher
+    expanded = [word.replace("$$(", "$(") for word in command[len(launcher) :]]  # what Kubernetes makes of it
     (tmp_path / "params.yaml").write_text("train: {base_lr: 1.0}\n")  # the image's own
     got = load_config(tmp_path / "params.yaml", expanded)
     assert (got.data, got.model, got.train, got.evaluate) == (
