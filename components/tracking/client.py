@@ -5,10 +5,9 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from filelock import FileLock
@@ -82,9 +81,11 @@ def make_client(uri: str) -> "MlflowClient":
     from mlflow.exceptions import MlflowException
     from mlflow.store.db.db_types import DATABASE_ENGINES
 
+    from components.tracking import uploads
+
     for name in ("mlflow.pyfunc", "mlflow.store", "alembic", "urllib3.connectionpool"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    _limit_uploads()
+    uploads.register()
     if uri.partition("://")[0].partition("+")[0] in DATABASE_ENGINES:
         _check_schema(uri)
     try:
@@ -159,23 +160,6 @@ def check_server(uri: str, least: int, purpose: str) -> None:
             f"MLflow at {without_password(uri)}: must be of version {least}.0 or later {purpose}, got {version[0]}; "
             "upgrade the server, or set tracking.uri or MLFLOW_TRACKING_URI to another one"
         )
-
-
-def _limit_uploads() -> None:
-    """Set a time limit for requests for artifacts, which a store may take minutes to answer; others keep theirs.
-
-    Nothing is retried here: that would send a whole file again, and the outbox counts its tries.
-    """
-    import requests
-    from mlflow.environment_variables import MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT
-    from mlflow.store.artifact import http_artifact_repo
-    from mlflow.utils.rest_utils import http_request
-
-    limit_s = MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT.get()
-    requests_of_files: Any = http_artifact_repo
-    requests_of_files.http_request = partial(http_request, timeout=limit_s, max_retries=0)
-    # Parts of a large file go straight to the store, without any limit of MLflow's.
-    requests_of_files.requests = SimpleNamespace(put=partial(requests.put, timeout=limit_s))
 
 
 def artifacts_beside(uri: str) -> str | None:

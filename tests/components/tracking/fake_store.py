@@ -20,6 +20,7 @@ class FakeServer:
         self, put: Callable[[str], int] = lambda path: 200, *, multipart: bool = False, version: str = "3.0.0"
     ) -> None:
         self.put, self.multipart, self.version, self.is_away = put, multipart, version, False
+        self.artifact_root = "mlflow-artifacts:"
         self.runs: dict[str, dict[str, Any]] = {}
         self.asked: list[str] = []  # paths of uploads, and names of other calls, in order
         self.stored: dict[str, bytes] = {}
@@ -92,10 +93,12 @@ class FakeServer:
             run_id = f"{self.port}{len(self.runs) + 1:027x}"  # MLflow's client keeps one store for each id
             info = {"run_id": run_id, "experiment_id": "1", "status": "RUNNING", "lifecycle_stage": "active"}
             info["run_name"] = body["run_name"]
-            info["artifact_uri"] = f"mlflow-artifacts:/1/{run_id}/artifacts"
+            info["artifact_uri"] = f"{self.artifact_root}/1/{run_id}/artifacts"
             self.runs[run_id] = {"info": info, "data": {}}
             return 200, {"run": self.runs[run_id]}
         if name == "experiments/get-by-name":
+            return 200, {"experiment": {"experiment_id": "1", "name": "maskrcnn", "lifecycle_stage": "active"}}
+        if name == "experiments/get":
             return 200, {"experiment": {"experiment_id": "1", "name": "maskrcnn", "lifecycle_stage": "active"}}
         if name == "runs/get" and body["run_id"] not in self.runs:
             return 404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no such run"}

@@ -122,15 +122,27 @@ class Server:
 class Proxy:
     """Passes requests on to a server, and its answers back after a delay; some answers are lost on the way."""
 
-    def __init__(self, target: str, *, delay_s: float = 0.0, lost: int = 0) -> None:
-        """`lost` is how many answers to log-batch, from the first one on, do not come back, though the server did what was asked."""
+    def __init__(self, target: str, *, delay_s: float = 0.0, put_s: float = 0.0, lost: int = 0) -> None:
+        """`put_s` is how long each file is held before it is passed on.
+
+        `lost` is how many answers to log-batch, from the first one on, do not come back, though the server did what was asked.
+        """
         proxy = self
         self.lost, self.requests = lost, 0
+        self.puts: list[str] = []  # paths of files
+        self.calls: list[
+            tuple[float, str, bytes]
+        ] = []  # time of arrival, last part of the path, content of other calls
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 proxy.requests += 1
                 content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                if self.command == "PUT":
+                    proxy.puts.append(self.path.partition("/artifacts/")[2].partition("/artifacts/")[2])
+                    time.sleep(put_s)
+                else:
+                    proxy.calls.append((time.time(), self.path.rpartition("/")[2], content))
                 request = urllib.request.Request(target + self.path, content or None, method=self.command)
                 for name in ("Content-Type", "Authorization"):
                     if name in self.headers:

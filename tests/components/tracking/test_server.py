@@ -166,6 +166,34 @@ def test_nobody_waits_for_a_slow_server(mlflow_server: ModuleType, server: Any, 
     assert server.artifacts(run_id_of(tmp_path / "run")) == ["note.txt"]
 
 
+def test_a_store_that_holds_each_file_for_15_s_gets_a_whole_training(
+    mlflow_server: ModuleType, server: Any, shapes: Path, tmp_path: Path
+) -> None:
+    run_dir, note = tmp_path / "run", tmp_path / "note.txt"
+    note.write_text("hello")
+    away = f"http://127.0.0.1:{mlflow_server.free_port()}"
+    with open_tracker(tracked(away), run_dir=run_dir) as tracker:
+        tracker.log_artifact(note)  # so that the store holds a file while training logs
+    with mlflow_server.Proxy(server.url, put_s=15.0) as slow:
+        began = time.monotonic()
+        train.run(tiny(shapes, slow.url, run_dir, "train.max_iters=30", "tracking.log_checkpoints=true"))
+        took_s = time.monotonic() - began
+        puts, calls = Counter(slow.puts), slow.calls
+    assert_complete(server, run_dir)
+    run = server.run(run_id_of(run_dir))
+    assert run["info"]["status"] == "FINISHED"
+    assert {"note.txt", "config.yaml", "checkpoints/step_0000030.pt", "plots/precision_recall.png"} <= puts.keys()
+    assert set(puts.values()) == {1}
+    for folder in sorted({str(Path(path).parent) for path in puts}):
+        stored = server.artifacts(run["info"]["run_id"], "" if folder == "." else folder)
+        assert {path for path in puts if str(Path(path).parent) == folder} <= set(stored)
+    batches = [(at, json.loads(content)) for at, name, content in calls if name == "log-batch"]
+    delays = [at - point["timestamp"] / 1000 for at, batch in batches for point in batch.get("metrics", [])]
+    assert max(delays) < 5  # metrics and status do not wait for files
+    assert took_s < 15 * len(puts) + 120
+    assert json.loads((run_dir / "mlflow_run.json").read_text())["waiting"] == []
+
+
 def test_a_lost_answer_makes_no_point_twice(mlflow_server: ModuleType, server: Any, tmp_path: Path) -> None:
     with mlflow_server.Proxy(server.url, lost=2) as proxy:
         with open_tracker(tracked(proxy.url), run_dir=tmp_path / "run") as tracker:

@@ -131,3 +131,23 @@ def test_one_server_under_several_urls_has_one_run_of_a_folder(tmp_path: Path, f
         for url in (other.url, server.url, other.url):  # the other does not have it, and starts its own
             stage(url, tmp_path / "run")
         assert (len(server.runs), len(other.runs)) == (1, 1)
+
+
+def test_a_store_of_s3_has_the_same_limit_and_gets_a_file_once(
+    tmp_path: Path, fake_store: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("boto3", reason="needs boto3, which MLflow uses for s3://")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "of a test")
+    monkeypatch.delenv("AWS_MAX_ATTEMPTS", raising=False)
+    with fake_store.FakeServer(lambda _: 0) as server:
+        monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", server.url)
+        server.artifact_root = "s3://bucket"
+        began = time.monotonic()
+        stage(server.url, tmp_path / "run", *files(tmp_path, "large.pt"))
+        assert time.monotonic() - began < 10
+        assert server.asked.count("large.pt") == 1
+        assert waiting(tmp_path / "run") == ["large.pt"]
+        server.put = lambda _: 200
+        stage(server.url, tmp_path / "run")
+        assert list(server.stored) == ["large.pt"]
