@@ -24,6 +24,7 @@ from model.errors import UserError
 from model.files import read_json, write_atomically
 
 RUN_FILE = "mlflow_run.json"
+RUNNING = "RUNNING"
 _SEND_EVERY_S = 1.0  # lines of this period are sent together
 _RETRY_AFTER_S = 5.0
 _LINES_A_CALL = 200  # progress is saved after this many lines
@@ -79,6 +80,7 @@ class RunFile(BaseModel, extra="forbid"):
     sent_lines: int = 0  # number of sent lines of log.jsonl
     sent_system_lines: int = 0  # number of sent lines of system.jsonl
     outages: int = 0  # number of times the server was unavailable
+    status: str = "FINISHED"  # status that the last stage ended with; RUNNING: one is running, or was killed
     waiting: list[Item] = []  # oldest first
 
     @staticmethod
@@ -118,6 +120,9 @@ class Outbox:
             UserError: if the server can be reached but not used as configured.
         """
         self._flush(raises=True)
+        with self._state:
+            self._file.status = RUNNING
+            self._save()
         self._thread.start()
         self._uploader.start()
 
@@ -148,12 +153,14 @@ class Outbox:
             self._read_unsent()
             self._save()
 
-    def close(self, last_kind: str, **arguments: Any) -> bool:
-        """Send everything pending and one last item, then the artifacts; return True if all was delivered."""
+    def close(self, status: str) -> bool:
+        """Send everything pending and the run's status, then the artifacts; return True if all was delivered."""
         self._closing.set()
         if self._thread.is_alive():
             self._thread.join()
-        self.post(last_kind, **arguments)
+        with self._state:
+            self._file.status = status
+            self.post("status", status=status)
         self._flush()
         self._ending.set()
         if self._uploader.is_alive():

@@ -19,10 +19,10 @@ from typing import Protocol
 
 from components.config import Config
 from components.runs.environment import run_tags
-from components.runs.journal import Journal
+from components.runs.journal import Journal, read_journal
 from components.tracking.client import TrackingError, experiment_name, tracking_uri
 from components.tracking.monitor import SystemMonitor
-from components.tracking.outbox import RUN_FILE, Outbox, RunFile
+from components.tracking.outbox import RUN_FILE, RUNNING, Outbox, RunFile
 from components.tracking.server import MlflowServer
 from model.files import write_atomically
 
@@ -122,11 +122,21 @@ def delivered_run(run_dir: Path) -> str:
 
 
 def send_rest(config: Config, *, run_dir: Path) -> None:
-    """Send the pending items and the parent of a folder's finished run, if MLflow was unavailable at its end."""
+    """Send what MLflow has not received of a folder's run, and its parent; no stage may be running there.
+
+    The run keeps the status that its last stage ended with; KILLED if that was killed and could set none.
+    """
     file = RunFile.read(run_dir / RUN_FILE)
     is_known = file.parent_id == RunFile.read(run_dir.parent / RUN_FILE).run_id
-    if config.tracking.enabled and file.uri and (file.waiting or not is_known):
-        _open_outbox(config, Journal(run_dir / "log.jsonl"), {}).finish("FINISHED")
+    was_killed = file.status == RUNNING
+    is_rest = bool(file.waiting) or was_killed or _has_unsent_lines(file, run_dir)
+    if config.tracking.enabled and file.uri and (is_rest or not is_known):
+        _open_outbox(config, Journal(run_dir / "log.jsonl"), {}).finish("KILLED" if was_killed else file.status)
+
+
+def _has_unsent_lines(file: RunFile, run_dir: Path) -> bool:
+    sent = {"log.jsonl": file.sent_lines, "system.jsonl": file.sent_system_lines}
+    return any(len(read_journal(run_dir / name)) > lines for name, lines in sent.items())
 
 
 def complete_records(run_dir: Path) -> list[Path]:
@@ -210,5 +220,5 @@ class MlflowTracker:
     def finish(self, status: str) -> None:
         """Send what is pending and end the run as FINISHED, FAILED or KILLED."""
         self._monitor.stop()
-        if not self._outbox.close("status", status=status):
+        if not self._outbox.close(status):
             _log.warning("MLflow has not received everything of this run; the next stage will send the rest")

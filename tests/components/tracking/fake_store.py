@@ -22,6 +22,7 @@ class FakeServer:
         self.put, self.multipart, self.version, self.is_away = put, multipart, version, False
         self.artifact_root = "mlflow-artifacts:"
         self.runs: dict[str, dict[str, Any]] = {}
+        self.metrics: list[tuple[str, int]] = []  # name and step of each point
         self.asked: list[str] = []  # paths of uploads, and names of other calls, in order
         self.stored: dict[str, bytes] = {}
         self.stopping = threading.Event()
@@ -104,6 +105,8 @@ class FakeServer:
             return 404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no such run"}
         if name == "runs/get":
             return 200, {"run": self.runs[body["run_id"]]}
+        if name == "runs/log-batch":
+            self.metrics += [(metric["key"], metric.get("step", 0)) for metric in body.get("metrics", [])]
         if name == "runs/update":
             info = self.runs[body["run_id"]]["info"]
             info |= {key: value for key, value in body.items() if key in ("status", "run_name")}
