@@ -8,6 +8,7 @@ import errno
 import hashlib
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -104,7 +105,11 @@ def fetch(remote: RemoteFile, target: Path, *, md5: str | None, progress: Progre
         )
     part = part_of(target)
     for _ in range(2):  # a wrong byte may come from an earlier, damaged part: restart once
-        _fetch_whole(remote, part, progress)
+        try:
+            _fetch_whole(remote, part, progress)
+        except (KeyboardInterrupt, SystemExit):  # Ctrl-C, SIGTERM
+            print(f"{part}: {_size(part)} of {remote.size} bytes are kept. {_how_to_go_on(part)}", file=sys.stderr)
+            raise
         found = _md5(part)
         if md5 in (None, found):
             part.replace(target)
@@ -154,13 +159,16 @@ def _fetch_whole(remote: RemoteFile, part: Path, progress: Progress) -> None:
         idle = 0 if _size(part) > furthest else idle + 1
         furthest = max(furthest, _size(part))
         if idle >= len(_BACKOFF_S):
-            begin = "continue from there" if _kept_version(part) else "start anew"
             raise DownloadError(
                 f"{remote.url}: {failure}, {idle} times in a row; {_size(part)} of {remote.size} bytes are kept. "
-                f"Run `maskrcnn download` again to {begin}."
+                f"{_how_to_go_on(part)}"
             )
         if furthest < remote.size:
             time.sleep(_BACKOFF_S[idle])
+
+
+def _how_to_go_on(part: Path) -> str:
+    return f"Run `maskrcnn download` again to {'continue from there' if _kept_version(part) else 'start anew'}."
 
 
 def _fetch_more(remote: RemoteFile, part: Path, progress: Progress) -> None:

@@ -327,3 +327,22 @@ def test_a_password_in_an_address_is_in_no_message():
         look_up("http://user:sec/ret@host/f.zip")
     assert "secret" not in str(error.value).replace("/", "")
     assert "http://***@host/f.zip" in str(error.value)
+
+
+def test_an_interrupt_keeps_what_came_and_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    target = tmp_path / "f.zip"
+    with serving(Server(good)) as server:
+        remote = RemoteFile(server.url, SIZE)
+        with pytest.raises(KeyboardInterrupt):
+            fetch(remote, target, md5=None, progress=interrupt)
+        kept = part_of(target).stat().st_size
+        assert 0 < kept < SIZE
+        assert capsys.readouterr().err == (
+            f"{part_of(target)}: {kept} of {SIZE} bytes are kept. Run `maskrcnn download` again to continue from there.\n"
+        )
+        fetch(remote, target, md5=None, progress=lambda *_: None)
+    assert server.ranges == [None, f"bytes={kept}-"]
+    assert target.read_bytes() == BODY
