@@ -2,10 +2,11 @@
 
 Folders are searched recursively, without hidden files. Writes a drawing of each image, and predictions.json, into
 --output (default: ./predictions). Without images it uses some of the prepared val split, and writes into
-<train.output_dir>/predictions. Boxes are (x1, y1, x2, y2) and masks COCO run-length encodings; coordinates are in
-pixels of the EXIF-rotated image.
+<train.output_dir>/predictions. Until the end, predictions.part.jsonl has the predictions, a line per image. Boxes are
+(x1, y1, x2, y2) and masks COCO run-length encodings; coordinates are in pixels of the EXIF-rotated image.
 """
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Any
 
 from components.cli import add_checkpoint, parse, path_argument, stage_parser, terminal, user_errors
 from components.config import Config
-from components.inference.images import described, find_images
+from components.inference.images import described, find_images, input_path
 from model.data.index import CocoIndex
 from model.engine.pointers import require_checkpoint
 
@@ -24,8 +25,14 @@ class PredictResult:
     """Predictions, and the files that could not be read."""
 
     output: Path
-    images: list[dict[str, Any]]  # entries of predictions.json
+    count: int  # images with predictions
+    objects: int
     unreadable: list[dict[str, str]] = field(default_factory=list)
+
+    @property
+    def images(self) -> list[dict[str, Any]]:
+        """Entries of predictions.json, read from there."""
+        return json.loads((self.output / "predictions.json").read_text(encoding="utf-8"))["images"]
 
 
 def run(
@@ -37,7 +44,7 @@ def run(
 
     Raises:
         UserError: if there is no checkpoint, a path does not exist, a folder has no image, a drawing would replace
-            an input, or without inputs no val split is prepared.
+            an input, another stage writes there, or without inputs no val split is prepared.
     """
     require_checkpoint(config.train.output_dir, checkpoint)
     folder = output or (Path("predictions") if inputs else config.train.output_dir / "predictions")
@@ -53,9 +60,8 @@ def run(
 
 
 def _print(result: PredictResult, passed_over: str) -> None:
-    objects = sum(len(image["detections"]) for image in result.images)
     console = terminal()
-    console.print(f"{objects} objects in {len(result.images)} images: {result.output}", soft_wrap=True)
+    console.print(f"{result.objects} objects in {result.count} images: {result.output}", soft_wrap=True)
     if passed_over:
         console.print(f"passed over: {passed_over}", soft_wrap=True)
     for image in result.unreadable:
@@ -71,7 +77,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=path_argument, help="folder for drawings and predictions.json (./predictions)")
     with user_errors():
         args, config = parse(parser, argv)
-        result = run(config, [Path(word) for word in args.operands], checkpoint=args.checkpoint, output=args.output)
+        result = run(
+            config, [input_path(word) for word in args.operands], checkpoint=args.checkpoint, output=args.output
+        )
     if result.unreadable:
         sys.exit(1)
 

@@ -1,20 +1,24 @@
 """Files that are written whole or not at all: a reader, or a crash, sees the old content or the new.
 
-And the reader of our own JSON files, which checks what it reads.
+And the reader of our own JSON files, which checks what it reads; and a time limit for reading any file.
 """
 
 import errno
 import json
 import os
 import stat
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from model.errors import UserError
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -91,12 +95,49 @@ def require_file(path: Path) -> None:
         raise OSError(errno.EINVAL, f"must be a file, but is {kind}", str(path))
 
 
+class SlowFileError(UserError):
+    """A file could not be read in time."""
+
+
+def within(limit_s: float, path: Path, read: Callable[[], T]) -> T:
+    """The result of reading a file, in a thread that is left behind after `limit_s`: nothing ends a wait for a disk.
+
+    Raises:
+        SlowFileError: if it takes longer.
+    """
+    result: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            result.set_result(read())
+        except BaseException as error:
+            result.set_exception(error)
+
+    thread = threading.Thread(target=work, name=f"reading {path}", daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    if not result.done():
+        raise SlowFileError(
+            f"{path}: could not be read within {limit_s:g} s: its disk does not answer; if it is only slow, raise "
+            "data.timeout_s (and train.timeout_s)"
+        )
+    return result.result()
+
+
 def make_folder(path: Path) -> None:
     """Make a folder, and those above it; the names of new ones outlast a power cut."""
     if not path.is_dir():
         make_folder(path.parent)
         path.mkdir(exist_ok=True)
         _sync(path.parent)
+
+
+def free_name(path: Path) -> Path:
+    """The name under which a file or folder can be put aside: with `.old-1`, or the next free number."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.old-{number}")).exists():
+        number += 1
+    return aside
 
 
 def _sync(path: Path) -> None:

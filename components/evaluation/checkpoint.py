@@ -11,7 +11,7 @@ from components.evaluation.detect import Results, detect
 from components.evaluation.files import evaluation_report, write_inference, write_plots, write_scores
 from components.evaluation.score import class_metrics, limits_that_bind, score, score_metrics
 from components.runs.figures import number
-from components.runs.lock import writing
+from components.runs.lock import require_folder, writing
 from components.runs.trained import Trained, load_trained, open_split
 from components.tracking.tracker import open_tracker
 from model.data.index import CocoIndex
@@ -57,6 +57,7 @@ def _finish(
     evaluation = None
     if not config.evaluate.skip_eval:
         evaluation = score(ground_truth, results, backend, max_detections=config.evaluate.max_detections)
+    require_folder(run_dir)
     write_inference(run_dir / "inference", results, evaluation)
     write_plots(run_dir, results, evaluation, index, ground_truth, config.evaluate.drawn_images)
     report = evaluation_report(evaluation, results, index, trained.name, config.evaluate)
@@ -90,11 +91,11 @@ def _print(evaluation: CocoEvaluation | None, run_dir: Path, trained: Trained) -
     if evaluation is not None:
         limit, coco = evaluation.max_detections, COCO_MAX_DETECTIONS
         note = "" if limit == coco else f"; AP counts {limit} detections per image and class, published AP {coco}"
-        console.print(f"{trained.name} on {evaluation.num_images} images{note}", highlight=False, soft_wrap=True)
+        console.print(f"{trained.name} on {evaluation.num_images} images{note}", soft_wrap=True)
         console.print(score_table(evaluation))
         if 0 < len(evaluation.per_class) <= _MAX_CLASSES_IN_TABLE:
             console.print(class_table(evaluation))
-    console.print(f"drawn predictions: {run_dir / 'plots' / 'predictions'}", highlight=False, soft_wrap=True)
+    console.print(f"drawn predictions: {run_dir / 'plots' / 'predictions'}", soft_wrap=True)
 
 
 def score_table(evaluation: CocoEvaluation) -> Table:

@@ -14,7 +14,7 @@ SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".webp"),
     *(".avif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
 }
-_URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
+_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,17 @@ class Inputs:
     passed_over: Counter[str] = field(default_factory=Counter)  # kind of file, such as `.txt` or `hidden` → number
 
 
+def input_path(word: str) -> Path:
+    """A file or folder of the command line.
+
+    Raises:
+        UserError: if it is a URL, whose slashes a path would not keep.
+    """
+    if _URL.match(word):
+        raise UserError(f"{word}: must be a file or a folder; URLs are not fetched, download the image first")
+    return Path(word)
+
+
 def find_images(inputs: Sequence[Path], output: Path) -> Inputs:
     """List the given files and all images below given folders, in order; a drawing is named after its image.
 
@@ -47,8 +58,6 @@ def find_images(inputs: Sequence[Path], output: Path) -> Inputs:
     result = Inputs()
     found: list[tuple[Path, Path]] = []  # file, and its path relative to the given folder
     for path in inputs:
-        if _URL.match(str(path)):
-            raise UserError(f"{path}: must be a file or a folder; URLs are not fetched, download the image first")
         if not path.exists():
             raise UserError(f"{path}: must be an image or a folder of images, but does not exist")
         if path.is_file():

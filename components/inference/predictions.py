@@ -1,33 +1,32 @@
 """Predictions on images: objects of each, drawings, and predictions.json."""
 
-import json
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.progress import track
 
 from components.config import Config
+from components.inference.entries import Entries, entries_in
 from components.inference.images import Source
 from components.runs.lock import writing
-from components.runs.trained import Trained, load_trained, open_split
+from components.runs.trained import Trained, load_trained, open_split, run_around
 from components.tracking.tracker import open_tracker
 from model.data.file_kinds import why_path_unreadable
 from model.data.index import spread
 from model.data.transforms import UNREADABLE, Pixels, read_image
-from model.files import write_atomically
+from model.files import SlowFileError, replacing, within
 from model.inference.predictor import Object, Predictor
 from model.inference.visualize import draw_objects
 
-Entries = list[dict[str, Any]]  # entries of predictions.json
 Unreadable = list[dict[str, str]]  # {"file", "reason"}
 
 
 def predict(
     config: Config, checkpoint: str, sources: Sequence[Source], folder: Path, *, is_own: bool
-) -> tuple[Entries, Unreadable]:
+) -> tuple[int, int, Unreadable]:
     """Predict on images, draw them, and write predictions.json.
 
     Args:
@@ -36,32 +35,32 @@ def predict(
         sources: images; if there are none, `predict.images` images of the val split are taken.
         folder: where drawings and predictions.json go.
         is_own: the folder is the run's: drawings of an earlier checkpoint are removed, and MLflow gets the new ones.
+
+    Returns:
+        Number of images with an entry, number of objects in them, and the files that could not be read.
+
+    Raises:
+        RunInUseError: if another stage writes into the folder, or into the run that it belongs to.
     """
-    with writing(config.train.output_dir, "predict") if is_own else nullcontext():
+    with writing(run_around(folder, config.train.output_dir), "predict"):
         return _predict_and_write(config, checkpoint, sources, folder, is_own=is_own)
 
 
 def _predict_and_write(
     config: Config, checkpoint: str, sources: Sequence[Source], folder: Path, *, is_own: bool
-) -> tuple[Entries, Unreadable]:
+) -> tuple[int, int, Unreadable]:
     trained = load_trained(config, checkpoint)
     sources = sources or _val_images(trained, config.predict.images)
     if is_own:
         shutil.rmtree(folder, ignore_errors=True)
     unreadable: Unreadable = []
-    entries: dict[int, dict[str, Any]] = {}
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        for i, entry in _predict(trained, config, sources, folder, unreadable):
-            entries[i] = entry
-    finally:  # also of the images before an error or an interrupt
-        in_order = [entries[i] for i in sorted(entries)]
-        document = {"checkpoint": trained.name, "images": in_order, "unreadable": unreadable}
-        write_atomically(folder / "predictions.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    with entries_in(folder, trained.name, unreadable) as entries:
+        _predict(trained, config, sources, folder, entries, unreadable)
     if is_own:
         with open_tracker(trained.config, run_dir=config.train.output_dir, metrics_csv=False) as tracker:
             tracker.log_artifact(folder, "predictions")
-    return in_order, unreadable
+    return len(entries), entries.objects, unreadable
 
 
 def _val_images(trained: Trained, count: int) -> list[Source]:
@@ -73,35 +72,49 @@ def _val_images(trained: Trained, count: int) -> list[Source]:
 
 
 def _predict(
-    trained: Trained, config: Config, sources: Sequence[Source], folder: Path, unreadable: Unreadable
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Draw the objects of each source; yield its index and its entry of predictions.json."""
+    trained: Trained,
+    config: Config,
+    sources: Sequence[Source],
+    folder: Path,
+    entries: Entries,
+    unreadable: Unreadable,
+) -> None:
+    """Draw the objects of each source and add its entry."""
     settings = config.predict
     predictor = Predictor.of(trained.loaded)
-    images = _read(sources, unreadable, predictor.pixel_range)
+
+    def read(source: Source) -> Pixels:
+        decode = partial(read_image, source.path, apply_exif=source.apply_exif, pixel_range=predictor.pixel_range)
+        return within(trained.config.data.timeout_s, source.path, decode)
+
+    images = _read(sources, unreadable, read)
     found = predictor.objects(images, batch_size=settings.batch_size, score_threshold=settings.score_threshold)
     for i, objects in found:
-        yield i, _describe(sources[i], objects, predictor, folder)
+        entries.add(i, _describe(sources[i], read(sources[i]), objects, predictor.class_names, folder))
 
 
 def _read(
-    sources: Sequence[Source], unreadable: Unreadable, pixel_range: Sequence[float]
+    sources: Sequence[Source], unreadable: Unreadable, read: Callable[[Source], Pixels]
 ) -> Iterator[tuple[int, Pixels]]:
     """Yield the index of each source with its decoded image."""
     for i, source in enumerate(track(sources, "predicting", transient=True)):
         try:
-            yield i, read_image(source.path, apply_exif=source.apply_exif, pixel_range=pixel_range)
+            yield i, read(source)
+        except SlowFileError:  # the next files of this disk would each wait as long
+            raise
         except UNREADABLE as error:
             unreadable.append({"file": _text(source.path), "reason": why_path_unreadable(source.path, error)})
 
 
-def _describe(source: Source, objects: list[Object], predictor: Predictor, folder: Path) -> dict[str, Any]:
+def _describe(
+    source: Source, pixels: Pixels, objects: list[Object], class_names: Sequence[str], folder: Path
+) -> dict[str, Any]:
     """Draw an image's objects; return its entry of predictions.json."""
     target = folder / source.drawing
     target.parent.mkdir(parents=True, exist_ok=True)
-    pixels = read_image(source.path, apply_exif=source.apply_exif, pixel_range=predictor.pixel_range)
-    drawing = draw_objects(pixels, objects, predictor.class_names)
-    drawing.save(target, quality=92)
+    drawing = draw_objects(pixels, objects, class_names)
+    with replacing(target) as partial:
+        drawing.save(partial, quality=92)
     return {
         "file": _text(source.path),
         "drawing": _text(source.drawing),

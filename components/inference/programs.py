@@ -2,7 +2,6 @@
 
 import json
 import warnings
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from components.config import Config
 from components.runs.environment import git_commit
 from components.runs.lock import writing
-from components.runs.trained import Trained, load_trained, open_split
+from components.runs.trained import Trained, load_trained, open_split, run_around
 from cuda_ops import library
 from model.config import DataConfig
 from model.data.collate import collate, smallest_bucket
@@ -48,10 +47,9 @@ def export(config: Config, checkpoint: str, folder: Path) -> list[dict[str, Any]
     Raises:
         ExportError: if the operators are not compiled for train.device, or a program disagrees with the network.
         UserError: if the checkpoint or prepared data with its classes is missing.
-        RunInUseError: if the folder is in the run's, and another stage writes there.
+        RunInUseError: if another stage writes into the folder, or into the run that it belongs to.
     """
-    run_dir = config.train.output_dir
-    with writing(run_dir, "export") if folder.resolve().is_relative_to(run_dir.resolve()) else nullcontext():
+    with writing(run_around(folder, config.train.output_dir), "export"):
         return _export_all(config, checkpoint, folder)
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from model.errors import UserError
-from model.files import make_folder
+from model.files import free_name, make_folder
 
 FILE_NAME = ".lock"
 _LEASE_S = 120.0  # NFS takes 90 s to give up the locks of a machine that is lost
@@ -33,6 +33,7 @@ class _Lock:
         make_folder(run_dir)
         self.descriptor = self._acquire()
         owner = f"maskrcnn {stage} (process {os.getpid()} on {platform.node()}, since {time.strftime('%F %T %z')})"
+        self._folder = run_dir.stat()
         with suppress(OSError):  # a full disk: the lock holds all the same
             os.truncate(self.descriptor, 0)
             os.write(self.descriptor, owner.encode())
@@ -54,7 +55,7 @@ class _Lock:
                     continue
                 raise RunInUseError(
                     f"{self._path.parent}: only one stage at a time must write there, but {owner} does; wait until it "
-                    "ends, or end it, or set another train.output_dir"
+                    "ends, or end it, or name another folder (train.output_dir, --output)"
                 ) from None
             except OSError as error:  # a file system without locks
                 message = (
@@ -67,12 +68,19 @@ class _Lock:
                     return descriptor
             os.close(descriptor)  # its owner ended, and removed it, after we had opened it
 
+    def has_folder(self) -> bool:
+        """True if the folder that was locked still has its name."""
+        with suppress(FileNotFoundError):
+            return os.path.samestat(self._folder, self._path.parent.stat())
+        return False
+
     def release(self) -> None:
         """Remove the file, and the folder if it was made for the lock and stayed empty; then unlock."""
         with suppress(OSError):
-            self._path.unlink()
-            if self._made_folder:
-                self._path.parent.rmdir()
+            if self.has_folder():
+                self._path.unlink()
+                if self._made_folder:
+                    self._path.parent.rmdir()
         os.close(self.descriptor)
 
 
@@ -111,16 +119,38 @@ def writing(run_dir: Path, stage: str) -> Iterator[None]:
             lock.release()
 
 
-def move_aside(run_dir: Path, aside: Path) -> None:
-    """Rename a run's folder; its lock stays with the old name."""
+def require_folder(run_dir: Path) -> None:
+    """Refuse to write into a folder that has taken the place of the locked one, or to make it anew.
+
+    Raises:
+        UserError: if the run's folder was moved or removed while this process holds its lock.
+    """
+    held = _held.get(run_dir.resolve())
+    if held is not None and not held.has_folder():
+        raise UserError(
+            f"{run_dir}: was moved or removed while `maskrcnn {held.stage}` ran, so its results were not written; put "
+            "it back, and run the same command again"
+        )
+
+
+def move_aside(run_dir: Path) -> Path:
+    """Rename a run's folder, on its disk if `run_dir` links to it; lock and link stay with the old name.
+
+    Returns:
+        Its new path.
+    """
     folder = run_dir.resolve()
-    run_dir.rename(aside)
+    named = folder if run_dir.is_symlink() else run_dir
+    aside = free_name(named)
+    named.rename(aside)
+    make_folder(folder)
     held = _held.get(folder)
     if held is not None:
         (aside / FILE_NAME).unlink(missing_ok=True)
         os.close(held.descriptor)
         _held[folder] = None
         _held[folder] = _Lock(folder, held.stage)
+    return aside
 
 
 def _forget() -> None:

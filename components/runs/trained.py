@@ -1,13 +1,14 @@
 """A trained model as the stages after training take it up: weights, and the configuration they were trained with."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from components.config import Config
 from components.params import config_from_dict
 from model.data.index import CocoIndex
 from model.distributed import pick_device
 from model.engine.checkpoint import LoadedModel, load_model
-from model.engine.pointers import require_checkpoint
+from model.engine.pointers import LAST, require_checkpoint
 from model.errors import UserError
 
 
@@ -40,13 +41,20 @@ def load_trained(config: Config, checkpoint: str) -> Trained:
     return Trained(loaded, usable, name.as_posix())
 
 
+def run_around(folder: Path, run_dir: Path) -> Path:
+    """The run's folder that a folder lies in, to be locked: `run_dir`, or another that has checkpoints; else itself."""
+    folder, own = folder.resolve(), run_dir.resolve()
+    around = (parent for parent in (folder, *folder.parents) if parent == own or (parent / LAST).is_file())
+    return next(around, folder)
+
+
 def open_split(trained: Trained, split: str) -> CocoIndex:
     """A prepared split of the classes that the model knows.
 
     Raises:
         UserError: if it is not prepared, of other classes, or without the masks that model.task needs.
     """
-    index = CocoIndex.open(trained.config.data.prepared_dir, split)
+    index = CocoIndex.open(trained.config.data.prepared_dir, split, trained.config.data.timeout_s)
     known, found = trained.loaded.category_ids, index.category_ids
     if known != found:
         raise UserError(

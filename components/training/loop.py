@@ -18,7 +18,7 @@ from components.evaluation.score import evaluate_model
 from components.params import save_config
 from components.runs.environment import environment
 from components.runs.identity import changes_since_checkpoint
-from components.runs.lock import move_aside
+from components.runs.lock import move_aside, require_folder
 from components.tracking.tracker import Tracker
 from components.training.checks import check_divisible, check_learnable
 from components.training.log import TrainingLog, peak_memory_mib
@@ -65,7 +65,7 @@ class Training:
     def __init__(self, config: Config, device: torch.device, console: Console) -> None:
         self.config, self.device, self.console = config, device, console
         self.run_dir = config.train.output_dir
-        self.index = CocoIndex.open(config.data.prepared_dir, "train")
+        self.index = CocoIndex.open(config.data.prepared_dir, "train", config.loading().timeout_s)
         check_learnable(config, self.index)
         check_divisible(config)
         set_float32_products(device, config.train.dtype)
@@ -76,12 +76,12 @@ class Training:
         path = from_main(self._resumable_checkpoint() if is_main() else None)
         if path is None:
             report = load_weights(self.model, config.model, self.index.class_names, self.index.category_ids)
-            console.print(str(report), highlight=False)
+            console.print(str(report))
         self.model.to_device(device)
         if config.train.compile:
             compile_parts(self.model, device)
         if config.train.cuda_graph and (reason := graph_obstacle(config.train, device)):
-            console.print(f"train.cuda_graph: steps run without graphs, since {reason}", highlight=False)
+            console.print(f"train.cuda_graph: steps run without graphs, since {reason}")
         self.optimizer = make_optimizer(self.model, config.train)
         self.average = WeightAverage(self.model, config.train.ema_decay) if config.train.ema_decay else None
         self.scaler = LossScaler(device, config.train.dtype)
@@ -185,7 +185,7 @@ class Training:
                 by = {None: "ended by an error", signal.SIGINT: "interrupted"}.get(self._signal, "ended by SIGTERM")
                 saved = f"saved step {self._saved_step}; run the same command to continue from there"
                 text = f"{by}: {saved if self._saved_step else 'before the first step'}"
-                self.console.print(text, highlight=False, soft_wrap=True)
+                self.console.print(text, soft_wrap=True)
             raise
         finally:
             if window:  # training diverged or was interrupted: write the last steps to the journal
@@ -196,6 +196,7 @@ class Training:
         self._watch(None)
         average_batch_norms(self.model)
         if is_main():
+            require_folder(self.run_dir)
             checkpoint = save_checkpoint(self.run_dir, self.step, self._state(), keep_last=self.config.train.keep_last)
             if is_best:
                 mark_best(self.run_dir, checkpoint)
@@ -210,13 +211,13 @@ class Training:
             if self.step != self._saved_step:
                 self.save()
         except (UserError, OSError) as error:  # the error that led here counts more
-            self.console.print(f"step {self.step} could not be saved: {error}", highlight=False, markup=False)
+            self.console.print(f"step {self.step} could not be saved: {error}")
         finally:
             window.clear()
 
     def _write_before(self) -> None:
         config, index = self.config, self.index
-        split = CocoIndex.open(config.data.prepared_dir, config.evaluate.split)
+        split = CocoIndex.open(config.data.prepared_dir, config.evaluate.split, config.loading().timeout_s)
         untrained = Predictor(self.model, config.data, config.train.dtype, index.class_names, index.category_ids)
         write_before(untrained, split, self.run_dir)
 
@@ -243,13 +244,11 @@ class Training:
         state = read_checkpoint(path)
         changes = changes_since_checkpoint(state, self.config, self.index.data_hash)
         if self.config.train.resume and not changes:
-            self.console.print(f"continuing from {path}, step {state['step']}", highlight=False)
+            self.console.print(f"continuing from {path}, step {state['step']}")
             return path
-        aside = _free_name(self.run_dir)
-        move_aside(self.run_dir, aside)
-        self.replaced = aside
+        self.replaced = aside = move_aside(self.run_dir)
         reason = f"it was made with {', '.join(changes[:3])}" if changes else "train.resume is false"
-        self.console.print(f"starting anew: the run in {self.run_dir} was moved to {aside} ({reason})", highlight=False)
+        self.console.print(f"starting anew: the run in {self.run_dir} was moved to {aside} ({reason})")
         return None
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -297,7 +296,7 @@ class Training:
         self.nonfinite_in_row += 1
         values = {name: loss.item() for name, loss in step.losses.items()}
         details = f"step {step.number}: losses {values}, gradient norm {step.grad_norm.item()}, images {step.image_ids}"
-        self.console.print(f"skipped, since not finite: {details}", highlight=False)
+        self.console.print(f"skipped, since not finite: {details}")
         if self.nonfinite_in_row >= self.config.train.max_nonfinite_steps:
             raise DivergedError(
                 f"training diverged: losses and gradients must be finite, got {self.nonfinite_in_row} steps in a row "
@@ -320,7 +319,7 @@ class Training:
             metrics |= {"learning_rate": step.learning_rate, "time/step_s": step.step_s, "time/data_s": step.data_s}
             metrics |= {"throughput/images_per_s": images_per_step / step.step_s, "memory/peak_mib": peak_memory_mib()}
             tracker.log_metrics(metrics, step.number)
-        self.console.print(self.log.line(window[-1].number, window[-1].learning_rate), highlight=False, soft_wrap=True)
+        self.console.print(self.log.line(window[-1].number, window[-1].learning_rate), soft_wrap=True)
 
     def _evaluate(self, tracker: Tracker) -> bool:
         """Score the current weights; return True if they are the best so far, by CocoEvaluation.main_score."""
@@ -331,7 +330,7 @@ class Training:
         found = {result_type: scores[names[result_type]] or 0.0 for result_type, scores in evaluation.scores.items()}
         tracker.log_metrics({f"epoch/{names[k].lower()}_{k}": value for k, value in found.items()}, self.step)
         scores = ", ".join(f"{result_type} {names[result_type]} {value:.4f}" for result_type, value in found.items())
-        self.console.print(f"step {self.step}: {scores}", highlight=False)
+        self.console.print(f"step {self.step}: {scores}")
         targets: dict[ResultType, float] = {"bbox": evaluate.target_bbox_ap, "segm": evaluate.target_segm_ap}
         targets = {result_type: least for result_type, least in targets.items() if result_type in found}
         self.reached_target = any(targets.values()) and all(
@@ -339,10 +338,3 @@ class Training:
         )
         is_best, self.best_ap = evaluation.main_score > self.best_ap, max(evaluation.main_score, self.best_ap)
         return is_best
-
-
-def _free_name(path: Path) -> Path:
-    number = 1
-    while (aside := path.with_name(f"{path.name}.old-{number}")).exists():
-        number += 1
-    return aside

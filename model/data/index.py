@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model.config import DataConfig
 from model.data.annotations import ImageRecord, Instance
 from model.errors import UserError
 
@@ -64,10 +65,11 @@ class CocoIndex:
         pixel_range: data.pixel_range, as images were checked with.
         data_hash: hash of annotations and image files, independent of their location.
         ground_truth_path: clean COCO JSON of the same images.
+        timeout_s: data.timeout_s, for reading an image outside of the loader's workers.
     """
 
-    def __init__(self, prepared_dir: Path, split: str) -> None:
-        self._prepared_dir, self._split = prepared_dir, split
+    def __init__(self, prepared_dir: Path, split: str, timeout_s: float) -> None:
+        self._prepared_dir, self._split, self.timeout_s = prepared_dir, split, timeout_s
         folder = prepared_dir / split
         if not (folder / _META).is_file():
             raise UserError(
@@ -103,14 +105,14 @@ class CocoIndex:
         self.has_instances = np.diff(ordinary[self._arrays["image_offsets"]]) > 0
 
     @classmethod
-    def open(cls, prepared_dir: Path, split: str) -> "CocoIndex":
+    def open(cls, prepared_dir: Path, split: str, timeout_s: float = DataConfig().timeout_s) -> "CocoIndex":
         """Open the index that `maskrcnn prepare` wrote for a split, train or val.
 
         Raises:
             UserError: if there is none, or it is damaged.
             OSError: if the system cannot open its files.
         """
-        return cls(prepared_dir, split)
+        return cls(prepared_dir, split, timeout_s)
 
     def require_masks(self, task: str) -> None:
         """Refuse boxes without masks for the task `mask`.
@@ -139,7 +141,7 @@ class CocoIndex:
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return CocoIndex, (self._prepared_dir, self._split)  # each worker maps the files itself
+        return CocoIndex, (self._prepared_dir, self._split, self.timeout_s)  # each worker maps the files itself
 
     def __len__(self) -> int:
         return len(self.image_ids)

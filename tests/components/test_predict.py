@@ -2,6 +2,9 @@
 
 import json
 import os
+import resource
+import signal
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from pycocotools import mask as coco_mask
 
 from components import predict
 from components.config import Config
+from components.inference.entries import entries_in
 from components.params import save_config
 from model.errors import UserError
 
@@ -123,6 +127,60 @@ def test_an_error_keeps_the_predictions_before_it(config: Config, folder: Path, 
     with pytest.raises(IsADirectoryError):
         predict.run(one, [folder / "tall.png", folder / "wide.jpg"], output=tmp_path / "out")
     assert [Path(image["file"]).name for image in document(tmp_path / "out")["images"]] == ["tall.png"]
+
+
+def test_what_a_killed_call_had_found_is_kept_and_named_by_the_next(
+    config: Config, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    for name in ("predictions.part.jsonl.old-1", "predictions.part.jsonl.old-2"):
+        child = os.fork()
+        if not child:
+            out.mkdir(exist_ok=True)
+            with entries_in(out, "step.pt", []) as entries:
+                for i in range(3):
+                    entries.add(i, {"file": f"{i}.jpg", "detections": []})
+                os.kill(os.getpid(), signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        predict.run(config, [folder / "tall.png"], output=out)
+        assert f"{out / name} has its predictions of 3 images" in capsys.readouterr().err
+        lines = (out / name).read_text().splitlines()
+        assert [json.loads(line)["file"] for line in lines] == ["0.jpg", "1.jpg", "2.jpg"]
+    assert not (out / "predictions.part.jsonl").exists()
+    assert len(document(out)["images"]) == 1
+
+
+def test_a_full_disk_leaves_whole_lines_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A limit on the size of files stands for the disk: it, too, writes what still fits, and then no more."""
+    entry = {"file": "x" * 440, "detections": [{}, {}]}
+
+    def fill() -> None:
+        with entries_in(tmp_path, "step.pt", []) as entries:
+            for i in range(9):
+                entries.add(i, entry)
+
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+        with pytest.raises(OSError, match="File too large"):
+            fill()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    part = tmp_path / "predictions.part.jsonl"
+    assert f"{part} has the predictions of 2 images" in capsys.readouterr().err
+    assert [json.loads(line) for line in part.read_text().splitlines()] == [entry, entry]
+    assert [path.name for path in tmp_path.iterdir()] == [part.name], "no half of predictions.json"
+
+
+def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
+    tracemalloc.start()
+    with entries_in(tmp_path, "step.pt", []) as entries:
+        for i in reversed(range(300)):
+            entries.add(i, {"file": str(i), "detections": [{"counts": "x" * 10_000}]})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [image["file"] for image in document(tmp_path)["images"]] == [str(i) for i in range(300)]
+    assert peak < 1_000_000 < 300 * 10_000
 
 
 def test_images_of_one_name_get_drawings_of_their_own(config: Config, folder: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from components.inference.images import described, find_images
+from components.inference.images import described, find_images, input_path
 from model.errors import UserError
 
 
@@ -45,8 +45,8 @@ def test_output_may_lie_above_or_within_the_input_but_not_replace_it(tmp_path: P
 
 def test_urls_and_folders_without_images_say_what_to_do(tmp_path: Path) -> None:
     for url in ("https://example.com/a.jpg", "s3://bucket/a.jpg"):
-        with pytest.raises(UserError, match="URLs are not fetched, download the image first"):
-            find_images([Path(url)], tmp_path / "out")
+        with pytest.raises(UserError, match=f"^{url}: must be .* URLs are not fetched, download the image first"):
+            input_path(url)
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(UserError, match=r"pipe\.jpg: must be a file or a folder, but is a pipe or a device"):
         find_images([tmp_path / "pipe.jpg"], tmp_path / "out")
