@@ -49,7 +49,7 @@ def run(config: Config) -> RegisterResult:
         version, is_champion, verdict = register(config, run_dir / checkpoint, scored)
         reason = f"{name} version {version}: {verdict}"
         result = RegisterResult(version, is_champion, reason, f"models:/{name}/{version}")
-    terminal().print(result.reason, highlight=False, soft_wrap=True)
+    terminal().print(result.reason, soft_wrap=True)
     return result
 
 

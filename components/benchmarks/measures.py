@@ -45,7 +45,7 @@ def _benchmark(config: Config) -> tuple[Path, dict[str, Any]]:
         figures |= module.metrics(report[name])
     path = _write(config, report, figures)
     machine = report["hardware"]
-    console.print(f"{machine['gpu'] or machine['cpu']}, {machine['cores']} cores", highlight=False)
+    console.print(f"{machine['gpu'] or machine['cpu']}, {machine['cores']} cores")
     for name, module in chosen.items():
         console.print(module.table(report[name]))
     return path, report

@@ -163,7 +163,7 @@ class _Display:
             self._say(f"seed {train.seed}: {_outcome(seed)}")
 
     def _say(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._console.print(text, soft_wrap=True)
 
 
 def _outcome(seed: SeedProcess) -> str:

@@ -21,7 +21,7 @@ def train_study(config: Config, seeds: Sequence[int]) -> None:
     missing = [one for one in configs if not config.train.resume or find_finished(one) is None]
     for one in configs:
         if one not in missing:
-            console.print(f"seed {one.train.seed}: finished before, kept", highlight=False)
+            console.print(f"seed {one.train.seed}: finished before, kept")
     if missing:
         with open_tracker(config, run_dir=study.output_dir, metrics_csv=False):  # seeds need it as their parent
             train_seeds(missing, study.parallel, console)
