@@ -3,7 +3,7 @@
 import signal
 import sys
 
-if sys.argv[:1] == ["-m"]:  # as it is while runpy looks for the module to run, and imports its package
+if sys.argv[:1] == ["-m"]:  # Python's placeholder while it looks for the module to run, and imports its package
     from components.launch import end_process
 
     for _number in (signal.SIGTERM, signal.SIGINT):

@@ -35,14 +35,14 @@ def run(config: Config, *, skip_test: bool = False) -> TrainResult:
         Preempted: if a signal ended training early; a checkpoint was saved.
         RunInUseError: if another stage writes into the run's folder.
     """
-    from components.training.tracked import train
+    from components.training.tracked import trained
     from model.distributed import is_main, pick_device, process_group
     from model.scoring.backends import choose_backend
 
     choose_backend(config.evaluate.backend)  # fail before hours of training
     device = pick_device(config.train.device)
-    with process_group(device, config.train.timeout_s):
-        training, checkpoint = train(config, device, terminal(quiet=not is_main()))
+    console = terminal(quiet=not is_main())
+    with process_group(device, config.train.timeout_s), trained(config, device, console) as (training, checkpoint):
         if not skip_test:
             evaluate.run(config)
     return TrainResult(training.run_dir, checkpoint, training.step, training.reached_target)

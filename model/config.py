@@ -99,7 +99,7 @@ class DataConfig(Section):
     scale_jitter: Annotated[tuple[PositiveFloat, ...], Field(max_length=2)] = ()
     crop_size_px: tuple[PositiveInt, PositiveInt] = Field(default=(1024, 1024), description="with scale_jitter only")
     workers: NonNegativeInt = 2  # decoding processes; 0 decodes in the training process
-    timeout_s: PositiveFloat = 300.0  # maximum wait for a batch of the workers, before the stage ends with an error
+    timeout_s: PositiveFloat = 300.0  # maximum wait for an image, or a batch of the workers, before it is an error
     shapes: ShapesConfig = ShapesConfig()
 
     @model_validator(mode="after")

@@ -1,5 +1,6 @@
 """Fixtures that every floor shares."""
 
+import fcntl
 import importlib.util
 import os
 import shutil
@@ -48,6 +49,24 @@ def without() -> Callable[[Path], AbstractContextManager[None]]:
             aside.replace(path)
 
     return moved
+
+
+@pytest.fixture
+def leased() -> Callable[[Path], AbstractContextManager[None]]:
+    """A context within which whatever opens a file waits, for 45 s or for the context's end: a disk that hangs."""
+
+    @contextmanager
+    def held(path: Path) -> Iterator[None]:
+        before = signal.signal(signal.SIGIO, lambda *_: None)  # sent to the holder of a lease
+        with path.open("r+b") as file:
+            try:
+                fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+            except OSError:
+                pytest.skip("needs a file system with leases")
+            yield
+        signal.signal(signal.SIGIO, before)
+
+    return held
 
 
 def load_helper(name: str) -> ModuleType:

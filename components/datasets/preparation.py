@@ -60,7 +60,7 @@ def prepare(data: DataConfig, *, masks: bool = True) -> dict[str, SplitReport]:
         text = json.dumps({split: asdict(report) for split, report in reports.items()}, indent=1, ensure_ascii=False)
         (folder / REPORT).write_text(text, encoding="utf-8")
         write_findings(folder / PROBLEMS, _all_findings(files))
-        draw_report(folder / "report.png", reports, CocoIndex.open(folder, "train"))
+        draw_report(folder / "report.png", reports, CocoIndex.open(folder, "train", data.timeout_s))
     _refused(data).unlink(missing_ok=True)
     return reports
 

@@ -22,7 +22,7 @@ _NOT_IN_METRIC_NAMES = r"[^\w\-. ]"
 
 def evaluate_model(model: MaskRCNN, config: Config) -> CocoEvaluation:
     """Score a model during training on `evaluate.split`, without test-time augmentation; writes nothing."""
-    index = CocoIndex.open(config.data.prepared_dir, config.evaluate.split)
+    index = CocoIndex.open(config.data.prepared_dir, config.evaluate.split, config.loading().timeout_s)
     plain = EvaluateConfig(batch_size=config.evaluate.batch_size)
     results = detect(model, index, config.loading(), plain, dtype=config.train.dtype)
     evaluation = None

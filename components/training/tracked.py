@@ -19,15 +19,16 @@ from model.distributed import is_main
 from model.engine.pointers import last_checkpoint
 
 
-def train(config: Config, device: torch.device, console: Console) -> tuple[Training, Path]:
-    """Train to the end; return the state of the run and its last checkpoint.
+@contextmanager
+def trained(config: Config, device: torch.device, console: Console) -> Iterator[tuple[Training, Path]]:
+    """Train to the end; yield the state of the run and its last checkpoint, with the lock of the run's folder held.
 
     Raises:
         Preempted: if a signal ended training early; a checkpoint was saved.
         RunInUseError: if another stage writes into the run's folder.
     """
     with writing(config.train.output_dir, "train"):
-        return _train(config, device, console)
+        yield _train(config, device, console)
 
 
 def _train(config: Config, device: torch.device, console: Console) -> tuple[Training, Path]:
@@ -43,7 +44,7 @@ def _train(config: Config, device: torch.device, console: Console) -> tuple[Trai
         if config.tracking.log_checkpoints:
             tracker.log_artifact(checkpoint, "checkpoints")
     minutes = (time.perf_counter() - began) / 60
-    console.print(f"trained to step {training.step} in {minutes:.1f} min: {checkpoint}", highlight=False)
+    console.print(f"trained to step {training.step} in {minutes:.1f} min: {checkpoint}")
     return training, checkpoint
 
 

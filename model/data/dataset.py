@@ -1,10 +1,12 @@
 """Dataset of a prepared split: samples are decoded, resized, cropped and flipped, but not yet padded."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.data import get_worker_info
 
 from model.config import DataConfig
 from model.data.crop import Window, crop_image, crop_instances, draw_window
@@ -24,6 +26,7 @@ from model.data.transforms import (
     scale_xy,
 )
 from model.errors import UserError
+from model.files import SlowFileError, within
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,15 @@ def read_indexed(index: CocoIndex, i: int) -> Pixels:
         [h, w, 3] uint8 RGB, upright as prepare saw it.
 
     Raises:
-        UserError: if the file is gone, can no longer be read, or has another size than prepare saw.
+        UserError: if the file is gone, can no longer be read, or has another size than prepare saw; or if it cannot be
+            read in time, which in a loader's worker the loader finds out.
     """
     path = index.image_path(i)
+    read = partial(read_image, path, apply_exif=bool(index.apply_exif[i]), pixel_range=index.pixel_range)
     try:
-        pixels = read_image(path, apply_exif=bool(index.apply_exif[i]), pixel_range=index.pixel_range)
+        pixels = within(index.timeout_s, path, read) if get_worker_info() is None else read()
+    except SlowFileError:
+        raise
     except UNREADABLE as error:
         raise UserError(_why_unreadable(path, error)) from error
     if pixels.shape[:2] != index.size(i):

@@ -18,7 +18,7 @@ from model.data.file_kinds import why_unreadable
 from model.data.file_names import FileNames
 from model.data.findings import Finding
 from model.data.transforms import UNREADABLE, Size, is_deep, to_rgb
-from model.files import require_file
+from model.files import SlowFileError, require_file, within
 
 EXIF_QUARTER_TURNS = (5, 6, 7, 8)
 _TURNS = {  # EXIF orientation → what displays the image upright
@@ -76,6 +76,9 @@ def measure_image(folder: Path, names: FileNames, data: DataConfig, record: Imag
 
     Returns:
         The facts, or the reason why the file cannot be used; its caller adds to all findings where they were made.
+
+    Raises:
+        SlowFileError: if it cannot be read in time.
     """
     return _measure(folder, data, record) or _measure_near(folder, names, data, record)
 
@@ -84,8 +87,9 @@ def _measure(folder: Path, data: DataConfig, record: ImageRecord) -> ImageFacts 
     """Measure the file of exactly this name; None if there is none."""
     path = folder / record.file_name
     try:
-        require_file(path)
-        content = path.read_bytes()
+        content = within(data.timeout_s, path, partial(_content, path))
+    except SlowFileError:
+        raise
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return None
     except (OSError, ValueError) as error:  # no permission; a name that is too long or has a NUL
@@ -120,6 +124,11 @@ def _measure(folder: Path, data: DataConfig, record: ImageRecord) -> ImageFacts 
         flaw=flaw,
         thumbnail=_content(thumbnail, orientation if apply_exif else _UPRIGHT),
     )
+
+
+def _content(path: Path) -> bytes:
+    require_file(path)
+    return path.read_bytes()
 
 
 def _measure_near(folder: Path, names: FileNames, data: DataConfig, record: ImageRecord) -> ImageFacts | Finding:

@@ -16,14 +16,15 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import util
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from model.config import DataConfig
@@ -73,11 +74,11 @@ class Loader(Generic[T]):
             keys: the keys of each batch.
             data: number of workers, and how long one may take.
         """
-        self._timeout_s = data.timeout_s
+        self._index, self._timeout_s, self._keys = index, data.timeout_s, _Keys(keys)
         self.torch_loader = DataLoader(  # torch gives each worker one thread; Pillow and simplejpeg start none
             _Batches(index, samples, collate, in_workers=data.workers > 0),
             batch_size=None,
-            sampler=keys,
+            sampler=self._keys,
             collate_fn=_unchanged,
             num_workers=data.workers,
             pin_memory=torch.cuda.is_available(),
@@ -92,12 +93,36 @@ class Loader(Generic[T]):
         if self.torch_loader.num_workers == 0:
             yield from self.torch_loader
             return
-        team = _Team(self.torch_loader, self._timeout_s)
+        team = _Team(self.torch_loader, self._timeout_s, lambda: _paths(self._index, drawn[0]))
+        drawn = self._keys.drawn
         try:
             while (batch := team.next()) is not None:
+                drawn.popleft()
                 yield batch
         finally:
             team.end()
+
+
+class _Keys(Sampler[Any]):
+    """The keys of each batch; `drawn` has those that the last iterator took and that have not been popped."""
+
+    def __init__(self, keys: Iterable[Sequence[Any]]) -> None:
+        self._keys = keys
+        self.drawn: deque[Sequence[Any]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._keys)  # type: ignore[arg-type]  # where it has a length
+
+    def __iter__(self) -> Iterator[Sequence[Any]]:
+        self.drawn = drawn = deque()
+        for keys in self._keys:
+            drawn.append(keys)
+            yield keys
+
+
+def _paths(index: CocoIndex, keys: Sequence[Any]) -> str:
+    """Paths of a batch's images."""
+    return ", ".join(str(index.image_path(key[0] if isinstance(key, tuple) else key)) for key in keys)
 
 
 class _Batches(Dataset[Any]):
@@ -125,14 +150,15 @@ class _Batches(Dataset[Any]):
             return _Failure(f"data.workers: a worker cannot hand over a batch ({error}); {_way_out(error)}")
         except BaseException as error:
             traceback.print_exc()
-            paths = [str(self._index.image_path(key[0] if isinstance(key, tuple) else key)) for key in keys]
-            return _Failure(f"data.workers: a worker failed on {', '.join(paths)}: {type(error).__name__}: {error}")
+            text = f"{type(error).__name__}: {error}"
+            return _Failure(f"data.workers: a worker failed on {_paths(self._index, keys)}: {text}")
 
 
 class _Team:
     """The workers of one iteration, and the thread that kills them if a batch takes too long."""
 
-    def __init__(self, loader: "DataLoader[Any]", timeout_s: float) -> None:
+    def __init__(self, loader: "DataLoader[Any]", timeout_s: float, awaited: Callable[[], str]) -> None:
+        self._awaited = awaited
         self._timeout_s, self._deadline_s, self._is_late = timeout_s, math.inf, False
         present, handler = multiprocessing.active_children(), signal.getsignal(signal.SIGCHLD)
         self._workers: list[BaseProcess] = []
@@ -197,8 +223,8 @@ class _Team:
     def _reason(self, error: Exception) -> str:
         if self._is_late:
             return (
-                f"no batch came within {self._timeout_s:g} s: a worker hangs, or waits for a disk that does not "
-                "answer; if the disk is only slow, raise data.timeout_s (and train.timeout_s)"
+                f"no batch came within {self._timeout_s:g} s: a worker hangs on {self._awaited()}, or their disk does "
+                "not answer; if it is only slow, raise data.timeout_s (and train.timeout_s)"
             )
         for worker in self._workers:
             if worker.exitcode == -signal.SIGKILL:

@@ -1,6 +1,5 @@
 """Forty faults in a row over training and evaluation: nothing hangs, no checkpoint is lost, a command goes on."""
 
-import fcntl
 import json
 import os
 import random
@@ -10,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ IN_EVALUATION = (
 )
 # What a stage may end with: its work done, an error with a message, or the signal.
 STATUSES = {0, 2, 130, 143, -signal.SIGKILL, -signal.SIGTERM}
+Leased = Callable[[Path], AbstractContextManager[None]]
 
 
 class Disk:
@@ -82,21 +82,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 
 @contextmanager
-def leased(path: Path) -> Iterator[None]:
-    """A process that opens the file within the context waits for 45 s, or for the end of the context."""
-    before = signal.signal(signal.SIGIO, lambda *_: None)  # sent to the holder of a lease
-    with path.open("r+b") as file:
-        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-        yield
-    signal.signal(signal.SIGIO, before)
-
-
-@contextmanager
 def replaced(path: Path, kind: str) -> Iterator[None]:
-    if kind == "disk hangs":
-        with leased(path):
-            yield
-        return
     aside = path.with_name(f"{path.name}.aside")
     content = path.read_bytes()
     path.rename(aside)
@@ -139,7 +125,9 @@ def losses(config: Config) -> list[dict[str, float]]:
     ]
 
 
-def strike(kind: str, pid: int, config: Config, split: str, disk: Disk, dice: random.Random) -> ExitStack:
+def strike(
+    kind: str, pid: int, config: Config, split: str, disk: Disk, dice: random.Random, leased: Leased
+) -> ExitStack:
     """Let one fault happen; what was taken away comes back when the stack is closed."""
     stack = ExitStack()
     signals = {"killed": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT}
@@ -150,7 +138,8 @@ def strike(kind: str, pid: int, config: Config, split: str, disk: Disk, dice: ra
             send(worker, signal.SIGSTOP if kind == "worker stopped" else signal.SIGKILL)
     elif kind.startswith("image") or kind == "disk hangs":
         index = CocoIndex.open(config.data.prepared_dir, split)
-        stack.enter_context(replaced(index.image_path(dice.randrange(len(index))), kind))
+        path = index.image_path(dice.randrange(len(index)))
+        stack.enter_context(leased(path) if kind == "disk hangs" else replaced(path, kind))
     elif kind == "no open files":
         starve(pid)
     elif kind == "no open files for workers":
@@ -172,7 +161,7 @@ def train_with_small_shm(params: Path) -> tuple[int, str]:
 
 @pytest.mark.slow
 def test_forty_faults_in_a_row_hang_nothing_and_lose_no_checkpoint(
-    tmp_path: Path, disk: Disk, start_ranks: Callable[..., Any]
+    tmp_path: Path, disk: Disk, leased: Leased, start_ranks: Callable[..., Any]
 ) -> None:
     folders = (f"data.raw_dir={tmp_path}/raw", f"data.prepared_dir={tmp_path}/prepared")
     words = (
@@ -207,7 +196,7 @@ def test_forty_faults_in_a_row_hang_nothing_and_lose_no_checkpoint(
                 time.sleep(0.005)
             time.sleep(dice.uniform(0, 1.5))
             began = time.monotonic()
-            with strike(kind, process.pid, config, "train" if stage == "train" else "val", disk, dice):
+            with strike(kind, process.pid, config, "train" if stage == "train" else "val", disk, dice, leased):
                 process.join(LIMIT_S)
                 took_s = time.monotonic() - began
                 workers = children(process.pid)

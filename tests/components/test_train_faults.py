@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 
@@ -68,6 +68,22 @@ def hanging(path: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def owners_of(config: Config) -> Iterator[set[str]]:
+    """The stages that the lock of a run has named."""
+    owners: set[str] = set()
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.01):
+            with suppress(FileNotFoundError):
+                owners.update(filter(None, [(config.train.output_dir / ".lock").read_text().partition(" (")[0]]))
+
+    threading.Thread(target=watch, daemon=True).start()
+    yield owners
+    ended.set()
+
+
 def losses(config: Config) -> list[float]:
     path = config.train.output_dir / "log.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
@@ -88,7 +104,7 @@ def test_data_that_fail_end_training_and_evaluation_with_their_name_and_without_
         train.run(config, skip_test=True)
     assert str(caught.value).startswith(f"{path}: is gone since `maskrcnn prepare`")
     assert (saved_step(config), len(losses(config))) == (1, 1)
-    with hanging(path), pytest.raises(UserError, match=r"no batch came within 1 s.*train\.timeout_s"):
+    with hanging(path), pytest.raises(UserError, match=rf"no batch came within 1 s.*{path}.*train\.timeout_s"):
         train.run(small_config(root, "broken", "train.timeout_s=1"), skip_test=True)
     assert (saved_step(config), len(losses(config))) == (1, 1)
     train.run(config, skip_test=True)
@@ -98,6 +114,9 @@ def test_data_that_fail_end_training_and_evaluation_with_their_name_and_without_
     path = CocoIndex.open(config.data.prepared_dir, "val").image_path(2)
     with without(path), pytest.raises(UserError, match=r"is gone since `maskrcnn prepare`"):
         evaluate.run(config)
+    with hanging(path), owners_of(config) as owners, pytest.raises(UserError, match=r"no batch came within 1 s"):
+        train.run(small_config(root, "broken", "train.timeout_s=1"))  # trained already; evaluates
+    assert owners == {"maskrcnn train"}, "no other stage can start before evaluation"
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
 """Files that are written whole or not at all."""
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
 
 from model.errors import UserError
-from model.files import make_folder, read_json, replacing, require_file, write_atomically
+from model.files import SlowFileError, make_folder, read_json, replacing, require_file, within, write_atomically
 
 
 def test_a_file_has_its_old_content_until_the_new_is_whole(tmp_path: Path) -> None:
@@ -103,3 +104,17 @@ def test_only_files_are_opened(tmp_path: Path) -> None:
         require_file(tmp_path / "pipe")
     with pytest.raises(IsADirectoryError, match=r"Is a directory: .*/"):
         require_file(tmp_path)
+
+
+def test_reading_ends_with_the_content_the_error_or_the_limit(tmp_path: Path) -> None:
+    never = threading.Event()
+
+    def refuse() -> None:
+        raise TimeoutError("the file's own")
+
+    assert within(9, tmp_path, lambda: "content") == "content"
+    with pytest.raises(TimeoutError, match="the file's own"):
+        within(9, tmp_path, refuse)
+    with pytest.raises(SlowFileError, match=rf"{tmp_path}: could not be read within 0\.01 s"):
+        within(0.01, tmp_path, never.wait)
+    never.set()

@@ -123,7 +123,10 @@ def die_amid_a_message() -> None:
         (fail, r"failed on .*\.png, .*\.png: UnpicklableError: .*deep in the work"),
         (use_up_open_files, r"Too many open files.*`ulimit -n`, now \d+\), or lower data\.workers"),
         (lambda: os.kill(os.getpid(), signal.SIGKILL), r"was killed, as the system does for lack of memory"),
-        (lambda: os.kill(os.getpid(), signal.SIGSTOP), r"no batch came within 1 s.*raise data\.timeout_s"),
+        (
+            lambda: os.kill(os.getpid(), signal.SIGSTOP),
+            r"no batch came within 1 s: a worker hangs on /.*\.png, /.*\.png, or.*raise data\.timeout_s",
+        ),
         pytest.param(
             die_amid_a_message,
             r"was killed, as the system does|cannot be taken over from a worker",  # as soon as its end is known
