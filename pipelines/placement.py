@@ -10,7 +10,7 @@ from typing import Any
 from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
-from components.cluster.description import secret_reference, toleration
+from components.cluster.description import experiment_variables, secret_reference, toleration
 from components.config import ClusterConfig, Config
 from components.kubeflow import steps
 from components.kubeflow.context import COMPILED, compiled_values
@@ -90,6 +90,8 @@ def _set_environment(task: PipelineTask, config: Config) -> None:
     task.set_env_variable(COMPILED, compiled_values(config))
     task.set_env_variable("HOME", "/tmp")  # caches of libraries go where writing is allowed
     task.set_env_variable("MLFLOW_TRACKING_URI", cluster.tracking_uri)
+    for name, value in experiment_variables(cluster).items():
+        task.set_env_variable(name, value)
     for word in cluster.env:
         task.set_env_variable(*word.split("=", 1))
     for name, secret, key in map(secret_reference, cluster.secrets):

@@ -13,6 +13,7 @@ from typing import Any
 
 import kfp_server_api
 
+from components.cluster.description import experiment_variables
 from components.config import Config
 from components.params import ConfigError
 from model.errors import UserError
@@ -81,7 +82,11 @@ def submit(
 def _mlflow(config: Config) -> str:
     if not config.tracking.enabled:
         return "MLflow: off (tracking.enabled)"
-    return f"MLflow: experiment {config.tracking.experiment} at {config.cluster.tracking_uri}, as the steps reach it"
+    cluster = config.cluster
+    env = experiment_variables(cluster) | dict(word.split("=", 1) for word in cluster.env)
+    number = env.get("MLFLOW_EXPERIMENT_ID")
+    name = env.get("MLFLOW_EXPERIMENT_NAME") or (f"of id {number}" if number else config.tracking.experiment)
+    return f"MLflow: experiment {name} at {cluster.tracking_uri}, as the steps reach it"
 
 
 def _find_or_make(find: Callable[[], Any], make: Callable[[], Any]) -> tuple[Any, bool]:

@@ -8,6 +8,7 @@ fail a pod after hours in a queue are found here: folders on no volume, a batch 
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class Description:
 
 
 def describe(config: Config, run_id: str, *, mlflow_run_id: str = "", skip_test: bool = False) -> Description:
-    """Describe the job that trains `config`.
+    """Describe the job that trains `config`; its pods get the experiment that this process's environment sets.
 
     Args:
         run_id: the same id gives the same name, so a second launcher finds the first one's job.
@@ -58,13 +59,22 @@ def describe(config: Config, run_id: str, *, mlflow_run_id: str = "", skip_test:
     _check_batch(config)
     _check_env(cluster)
     _check_tracking(config)
-    env = [("MLFLOW_TRACKING_URI", cluster.tracking_uri)] if config.tracking.enabled else []
+    env = []
+    if config.tracking.enabled:
+        env = [("MLFLOW_TRACKING_URI", cluster.tracking_uri), *experiment_variables(cluster).items()]
     if mlflow_run_id:
         env.append(("MLFLOW_RUN_ID", mlflow_run_id))
     # torchrun kills its processes this long after SIGTERM (default: 30 s); the remaining 10 s are for torchrun itself.
     env.append(("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(cluster.grace_s - 10)))
     env += [(name, value) for name, _, value in (word.partition("=") for word in cluster.env)]
     return Description(job_name(run_id), run_id, _command(config, skip_test), tuple(env), cluster)
+
+
+def experiment_variables(cluster: ClusterConfig) -> dict[str, str]:
+    """Variables by which this process's environment sets MLflow's experiment; none if `cluster` sets it for pods."""
+    own = {word.partition("=")[0] for word in (*cluster.env, *cluster.secrets)}
+    names = ("MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID")
+    return {} if own & set(names) else {name: os.environ[name] for name in names if os.environ.get(name)}
 
 
 def job_name(run_id: str) -> str:

@@ -145,7 +145,9 @@ class MlflowServer:
     def _send_params(self, params: dict[str, str]) -> None:
         from mlflow.entities import Param
 
-        logged = self._client.get_run(self._run_id).data.params
+        run = self._client.get_run(self._run_id)
+        logged, experiment = run.data.params, self._client.get_experiment(run.info.experiment_id).name
+        params = params | {"tracking.experiment": experiment}  # the environment may have set another one
         new = [Param(name, value) for name, value in params.items() if name not in logged]
         for start in range(0, len(new), _PARAMS_A_CALL):
             self._client.log_batch(self._run_id, params=new[start : start + _PARAMS_A_CALL])

@@ -158,7 +158,7 @@ def _open_outbox(config: Config, journal: Journal, tags: Mapping[str, str]) -> "
     if parent.run_id:
         outbox.belong_to(parent.run_id)
     outbox.post("origin", tags=dict(tags))
-    params = {**config.flat(), "tracking.uri": server.uri, "tracking.experiment": server.experiment}  # no password
+    params = {**config.flat(), "tracking.uri": server.uri}  # no password
     outbox.post("params", params={name: str(value) for name, value in params.items()})
     outbox.open()
     monitor = SystemMonitor(outbox.log_system, tracking.system_metrics_s, first_step=len(system.read()))

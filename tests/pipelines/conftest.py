@@ -76,6 +76,8 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "SSL_CERT_FILE",
         "MLFLOW_TRACKING_URI",
         "MLFLOW_RUN_ID",
+        "MLFLOW_EXPERIMENT_NAME",
+        "MLFLOW_EXPERIMENT_ID",
     ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 Command = Callable[..., int | str | None]  # returns the exit status
 Capture = pytest.CaptureFixture[str]
@@ -42,6 +43,18 @@ def test_a_pipeline_is_uploaded_and_run_with_its_overrides(kubeflow: Any, submit
     output = capsys.readouterr().out
     assert f"{kubeflow.url}/#/runs/details/r0" in output
     assert "MLflow: experiment mine at http://mlflow:5000" in output
+
+
+def test_the_steps_get_mlflows_experiment_of_the_environment(
+    kubeflow: Any, submit: Command, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "7")
+    assert submit() == 0
+    assert "MLflow: experiment of id 7 at http://mlflow:5000" in capsys.readouterr().out
+    text = kubeflow.texts[kubeflow.runs[0]["pipeline_version_reference"]["pipeline_version_id"]]
+    executors = next(YAML(typ="safe").load_all(text))["deploymentSpec"]["executors"].values()
+    variables = [{one["name"]: one["value"] for one in executor["container"]["env"]} for executor in executors]
+    assert {env["MLFLOW_EXPERIMENT_ID"] for env in variables} == {"7"}
 
 
 def test_a_pipeline_gets_a_version_only_where_it_is_new_or_has_changed(kubeflow: Any, submit: Command, capsys: Capture):

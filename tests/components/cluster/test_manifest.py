@@ -223,6 +223,21 @@ def test_the_command_carries_every_value_that_training_reads(tmp_path: Path):
     assert got.tracking == configured.tracking
 
 
+def test_pods_get_the_experiment_of_the_environment(monkeypatch: pytest.MonkeyPatch):
+    names = ("MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID")
+    for given, words, expected in (
+        (("team", "7"), [], ("team", "7")),
+        (("", "7"), [], (None, "7")),
+        (("team", "7"), ["cluster.env=[MLFLOW_EXPERIMENT_NAME=of the pods]"], ("of the pods", None)),
+        (("team", ""), ["cluster.secrets=[MLFLOW_EXPERIMENT_ID=store/id]"], (None, None)),
+        (("team", "7"), ["tracking.enabled=false"], (None, None)),
+    ):
+        for name, value in zip(names, given, strict=True):
+            monkeypatch.setenv(name, value)
+        env = dict(describe(config(*words), "x").env)
+        assert tuple(env.get(name) for name in names) == expected, (given, words)
+
+
 def test_secrets_are_named_and_never_written():
     text = to_yaml(
         manifest("tracking.uri=https://me:hunter2@mlflow", "cluster.secrets=[MLFLOW_TRACKING_PASSWORD=mlflow/password]")

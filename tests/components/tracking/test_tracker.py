@@ -196,6 +196,7 @@ def test_environment_names_the_run(tmp_path: Path, database: str, monkeypatch: p
     with open_tracker(config_for("sqlite:///not_used.db"), run_dir=tmp_path / "run") as tracker:
         tracker.log_metrics({"loss/mask": 0.5}, step=1)
     assert client.get_run(run_id).data.metrics == {"loss/mask": 0.5}
+    assert client.get_run(run_id).data.params["tracking.experiment"] == "outside"
     assert not Path("not_used.db").exists()
 
 
@@ -215,6 +216,11 @@ def test_environment_names_the_experiment(tmp_path: Path, database: str, monkeyp
         with open_tracker(config, run_dir=run_dir):
             pass
         assert run_of(run_dir, database).info.run_id == first.info.run_id, changed  # the same under another name
+    monkeypatch.delenv("MLFLOW_RUN_ID")
+    with open_tracker(config, run_dir=tmp_path / "by id"):
+        pass
+    assert run_of(tmp_path / "by id", database).data.params["tracking.experiment"] == "team"
+    monkeypatch.setenv("MLFLOW_RUN_ID", first.info.run_id)
     other = client.create_experiment("other")
     for experiment_id, name, message in (
         ("987", "", "MLFLOW_EXPERIMENT_ID: must be an experiment at .*, got 987"),
