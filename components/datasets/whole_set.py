@@ -17,8 +17,8 @@ from model.data.layout import Split
 from model.data.measure import ImageFacts
 from model.scoring.names import COCO_MAX_DETECTIONS
 
-# Largest difference of a gray value in thumbnails of one picture. Measured: at most 3 after saving as JPEG of quality 40
-# and above; at least 40 between different pictures.
+# Largest difference of a gray value in thumbnails of one picture. Measured: at most 3 after saving as JPEG of quality
+# 40 and above; at least 40 between different pictures.
 _SAME_VALUE = 4
 _MANY_ALIKE = 3  # a picture with more lookalikes in train is one of a series, such as a fixed camera's
 

@@ -54,7 +54,7 @@ class Result:
     """Settings and scores of a run."""
 
     run_dir: Path
-    config: Config  # of training; evaluate.* as the scores were made with
+    config: Config  # that of training, except evaluate.*, which is that of the scores
     evaluation: dict[str, Any]  # evaluation.json
 
     @property

@@ -1,4 +1,7 @@
-"""Formats of other tools where COCO JSON is required: their names, and how to convert them."""
+"""Formats of other tools where COCO JSON is required: their names, and how to convert them.
+
+docs/data.md lists the versions of the converters that each command was tried with.
+"""
 
 import json
 import os
@@ -8,9 +11,24 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-_DATUMARO = "`datum convert -i FOLDER -if {} -f coco_instances -o OUT` converts it (pip install datumaro)"
-VOC = f"Pascal VOC's XML, a file for each image; {_DATUMARO.format('voc')}"
-YOLO = f"YOLO's text, a file for each image; {_DATUMARO.format('yolo')}"
+_DATUMARO = "`datum convert -i FOLDER -if {} -f coco_instances -o OUT` converts it (pip install 'datumaro[cli]')"
+_SUPERANNOTATE = (
+    "`python -c \"from superannotate import export_annotation; export_annotation('FOLDER', 'OUT', 'COCO', 'set', "
+    "task='instance_segmentation')\"` converts it (pip install superannotate)"
+)
+_SUPERVISION = (
+    "`python -c \"import supervision as sv; sv.DetectionDataset.from_yolo('IMAGES', 'LABELS', 'data.yaml')"
+    ".as_coco(annotations_path='OUT.json')\"` converts the folders of a split (pip install supervision)"
+)
+VOC = (
+    "Pascal VOC's XML, a file for each image; `globox convert FOLDER OUT.json -f pascalvoc -F coco -A` converts their "
+    "boxes, for model.task=box (pip install globox)"
+)
+YOLO = f"YOLO's text, a file for each image; {_SUPERVISION}"
+_LABELBOX = (
+    "a file of Labelbox; version 7 of its SDK has no COCOConverter any more, so write COCO JSON from its `labels` with "
+    "a script of yours"
+)
 _PROLOG = r"<!--(?:(?!-->).)*-->|<\?[^>]*>"  # comments and declarations of XML
 _HEAD_CHARS, _SEARCHED_FILES, _PARSED_BYTES = 4096, 2000, 1_000_000
 
@@ -30,12 +48,13 @@ _OBJECTS: tuple[tuple[Callable[[Tree], bool], str], ...] = (
     ),
     (
         lambda tree: {"metadata", "instances"} <= tree.keys(),
-        "a file of SuperAnnotate; its SDK converts it: `export_annotation(…, dataset_format='COCO')`",
+        f"a file of SuperAnnotate; {_SUPERANNOTATE}",
     ),
     (lambda tree: {"objects", "size"} <= tree.keys(), "a file of Supervisely; its app Export to COCO converts it"),
     (
         lambda tree: _some(tree.get("annotations"), "segments_info"),
-        "COCO's panoptic format; `panoptic2detection_coco_format.py` of cocodataset/panopticapi converts it",
+        "COCO's panoptic format; `converters/panoptic2detection_coco_format.py` of github.com/cocodataset/panopticapi "
+        "converts it",
     ),
     (
         lambda tree: _all(tree.get("annotations"), "caption"),
@@ -45,16 +64,16 @@ _OBJECTS: tuple[tuple[Callable[[Tree], bool], str], ...] = (
 _LISTS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("image_id", "category_id", "score"), "a list of detections (COCO results); ground truth is required"),
     (("data", "annotations"), "a file of Label Studio; export the project as COCO"),
-    (("metadata", "instances"), "a list of SuperAnnotate's files; its SDK converts them: `export_annotation`"),
+    (("metadata", "instances"), f"a list of SuperAnnotate's files; as a file for each image, {_SUPERANNOTATE}"),
     (("image", "annotations"), "a file of CreateML; export the set as COCO from the tool that you label with"),
-    (("data_row",), "a file of Labelbox; its SDK converts it: `COCOConverter`"),
+    (("data_row",), _LABELBOX),
 )
 _TEXTS: tuple[tuple[str, str], ...] = (
-    (r"<annotations\b", "CVAT's XML; export the task from CVAT as COCO 1.0"),
+    (r"<annotations\b", f"CVAT's XML; export the task from CVAT as COCO 1.0, or {_DATUMARO.format('cvat')}"),
     (r"<annotation\b", VOC),
     (r"(\d+([ \t]+-?\d[-.\de]*){4,}[ \t]*(\r?\n|$))+", YOLO),
-    (r"(?m)\A.*?^(names|nc):", "YOLO's YAML; " + _DATUMARO.format("yolo")),
-    (r"\{.*\}\r?\n\{", "a JSON object on each line, as Labelbox exports; COCO JSON is one object"),
+    (r"(?m)\A.*?^(names|nc):", f"YOLO's YAML; {_SUPERVISION}"),
+    (r"\{.*\}\r?\n\{", f"a JSON object on each line, as Labelbox exports; if it is {_LABELBOX}"),
     (r"[\w ]+(,[\w ]+){3,}\r?\n", "a table (CSV); no common tool converts it without knowing its columns"),
 )
 
