@@ -54,7 +54,7 @@ class Result:
     """Settings and scores of a run."""
 
     run_dir: Path
-    config: Config  # that of training, except evaluate.*, which is that of the scores
+    config: Config  # values of training; of evaluate.*, those of the scores
     evaluation: dict[str, Any]  # evaluation.json
 
     @property
