@@ -21,6 +21,7 @@ Corners = tuple[float, float, float, float]  # xyxy
 
 _MIN_SIDE_PX = 512  # minimum of the longer side of a drawing
 _FILL = 0.45  # opacity of a mask
+_SHOWN_CHARS = 40  # of a name
 _GAP_PX = 8  # between pictures
 _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 
@@ -75,7 +76,7 @@ def draw_objects(
         draw.rectangle((one["bbox"] * factors).tolist(), outline=class_color(one["label"]), width=style.line)
     taken: list[Corners] = []  # labels drawn so far
     for one in surest_first:
-        name = " ".join(class_names[one["label"] - 1].split())
+        name = shortened(" ".join(class_names[one["label"] - 1].split()), _SHOWN_CHARS)
         font = font_for(name, class_names, style.font_px)
         text = _fitted(f"{name} {one['score']:.2f}" if "score" in one else name, font, style)
         if (place := _free_place(text, font, one["bbox"] * factors, style, taken)) is not None:
@@ -124,7 +125,10 @@ def _draw_mask(canvas: Image.Image, mask: NDArray[np.uint8], color: Color, style
 
 def _fitted(text: str, font: Any, style: _Style) -> str:
     """The text, without its middle if it is wider than the picture."""
-    return shortened(text, max(int(len(text) * (style.width - 6) / max(font.getlength(text), 1)), 2))
+    most = len(text)
+    while most > 2 and font.getlength(shortened(text, most)) > style.width - 6:
+        most -= 1
+    return shortened(text, most)
 
 
 def _free_place(

@@ -101,6 +101,7 @@ def test_labels_cover_neither_one_another_nor_leave_the_picture() -> None:
     in_a_corner = [[700, 500, 799, 599], [690, 510, 790, 595], [0, 0, 60, 60], [2, 2, 50, 55]]
     assert labels_of(in_a_corner, ["a", "traffic light", "b", "stop sign"]) == 4
     assert labels_of([[10, 10, 500, 500]] * 2, ["x" * 500, "two\nlines"]) == 2
+    assert labels_of([[10, 10, 100, 100]], [f"WWWWWWWW{'i' * 24}WWWWWWWW"], (512, 120)) == 1  # its ends are wide
     assert 4 < labels_of([[400, 300, 410, 306]] * 60, ["far too many"] * 60) < 60  # the others find no place
 
 
