@@ -1,9 +1,10 @@
 """A small data set in the form and layout of COCO 2017, drawn by a seed: what tests take for COCO wherever they run.
 
-Like COCO: its 80 classes with ids 1 to 90 and gaps, 12-digit file names, ids with gaps in no order, frames of many shapes, many
-small objects and few large ones, outlines of a few to many vertices with two decimals, that touch the frame, of several parts where
-something stands before them, with a hole as a path in and out; crowds as RLE with holes in it; an image without any object. Beyond
-COCO: PNG beside JPEG, compressed RLE beside lists of runs, and some files of a single channel, of which COCO has few.
+Like COCO: its 80 classes with ids 1 to 90 and gaps, 12-digit file names, ids with gaps in no order, frames of many
+shapes, many small objects and few large ones, outlines of a few to many vertices with two decimals, that touch the
+frame, of several parts where something stands before them, with a hole as a path in and out; crowds as RLE with holes
+in it; an image without any object. Beyond COCO: PNG beside JPEG, compressed RLE beside lists of runs, and some files of
+a single channel, of which COCO has few.
 
 Image k of a split depends on the seed, the split and k alone. Coordinates are (x, y) in pixels, sizes (height, width).
 """
@@ -56,7 +57,9 @@ def write(root: Path, splits: dict[str, int] = SPLITS, seed: int = 0) -> None:
 
 
 def _save(pixels: Image.Image, folder: Path, image_id: int, k: int) -> Record:
-    """Every eighth a PNG, every eighth of one channel; JPEGs of several qualities and subsamplings, some progressive."""
+    """Every eighth a PNG, every eighth of one channel; JPEGs of several qualities and subsamplings,
+    some progressive.
+    """
     name = f"{image_id:012d}.{'png' if k % 8 == 3 else 'jpg'}"
     image = pixels.convert("L") if k % 8 == 4 or k % 24 == 19 else pixels
     options = {"compress_level": 1} if k % 8 == 3 else {"quality": 80 + 5 * (k % 4), "subsampling": k % 3 and 2}
@@ -198,7 +201,9 @@ def _paint(canvas: Image.Image, parts: list[Points], category_id: int, textures:
 
 
 def _draw_crowd(canvas: Image.Image, textures: Textures, rng: Generator, *, as_text: bool) -> Record:
-    """Many small objects in a ring, annotated as one region a little wider than they are: its middle, and gaps, are holes."""
+    """Many small objects in a ring, annotated as one region a little wider than they are: its middle, and gaps, are
+    holes.
+    """
     category_id, reach = _category(rng), 0.3 * np.array(canvas.size)
     centre = rng.uniform(reach + 12, np.array(canvas.size) - reach - 12)
     region, places = Image.new("L", canvas.size), []

@@ -25,7 +25,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """With `-m gpu` only files with such tests are read: a machine with a GPU may lack what the others import, MLflow say."""
+    """With `-m gpu` only files with such tests are read: a machine with a GPU may lack what the others import, MLflow
+    say.
+    """
     if config.option.markexpr != "gpu" or (collection_path.is_file() and collection_path.suffix != ".py"):
         return None
     tests = [collection_path] if collection_path.is_file() else list(collection_path.rglob("test_*.py"))
@@ -147,7 +149,9 @@ def no_sync() -> "type[TorchDispatchMode]":
 
 @pytest.fixture
 def cuda_stand_ins() -> Iterator[Any]:
-    """Streams and graphs of torch.cuda as a CPU can have them; see tests/cuda_stand_ins.py. Set its `refused` to make captures fail."""
+    """Streams and graphs of torch.cuda as a CPU can have them; see tests/cuda_stand_ins.py. Set its `refused` to make
+    captures fail.
+    """
     with load_helper("cuda_stand_ins").stand_ins() as capture:
         yield capture
 

@@ -1,9 +1,10 @@
 """Stand-ins for torch.cuda's streams and graphs, so that what is built on them runs where there is no GPU.
 
-Everything happens at once and in order, so streams and events have nothing to do. A graph is what it is on a GPU, down to what fails:
-what is launched while it is captured is noted and has no effect on memory that was there before; replaying it does the noted again, on the
-same memory. What Python does meanwhile (gradients that are set, counters that count) stays done. A capture in which something fails raises
-twice, as torch's does: from where it failed, and from the end of the capture.
+Everything happens at once and in order, so streams and events have nothing to do. A graph is what it is on a GPU, down
+to what fails: what is launched while it is captured is noted and has no effect on memory that was there before;
+replaying it does the noted again, on the same memory. What Python does meanwhile (gradients that are set, counters that
+count) stays done. A capture in which something fails raises twice, as torch's does: from where it failed, and from the
+end of the capture.
 """
 
 import weakref

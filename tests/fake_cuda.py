@@ -1,8 +1,9 @@
-"""A GPU without values: whole training steps and detections on fake CUDA tensors (shapes, strides, dtypes, devices), on a machine that has none.
+"""A GPU without values: whole training steps and detections on fake CUDA tensors (shapes, strides, dtypes, devices), on
+a machine that has none.
 
-Torch's own kernels and ours are asked what they would give, by their fake kernels, so this sees all that does not depend on values: a tensor
-on the wrong device, a dtype that does not fit, a host that waits (tests/no_sync.py), a gradient whose strides are not its parameter's. Streams and
-graphs are those of tests/cuda_stand_ins.py.
+Torch's own kernels and ours are asked what they would give, by their fake kernels, so this sees all that does not
+depend on values: a tensor on the wrong device, a dtype that does not fit, a host that waits (tests/no_sync.py), a
+gradient whose strides are not its parameter's. Streams and graphs are those of tests/cuda_stand_ins.py.
 """
 
 from collections.abc import Iterator
@@ -58,11 +59,9 @@ def fake_gpu(
 ) -> Iterator[FakeGpu]:
     """The machine has a fake GPU for as long as the context lasts.
 
-    Args:
-        no_sync: tests/no_sync.py.
-        stand_ins: tests/cuda_stand_ins.py.
-        answer: what the GPU says to whoever asks for a whole number, as detection does for the number of boxes; training must not ask.
-        may_wait: the host may wait for other things too.
+    Args: no_sync: tests/no_sync.py. stand_ins: tests/cuda_stand_ins.py. answer: what the GPU says to whoever asks for a
+    whole number, as detection does for the number of boxes; training must not ask. may_wait: the host may wait for
+    other things too.
     """
     mode = FakeTensorMode(allow_fallback_kernels=False)
     gpu = FakeGpu(mode, answer)
@@ -111,7 +110,9 @@ class _Launches(TorchDispatchMode):
 
 
 class _Methods(TorchFunctionMode):
-    """What of Python's side must be otherwise where there are no values, and no autograd engine for a GPU that is not there."""
+    """What of Python's side must be otherwise where there are no values, and no autograd engine for a GPU that is not
+    there.
+    """
 
     def __init__(self, gpu: FakeGpu) -> None:
         super().__init__()
@@ -132,8 +133,8 @@ class _Methods(TorchFunctionMode):
 def run_backward(loss: Tensor) -> None:
     """What loss.backward() does, node by node; torch's own engine wants streams of a real GPU.
 
-    Raises:
-        AssertionError: if a gradient is not on the device of what it is the gradient of, or comes to a parameter in other strides than its own.
+    Raises: AssertionError: if a gradient is not on the device of what it is the gradient of, or comes to a parameter in
+    other strides than its own.
     """
     root = loss.grad_fn
     assert root is not None
@@ -189,7 +190,8 @@ def _check_strides(tensor: Tensor, parameter: Tensor) -> None:
     )
     if tensor.shape != parameter.shape or ours != theirs:
         raise AssertionError(
-            f"gradient and momentum must have their parameter's strides, got {tensor.stride()} of {tuple(tensor.shape)} for "
+            f"gradient and momentum must have their parameter's strides, got "
+            f"{tensor.stride()} of {tuple(tensor.shape)} for "
             f"{parameter.stride()} of {tuple(parameter.shape)}"
         )
 

@@ -1,7 +1,8 @@
-"""Manifests against the types of the API, offline: what a strict server would refuse, a misspelt field at any depth too.
+"""Manifests against the types of the API, offline: what a strict server would refuse, a misspelt field at any depth
+too.
 
-A manifest is read into the clients' own models and written again. What they do not know is lost on the way, what they want to be of
-another type comes back as such, and what they require raises: so it must come back as it was.
+A manifest is read into the clients' own models and written again. What they do not know is lost on the way, what they
+want to be of another type comes back as such, and what they require raises: so it must come back as it was.
 """
 
 import json

@@ -1,4 +1,6 @@
-"""What a run of the tests lacked, in its last lines: a test may skip only for want of a program or a package, which its reason names first."""
+"""What a run of the tests lacked, in its last lines: a test may skip only for want of a program or a package, which its
+reason names first.
+"""
 
 import re
 from collections import Counter

@@ -1,8 +1,9 @@
 """A mode that refuses whatever makes the host wait for the device, so that a CPU test can prove a path free of it.
 
-Two layers, since neither sees everything: dispatched operators (whose result's shape or Python value depends on data), and
-Python methods that read memory without an operator (`tolist`, `numpy`), or that copy to the host (`cpu`, free of charge here). Where
-tensors are on a GPU, fake as it may be (tests/fake_cuda.py), copies between it and the host show too.
+Two layers, since neither sees everything: dispatched operators (whose result's shape or Python value depends on data),
+and Python methods that read memory without an operator (`tolist`, `numpy`), or that copy to the host (`cpu`, free of
+charge here). Where tensors are on a GPU, fake as it may be (tests/fake_cuda.py), copies between it and the host show
+too.
 """
 
 from collections.abc import Callable

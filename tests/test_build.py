@@ -1,4 +1,6 @@
-"""What `make venv` installs and which CUDA toolkit setup.py takes, by running both with stand-ins for pip and for nvcc."""
+"""What `make venv` installs and which CUDA toolkit setup.py takes, by running both with stand-ins for
+pip and for nvcc.
+"""
 
 import ast
 import itertools
@@ -48,7 +50,9 @@ def script(path: Path, text: str) -> Path:
 
 @pytest.fixture
 def installed(tmp_path: Path):
-    """Lines that `make venv` gives to Python, with what it reads indented below; into an environment that does nothing."""
+    """Lines that `make venv` gives to Python, with what it reads indented below; into an environment
+    that does nothing.
+    """
 
     def run(*arguments: str, configuration: str = "") -> list[str]:
         venv, record = tmp_path / "venv", tmp_path / "record"

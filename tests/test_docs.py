@@ -1,4 +1,6 @@
-"""The documents name only what exists: parameters, recipes, targets, files, sections. They are short, and their lines too."""
+"""The documents name only what exists: parameters, recipes, targets, files, sections. They are short, and their lines
+too.
+"""
 
 import json
 import re
@@ -87,7 +89,10 @@ def test_links_lead_somewhere(document: Path):
 
 
 def test_a_broken_link_is_found():
-    text = "[a](docs/gpu.md), [b](docs/no.md), [c](docs/kubeflow.md#beyond-the-demo), [d](docs/kubeflow.md#smaller), [e](https://x.org)"
+    text = (
+        "[a](docs/gpu.md), [b](docs/no.md), [c](docs/kubeflow.md#beyond-the-demo), "
+        "[d](docs/kubeflow.md#smaller), [e](https://x.org)"
+    )
     assert broken_links(README, text) == ["docs/no.md#", "docs/kubeflow.md#smaller"]
 
 

@@ -1,4 +1,6 @@
-"""Command lines in the documents are right: each is read by the parser it is for, and what docs/kubeflow.md quotes and applies is there."""
+"""Command lines in the documents are right: each is read by the parser it is for, and what docs/kubeflow.md quotes and
+applies is there.
+"""
 
 import argparse
 import ast
@@ -26,7 +28,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 KUBEFLOW = REPOSITORY / "docs" / "kubeflow.md"
 # Quoted in the table of failures, but said by pip, Kubernetes, MLflow or the system.
 SAID_BY_OTHERS = {
-    "ResolutionImpossible", "unbound immediate PersistentVolumeClaims", 'secret "mlflow" not found', "Invalid Host header",
+    "ResolutionImpossible", "unbound immediate PersistentVolumeClaims", 'secret "mlflow" not found',
+    "Invalid Host header",
     "PermissionError", "/workspace", "Read-only file system", "train",
     "Temporary failure in name resolution", "CERTIFICATE_VERIFY_FAILED",
 }  # fmt: skip

@@ -129,7 +129,9 @@ def test_a_study_is_a_pipeline_of_its_own_and_another_seed_trains_alone(tree: Pa
 
 
 def test_an_interrupted_seed_continues_from_its_last_checkpoint(tree: Path):
-    """As an interruption leaves it: a checkpoint, but no evaluation, and no entry in dvc.lock that says the stage is done."""
+    """As an interruption leaves it: a checkpoint, but no evaluation, and no entry in dvc.lock that says the stage is
+    done.
+    """
     set_values(tree, **TINY, stability__seeds=[1])
     shutil.copy(tree / "stability" / "pipeline.yaml", tree / "stability" / "dvc.yaml")
     dvc("repro", "stability/dvc.yaml:seed@1", where=tree)

@@ -212,7 +212,9 @@ def test_a_session_repeats_figures_of_an_earlier_one_only_where_some_steps_alone
 
 
 def test_figures_name_the_commit_without_git_too(tmp_path: Path):
-    """Of a checkout that another user owns, then without .git beside the kit that was made in it, then of a changed file."""
+    """Of a checkout that another user owns, then without .git beside the kit that was made in it, then of a changed
+    file.
+    """
     root, download = tmp_path / "checkout", 'while [ $1 != -d ]; do shift; done; mkdir -p "$2"; exit ;;'
     shutil.copytree(REPOSITORY / ".ci" / "gpu", root / ".ci" / "gpu")
     for name in (".ci/locked", "requirements.lock"):

@@ -1,4 +1,6 @@
-"""The container image, by reading the Dockerfile and by running what it installs. Building it needs Docker, which no test has."""
+"""The container image, by reading the Dockerfile and by running what it installs. Building it needs Docker, which no
+test has.
+"""
 
 import importlib.util
 import json
@@ -105,8 +107,9 @@ def test_the_code_the_recipes_and_the_templates_of_jobs_are_sent():
 
 @pytest.mark.parametrize(
     "path",
-    [".git/config", ".venv/bin/python", "data/raw/a.jpg", "runs/a/config.yaml", "mlruns/0/meta.yaml", "mlflow.db", "mlartifacts/a",
-     ".env", ".dvc/config.local", "kubeconfig", "model/__pycache__/a.pyc", "cuda_ops/_C.abi3.so", "tests/a.py", "docs/a.md"],
+    [".git/config", ".venv/bin/python", "data/raw/a.jpg", "runs/a/config.yaml", "mlruns/0/meta.yaml", "mlflow.db",
+     "mlartifacts/a", ".env", ".dvc/config.local", "kubeconfig", "model/__pycache__/a.pyc", "cuda_ops/_C.abi3.so",
+     "tests/a.py", "docs/a.md"],
 )  # fmt: skip
 def test_data_runs_secrets_and_build_outputs_are_never_sent(tmp_path: Path, path: str):
     for name in (path, "model/boxes.py"):
@@ -258,7 +261,9 @@ def test_all_that_the_code_imports_is_installed(requirements: ModuleType):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the image's environment has of ours: the wheel of what .dockerignore lets through, unpacked; without the compiled library."""
+    """What the image's environment has of ours: the wheel of what .dockerignore lets through, unpacked; without the
+    compiled library.
+    """
     tree, out = tmp_path_factory.mktemp("src"), tmp_path_factory.mktemp("site")
     for path in let_through(REPOSITORY):
         (tree / path).parent.mkdir(parents=True, exist_ok=True)

@@ -121,7 +121,8 @@ def test_learning_rate_follows_the_batch_and_all_see_as_many_images(name: str, l
 
 
 SOLVER = {
-    "model.pool_sampling_ratio", "model.rpn_post_nms_top_n_train", "train.bias_lr_factor", "train.warmup_factor", "train.weight_decay_bias",
+    "model.pool_sampling_ratio", "model.rpn_post_nms_top_n_train", "train.bias_lr_factor", "train.warmup_factor",
+    "train.weight_decay_bias",
     "evaluate.target_bbox_ap", "evaluate.target_segm_ap",
 }  # fmt: skip
 SEVERAL_SCALES = {"data.min_sizes_px", "train.warmup_iters"}

@@ -15,8 +15,10 @@ from components.runs.recipes import load_recipe
 REPOSITORY = Path(__file__).resolve().parents[1]
 NOTEBOOK = REPOSITORY / "docs" / "tour.ipynb"
 TINY = [
-    "data.shapes.train_images=6", "data.shapes.val_images=3", "data.workers=0", "train.max_iters=3", "train.batch_size=2",
-    "train.lr_steps=[2]", "train.device=cpu", "evaluate.batch_size=3", "evaluate.drawn_images=1", "tracking.enabled=false",
+    "data.shapes.train_images=6", "data.shapes.val_images=3", "data.workers=0", "train.max_iters=3",
+    "train.batch_size=2",
+    "train.lr_steps=[2]", "train.device=cpu", "evaluate.batch_size=3", "evaluate.drawn_images=1",
+    "tracking.enabled=false",
     "predict.score_threshold=0", "model.score_threshold=0",
 ]  # fmt: skip
 
@@ -31,7 +33,9 @@ def text_of(output: Any) -> str:
 
 
 def shown_by(cell: Any) -> dict[str, set[str]]:
-    """The lines of a cell's outputs by kind, without numbers, names of classes, spaces and styles; they are of the run."""
+    """The lines of a cell's outputs by kind, without numbers, names of classes, spaces and styles; they
+    are of the run.
+    """
     found: dict[str, set[str]] = {}
     for output in cell["outputs"]:
         kind = output.get("name") or " ".join(sorted(output["data"]))

@@ -40,7 +40,18 @@ BANNED_IN_DOCUMENTS = {
 MAX_COLUMNS = 120
 # Files of all kinds whose lines are limited; those of Markdown are limited outside of tables (tests/test_docs.py).
 FILES = (
-    *("*.py", "Makefile", "Dockerfile", "*.yaml", "*.toml", ".ci/*", ".ci/gpu/*", "docs/*.py", "stability/*.yaml"),
+    *(
+        "*.py",
+        "tests/**/*.py",
+        "Makefile",
+        "Dockerfile",
+        "*.yaml",
+        "*.toml",
+        ".ci/*",
+        ".ci/gpu/*",
+        "docs/*.py",
+        "stability/*.yaml",
+    ),
     *(f"{package}/**/*.py" for package in ("components", "cuda_ops", "model", "pipelines")),
     *("components/reports/templates/*.[chj]*", "cuda_ops/csrc/**/*.*", "k8s/**/*.yaml", "recipes/*.yaml"),
 )

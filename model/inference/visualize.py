@@ -21,7 +21,7 @@ Corners = tuple[float, float, float, float]  # xyxy
 
 _MIN_SIDE_PX = 512  # minimum of the longer side of a drawing
 _FILL = 0.45  # opacity of a mask
-_SHOWN_CHARS = 40  # of a name
+_SHOWN_CHARS = 40  # longest name; a longer one loses its middle
 _GAP_PX = 8  # between pictures
 _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 

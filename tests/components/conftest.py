@@ -1,4 +1,6 @@
-"""A prepared data set of four images like COCO's a split and an untrained checkpoint, for the stages that come after training."""
+"""A prepared data set of four images like COCO's a split and an untrained checkpoint, for the stages that come after
+training.
+"""
 
 import importlib.util
 import json

@@ -350,7 +350,9 @@ def test_phases_make_up_the_step(tmp_path: Path) -> None:
 
 
 def test_the_floor_counts_the_products_of_forward_and_backward() -> None:
-    """Of a network whose every layer learns, backward has twice the products of forward, less the gradient of the image."""
+    """Of a network whose every layer learns, backward has twice the products of forward, less the gradient of the
+    image.
+    """
     case = small_case(model=small_model(freeze_stages=0))
     model = MaskRCNN(case.model, NUM_CLASSES)
     batch = calibrate(model, case, CPU)

@@ -35,7 +35,8 @@ def test_samples_of_a_bin_are_limited_as_in_the_operator() -> None:
 
 def test_quantities_have_the_form_that_kubernetes_gives_them():
     forms = {
-        "1024Mi": "1Gi", "1Gi": "1Gi", "1536Mi": "1536Mi", "1.5Gi": "1536Mi", "1024Ti": "1Pi", "32G": "32G", "1000M": "1G",
+        "1024Mi": "1Gi", "1Gi": "1Gi", "1536Mi": "1536Mi", "1.5Gi": "1536Mi", "1024Ti": "1Pi", "32G": "32G",
+        "1000M": "1G",
         "1": "1", "1000": "1k", "34359738368": "34359738368", "2048Ki": "2Mi",
     }  # fmt: skip
     assert {text: canonical(text) for text in forms} == forms

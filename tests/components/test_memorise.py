@@ -1,4 +1,6 @@
-"""The proof that data, losses, decoding and evaluation agree: a network that learns a few images by heart scores high on them."""
+"""The proof that data, losses, decoding and evaluation agree: a network that learns a few images by heart scores high
+on them.
+"""
 
 from pathlib import Path
 
@@ -10,14 +12,17 @@ from components.runs.recipes import load_recipe
 
 @pytest.mark.slow
 def test_eight_images_are_learned_by_heart(best_coco: Path, tmp_path: Path) -> None:
-    """ResNet-18-FPN from scratch, trained and evaluated on the first eight images of train2017, small objects and all."""
+    """ResNet-18-FPN from scratch, trained and evaluated on the first eight images of train2017, small
+    objects and all.
+    """
     config = load_recipe(
         "coco_tiny",
         [
             f"data.raw_dir={best_coco}", f"data.prepared_dir={tmp_path}/prepared", f"train.output_dir={tmp_path}/run",
             "data.val_images=train2017", "data.val_annotations=annotations/instances_train2017.json",
             "data.train_limit=8", "data.val_limit=8", "data.horizontal_flip=0.0", "tracking.enabled=false",
-            "train.max_iters=600", "train.batch_size=4", "train.lr_batch_size=4", "train.base_lr=0.02", "train.warmup_iters=50",
+            "train.max_iters=600", "train.batch_size=4", "train.lr_batch_size=4", "train.base_lr=0.02",
+            "train.warmup_iters=50",
             "train.lr_steps=[450, 550]", "train.checkpoint_period=600",
         ],
     )  # fmt: skip
@@ -32,8 +37,10 @@ def test_eight_images_are_learned_by_heart(best_coco: Path, tmp_path: Path) -> N
 # Nets that learn in minutes on two cores: ResNet-18 from scratch, small heads.
 FAMILY = {
     "c4": [
-        "model.features=c4", "model.box_head=res5", "model.box_pool_size=6", "model.mask_pool_size=6", "model.mask_head_convs=0",
-        "model.pool_sampling_ratio=0", "model.roi_batch_size=16", "train.max_iters=200", "train.lr_steps=[160, 185]", "train.checkpoint_period=200",
+        "model.features=c4", "model.box_head=res5", "model.box_pool_size=6", "model.mask_pool_size=6",
+        "model.mask_head_convs=0",
+        "model.pool_sampling_ratio=0", "model.roi_batch_size=16", "train.max_iters=200", "train.lr_steps=[160, 185]",
+        "train.checkpoint_period=200",
     ],
     "c5_dilated": ["model.features=c5", "model.res5_dilation=2", "model.mask_head_convs=1"],
     "fpn_group_norm_heads": ["model.box_head=conv", "model.box_head_convs=2", "model.box_head_conv_channels=64"],
@@ -53,9 +60,11 @@ def test_four_images_are_learned_by_heart(member: str, best_coco: Path, tmp_path
             "data.train_limit=4", "data.val_limit=4", "data.horizontal_flip=0.0", "tracking.enabled=false",
             "data.min_sizes_px=[160]", "data.max_size_px=224", "data.eval_min_size_px=160", "data.eval_max_size_px=224",
             "data.buckets=[[160, 224], [224, 160]]", "model.anchor_sizes_px=[8, 16, 32, 64, 128]",
-            "model.fpn_channels=64", "model.box_head_channels=256", "model.mask_head_channels=64", "model.mask_head_convs=2",
+            "model.fpn_channels=64", "model.box_head_channels=256", "model.mask_head_channels=64",
+            "model.mask_head_convs=2",
             "model.roi_batch_size=32", "model.rpn_batch_size=64", "evaluate.batch_size=4", "evaluate.drawn_images=1",
-            "train.max_iters=300", "train.batch_size=4", "train.lr_batch_size=4", "train.base_lr=0.02", "train.warmup_iters=30",
+            "train.max_iters=300", "train.batch_size=4", "train.lr_batch_size=4", "train.base_lr=0.02",
+            "train.warmup_iters=30",
             "train.lr_steps=[240, 280]", "train.checkpoint_period=300", *FAMILY[member],
         ],
     )  # fmt: skip

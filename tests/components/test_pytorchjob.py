@@ -1,4 +1,6 @@
-"""The launcher against an API server on loopback, by the real client: how a job ends, what is reported, and what remains."""
+"""The launcher against an API server on loopback, by the real client: how a job ends, what is reported, and what
+remains.
+"""
 
 import io
 import os

@@ -1,4 +1,6 @@
-"""The register stage against a real MLflow database; what it registered is loaded and served by processes that know nothing of us."""
+"""The register stage against a real MLflow database; what it registered is loaded and served by processes that know
+nothing of us.
+"""
 
 import ast
 import base64
@@ -40,7 +42,9 @@ START_S = 120
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """An untrained network with its evaluation, as a run that no MLflow knows yet. Unsure heads: everything is written."""
+    """An untrained network with its evaluation, as a run that no MLflow knows yet. Unsure heads:
+    everything is written.
+    """
     root = tmp_path_factory.mktemp("register")
     config = load_config(
         TINY,
@@ -159,7 +163,8 @@ import cuda_ops.library, model.inference.predictor
 assert "components" not in sys.modules
 alone = served.predict([Path(sys.argv[2]).read_bytes()])
 url = "data:image/png;base64," + base64.b64encode(Path(sys.argv[2]).read_bytes()).decode()
-ask = lambda **body: invocations(json.dumps(body), "application/json", served, served.metadata.get_input_schema()).response
+schema = served.metadata.get_input_schema()
+ask = lambda **body: invocations(json.dumps(body), "application/json", served, schema).response
 for body in ({"inputs": [url]}, {"dataframe_split": {"data": [[url]]}}, {"dataframe_records": [{"image": url}]}):
     assert json.loads(ask(**body))["predictions"] == alone, sorted(body)
 for threshold in (7, float("nan"), "0.5", True):

@@ -307,7 +307,8 @@ def test_an_unchanged_recipe_is_recognised(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_reported_is_refused(
-    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], reason: str
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    words: list[str], reason: str
 ) -> None:  # fmt: skip
     save_config(Config(), tmp_path / "params.yaml")
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,6 @@
-"""The stability stage: what a seed decides, a study that is broken off and goes on, what is refused, the study in MLflow."""
+"""The stability stage: what a seed decides, a study that is broken off and goes on, what is refused, the study in
+MLflow.
+"""
 
 import fcntl
 import json
@@ -90,8 +92,10 @@ def test_a_seed_twice_gives_the_same_losses_and_detections_and_another_seed_othe
 @pytest.mark.slow
 def test_a_seed_twice_gives_the_same_ap_and_another_seed_another(shapes: Path) -> None:
     one, other = assert_a_seed_decides_all(
-        shapes / "..", f"data.raw_dir={shapes}/raw", f"data.prepared_dir={shapes}/prepared", f"stability.output_dir={shapes}/long",
-        "train.max_iters=100", "train.lr_steps=[90]", "train.warmup_iters=10", "train.base_lr=0.04", "evaluate.split=train",
+        shapes / "..", f"data.raw_dir={shapes}/raw", f"data.prepared_dir={shapes}/prepared",
+        f"stability.output_dir={shapes}/long",
+        "train.max_iters=100", "train.lr_steps=[90]", "train.warmup_iters=10", "train.base_lr=0.04",
+        "evaluate.split=train",
     )  # fmt: skip
     assert 0 < one["evaluation"]["bbox"]["AP"] != other["evaluation"]["bbox"]["AP"] > 0
 

@@ -53,7 +53,9 @@ def saved_params(root: Path, config: Config) -> str:
 
 @contextmanager
 def training(root: Path, config: Config) -> Iterator[subprocess.Popen]:
-    """The command that trains in train.processes processes by torchrun; whatever is still there at the end is killed."""
+    """The command that trains in train.processes processes by torchrun; whatever is still there at the
+    end is killed.
+    """
     process = subprocess.Popen(
         [sys.executable, "-m", "components.train", "--skip-test", "--params", saved_params(root, config)],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
@@ -91,7 +93,9 @@ def losses(config: Config) -> list[dict[str, float]]:
 
 
 def wait_for_steps(config: Config, number: int, ended: Callable[[], str | None]) -> None:
-    """Wait until a run's journal has that many steps; `ended` gives the output of a process that has ended, else None."""
+    """Wait until a run's journal has that many steps; `ended` gives the output of a process that has
+    ended, else None.
+    """
     while len(losses(config)) < number:
         assert (output := ended()) is None, output
         time.sleep(0.02)

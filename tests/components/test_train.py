@@ -127,7 +127,10 @@ def test_the_log_line_has_median_and_mean(shapes: Path, unbroken: Path, capsys: 
     train.run(config, skip_test=True)
     number = r"\d+\.\d{4} \(\d+\.\d{4}\)"
     assert re.search(
-        rf"eta: 0:00:00  iter: 2  loss: {number}  loss_objectness: {number}.*time: {number}  data: {number}  lr: 0\.\d{{6}}  max mem: \d+",
+        (
+            rf"eta: 0:00:00  iter: 2  loss: {number}  loss_objectness: {number}.*time: "
+            rf"{number}  data: {number}  lr: 0\.\d{{6}}  max mem: \d+"
+        ),
         capsys.readouterr().out,
     )
 

@@ -148,7 +148,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def random_boxes() -> RandomBoxes:
-    """random_boxes(*shape, seed=…, extent=…, whole=…): [*shape, 4] boxes; whole pixels give ties and boxes without area."""
+    """random_boxes(*shape, seed=…, extent=…, whole=…): [*shape, 4] boxes; whole pixels give ties and boxes without
+    area.
+    """
 
     def draw(*shape: int, seed: int, extent: float = 100.0, whole: bool = False) -> Tensor:
         generator = torch.Generator().manual_seed(seed)

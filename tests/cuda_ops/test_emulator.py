@@ -10,32 +10,52 @@ import cuda_ops
 pytestmark = pytest.mark.parametrize("backend", ["compiled"], indirect=True)
 VALUES = torch.arange(64.0)
 FAULTS = {
-    "a barrier that some threads miss": r"sync: sum_kernel.*__syncthreads\(\) at mistakes.cu:\d+ while another thread has returned",
-    "barriers in two places": r"sync: parted_kernel: __syncthreads\(\) at mistakes.cu:\d+ while another thread is at mistakes.cu:\d+",
+    "a barrier that some threads miss": (
+        r"sync: sum_kernel.*__syncthreads\(\) at mistakes.cu:\d+ while another thread has returned"
+    ),
+    "barriers in two places": (
+        r"sync: parted_kernel: __syncthreads\(\) at mistakes.cu:\d+ while another thread is at mistakes.cu:\d+"
+    ),
     "no barrier": r"race: sum_kernel.*(read after write|write after read) in shared memory at mistakes.cu:\d+",
-    "a vote that half the warp misses": r"sync: ballot_kernel: __ballot_sync at .* without a lane of its mask, which has returned",
-    "votes in two places": r"sync: votes_apart_kernel: __any_sync at .* without a lane of its mask, which is at mistakes.cu:\d+",
-    "votes of two masks": r"sync: vote_kernel: __any_sync at .* without a lane of its mask, which is at mistakes.cu:\d+",
-    "a vote by a lane that its mask leaves out": r"sync: vote_kernel: __any_sync at mistakes.cu:\d+ by a lane that its mask leaves out",
+    "a vote that half the warp misses": (
+        r"sync: ballot_kernel: __ballot_sync at .* without a lane of its mask, which has returned"
+    ),
+    "votes in two places": (
+        r"sync: votes_apart_kernel: __any_sync at .* without a lane of its mask, which is at mistakes.cu:\d+"
+    ),
+    "votes of two masks": (
+        r"sync: vote_kernel: __any_sync at .* without a lane of its mask, which is at mistakes.cu:\d+"
+    ),
+    "a vote by a lane that its mask leaves out": (
+        r"sync: vote_kernel: __any_sync at mistakes.cu:\d+ by a lane that its mask leaves out"
+    ),
     "blocks that add without atomics": r"race: add_block_kernel: write after write between blocks",
     "threads that add without atomics": r"race: add_kernel: (read after write|write after write) at",
     "a thread that writes what others read": r"race: late_write_kernel: (write after read|read after write) at",
-    "a block that writes what others read": r"race: late_write_kernel: (write after read|read after write) between blocks",
+    "a block that writes what others read": (
+        r"race: late_write_kernel: (write after read|read after write) between blocks"
+    ),
     "an addition beside atomic ones": r"race: half_atomic_kernel: (write after write|read after write) at",
     "sum of what was not zeroed": r"init: add_kernel: read of what nothing wrote at",
     "shared memory that was not written": r"init: forgetful_sum_kernel: read of what nothing wrote in shared memory",
-    "shared memory that another block wrote": r"init: foreign_shared_kernel: read of what nothing wrote in shared memory",
+    "shared memory that another block wrote": (
+        r"init: foreign_shared_kernel: read of what nothing wrote in shared memory"
+    ),
     "a read past the end": r"memory: add_kernel: read outside the tensors of the call at mistakes.cu",
     "a write past the end": r"memory: copy_kernel: write outside the tensors of the call at mistakes.cu",
     "a write past the end of a shared variable": r"memory: outside_shared_kernel: write outside the shared variables",
     "a pack that is read past the end": r"memory: copy_pack_kernel<float2>: read outside the tensors of the call",
     "a struct that is read past the end": r"memory: copy_pack_kernel<Six>: read outside the tensors of the call",
     "a struct that is written past the end": r"memory: copy_pack_kernel<Six>: write outside the tensors of the call",
-    "a pack that is written past the end of a shared variable": r"memory: copy_into_shared_kernel: write outside the shared variables",
+    "a pack that is written past the end of a shared variable": (
+        r"memory: copy_into_shared_kernel: write outside the shared variables"
+    ),
     "a write to a variable of the library": r"memory: remember_kernel: write outside the tensors of the call",
     "a pack at an odd address": r"memory: packed_kernel: misaligned address",
     "a shuffle by 32 lanes": r"sync: far_shuffle_kernel: __shfl_down_sync at mistakes.cu:\d+ by 32 lanes or more",
-    "a shuffle from a lane that its mask leaves out": r"sync: absent_shuffle_kernel: __shfl_sync from a lane that its mask leaves out",
+    "a shuffle from a lane that its mask leaves out": (
+        r"sync: absent_shuffle_kernel: __shfl_sync from a lane that its mask leaves out"
+    ),
     "an integer divided by 0": r"value: divide_kernel: integer division by 0, .* at mistakes.cu:\d+",
     "an assertion that does not hold": r"assert: assert_kernel: values\[0\] == 1 does not hold at mistakes.cu:\d+",
     "a loop without an end": r"^1 × hang: endless_kernel",

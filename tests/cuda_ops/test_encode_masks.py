@@ -1,4 +1,6 @@
-"""Codes of masks: what pycocotools makes of masks pasted by Detectron2's rule, or, byte for byte, of torchvision's pasted masks."""
+"""Codes of masks: what pycocotools makes of masks pasted by Detectron2's rule, or, byte for byte, of torchvision's
+pasted masks.
+"""
 
 from collections import namedtuple
 
@@ -29,7 +31,9 @@ def coded(mask):
 
 
 def pasted_by_grid_sample(probs, boxes, size):
-    """Probabilities at the centres of pixels [D, h, w] float64: Detectron2's paste_masks_in_image before its threshold, of whole images."""
+    """Probabilities at the centres of pixels [D, h, w] float64: Detectron2's paste_masks_in_image before its threshold,
+    of whole images.
+    """
     height, width = size
     low, side = boxes.double()[:, None, :2], (boxes[:, 2:] - boxes[:, :2]).double()[:, None]
     x = (torch.arange(width) + 0.5)[None, :, None].double().sub(low[..., :1]).div(side[..., :1]).mul(2).sub(1)
@@ -85,7 +89,9 @@ def test_detectron2s_masks_are_sampled_at_the_centres_of_pixels():
 
 
 def test_cutting_out_and_pasting_are_inverse():
-    """Detectron2's test_crop_paste_consistency: polygons cut out to 28 × 28 and pasted give back their pixels, on average to an IoU above 0.94."""
+    """Detectron2's test_crop_paste_consistency: polygons cut out to 28 × 28 and pasted give back their pixels, on
+    average to an IoU above 0.94.
+    """
     random, ious = np.random.RandomState(0), {name: [] for name in CONVENTIONS}
     for _ in range(100):
         angles = np.sort(random.uniform(0, 2 * np.pi, 12))
@@ -124,7 +130,8 @@ def test_runs_of_a_billion_pixels_are_coded(conventions):
     margin = 0 if conventions == "detectron2" else 1
     assert coco_mask.toBbox(code).tolist() == [49_990 - margin, 39_990 - margin, 9 + 2 * margin, 9 + 2 * margin]
     (empty,) = encode_masks(torch.zeros(1, 8, 8), box, size, 0.5, conventions)
-    # 2e9 in groups of five bits, written out: pycocotools 2.0.11 gives a run six bytes and writes seven, past its buffer's end.
+    # 2e9 in groups of five bits, written out: pycocotools 2.0.11 gives a run six bytes and writes seven, past its
+    # buffer's end.
     assert empty == {"size": list(size), "counts": b"PPU[ck1"}
 
 
@@ -157,7 +164,9 @@ def test_a_box_far_larger_than_any_image_has_the_middle_of_its_mask(farthest, co
 
 
 def random_case(seed):
-    """Masks and boxes, many of which reach out of the image, and a threshold; every other time that of some very pixel."""
+    """Masks and boxes, many of which reach out of the image, and a threshold; every other time that of
+    some very pixel.
+    """
     generator = torch.Generator().manual_seed(seed)
     dtype = torch.float64 if seed % 5 == 4 else torch.float32
     num_masks, side = 5 if seed % 20 else 0, [28, 28, 14, 7, 1, 56][seed % 6]

@@ -102,7 +102,9 @@ def test_strides_do_not_matter(random_boxes):
 
 
 def random_case(seed, random_boxes):
-    """Arguments of awkward shapes: none or one of anything, several tiles, ties, strides, thresholds that IoUs just reach."""
+    """Arguments of awkward shapes: none or one of anything, several tiles, ties, strides, thresholds that IoUs just
+    reach.
+    """
     draw = random.Random(seed)
     num_images, num_rows = draw.choice([0, 1, 2, 3]), draw.choice([0, 1, 2, 5, 33, 70])
     num_boxes = draw.choice([0, 1, 2, 31, 33, 255, 256, 257, 700])

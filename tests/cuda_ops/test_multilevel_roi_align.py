@@ -1,4 +1,6 @@
-"""RoIAlign: torchvision's MultiScaleRoIAlign and, aligned or adaptive, its RoIAlign of one level. Inputs of every kind."""
+"""RoIAlign: torchvision's MultiScaleRoIAlign and, aligned or adaptive, its RoIAlign of one level.
+Inputs of every kind.
+"""
 
 import pytest
 import torch

@@ -1,4 +1,6 @@
-"""Every operator of cuda_ops/operators/, by its own example: complete, known to torch, and without a wait of the host."""
+"""Every operator of cuda_ops/operators/, by its own example: complete, known to torch, and without a
+wait of the host.
+"""
 
 import ast
 import re

@@ -88,7 +88,9 @@ LEVEL_SIZES = [(1,), (2000, 333, 17), (15, 16, 17), (5, 0, 1), (700, 31), (33, 1
 
 
 def awkward_case(seed, make_case):
-    """Everything select_proposals takes: one to hundreds of anchors a level, other dtypes, infinite and missing logits."""
+    """Everything select_proposals takes: one to hundreds of anchors a level, other dtypes, infinite and
+    missing logits.
+    """
     level_sizes = LEVEL_SIZES[seed % len(LEVEL_SIZES)]
     objectness, deltas, anchors, image_sizes = make_case(seed, level_sizes, num_images=seed % 4)
     objectness[:, ::37] = [torch.inf, -torch.inf, -0.0, torch.nan][seed // 2 % 4]

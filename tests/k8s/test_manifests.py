@@ -1,4 +1,6 @@
-"""The kustomize tree: every manifest is known to the API and "restricted", and holds no secret; test_network.py has the policies."""
+"""The kustomize tree: every manifest is known to the API and "restricted", and holds no secret; test_network.py has the
+policies.
+"""
 
 import copy
 import json

@@ -1,4 +1,6 @@
-"""The NetworkPolicies as kubectl applies them: they let through what must pass, on each kind of cluster, and no more."""
+"""The NetworkPolicies as kubectl applies them: they let through what must pass, on each kind of
+cluster, and no more.
+"""
 
 import ipaddress
 import os

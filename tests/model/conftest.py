@@ -138,7 +138,9 @@ def shapes_batch() -> Callable[..., Batch]:
 
 @pytest.fixture(scope="session")
 def losses_on_fake_cuda() -> Callable[[MaskRCNN, Batch], dict[str, torch.Tensor]]:
-    """The losses as a GPU would compute them, with shapes and devices but no values: no GPU is needed, and none can be asked."""
+    """The losses as a GPU would compute them, with shapes and devices but no values: no GPU is needed, and none can be
+    asked.
+    """
 
     def compute(model: MaskRCNN, batch: Batch) -> dict[str, torch.Tensor]:
         mode = FakeTensorMode()

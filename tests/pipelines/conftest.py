@@ -30,7 +30,8 @@ def exit_status(words: tuple[str, ...]) -> int | str | None:
 def pipeline_command(kfp: Any) -> Iterator[Callable[..., int | str | None]]:
     """Runs `maskrcnn pipeline …` in a thread and returns the exit status.
 
-    kfp inspects the whole call stack for each setting of a task. On pytest's deep stack compiling takes ten times longer.
+    kfp inspects the whole call stack for each setting of a task. On pytest's deep stack compiling takes ten times
+    longer.
     """
     with ThreadPoolExecutor(1) as thread:
         yield lambda *words: thread.submit(exit_status, words).result()

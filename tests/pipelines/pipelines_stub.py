@@ -1,7 +1,8 @@
-"""A small server of Kubeflow Pipelines (v2beta1) on loopback: pipelines, versions, experiments and runs, with faults on demand.
+"""A small server of Kubeflow Pipelines (v2beta1) on loopback: pipelines, versions, experiments and runs, with faults on
+demand.
 
-It keeps what it is sent. `faults` are answers that go before all else, in order: an HTTP status, "hang" or "cut". A run takes the
-states of `states`, one at each look, and stays in the last.
+It keeps what it is sent. `faults` are answers that go before all else, in order: an HTTP status, "hang" or "cut". A run
+takes the states of `states`, one at each look, and stays in the last.
 """
 
 import json

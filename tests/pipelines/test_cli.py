@@ -44,7 +44,10 @@ def test_no_word_at_all_is_help(capsys: pytest.CaptureFixture[str]):
 
 
 def test_help_imports_nothing_heavy():
-    program = "import sys; from pipelines.cli import main; main(['--help']); print([m for m in sys.argv[1:] if m in sys.modules])"
+    program = (
+        "import sys; from pipelines.cli import main; main(['--help']); print([m "
+        "for m in sys.argv[1:] if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", program, *HEAVY], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
 

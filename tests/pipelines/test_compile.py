@@ -71,7 +71,8 @@ def env(container: Json) -> dict[str, str]:
     return {variable["name"]: variable["value"] for variable in container["env"]}
 
 
-# Compiles both pipelines by the command line into two files; prints a hash, which depends on its seed, and what was imported.
+# Compiles both pipelines by the command line into two files; prints a hash, which depends on its seed, and what was
+# imported.
 CHILD = """
 import sys
 from pipelines.cli import main
@@ -132,7 +133,14 @@ def test_a_pod_that_is_lost_is_begun_again_but_that_of_the_exit_handler(pipeline
 
 @pytest.mark.parametrize("pipeline", STEPS)
 def test_every_pod_has_volumes_labels_user_and_time_limit(pipeline: str, compiled: Compile):
-    pods = compiled('cluster.volumes=["d:/workspace/data", "r:/workspace/runs:ro"]', "cluster.run_timeout_s=400", "cluster.pending_timeout_s=100", "train.output_dir=data/runs", "stability.output_dir=data/study", pipeline=pipeline).pods  # fmt: skip
+    pods = compiled(
+        'cluster.volumes=["d:/workspace/data", "r:/workspace/runs:ro"]',
+        "cluster.run_timeout_s=400",
+        "cluster.pending_timeout_s=100",
+        "train.output_dir=data/runs",
+        "stability.output_dir=data/study",
+        pipeline=pipeline,
+    ).pods
     assert set(pods) == STEPS[pipeline]
     for pod in pods.values():
         assert [(mount["constant"], mount["mountPath"]) for mount in pod["pvcMount"]] == [
@@ -156,7 +164,13 @@ def test_the_network_policies_know_the_labels_of_the_steps(compiled: Compile):
 
 
 def test_steps_that_compute_have_the_nodes_size_and_those_that_use_the_model_a_gpu(compiled: Compile):
-    _, spec, pods = compiled("cluster.cpu=6", "cluster.memory=20Gi", "cluster.shm=4Gi", "cluster.node_selector=[gpu=h100]", 'cluster.tolerations=["nvidia.com/gpu:NoSchedule"]')  # fmt: skip
+    _, spec, pods = compiled(
+        "cluster.cpu=6",
+        "cluster.memory=20Gi",
+        "cluster.shm=4Gi",
+        "cluster.node_selector=[gpu=h100]",
+        'cluster.tolerations=["nvidia.com/gpu:NoSchedule"]',
+    )
     for name, container in containers(spec).items():
         light = name in ("train", "finish")
         resources = container["resources"]
@@ -175,7 +189,11 @@ def test_without_gpus_no_step_asks_for_one(compiled: Compile):
 
 
 def test_secrets_are_references_and_no_password_is_in_the_file(compiled: Compile):
-    text, spec, pods = compiled("tracking.uri=https://me:hunter2@mlflow.example", "cluster.secrets=[MLFLOW_TRACKING_PASSWORD=mlflow/password]", "cluster.image_pull_secret=registry")  # fmt: skip
+    text, spec, pods = compiled(
+        "tracking.uri=https://me:hunter2@mlflow.example",
+        "cluster.secrets=[MLFLOW_TRACKING_PASSWORD=mlflow/password]",
+        "cluster.image_pull_secret=registry",
+    )
     assert "hunter2" not in text
     for container in containers(spec).values():
         assert "MLFLOW_TRACKING_PASSWORD" not in env(container)
@@ -227,7 +245,13 @@ def test_the_exit_handler_runs_whatever_came_before(compiled: Compile):
 
 def test_as_many_seeds_run_at_a_time_as_configured(compiled: Compile):
     spec = compiled("stability.parallel=4", pipeline="stability").spec
-    (loop,) = [task for c in spec["components"].values() if "dag" in c for task in c["dag"]["tasks"].values() if "parameterIterator" in task]  # fmt: skip
+    (loop,) = [
+        task
+        for c in spec["components"].values()
+        if "dag" in c
+        for task in c["dag"]["tasks"].values()
+        if "parameterIterator" in task
+    ]
     assert loop["iteratorPolicy"]["parallelismLimit"] == 4
     assert loop["parameterIterator"]["items"] == {"inputParameter": "pipelinechannel--seeds-Output"}
 

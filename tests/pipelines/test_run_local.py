@@ -1,4 +1,6 @@
-"""Whole pipelines through kfp's local runner: what the stages give one by one, in one MLflow run, and a run that is marked when it fails."""
+"""Whole pipelines through kfp's local runner: what the stages give one by one, in one MLflow run, and a run that is
+marked when it fails.
+"""
 
 import json
 import os
@@ -15,8 +17,10 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = REPOSITORY / "tests" / "components" / "tiny.yaml"
 OVERRIDES = [
     "data.raw_dir=data/raw", "data.prepared_dir=data/prepared", "train.output_dir=runs/tiny", "train.max_iters=6",
-    "train.processes=2", "train.device=cpu", "tracking.enabled=true", "stability.output_dir=runs/study", "benchmark.modes=[inference]",
-    "benchmark.batch_sizes=[1]", "benchmark.warmup=0", "benchmark.steps=1", "benchmark.torchvision=false", "predict.images=2",
+    "train.processes=2", "train.device=cpu", "tracking.enabled=true", "stability.output_dir=runs/study",
+    "benchmark.modes=[inference]",
+    "benchmark.batch_sizes=[1]", "benchmark.warmup=0", "benchmark.steps=1", "benchmark.torchvision=false",
+    "predict.images=2",
 ]  # fmt: skip
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("kfp")]
 
@@ -90,7 +94,11 @@ def test_all_of_it_is_one_finished_mlflow_run(pipeline: Path):
 def test_artifacts_say_where_everything_is_and_came_from(pipeline: Path):
     (found,) = mlflow_runs(pipeline)
     evaluation = read(pipeline / "runs" / "tiny" / "evaluation.json")
-    data, model, metrics = metadata(pipeline, "prepare", "dataset"), metadata(pipeline, "train-here", "model"), metadata(pipeline, "evaluate", "metrics")  # fmt: skip
+    data, model, metrics = (
+        metadata(pipeline, "prepare", "dataset"),
+        metadata(pipeline, "train-here", "model"),
+        metadata(pipeline, "evaluate", "metrics"),
+    )
     assert data["val_data_hash"] == metrics["data_hash"] == evaluation["data_hash"]
     assert model["train_data_hash"] == data["train_data_hash"]
     assert model["mlflow_run_id"] == metrics["mlflow_run_id"] == found.info.run_id

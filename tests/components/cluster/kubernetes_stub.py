@@ -1,7 +1,8 @@
 """A small Kubernetes API server on loopback: jobs, pods, logs and events over plain HTTP, with faults on demand.
 
-It keeps what it is sent, streams watches and logs, deletes in the foreground, and grants what k8s/base/launcher.yaml grants: all else is 403.
-`operator(cluster, job)` plays the training operator: it is called in a thread of its own when a job is created.
+It keeps what it is sent, streams watches and logs, deletes in the foreground, and grants what k8s/base/launcher.yaml
+grants: all else is 403. `operator(cluster, job)` plays the training operator: it is called in a thread of its own when
+a job is created.
 """
 
 import json

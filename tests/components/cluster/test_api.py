@@ -53,15 +53,24 @@ def test_a_job_is_created_once_found_and_deleted(make_cluster: Make):
 
 
 FORBIDDEN = {  # words of API servers → what the advice names
-    'pytorchjobs.kubeflow.org is forbidden: User "system:serviceaccount:maskrcnn:me" cannot create resource "pytorchjobs" in API '
+    'pytorchjobs.kubeflow.org is forbidden: User "system:serviceaccount:maskrcnn:me" '
+    'cannot create resource "pytorchjobs" in API '
     'group "kubeflow.org" in the namespace "maskrcnn"': "k8s/base/launcher.yaml",
     'pytorchjobs.kubeflow.org is forbidden: User "system:anonymous" cannot create resource "pytorchjobs"': "log in",
-    'pytorchjobs.kubeflow.org "a" is forbidden: exceeded quota: jobs, requested: count/pytorchjobs.kubeflow.org=1, used: '
+    'pytorchjobs.kubeflow.org "a" is forbidden: exceeded quota: jobs, '
+    "requested: count/pytorchjobs.kubeflow.org=1, used: "
     "count/pytorchjobs.kubeflow.org=4, limited: count/pytorchjobs.kubeflow.org=4": "describe resourcequota",
     'pods "a" is forbidden: failed quota: compute: must specify limits.cpu': "describe resourcequota",
-    'admission webhook "validate.kyverno.svc-fail" denied the request: cannot use images of registry': "admission policy",
-    "pytorchjobs \"a\" is forbidden: ValidatingAdmissionPolicy 'p' with binding 'b' denied request: no": "admission policy",
-    'pytorchjobs "a" is forbidden: unable to create new content in namespace maskrcnn because it is being terminated': "is gone",
+    (
+        'admission webhook "validate.kyverno.svc-fail" denied the request: cannot use images of registry'
+    ): "admission policy",
+    (
+        "pytorchjobs \"a\" is forbidden: ValidatingAdmissionPolicy 'p' with binding 'b' denied request: no"
+    ): "admission policy",
+    (
+        'pytorchjobs "a" is forbidden: unable to create new content in '
+        "namespace maskrcnn because it is being terminated"
+    ): "is gone",
     "<html>blocked by the proxy</html>": "blocked by the proxy",
 }
 

@@ -1,7 +1,8 @@
 """The job's command and environment, run as the pods would run them: two nodes of one process train on this machine.
 
-What the operators add to the environment is spelt out here from their sources: `setPodEnv` and the elastic generator of the training operator
-1.9, `EnforceMLPolicy` of Trainer 2.3. In place of the cluster's DNS, the leading pod's name is 127.0.0.1.
+What the operators add to the environment is spelt out here from their sources: `setPodEnv` and the elastic generator of
+the training operator 1.9, `EnforceMLPolicy` of Trainer 2.3. In place of the cluster's DNS, the leading pod's name is
+127.0.0.1.
 """
 
 import json
@@ -153,7 +154,9 @@ def test_two_nodes_train_as_one_process_does(volume: Path, alone: list[dict[str,
 
 
 def test_an_evicted_node_comes_back_and_training_goes_on(volume: Path, alone: list[dict[str, float]]):
-    """SIGTERM to one node saves a checkpoint; its survivor fails, and both begin anew as the operator and the kubelet have it."""
+    """SIGTERM to one node saves a checkpoint; its survivor fails, and both begin anew as the operator and the kubelet
+    have it.
+    """
     job = build(describe(tiny(volume, "evicted"), "evicted", skip_test=True))
     port, failures = free_port(), []
     with pods(job, port, volume) as running:

@@ -104,12 +104,16 @@ def ended(code: int, reason: str = "Error", at: str = "2026-01-01T00:00:00Z") ->
         ({"initContainerStatuses": [{"name": "init-pytorch", "state": ended(1)}]}, "killed", "container init-pytorch"),
         ({"phase": "Failed", "reason": "Evicted", "message": "disk"}, "evicted", "evicted: disk"),
         (
-            {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI", "message": "drain"}]},
+            {"conditions": [{
+                "type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI", "message": "drain",
+            }]},
             "evicted",
             "evicted (EvictionByEvictionAPI): drain",
         ),
         (
-            {"containerStatuses": [{"name": "pytorch", "state": {"waiting": {"reason": "CreateContainerConfigError"}}}]},
+            {"containerStatuses": [
+                {"name": "pytorch", "state": {"waiting": {"reason": "CreateContainerConfigError"}}},
+            ]},
             "stuck",
             "the secrets in cluster.secrets",
         ),

@@ -1,4 +1,6 @@
-"""From configuration to a manifest: what is refused before a cluster is asked, and that what is emitted is valid and restricted."""
+"""From configuration to a manifest: what is refused before a cluster is asked, and that what is emitted is valid and
+restricted.
+"""
 
 import copy
 import json
@@ -19,7 +21,8 @@ from components.params import ConfigError, build_config, load_config, parse_yaml
 
 ROOT = Path(__file__).resolve().parents[3]
 FULL = [
-    "cluster.nodes=4", "cluster.gpus_per_node=2", "cluster.secrets=[KEY=store/access-key]", "cluster.env=['NCCL_DEBUG=a=b']",
+    "cluster.nodes=4", "cluster.gpus_per_node=2", "cluster.secrets=[KEY=store/access-key]",
+    "cluster.env=['NCCL_DEBUG=a=b']",
     "cluster.node_selector=['nvidia.com/gpu.product=H100']", "cluster.image_pull_secret=registry",
     "cluster.tolerations=['nvidia.com/gpu:NoSchedule', 'pool=train:NoExecute']",
     "cluster.volumes=['data:/workspace/data:ro', 'runs:/workspace/runs']",
@@ -284,8 +287,10 @@ def test_how_long_one_waits_makes_no_other_job():
 
 def test_whatever_trains_otherwise_makes_another_job():
     changes = (
-        [], ["train.base_lr=0.5"], ["data.min_sizes_px=[96]", "data.max_size_px=128"], ["cluster.image=registry/maskrcnn:2"], ["cluster.env=[A=1]"],
-        ["cluster.env=[A=2]"], ["cluster.memory=17Gi"], ["cluster.secrets=[KEY=store/access-key]"], ["cluster.restarts=1"],
+        [], ["train.base_lr=0.5"], ["data.min_sizes_px=[96]", "data.max_size_px=128"],
+        ["cluster.image=registry/maskrcnn:2"], ["cluster.env=[A=1]"],
+        ["cluster.env=[A=2]"], ["cluster.memory=17Gi"], ["cluster.secrets=[KEY=store/access-key]"],
+        ["cluster.restarts=1"],
     )  # fmt: skip
     jobs = [describe(config(*words), "x") for words in changes] + [describe(config(), "y")]
     jobs += [describe(config(), "x", skip_test=True), describe(config(), "x", mlflow_run_id="abc")]
@@ -375,19 +380,23 @@ WORKER = "spec.pytorchReplicaSpecs.Worker"
         ("elastic", "metadata.name", "1st", "metadata.name: must be a DNS-1035 label"),
         ("elastic", "metadata.name", "a" * 64, "at most 63"),
         ("elastic", "metadata.name", "a.b", "got 'a.b'"),
-        ("elastic", f"{WORKER}.template.spec.containers.0.image", "", "[Worker].template.spec.containers[0].image: must be set"),
+        ("elastic", f"{WORKER}.template.spec.containers.0.image", "",
+         "[Worker].template.spec.containers[0].image: must be set"),
         ("elastic", f"{WORKER}.template.spec.containers.0.name", "node", "one must be named pytorch, got ['node']"),
         ("elastic", f"{WORKER}.template.spec.containers", [], "one must be named pytorch, got []"),
         ("elastic", f"{WORKER}.replicas", 0, "[Worker].replicas: must be at least 1, got 0"),
         ("elastic", "spec.nprocPerNode", 8, "spec.nprocPerNode: must be a string"),
-        ("elastic", "spec.elasticPolicy.nProcPerNode", 8, "nProcPerNode: must not be set together with spec.nprocPerNode"),
+        ("elastic", "spec.elasticPolicy.nProcPerNode", 8,
+         "nProcPerNode: must not be set together with spec.nprocPerNode"),
         ("elastic", WORKER, None, "spec.pytorchReplicaSpecs[Worker]: must be set with spec.elasticPolicy"),
         ("elastic", "spec.pytorchReplicaSpecs", {}, "spec.pytorchReplicaSpecs: must have Master, Worker, or both"),
         ("elastic", "spec.pytorchReplicaSpecs.Chief", {}, "spec.pytorchReplicaSpecs[Chief]: must be Master or Worker"),
         ("elastic", "spec.runPolicy.managedBy", "me", "spec.runPolicy.managedBy: must be one of"),
         ("master and workers", "spec.pytorchReplicaSpecs.Master.replicas", 2, "[Master].replicas: must be 1, got 2"),
-        ("master and workers", "spec.pytorchReplicaSpecs.Master.replicas", None, "[Master].replicas: must be 1, got None"),
-        ("TrainJob", "spec.trainer.env", [{"name": "PET_NNODES", "value": "1"}], "spec.trainer.env: must not set PET_NNODES"),
+        ("master and workers", "spec.pytorchReplicaSpecs.Master.replicas", None,
+         "[Master].replicas: must be 1, got None"),
+        ("TrainJob", "spec.trainer.env", [{"name": "PET_NNODES", "value": "1"}],
+         "spec.trainer.env: must not set PET_NNODES"),
         ("TrainJob", "spec.runtimeRef.name", "", "spec.runtimeRef.name: must name a runtime"),
         ("TrainJob", "spec.trainer.image", "", "spec.trainer.image: must be set"),
         ("TrainJob", "spec.trainer.numProcPerNode", "auto", "must be an integer, got 'auto'"),

@@ -22,7 +22,10 @@ def test_reminders_that_a_job_waits_become_rarer_and_end_with_the_wait(monkeypat
         follower._look(JOB, lambda _: None)
     assert [round(at) for at, _ in said] == [6, 11, 21, 41, 81, 141, 201, 261]
     assert all("a is still waiting since 20" in text for _, text in said)
-    assert said[0][1].endswith("(6 min) because: no reason is known: 0 of 2 pods were created; check that Kubeflow's operator runs and watches this namespace")  # fmt: skip
+    assert said[0][1].endswith(
+        "(6 min) because: no reason is known: 0 of 2 pods were created; check that "
+        "Kubeflow's operator runs and watches this namespace"
+    )
 
     said.clear()
     pods[:] = [{"metadata": {"name": name}, "status": {"phase": "Running"}} for name in "bc"]

@@ -63,7 +63,9 @@ def test_each_kind_is_counted_as_by_hand(scene: tuple[ErrorAnalysis, Path], task
 
 
 def test_what_mending_a_kind_would_bring(scene: tuple[ErrorAnalysis, Path]) -> None:
-    """Class a: 2 of 3 objects, both before any error: precision 1 at recalls 0 … 0.66, 67 of 101. Class b: none of 1."""
+    """Class a: 2 of 3 objects, both before any error: precision 1 at recalls 0 … 0.66, 67 of 101. Class
+    b: none of 1.
+    """
     analysis, results = scene
     types = analysis.error_types(results, "bbox")
     assert types.ap50 == pytest.approx(67 / 101 / 2)

@@ -1,4 +1,6 @@
-"""HTTP server that knows as much of MLflow's protocol as a tracker needs, and whose artifact store misbehaves as a test wants."""
+"""HTTP server that knows as much of MLflow's protocol as a tracker needs, and whose artifact store misbehaves as a test
+wants.
+"""
 
 import json
 import threading

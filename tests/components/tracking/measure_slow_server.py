@@ -1,8 +1,10 @@
-"""How much longer a training step takes when MLflow answers in 2 s: `python tests/components/tracking/measure_slow_server.py`, on a quiet machine.
+"""How much longer a training step takes when MLflow answers in 2 s: `python
+tests/components/tracking/measure_slow_server.py`, on a quiet machine.
 
-One training of the demo tells its metrics to MLflow behind a slow proxy in every other window of steps, and to nobody in between, so that
-what else the machine does falls on both alike. Tells the growth of the median step, and what telling costs in processor time: of the training's
-own thread, and of the thread that sends. The server works on the same processors.
+One training of the demo tells its metrics to MLflow behind a slow proxy in every other window of steps, and to nobody
+in between, so that what else the machine does falls on both alike. Tells the growth of the median step, and what
+telling costs in processor time: of the training's own thread, and of the thread that sends. The server works on the
+same processors.
 """
 
 import argparse
@@ -30,8 +32,8 @@ TICK_S = 0.01  # in which Linux counts a thread's time
 class EveryOther(NullTracker):
     """Passes on the metrics of every other window.
 
-    Metrics come `log_period` steps at a time, a window is two such portions. Times count from the second portion alone: sent
-    meanwhile is the first portion of the same window, and nothing of the window before.
+    Metrics come `log_period` steps at a time, a window is two such portions. Times count from the second portion alone:
+    sent meanwhile is the first portion of the same window, and nothing of the window before.
     """
 
     def __init__(self, tracker: Tracker, log_period: int) -> None:
@@ -87,7 +89,8 @@ def main() -> None:
     )
     print(
         f"processor time of a told step: {sum(windows.told_s) / told_steps * 1000:.3f} ms of the training's thread "
-        f"({sum(windows.told_s) / told_steps / alone:.3%} of a step), {sender_s / told_steps * 1000:.3f} ms of the sender ({sender_s / told_steps / alone:.3%})"
+        f"({sum(windows.told_s) / told_steps / alone:.3%} of a step), {sender_s / told_steps * 1000:.3f} "
+        f"ms of the sender ({sender_s / told_steps / alone:.3%})"
     )
 
 

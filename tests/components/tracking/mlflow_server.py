@@ -1,4 +1,5 @@
-"""MLflow servers of a test's own, on loopback: started, killed, started again; behind a proxy that is slow or loses answers.
+"""MLflow servers of a test's own, on loopback: started, killed, started again; behind a proxy that is slow or loses
+answers.
 
 What a server holds is read back through its REST API alone.
 """
@@ -125,7 +126,8 @@ class Proxy:
     def __init__(self, target: str, *, delay_s: float = 0.0, put_s: float = 0.0, lost: int = 0) -> None:
         """`put_s` is how long each file is held before it is passed on.
 
-        `lost` is how many answers to log-batch, from the first one on, do not come back, though the server did what was asked.
+        `lost` is how many answers to log-batch, from the first one on, do not come back, though the server did what was
+        asked.
         """
         proxy = self
         self.lost, self.requests = lost, 0

@@ -1,4 +1,6 @@
-"""Tracking against real MLflow servers: outages, slowness, lost answers, passwords, PostgreSQL. Read back through REST."""
+"""Tracking against real MLflow servers: outages, slowness, lost answers, passwords, PostgreSQL. Read
+back through REST.
+"""
 
 import json
 import os
@@ -75,7 +77,8 @@ def tiny(root: Path, uri: str, run_dir: Path = Path("run"), *overrides: str) -> 
         TINY,
         [
             "data.source=shapes", f"data.raw_dir={root}/raw", f"data.prepared_dir={root}/prepared",
-            f"train.output_dir={run_dir}", "train.device=cpu", "tracking.enabled=true", f"tracking.uri={uri}", *overrides,
+            f"train.output_dir={run_dir}", "train.device=cpu", "tracking.enabled=true", f"tracking.uri={uri}",
+            *overrides,
         ],
     )  # fmt: skip
 

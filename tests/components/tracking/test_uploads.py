@@ -1,4 +1,6 @@
-"""Artifacts behind stores that are slow, fail, refuse or never answer; the wire is real, the server behind it is not MLflow's."""
+"""Artifacts behind stores that are slow, fail, refuse or never answer; the wire is real, the server behind it is not
+MLflow's.
+"""
 
 import json
 import time

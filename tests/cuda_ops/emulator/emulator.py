@@ -36,7 +36,8 @@ WRAPPED = (  # calls of libtorch's C interface that torch_host.cpp answers; fail
     "__assert_fail", "aoti_torch_aten_fill__Scalar",
     "torch_get_const_data_ptr", "torch_get_mutable_data_ptr", "aoti_torch_get_data_ptr", "torch_call_dispatcher",
     "aoti_torch_create_device_guard", "aoti_torch_delete_device_guard", "aoti_torch_get_current_cuda_stream",
-    "torch_c10_cuda_check_msg", "torch_c10_cuda_free_error_msg", "aoti_torch_library_init_impl", "aoti_torch_library_init_fragment",
+    "torch_c10_cuda_check_msg", "torch_c10_cuda_free_error_msg", "aoti_torch_library_init_impl",
+    "aoti_torch_library_init_fragment",
 )  # fmt: skip
 REWRITES = (  # what no header can define; lines keep their numbers
     (r"\b__CUDA_ARCH__\b", "EMULATED_ARCH"),
@@ -44,7 +45,8 @@ REWRITES = (  # what no header can define; lines keep their numbers
      r"\1static \2* const \3 = reinterpret_cast<\2*>(emulator::shared_memory);"),
     (r"^( *)__shared__ (.+) (\w+)((?:\[.*\])?);", r"\1auto& \3 = emulator::shared<\2\4, __COUNTER__>();"),
     (r"(__launch_bounds__\(([^()]*)\)\s*\w+\([^(){}]*\)\s*\{)", r"\1 emulator::at_most(\2);"),
-    (r"([\w:]+(?:<[^<>;]*>)?)<<<([^;]*?)>>>\(", r'emulator::launch("\1", [&](const auto&... args) { \1(args...); }, \2)('),
+    (r"([\w:]+(?:<[^<>;]*>)?)<<<([^;]*?)>>>\(",
+     r'emulator::launch("\1", [&](const auto&... args) { \1(args...); }, \2)('),
 )  # fmt: skip
 PRECOMPILED = "cuda_common.h"  # which each kernel includes, and with it torch; parsed once for all of them
 FILLS = (0xFF, 0x00, 0x7F, 0xAA)  # nan, 0, 3e38 and a small negative number in float32

@@ -74,7 +74,9 @@ def test_run_length_masks_with_holes_are_cropped_pixel_for_pixel(seed: int):
 
 
 def test_outlines_of_coco_are_cropped_as_their_masks(train_index: CocoIndex):
-    """Where an outline is cut, its new corner is rounded anew: a pixel beside the border may differ, and nothing else."""
+    """Where an outline is cut, its new corner is rounded anew: a pixel beside the border may differ,
+    and nothing else.
+    """
     rng = np.random.default_rng(0)
     cut = 0
     for i in range(24):

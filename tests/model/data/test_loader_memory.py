@@ -43,7 +43,8 @@ def large_index(tmp_path_factory: pytest.TempPathFactory) -> CocoIndex:
 
 
 def private_mib(pid: int) -> float:
-    """Memory that is the process's own, without the batches it has in transit, which lie in shared memory until they are taken.
+    """Memory that is the process's own, without the batches it has in transit, which lie in shared memory until they
+    are taken.
 
     Pages of the index are the system's, which drops them when memory is wanted.
     """

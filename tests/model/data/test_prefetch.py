@@ -93,7 +93,9 @@ def test_image_ids_are_never_copied_to_the_device():
 @pytest.mark.gpu
 @pytest.mark.parametrize("number", [0, 1, 2, 20])
 def test_on_a_gpu_batches_come_in_order_with_their_contents(number: int):
-    """Each is used up at once and large enough that its memory is wanted again, so a copy that came too early would show."""
+    """Each is used up at once and large enough that its memory is wanted again, so a copy that came too early would
+    show.
+    """
     device = torch.device("cuda")
     batches = [numbered(k, size=512) for k in range(number)]
     sums: list[tuple[Batch, torch.Tensor]] = []

@@ -138,7 +138,9 @@ def test_files_of_someone_else_are_not_overwritten(tmp_path: Path, name: str):
 
 
 def test_a_seed_draws_what_it_always_drew(scenes):
-    """Results of years are of the same images: means of colours to within 0.03 of 255, annotations to the pixel. scenes.json was written by this code."""
+    """Results of years are of the same images: means of colours to within 0.03 of 255, annotations to the pixel.
+    scenes.json was written by this code.
+    """
     expected = json.loads(Path(__file__).with_name("scenes.json").read_text())
     for (pixels, annotations), stored in zip(scenes, expected, strict=False):
         assert [[a["category_id"], a["iscrowd"], a["area"], *a["bbox"]] for a in annotations] == stored["annotations"]

@@ -78,7 +78,9 @@ def test_a_pointer_to_nothing_is_an_error(tmp_path: Path) -> None:
 def test_a_power_cut_never_leaves_a_pointer_to_a_file_that_was_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk may keep a new name at any time, but need not before its folder was synced; so, too, the content of a file."""
+    """A disk may keep a new name at any time, but need not before its folder was synced; so, too, the content of a
+    file.
+    """
     run_dir = tmp_path / "runs" / "demo"
     kept: dict[int, set[str]] = {}  # by inode: the names that a folder is sure to hold, none for a file
     pointed_at: list[str] = []

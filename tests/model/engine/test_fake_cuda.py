@@ -1,4 +1,6 @@
-"""Whole training steps, detections and exports on a GPU without values: what a GPU would refuse, or wait for, is known without one."""
+"""Whole training steps, detections and exports on a GPU without values: what a GPU would refuse, or wait for, is known
+without one.
+"""
 
 from collections.abc import Callable, Iterator
 from itertools import cycle

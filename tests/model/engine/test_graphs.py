@@ -92,7 +92,9 @@ def with_targets(batch: Batch, sizes: TargetSizes) -> Batch:
 def train(
     config: ModelConfig, batches: Iterable[Batch], dtype: str = "float32", *, graphed: bool = True
 ) -> tuple[MaskRCNN, list[Outcome]]:
-    """The model and what became of each step, on the CPU, graphed by stand-ins or plain. The learning rate changes each time."""
+    """The model and what became of each step, on the CPU, graphed by stand-ins or plain. The learning rate changes each
+    time.
+    """
     torch.manual_seed(0)
     model = MaskRCNN(config, 3).train()
     settings = TrainConfig(batch_size=1, lr_batch_size=1, base_lr=1e-3, dtype=dtype, cuda_graph=True)
@@ -158,6 +160,9 @@ def test_a_capture_that_fails_ends_training_and_tells_what_to_set(
 ) -> None:
     """Its gradients would be added to those of the next step, and float16's scaler would refuse to unscale again."""
     cuda_stand_ins.refused = refused
-    reason = r"train\.cuda_graph=true: .* \(CUDA error: operation not permitted when stream is capturing; then .+\); set train\.cuda_graph=false"
+    reason = (
+        r"train\.cuda_graph=true: .* \(CUDA error: operation not permitted when stream "
+        r"is capturing; then .+\); set train\.cuda_graph=false"
+    )
     with pytest.raises(GraphCaptureError, match=reason):
         train(tiny_config(**ONE_MASK), [shapes_batch(images=1)] * 4)

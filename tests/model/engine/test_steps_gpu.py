@@ -29,7 +29,9 @@ def batch(shapes_batch: Callable[..., Batch]) -> Batch:
 def run(
     config: ModelConfig, batch: Batch, device: str, dtype: str = "float32", *, debug_sync: bool = False
 ) -> list[Step]:
-    """Steps on one batch; with debug_sync, all but the first (in which cuDNN tries its kernels) must not make the host wait."""
+    """Steps on one batch; with debug_sync, all but the first (in which cuDNN tries its kernels) must not make the host
+    wait.
+    """
     torch.manual_seed(0)
     model = MaskRCNN(config, 3).to_device(torch.device(device))
     train = TrainConfig(batch_size=2, lr_batch_size=2, base_lr=1e-3, warmup_iters=0, max_iters=STEPS, dtype=dtype)

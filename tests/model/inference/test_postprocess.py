@@ -1,4 +1,6 @@
-"""From detections to COCO results: hand-made boxes, sizes that differ by other factors in height and width, COCO's own ids."""
+"""From detections to COCO results: hand-made boxes, sizes that differ by other factors in height and width, COCO's own
+ids.
+"""
 
 import numpy as np
 import pytest

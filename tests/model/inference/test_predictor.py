@@ -19,7 +19,8 @@ DATA = DataConfig(
     eval_min_size_px=64, eval_max_size_px=96, buckets=((64, 96), (96, 64)), min_sizes_px=(64,), max_size_px=96
 )
 NAMES, IDS = ("person", "cat", "dog", "toothbrush"), (1, 17, 18, 90)
-# (height, width) of a file and of what the network sees: 2 and 3 times as large, and by other factors in height and width.
+# (height, width) of a file and of what the network sees: 2 and 3 times as large, and by other factors in height and
+# width.
 SIZES = {7: ((128, 160), (64, 80)), 8: ((288, 192), (96, 64)), 9: ((21, 300), (6, 96))}
 
 

@@ -2,9 +2,9 @@
 
     python tests/model/network/make_detectron2_expectations.py
 
-Needs Detectron2 (its Python part is enough); writes detectron2_expectations.npz beside this file. Weights and images are not stored: both are drawn
-from generators seeded by their names, here and in the test. Networks are Detectron2's R50-C4, -DC5, -FPN and -FPN with group norm, but for
-narrow fully connected layers and few proposals.
+Needs Detectron2 (its Python part is enough); writes detectron2_expectations.npz beside this file. Weights and images
+are not stored: both are drawn from generators seeded by their names, here and in the test. Networks are Detectron2's
+R50-C4, -DC5, -FPN and -FPN with group norm, but for narrow fully connected layers and few proposals.
 """
 
 import copy
@@ -74,7 +74,9 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 
 def draw_weights(shapes: dict[str, list[int]]) -> dict[str, Tensor]:
-    """Weights by Detectron2's names: random, and lively enough to detect things. RandomState's stream is frozen for ever."""
+    """Weights by Detectron2's names: random, and lively enough to detect things. RandomState's stream is frozen for
+    ever.
+    """
     weights = {}
     for name, shape in shapes.items():
         random = np.random.RandomState(zlib.crc32(name.encode()))

@@ -1,4 +1,6 @@
-"""Detections equal Detectron2's: a state dict in its names, its conventions, its order of channels; see make_detectron2_expectations.py."""
+"""Detections equal Detectron2's: a state dict in its names, its conventions, its order of channels; see
+make_detectron2_expectations.py.
+"""
 
 import json
 from dataclasses import replace

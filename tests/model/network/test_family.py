@@ -20,7 +20,8 @@ CPU = torch.device("cpu")
 C4 = {"features": "c4", "box_head": "res5", "box_pool_size": 14, "mask_head_convs": 0}
 DC5 = {"features": "c5", "res5_dilation": 2}
 GN = {"norm": "group_norm", "box_head": "conv"}
-# Detectron2's models of these configuration files with nothing frozen: parameters, and those of frozen batch norms, which are buffers.
+# Detectron2's models of these configuration files with nothing frozen: parameters, and those of frozen batch norms,
+# which are buffers.
 PUBLISHED = {
     "mask_rcnn_R_50_FPN_1x": ({}, 44_343_216, 53_120),
     "mask_rcnn_R_50_C4_1x": (C4, 35_909_612, 53_120),
@@ -38,7 +39,9 @@ PUBLISHED = {
 
 
 def count(config: ModelConfig) -> tuple[int, int]:
-    """Parameters, and affine parameters of frozen norms, without the rows of the predictors for background, which Detectron2 leaves out."""
+    """Parameters, and affine parameters of frozen norms, without the rows of the predictors for background, which
+    Detectron2 leaves out.
+    """
     with torch.device("meta"):
         model = MaskRCNN(config, 80)
     parameters = sum(p.numel() for p in model.parameters())
@@ -77,7 +80,8 @@ def test_feature_maps_have_the_shapes_of_their_strides(
     backbone: str, changes: dict[str, Any], shapes: list[tuple[int, ...]]
 ) -> None:
     with torch.device("meta"):
-        features = Backbone(ModelConfig(backbone=backbone, weights="none", **changes))(torch.empty(1, 3, 128, 192))  # type: ignore[arg-type]
+        config = ModelConfig(backbone=backbone, weights="none", **changes)  # type: ignore[arg-type]
+        features = Backbone(config)(torch.empty(1, 3, 128, 192))
     assert [tuple(feature.shape[1:]) for feature in features] == shapes
 
 

@@ -1,4 +1,5 @@
-"""One random state dict in torchvision's Mask R-CNN and in ours, on images like COCO's: the same detections and the same losses.
+"""One random state dict in torchvision's Mask R-CNN and in ours, on images like COCO's: the same detections and the
+same losses.
 
 The networks are thin, a ResNet-18 and heads of 64 and 128 channels: test_backbone.py compares the deeper ones.
 """
@@ -92,7 +93,8 @@ def assert_same_detections(ours: Detections, n: int, theirs: dict[str, Tensor], 
     assert sorted(ranks.tolist()) == list(range(count))
     torch.testing.assert_close(ours.scores[n][ranks], theirs["scores"], rtol=0, atol=1e-4)
     torch.testing.assert_close(ours.boxes[n][ranks], theirs["boxes"], rtol=0, atol=0.01)
-    # Pasting truncates corners to whole pixels, so both paste into one box: 0.001 px may lie on either side of a border.
+    # Pasting truncates corners to whole pixels, so both paste into one box: 0.001 px may lie on either side of a
+    # border.
     rles = encode(ours.mask_probs[n][ranks], theirs["boxes"], size, "torchvision")
     their_rles = [coco_mask.encode(np.asfortranarray(m[0].numpy() > 0.5, dtype=np.uint8)) for m in theirs["masks"]]
     assert np.count_nonzero(coco_mask.area(their_rles)) >= 25, "and their masks must show something"

@@ -43,7 +43,9 @@ def test_padding_of_mask_rois_changes_neither_losses_nor_gradients(
 def test_a_step_has_one_gradient_of_the_pyramid(
     tiny_config: Callable[..., ModelConfig], shapes_batch: Callable[..., Batch]
 ) -> None:
-    """Box head and mask head are pooled at once; a pyramid each, and their sum, would cost a GPU 2 ms a step of 16 images."""
+    """Box head and mask head are pooled at once; a pyramid each, and their sum, would cost a GPU 2 ms a step of 16
+    images.
+    """
     model, batch = MaskRCNN(tiny_config(), 3).train(), shapes_batch(images=2)
     with cuda_ops.backend("reference"), torch.profiler.profile() as trace:
         assert "mask" in losses_and_gradients(model, batch)

@@ -60,7 +60,9 @@ def test_neighbors_stop_at_the_borders_of_a_level() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_under_autocast_every_parameter_learns(dtype: torch.dtype) -> None:
-    """The pass for the proposals, without gradients, must not leave its casts of the weights to the pass for the losses."""
+    """The pass for the proposals, without gradients, must not leave its casts of the weights to the pass for the
+    losses.
+    """
     head, features = lively_head().float(), pyramid(torch.channels_last, torch.float32)
     idxs = torch.randint(ANCHORS, (2, 20), generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", dtype):

@@ -1,4 +1,6 @@
-"""Both evaluators against pycocotools called by hand: every precision and recall equal, bit for bit, and all twelve scores."""
+"""Both evaluators against pycocotools called by hand: every precision and recall equal, bit for bit, and all twelve
+scores.
+"""
 
 import contextlib
 import copy
@@ -42,7 +44,9 @@ class Case:
 
 
 def random_case(seed: int) -> Case:
-    """Some images, some without objects, some without detections; every eighth case has no detections, or no objects, at all."""
+    """Some images, some without objects, some without detections; every eighth case has no detections, or no objects,
+    at all.
+    """
     rng = np.random.default_rng(seed)
     sizes = {int(i): (int(rng.integers(60, 400)), int(rng.integers(60, 400))) for i in rng.choice(1000, 8, False)}
     images = [{"id": i, "height": height, "width": width} for i, (height, width) in sizes.items()]

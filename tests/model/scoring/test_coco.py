@@ -34,7 +34,9 @@ def evaluation(ground_truth: Path, results: tuple[Results, Results]) -> CocoEval
 
 
 def perturbed(coco: COCO, *, seed: int) -> tuple[Results, Results]:
-    """Shifted and relabelled ground truth, crowds too, some of it many times over; scores of one digit, so that many tie."""
+    """Shifted and relabelled ground truth, crowds too, some of it many times over; scores of one digit, so that many
+    tie.
+    """
     rng = random.Random(seed)
     bbox, segm = [], []
     category_ids = coco.getCatIds()
@@ -160,7 +162,9 @@ def box(x: float, side: float, score: float = 0.5, category: int = 1) -> dict[st
 
 @pytest.mark.parametrize("backend", ["pycocotools", "hotcoco"])
 def test_recall_of_proposals_by_hand(tmp_path: Path, backend: AnyBackend) -> None:
-    """Two objects, small and medium. The first is found whole, by the 151st best box and whatever its class; the second to an IoU of 0.75."""
+    """Two objects, small and medium. The first is found whole, by the 151st best box and whatever its class; the second
+    to an IoU of 0.75.
+    """
     objects = [box(0, 10), box(100, 40, category=2)]
     annotations = [
         {

@@ -68,7 +68,8 @@ def test_imagenet_fills_the_body_alone(
     config = tiny_config(weights="imagenet", norm="frozen_batch_norm")
     model = MaskRCNN(config, 2)
     report = load_weights(model, config, ["cat", "dog"], [1, 2])
-    assert torch.equal(model.backbone.body.layer4[1].conv2.weight, state["layer4.1.conv2.weight"])  # type: ignore[index, union-attr]
+    block = model.backbone.body.layer4[1]  # type: ignore[index]
+    assert torch.equal(block.conv2.weight, state["layer4.1.conv2.weight"])  # type: ignore[union-attr]
     assert set(report.unused) == {"fc.weight", "fc.bias"}
     assert all(not name.startswith("backbone.body.") for name in report.initialised)
 
@@ -109,7 +110,9 @@ class Trap:
 
 @pytest.fixture
 def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Weights as torchvision publishes them: at a URL that ends in the first digits of the file's SHA-256, or of another one."""
+    """Weights as torchvision publishes them: at a URL that ends in the first digits of the file's SHA-256, or of
+    another one.
+    """
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
 
     def publish(content: object, digest: str = "") -> Any:

@@ -74,7 +74,8 @@ CAFFE2: Names = [
     (r"branchdownsample\.1\.", "branch1_bn_"),
     (r"bn_weight", "bn_s"), (r"bn_bias", "bn_b"),
     (r"^backbone\.fpn\.inner_blocks\.3\.", "fpn_inner_res5_2_sum."),
-    (r"^backbone\.fpn\.inner_blocks\.(\d)\.", lambda m: f"fpn_inner_res{int(m[1]) + 2}_{LAST[str(int(m[1]) + 2)]}_sum_lateral."),
+    (r"^backbone\.fpn\.inner_blocks\.(\d)\.",
+     lambda m: f"fpn_inner_res{int(m[1]) + 2}_{LAST[str(int(m[1]) + 2)]}_sum_lateral."),
     (r"^backbone\.fpn\.layer_blocks\.(\d)\.", lambda m: f"fpn_res{int(m[1]) + 2}_{LAST[str(int(m[1]) + 2)]}_sum."),
     (r"^rpn\.head\.conv\.0\.0", "conv_rpn_fpn2"),
     (r"^rpn\.head\.(cls_logits|bbox_pred)", r"rpn_\1_fpn2"),
@@ -150,17 +151,25 @@ def test_published_names_are_spelt_as_they_were_published() -> None:
     c4 = ModelConfig(**(R50 | LAYOUTS["c4"]))
     spelt = {
         ("detectron2", fpn): "backbone.bottom_up.res2.0.shortcut.norm.running_var backbone.fpn_lateral5.bias "
-        "proposal_generator.rpn_head.anchor_deltas.weight roi_heads.mask_head.mask_fcn4.bias backbone.bottom_up.stem.conv1.norm.bias",
+        "proposal_generator.rpn_head.anchor_deltas.weight roi_heads.mask_head.mask_fcn4.bias "
+        "backbone.bottom_up.stem.conv1.norm.bias",
         ("detectron2", c4): "roi_heads.res5.2.conv3.norm.weight backbone.res4.5.conv1.weight",
-        ("detectron2", grouped): "roi_heads.box_head.conv4.norm.weight roi_heads.box_head.fc1.bias backbone.fpn_output2.norm.bias",
-        ("caffe2", fpn): "conv1_w res_conv1_bn_s res4_5_branch2c_bn_b fpn_inner_res4_5_sum_lateral_w fpn_inner_res5_2_sum_b "
-        "fpn_res2_2_sum_w conv_rpn_fpn2_b rpn_cls_logits_fpn2_w fc6_w cls_score_b _[mask]_fcn1_w conv5_mask_b mask_fcn_logits_w",
+        ("detectron2", grouped):
+        "roi_heads.box_head.conv4.norm.weight roi_heads.box_head.fc1.bias backbone.fpn_output2.norm.bias",
+        ("caffe2", fpn): "conv1_w res_conv1_bn_s res4_5_branch2c_bn_b "
+        "fpn_inner_res4_5_sum_lateral_w fpn_inner_res5_2_sum_b "
+        "fpn_res2_2_sum_w conv_rpn_fpn2_b rpn_cls_logits_fpn2_w fc6_w cls_score_b "
+        "_[mask]_fcn1_w conv5_mask_b mask_fcn_logits_w",
         ("caffe2", c4): "conv_rpn_w rpn_bbox_pred_b res5_0_branch1_w",
-        ("caffe2", grouped): "conv1_gn_s res3_0_branch1_gn_b fpn_res3_3_sum_gn_s head_conv2_gn_b _[mask]_fcn3_gn_s fc6_b",
-        ("maskrcnn-benchmark", fpn): "backbone.body.stem.bn1.running_var backbone.body.layer3.5.bn2.bias backbone.fpn.fpn_inner1.weight "
+        ("caffe2", grouped):
+        "conv1_gn_s res3_0_branch1_gn_b fpn_res3_3_sum_gn_s head_conv2_gn_b _[mask]_fcn3_gn_s fc6_b",
+        ("maskrcnn-benchmark", fpn): "backbone.body.stem.bn1.running_var backbone.body.layer3.5.bn2.bias "
+        "backbone.fpn.fpn_inner1.weight "
         "rpn.head.conv.bias roi_heads.box.feature_extractor.fc7.weight roi_heads.mask.feature_extractor.mask_fcn2.bias",
-        ("maskrcnn-benchmark", c4): "roi_heads.box.feature_extractor.head.layer4.0.downsample.1.weight roi_heads.box.predictor.bbox_pred.bias",
-        ("maskrcnn-benchmark", grouped): "roi_heads.box.feature_extractor.xconvs.10.weight backbone.fpn.fpn_layer4.1.bias "
+        ("maskrcnn-benchmark", c4):
+        "roi_heads.box.feature_extractor.head.layer4.0.downsample.1.weight roi_heads.box.predictor.bbox_pred.bias",
+        ("maskrcnn-benchmark", grouped): "roi_heads.box.feature_extractor.xconvs.10.weight "
+        "backbone.fpn.fpn_layer4.1.bias "
         "roi_heads.mask.feature_extractor.mask_fcn1.0.weight",
     }  # fmt: skip
     for (format, config), names in spelt.items():
