@@ -30,7 +30,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def find_finished(config: Config) -> Result | None:
-    """Result of a seed's completed run; None if it is not trained yet or was interrupted.
+    """Result of a seed's completed run; None if it is not trained or was interrupted, or evaluated with other settings.
 
     Raises:
         StabilityError: if the folder has a run with another configuration or other data, which training would move
@@ -40,11 +40,10 @@ def find_finished(config: Config) -> Result | None:
     if not (run_dir / "config.yaml").is_file():
         return None
     differing = differences_beside_seed(load_stored(run_dir / "config.yaml"), config)
+    result: Result | None = None
     try:
         result = read_result(run_dir)
         require_final(result)
-        if differences_beside_seed(result.config, config):  # evaluated again, with other settings than the study's
-            result = None
     except ResultError:
         result = None
     if result is not None and result.data != _current_data(config):
@@ -55,7 +54,9 @@ def find_finished(config: Config) -> Result | None:
             "stability.output_dir, or "
             "move this folder away"
         )
-    return result if result is not None and _is_complete(result) else None
+    if result is None or differences_beside_seed(result.config, config):  # evaluated with other settings meanwhile
+        return None
+    return result if _is_complete(result) else None
 
 
 def _current_data(config: Config) -> tuple[str, str]:

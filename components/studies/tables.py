@@ -18,7 +18,7 @@ from components.runs.figures import interval, markdown_table, number
 from components.runs.identity import description
 from components.runs.result import Result
 from components.studies.intervals import CONFIDENCE, estimate
-from model.scoring.names import IOU_TYPES, SCORE_NAMES, TITLES
+from model.scoring.names import COCO_MAX_DETECTIONS, IOU_TYPES, SCORE_NAMES, TITLES
 
 _TRACKED = ("AP", "AP50", "AP75")
 _NO_DEVIATION = "A single seed has no standard deviation; set at least two in stability.seeds."
@@ -81,10 +81,13 @@ def markdown_scores(report: dict[str, Any]) -> str:
 
 
 def markdown_note(report: dict[str, Any]) -> str:
-    """Caption of the table in one sentence, with date and commit."""
+    """Caption of the table, with date and commit, and with the limit of detections if it is not COCO's."""
     count, commits = len(report["seeds"]), ", ".join(commit[:7] + commit[40:] for commit in report["commits"])
     scores = f"AP at IoU 0.50:0.95 of {count} training run{'s' * (count > 1)} that differ only in the seed"
     note = f"{scores}, on {report['images']} images; {report['date']}, commit {commits}."
+    limit = report.get("max_detections") or COCO_MAX_DETECTIONS
+    if limit != COCO_MAX_DETECTIONS:
+        note += f" AP counts {limit} detections per image and class, published AP {COCO_MAX_DETECTIONS}."
     return note if count > 1 else f"{note} {_NO_DEVIATION}"
 
 

@@ -165,11 +165,11 @@ def _thumbnail(image: Image.Image, pixel_range: Sequence[float]) -> Image.Image:
 
 def _content(thumbnail: Image.Image, orientation: int) -> bytes:
     """Gray values of a thumbnail as its image is displayed; empty if it is flat."""
-    low, high = thumbnail.getextrema()
-    if high - low < _MIN_CONTRAST:
+    values = thumbnail.tobytes()
+    if max(values) - min(values) < _MIN_CONTRAST:
         return b""
     method = _TURNS.get(orientation)
-    return (thumbnail if method is None else thumbnail.transpose(method)).tobytes()
+    return values if method is None else thumbnail.transpose(method).tobytes()
 
 
 def _extremes(image: Image.Image) -> tuple[float, float] | None:

@@ -143,6 +143,11 @@ def test_scores_of_other_settings_than_those_of_training_are_refused(
     """`maskrcnn evaluate evaluate.flip=true` on one seed leaves its config.yaml, which training wrote, as it is."""
     with pytest.raises(StabilityError, match=rf"seed_1 and .*seed_2: .*differ in {difference}"):
         summarise([make_run(1), make_run(2, **used)], tmp_path / "out")
+    both = [make_run(seed, name=f"both_{seed}", max_detections=300) for seed in (1, 2)]
+    summarise(both, tmp_path / "out")
+    assert (
+        "AP counts 300 detections per image and class, published AP 100." in (tmp_path / "out/stability.md").read_text()
+    )
     damaged = make_run(3, test_time={"flip": "sometimes"})
     with pytest.raises(ResultError, match=r"seed_3/evaluation.json: flip: .*`maskrcnn evaluate` writes it anew"):
         summarise([damaged], tmp_path / "out")
