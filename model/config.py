@@ -295,6 +295,7 @@ class TrainConfig(Section):
     apex: Literal["auto", "off", "required"] = (
         "auto"  # apex's FusedSGD. auto: if installed and on a GPU; required: an error if it cannot be used
     )
+    optimizer: Literal["sgd", "adamw"] = "sgd"  # adamw needs other rates and decays, such as 1e-4 and 0.05
     deterministic: bool = (
         False  # bitwise equal losses on the same machine, at some cost on a GPU (CPU losses always are)
     )
@@ -307,11 +308,15 @@ class TrainConfig(Section):
     accumulation_steps: PositiveInt = 1  # micro-batches per step
     base_lr: PositiveFloat = 0.02  # learning rate for lr_batch_size images per step; scaled linearly to batch_size
     lr_batch_size: PositiveInt = 16
-    momentum: Fraction = 0.9
+    momentum: Fraction = 0.9  # sgd only; adamw's betas are 0.9 and 0.999
     weight_decay: NonNegativeFloat = 1e-4
     weight_decay_bias: NonNegativeFloat = 0.0
     bias_lr_factor: PositiveFloat = 2.0
     weight_decay_norm: NonNegativeFloat = 0.0
+    # Learning rate of each block of the body, relative to the block after it; the stem counts as a block. 1: the same.
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    # After warm-up. multistep: times lr_gamma after each of lr_steps; cosine: half a cosine, to 0 after max_iters.
+    schedule: Literal["multistep", "cosine"] = "multistep"
     lr_steps: tuple[PositiveInt, ...] = (60000, 80000)
     lr_gamma: PositiveFloat = 0.1
     warmup_iters: NonNegativeInt = 500

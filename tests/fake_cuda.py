@@ -8,6 +8,7 @@ gradient whose strides are not its parameter's. Streams and graphs are those of 
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from types import ModuleType
 from typing import Any
 
@@ -25,6 +26,7 @@ import cuda_ops
 CUDA = torch.device("cuda", 0)
 CAPABILITY = (9, 0)  # Hopper's
 COPIES = frozenset({"_to_copy", "copy_", "_copy_from", "_foreach_copy_"})
+UPDATES = {"_fused_sgd_": 2, "_fused_adamw_": 3}  # lists of the parameters' shapes: gradients, momentum; and squares
 PRODUCTS = frozenset({"convolution", "mm", "addmm", "bmm", "conv2d", "linear", "matmul"})
 
 
@@ -93,11 +95,11 @@ class _Launches(TorchDispatchMode):
         devices = {tensor.device for tensor in tensors}
         if name not in COPIES and len(devices) > 1:
             raise AssertionError(f"{func}: all tensors must be on one device, got {sorted(map(str, devices))}")
-        if name == "_fused_sgd_":  # torch has no fake kernel for it
-            parameters, gradients, momenta = args[:3]
-            for tensor, parameter in zip(gradients + momenta, parameters * 2, strict=True):
+        if name in UPDATES:  # torch has no fake kernels for all of them
+            parameters, count = args[0], UPDATES[name]
+            for tensor, parameter in zip(chain(*args[1 : 1 + count]), parameters * count, strict=True):
                 _check_strides(tensor, parameter)
-            self._gpu.updated += len(args[0])
+            self._gpu.updated += len(parameters)
             return None
         if name in ("convolution", "convolution_backward") and args[0].dtype == torch.bfloat16:
             # Which kernel bfloat16 gets, torch asks the driver. On GPUs of today it gets what float16 gets.

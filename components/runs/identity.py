@@ -76,6 +76,7 @@ def changes_since_checkpoint(state: dict[str, Any], config: Config, data_hash: s
         if key.startswith("model.")
         or key in (f"data.{name}" for name in _SEEN_IN_TRAINING)
         or (key.startswith("train.") and key.removeprefix("train.") not in FREE_TO_CHANGE)
+        or (key == "train.max_iters" and config.train.schedule == "cosine")  # all its rates follow from the length
     ]
     then = flatten(state["config"])
     found = differences([{key: one.get(key) for key in must_stay} for one in (then, now)])

@@ -253,7 +253,7 @@ class Training:
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
-        # Groups belong to this configuration and optimizer (torch's or apex's); only the momentum is restored.
+        # Groups belong to this configuration and optimizer (torch's or apex's); only its state is restored.
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
         self.scaler.load_state_dict(state["scaler"])

@@ -143,6 +143,11 @@ class ResNet(nn.Module):
             features.append(x)
         return features
 
+    def layers(self) -> list[list[nn.Module]]:
+        """The stem and each block, first to last, as `train.layer_decay` counts them."""
+        blocks = [[block] for name in self.stages for block in self.get_submodule(name).children()]
+        return [[self.conv1, self.bn1], *blocks]
+
     def train(self, mode: bool = True) -> "ResNet":
         """Set the mode of all but frozen stages, whose batch norms keep their statistics."""
         super().train(mode)

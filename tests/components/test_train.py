@@ -212,9 +212,11 @@ def test_seeds_give_different_runs(shapes: Path, unbroken: Path) -> None:
     assert losses(config.train.output_dir)[0] != losses(unbroken)[0]
 
 
-def test_the_average_of_weights_resumes_exactly_and_is_what_is_evaluated(shapes: Path) -> None:
+def test_adamw_and_the_average_of_weights_resume_exactly_and_the_average_is_evaluated(shapes: Path) -> None:
+    adamw = ("train.optimizer=adamw", "train.base_lr=1e-3", "train.weight_decay=0.05")
+
     def averaged(name: str, *overrides: str) -> Config:
-        return small_config(shapes, name, "train.ema_decay=0.5", "train.max_iters=3", *overrides)
+        return small_config(shapes, name, "train.ema_decay=0.5", "train.max_iters=3", *adamw, *overrides)
 
     whole, halves = averaged("average"), averaged("average_halved", "train.max_iters=1")
     for config in (whole, halves, averaged("average_halved")):
@@ -222,6 +224,9 @@ def test_the_average_of_weights_resumes_exactly_and_is_what_is_evaluated(shapes:
     paths = [config.train.output_dir / "checkpoints" / "step_0000003.pt" for config in (whole, halves)]
     one, other = (read_checkpoint(path) for path in paths)
     assert all(torch.equal(other["average"][name], value) for name, value in one["average"].items())
+    for number, kept in one["optimizer"]["state"].items():
+        assert set(kept) == {"step", "exp_avg", "exp_avg_sq"}
+        assert all(torch.equal(other["optimizer"]["state"][number][name], value) for name, value in kept.items())
     assert any(not torch.equal(one["model"][name], value) for name, value in one["average"].items())
     network = load_model(paths[0], torch.device("cpu")).model.state_dict()
     assert all(torch.equal(network[name], one["average"].get(name, value)) for name, value in one["model"].items())

@@ -66,3 +66,11 @@ def test_a_checkpoint_is_continued_where_nothing_that_it_learned_from_has_change
     ):
         assert changes_since_checkpoint(state, with_values(section, **{key: value}), "da") == [change]
     assert changes_since_checkpoint(state, Config(), "other") == ["other training data"]
+
+
+def test_a_cosine_of_another_length_is_another_run() -> None:
+    """Its rates depend on max_iters from the first step on."""
+    state = {"config": with_values("train", schedule="cosine").model_dump(mode="json"), "data_hash": "da"}
+    assert changes_since_checkpoint(state, with_values("train", schedule="cosine", log_period=7), "da") == []
+    longer = with_values("train", schedule="cosine", max_iters=90001)
+    assert changes_since_checkpoint(state, longer, "da") == ["train.max_iters: 90000 → 90001"]

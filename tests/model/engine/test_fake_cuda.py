@@ -94,6 +94,7 @@ def test_each_recipes_network_trains(name: str, dtype: str, shapes_batch: Shapes
 
 ACCUMULATED = {"accumulation_steps": 2, "clip_grad_norm": 1.0, "ema_decay": 0.99, "max_iters": 1}
 GRAPHS = {"cuda_graph": True, "clip_grad_norm": 1.0, "max_iters": 4}
+ADAMW = {"optimizer": "adamw", "schedule": "cosine", "layer_decay": 0.9, "ema_decay": 0.99}
 
 
 @pytest.mark.parametrize(
@@ -101,6 +102,7 @@ GRAPHS = {"cuda_graph": True, "clip_grad_norm": 1.0, "max_iters": 4}
     [
         *(pytest.param(dtype, ACCUMULATED, id=f"accumulation_clipping_average-{dtype}") for dtype in PRODUCTS),
         pytest.param("float16", GRAPHS, id="graphs-float16"),
+        pytest.param("float16", GRAPHS | ADAMW, id="adamw-graphs-float16"),
         pytest.param("bfloat16", GRAPHS, id="graphs-bfloat16", marks=pytest.mark.slow),  # float16 without its scale
     ],
 )

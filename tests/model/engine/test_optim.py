@@ -1,14 +1,17 @@
-"""The optimizer's groups and the schedule of the 1x recipe."""
+"""The optimizers' groups and steps, and the learning rate schedules."""
 
 import copy
+import math
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
+from torch.optim import lr_scheduler
 
 from model.config import ModelConfig, TrainConfig
-from model.engine.optim import learning_rate, make_optimizer, set_learning_rate
+from model.engine.optim import learning_rate, make_optimizer, set_learning_rate, step_unless
+from model.errors import UserError
 from model.network.mask_rcnn import MaskRCNN
 
 ONE_X = TrainConfig()
@@ -84,6 +87,91 @@ def test_steps_are_those_of_torchs_own_sgd() -> None:
             its.step()
             its.zero_grad()
     torch.testing.assert_close(list(layer.parameters()), list(twin.parameters()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_steps_are_those_of_torchs_own_adamw_and_a_skipped_one_leaves_no_trace(
+    dtype: torch.dtype, cuda_graph: bool
+) -> None:
+    """Weights decay; biases and norms do not. The second step is not finite, and is skipped."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 6), nn.Unflatten(1, (6, 1)), nn.GroupNorm(2, 6)).to(dtype)
+    twin = copy.deepcopy(network)
+    train = TrainConfig(
+        optimizer="adamw", base_lr=0.01, weight_decay=0.05, bias_lr_factor=2.0, cuda_graph=cuda_graph, warmup_iters=0
+    )
+    optimizer = make_optimizer(network, train)
+    linear, _, norm = twin
+    undecayed = {"params": [norm.weight, norm.bias], "weight_decay": 0.0}
+    groups = [{"params": [linear.weight]}, {"params": [linear.bias], "lr": 0.02, "weight_decay": 0.0}, undecayed]
+    plain = torch.optim.AdamW(groups, lr=0.01, weight_decay=0.05, fused=False, foreach=False)
+    set_learning_rate(optimizer, 0.01)
+    for number, x in enumerate(torch.randn(6, 5, 4, dtype=dtype)):
+        is_bad = number == 1
+        network(x * math.inf if is_bad else x).square().sum().backward()
+        step_unless(optimizer, torch.tensor(float(is_bad)))
+        assert all(parameter.grad is None for parameter in network.parameters())
+        if not is_bad:
+            twin(x).square().sum().backward()
+            plain.step()
+            plain.zero_grad()
+    tolerance = 1e-12 if dtype == torch.float64 and not cuda_graph else 1e-6  # a rate in a tensor is a float32
+    torch.testing.assert_close(list(network.parameters()), list(twin.parameters()), rtol=tolerance, atol=tolerance)
+    assert {float(state["step"]) for state in optimizer.state.values()} == {5.0}
+
+
+def test_each_layer_of_the_body_is_slower_than_the_one_after_it(tiny_config: Callable[..., ModelConfig]) -> None:
+    """ResNet-18 has nine layers: the stem and eight blocks. The pyramid and the heads are as with 1."""
+    model = MaskRCNN(tiny_config(), 3)
+    optimizer = make_optimizer(model, TrainConfig(optimizer="adamw", layer_decay=0.5, bias_lr_factor=1.0))
+    factors = {p: group["lr_factor"] for group in optimizer.param_groups for p in group["params"]}
+    found = {name: factors[parameter] for name, parameter in model.named_parameters()}
+    body = {name.removeprefix("backbone.body."): factor for name, factor in found.items() if ".body." in name}
+    assert body["conv1.weight"] == body["bn1.bias"] == 0.5**9
+    assert body["layer1.0.conv1.weight"] == 0.5**8
+    assert body["layer2.0.downsample.0.weight"] == 0.5**6
+    assert body["layer4.1.bn2.weight"] == 0.5
+    assert {factor for name, factor in found.items() if ".body." not in name} == {1.0}
+
+
+def test_apexs_sgd_cannot_be_required_with_adamw() -> None:
+    with pytest.raises(UserError, match=r"train.apex=required: needs train.optimizer=sgd.*got adamw"):
+        make_optimizer(nn.Linear(2, 1), TrainConfig(optimizer="adamw", apex="required"))
+
+
+def test_rates_are_those_of_torchs_schedulers_at_every_step() -> None:
+    factor, warmup, steps = 0.1, 10, 60
+    for schedule in ("multistep", "cosine"):
+        for method in ("linear", "constant"):
+            train = TrainConfig(
+                base_lr=0.02, max_iters=steps, schedule=schedule, lr_steps=(30, 45), lr_gamma=0.2,
+                warmup_method=method, warmup_iters=warmup, warmup_factor=factor,
+            )  # fmt: skip
+            optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=train.peak_lr)
+            warm_up = (
+                lr_scheduler.LinearLR(optimizer, factor, total_iters=warmup)
+                if method == "linear"
+                else lr_scheduler.ConstantLR(optimizer, factor, total_iters=warmup)
+            )
+            if schedule == "cosine":
+                rest = lr_scheduler.CosineAnnealingLR(optimizer, steps - warmup)
+                scheduler = lr_scheduler.SequentialLR(optimizer, [warm_up, rest], [warmup])
+            else:
+                scheduler = lr_scheduler.ChainedScheduler([warm_up, lr_scheduler.MultiStepLR(optimizer, [30, 45], 0.2)])
+            theirs = []
+            for _ in range(steps):
+                theirs.append(optimizer.param_groups[0]["lr"])
+                optimizer.step()
+                scheduler.step()
+            ours = [learning_rate(train, step) for step in range(1, steps + 1)]
+            assert ours == pytest.approx(theirs, rel=1e-9), (schedule, method)
+
+
+def test_the_cosine_is_at_half_its_height_half_way_and_at_0_after_the_end() -> None:
+    train = TrainConfig(base_lr=1.0, batch_size=16, schedule="cosine", warmup_iters=20, max_iters=120)
+    rates = [learning_rate(train, step) for step in (21, 71, 121, 200)]
+    assert rates == pytest.approx([1.0, 0.5, 0.0, 0.0], abs=1e-12)
 
 
 def test_mlperf_warmup_adds_its_factor_each_step_up_to_the_rate() -> None:

@@ -87,14 +87,20 @@ def with_targets(batch: Batch, sizes: TargetSizes) -> Batch:
 
 
 def graphed(
-    config: ModelConfig, batches: list[Batch], dtype: str, *, cuda_graph: bool, debug_sync: bool = False
+    config: ModelConfig,
+    batches: list[Batch],
+    dtype: str,
+    *,
+    cuda_graph: bool,
+    debug_sync: bool = False,
+    optimizer: str = "sgd",
 ) -> tuple[MaskRCNN, list[Step]]:
     """Steps whose learning rate changes each time; with debug_sync, the last two must not make the host wait."""
     torch.manual_seed(0)
     model = MaskRCNN(config, 3).to_device(CUDA)
     train = TrainConfig(
         batch_size=2, lr_batch_size=2, base_lr=1e-3, warmup_iters=20, max_iters=len(batches), dtype=dtype,
-        cuda_graph=cuda_graph, apex="off",
+        cuda_graph=cuda_graph, apex="off", optimizer=optimizer,
     )  # fmt: skip
     set_float32_products(CUDA, dtype)
     pinned = iter([batch.pin_memory() for batch in batches])
@@ -123,15 +129,17 @@ def test_graphs_of_two_buckets_train_as_plain_steps_do(
     assert [step.learning_rate for step in replayed] == [step.learning_rate for step in plain]
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_graph_skips_a_step_that_is_not_finite(
-    tiny_config: Callable[..., ModelConfig], shapes_batch: Callable[..., Batch]
+    optimizer: str, tiny_config: Callable[..., ModelConfig], shapes_batch: Callable[..., Batch]
 ) -> None:
     good = shapes_batch(images=2, size=128)
     assert good.targets is not None
     boxes = good.targets.gt_boxes.clone()
     boxes[0, 0, 2] = float("nan")
     bad = replace(good, targets=replace(good.targets, gt_boxes=boxes))
-    model, steps = graphed(tiny_config(), [good] * 6 + [bad, good, bad, good], "float32", cuda_graph=True)
+    batches = [good] * 6 + [bad, good, bad, good]
+    model, steps = graphed(tiny_config(), batches, "float32", cuda_graph=True, optimizer=optimizer)
     assert [step.skipped.item() for step in steps] == [0] * 6 + [1, 0, 1, 0]
     assert [step.is_replayed for step in steps] == [False] * 3 + [True] * 7
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
