@@ -158,6 +158,10 @@ def test_weights_of_any_content(tmp_path: Path):
         contents.append(stream.getvalue())
     arrays = {"blobs": {"a_w": np.ones((2, 3), dtype=np.float32)}, "average": {"x": np.ones(1)}, "__author__": "x"}
     contents += [pickle.dumps(arrays, protocol) for protocol in (2, 4)]
+    header = (
+        b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"U8","shape":[],"data_offsets":[8,9]}}'
+    )
+    contents.append(len(header).to_bytes(8, "little") + header + bytes(9))  # safetensors
     others = {"a": np.ones(2, dtype=np.longdouble), "b": np.ones((2, 0), dtype=">f2"), 3: np.ones(1, dtype=np.uint16)}
     contents += [
         pickle.dumps({"model": others, "config": 1, "average": average}) for average in ([1], others, {"x": 1})

@@ -155,6 +155,7 @@ DIFFERENCES: dict[str, set[str]] = {
     | BATCH
     | {"data.scale_jitter", "data.buckets", "model.weights", "model.norm", "model.box_head", "model.freeze_stages"}
     | {"train.dtype", "train.weight_decay"},
+    "mask_rcnn_r50_fpn_rsb_1x": SOLVER | {"model.weights", "train.optimizer", "train.base_lr", "train.weight_decay"},
     "mask_rcnn_r50_fpn_bs96_fast": SCHEDULE
     | BATCH
     | {"model.rpn_post_nms_top_n_train", "evaluate.every_epoch", "evaluate.target_segm_ap"}
@@ -209,6 +210,7 @@ SCHEDULES: dict[str, dict[int, float]] = {  # rates at steps; the last one is th
     "mask_rcnn_r50_fpn_3x": WARM_UP_OVER_A_THOUSAND | THREE_X,
     "mask_rcnn_r101_fpn_3x": WARM_UP_OVER_A_THOUSAND | THREE_X,
     "mask_rcnn_x101_fpn_3x": WARM_UP_OVER_A_THOUSAND | THREE_X,
+    "mask_rcnn_r50_fpn_rsb_1x": {1: 2e-7, 501: 2e-4, 60000: 2e-4, 60001: 2e-5, 80001: 2e-6, 90000: 2e-6},
     "mask_rcnn_r50_fpn_lsj_100ep": {1: 0.0067, 501: 0.1, 163889: 0.1, 163890: 0.01, 177547: 0.001, 184375: 0.001},
     "mask_rcnn_r50_fpn_bs96_fast": {
         1: 0.0,

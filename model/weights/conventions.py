@@ -46,7 +46,7 @@ def wanted_conventions(stored: StoredWeights, named: NamedWeights, config: Model
     if stored.config:
         trained = stored.config.get("model", {})
         return {key: _tuple(trained[key]) for key in _OF_A_RUN if key in trained}
-    if named.format == "torchvision":
+    if named.format in ("torchvision", "openmmlab"):
         is_published = named.is_body_alone or _OWN_OLD_NAMES in stored.tensors
         return _torchvisions() | _detectors(named, "torchvision") if is_published else {}
     if named.format == "detectron2":

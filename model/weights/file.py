@@ -1,16 +1,18 @@
-"""Files of weights: torch's own format, or the pickles of Detectron and Detectron2, read without executing their code.
+"""Files of weights: torch's own format, safetensors, or the pickles of Detectron(2), read without executing their code.
 
 A pickle may name any function of any module to be called during reading. Here it may name only the constructors of
 arrays; any other name is an error, before anything has run. torch's files are read with `weights_only=True`, which is
-equally strict.
+equally strict. safetensors holds arrays alone: https://github.com/huggingface/safetensors#format.
 """
 
+import json
+import math
 import pickle
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -27,6 +29,10 @@ _NUMPY_MAKERS = {
     "multiarray.scalar": np.float64(0).__reduce__()[0],
     "numeric._frombuffer": np.zeros(1).__reduce_ex__(5)[0],
 }
+_SAFETENSORS_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+}  # fmt: skip
 _MAX_ITEM_BYTES = 8  # torch has no numbers of 16 bytes
 
 
@@ -74,6 +80,8 @@ def _read(path: Path) -> Any:
         try:
             if start.startswith(_TORCH_ZIP) or start[2:].startswith(_TORCH_LEGACY):
                 return torch.load(file, map_location="cpu", weights_only=True)
+            if start[8:9] == b"{":
+                return _read_safetensors(file)
             return _ArraysOnly(file, encoding="latin1").load()  # Detectron's pickles are Python 2's
         except WeightsError as error:
             raise WeightsError(f"{path}: {error}") from error
@@ -83,6 +91,29 @@ def _read(path: Path) -> Any:
                 "torch.save(model.state_dict(), …), "
                 "or arrays by name with pickle"
             ) from error
+
+
+def _read_safetensors(file: BinaryIO) -> dict[str, Tensor]:
+    """Tensors of a file of safetensors: the length of a header, the header in JSON, and the bytes of all arrays.
+
+    Raises:
+        ValueError: if the header does not describe the bytes; also others, since the file may hold anything.
+    """
+    content, tensors = bytearray(file.read()), {}
+    start = 8 + int.from_bytes(content[:8], "little")
+    header, content = content[8:start], content[start:]
+    for name, entry in json.loads(header).items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in _SAFETENSORS_DTYPES:
+            raise ValueError(f"{name}: dtype must be one of {', '.join(_SAFETENSORS_DTYPES)}, got {entry['dtype']}")
+        dtype, shape, (begin, end) = _SAFETENSORS_DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+        count = math.prod(shape)
+        if not 0 <= begin <= end <= len(content) or end - begin != count * dtype.itemsize:
+            raise ValueError(f"{name}: {shape} of {dtype} must have its bytes in the file, got offsets {begin}, {end}")
+        part = content[begin:end]
+        tensors[name] = (torch.frombuffer(part, dtype=dtype) if part else torch.empty(0, dtype=dtype)).reshape(shape)
+    return tensors
 
 
 class _ArraysOnly(pickle.Unpickler):

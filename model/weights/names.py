@@ -1,6 +1,7 @@
 """Names of weights: from those of Detectron (Caffe2), maskrcnn-benchmark, Detectron2 and torchvision to ours.
 
-Ours are torchvision's (`maskrcnn_resnet50_fpn`), except that with features c4 layer4 is `roi_heads.res5`. Formats
+Also from OpenMMLab's classifiers; timm's ResNets have torchvision's names. Ours are torchvision's too
+(`maskrcnn_resnet50_fpn`), except that with features c4 layer4 is `roi_heads.res5`. Formats
 differ in more than names: Detectron2 has background last in the classifier and no rows for it among boxes and masks,
 and frozen batch norms are stored with or without eps.
 Sources: the published checkpoints' names, as read by Detectron2 (checkpoint/c2_model_loading.py) and
@@ -19,7 +20,7 @@ from model.config import ModelConfig
 from model.network.layers import FrozenBatchNorm2d
 from model.weights.file import StoredWeights, WeightsError
 
-Format = Literal["caffe2", "maskrcnn-benchmark", "detectron2", "torchvision"]
+Format = Literal["caffe2", "maskrcnn-benchmark", "detectron2", "torchvision", "openmmlab"]
 Rule = tuple[str, Callable[[re.Match[str], ModelConfig], str | None]]  # pattern of a full name → our name, None: unused
 
 DESCRIPTIONS: dict[Format, str] = {
@@ -27,6 +28,7 @@ DESCRIPTIONS: dict[Format, str] = {
     "maskrcnn-benchmark": "maskrcnn-benchmark's names",
     "detectron2": "Detectron2's names",
     "torchvision": "torchvision's names",
+    "openmmlab": "OpenMMLab's names",
 }
 BODIES = ("backbone.body.", "roi_heads.res5.")
 _CAFFE2_PARAMETERS = {"w": "weight", "s": "weight", "gamma": "weight", "b": "bias", "beta": "bias"} | {
@@ -97,11 +99,14 @@ def _format_of(names: Mapping[str, Tensor], source: str) -> Format:
         r"backbone\.body\.stem\.conv1\.weight": "maskrcnn-benchmark",
         r"(backbone\.body\.)?layer1\.0\.conv1\.weight": "torchvision",
     }
+    if not any(name.startswith(("neck.", "rpn_head.", "roi_head.")) for name in names):
+        marks[r"backbone\.layer1\.0\.conv1\.weight"] = "openmmlab"  # classifiers; their detectors are not known
     for mark, format in marks.items():
         if any(re.fullmatch(mark, name) for name in names):
             return format
     raise WeightsError(
-        f"{source}: must have names of torchvision, Detectron, Detectron2 or maskrcnn-benchmark, or our own, got "
+        f"{source}: must have names of torchvision, Detectron, Detectron2, maskrcnn-benchmark or OpenMMLab's "
+        "classifiers, or our own, got "
         f"{list(names)[:3]}"
     )
 
@@ -224,6 +229,10 @@ _RULES: dict[Format, tuple[Rule, ...]] = {
         (rf"rpn\.head\.conv\.{_P}", _to(r"rpn.head.conv.0.0.\1")),
         (rf"roi_heads\.mask_head\.mask_fcn(\d)()\.{_P}", _named_layer("roi_heads.mask_head", 1)),
         (r"(?:backbone\.fpn|rpn\.head|roi_heads)\..+", _same),
+    ),
+    "openmmlab": (
+        (r"head\..+", _not_needed),
+        (rf"backbone\.({_BODY})", _body(r"\1")),
     ),
     "maskrcnn-benchmark": (
         (r"backbone\.body\.stem\.((?:conv1|bn1)\..+)", _body(r"\1")),

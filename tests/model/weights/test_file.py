@@ -1,5 +1,6 @@
 """Files of weights: what they hold is read, what they would run is not run."""
 
+import json
 import os
 import pickle
 import pickletools
@@ -98,6 +99,49 @@ def test_a_malicious_file_of_torch_is_refused(tmp_path: Path) -> None:
 def test_both_of_torchs_formats_are_read(tmp_path: Path, legacy: bool) -> None:
     torch.save({"model": {"w": torch.ones(2)}}, tmp_path / "w.pth", _use_new_zipfile_serialization=not legacy)
     assert torch.equal(read_stored_weights(tmp_path / "w.pth").tensors["w"], torch.ones(2))
+
+
+def safetensors(header: dict[str, Any], content: bytes) -> bytes:
+    """A file of that format, written by hand."""
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + content
+
+
+def test_safetensors_of_each_dtype_are_read(tmp_path: Path) -> None:
+    dtypes = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+    dtypes |= {"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8"}
+    wanted = {name: torch.arange(6).view(2, 3).to(getattr(torch, dtype)) for name, dtype in dtypes.items()}
+    wanted |= {"scalar": torch.tensor(7), "empty": torch.zeros(0, 3)}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    content = b""
+    for name, tensor in wanted.items():
+        part = tensor.flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+        dtype = name if name in dtypes else {"scalar": "I64", "empty": "F32"}[name]
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape)}
+        header[name]["data_offsets"] = [len(content), len(content) + len(part)]
+        content += part
+    (tmp_path / "w.safetensors").write_bytes(safetensors(header, content))
+    tensors = read_stored_weights(tmp_path / "w.safetensors").tensors
+    assert list(tensors) == list(wanted)
+    for name, tensor in wanted.items():
+        assert torch.equal(tensors[name], tensor), name
+        assert tensors[name].dtype == tensor.dtype
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"dtype": "F8_E4M3"}, "w: dtype must be one of F64, .* got F8_E4M3"),
+        ({"shape": [3]}, r"w: \[3\] of torch.float32 must have its bytes in the file, got offsets 0, 8"),
+        ({"data_offsets": [4, 12]}, r"w: \[2\] of torch.float32 must have its bytes"),
+        ({"data_offsets": None}, "must hold weights that load safely"),
+    ],
+)
+def test_safetensors_that_are_damaged_are_refused(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+    header = {"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} | changes}
+    (tmp_path / "w.safetensors").write_bytes(safetensors(header, bytes(8)))
+    with pytest.raises(WeightsError, match=reason):
+        read_stored_weights(tmp_path / "w.safetensors")
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x02}q", b"PK\x03\x04 cut off", b"<html>"])

@@ -60,6 +60,30 @@ def test_an_absent_file_is_an_error(tiny_config: Callable[..., ModelConfig]) -> 
         load_weights(MaskRCNN(config, 2), config, ["cat", "dog"], [1, 2])
 
 
+def test_classifiers_of_timm_and_openmmlab_fill_the_body_alone(
+    tmp_path: Path, tiny_config: Callable[..., ModelConfig]
+) -> None:
+    """timm's ResNets have torchvision's names; OpenMMLab's have prefixes, and their training's state around them."""
+    state = {name: torch.rand_like(value.float()) for name, value in torchvision.models.resnet18().state_dict().items()}
+    prefixes = {name: ("head." if name.startswith("fc.") else "backbone.") + name for name in state}
+    openmmlab = {"meta": {"epoch": 600}, "state_dict": {prefixes[name]: value for name, value in state.items()}}
+    for content, heads, origin in (
+        (state, {"fc.weight", "fc.bias"}, "torchvision's names"),
+        (openmmlab, {"head.fc.weight", "head.fc.bias"}, "OpenMMLab's names"),
+    ):
+        torch.save(content, tmp_path / "classifier.pth")
+        config = tiny_config(weights=str(tmp_path / "classifier.pth"), norm="frozen_batch_norm")
+        model = MaskRCNN(config, 2)
+        report = load_weights(model, config, ["cat", "dog"], [1, 2])
+        assert origin in str(report)
+        assert set(report.unused) == heads
+        assert all(torch.equal(value, state[name]) for name, value in model.backbone.body.state_dict().items())
+        assert all(not name.startswith("backbone.body.") for name in report.initialised)
+        bgr = tiny_config(weights=config.weights, norm="frozen_batch_norm", pixel_order="bgr")
+        with pytest.raises(WeightsError, match=r"set 'model\.pixel_order=rgb'"):  # both were trained on RGB
+            load_weights(model, bgr, ["cat", "dog"], [1, 2])
+
+
 def test_imagenet_fills_the_body_alone(
     monkeypatch: pytest.MonkeyPatch, tiny_config: Callable[..., ModelConfig]
 ) -> None:

@@ -310,3 +310,6 @@ def test_names_before_torchvision_0_13_are_known(tiny_config: Callable[..., Mode
 def test_names_of_no_known_format_are_refused(tiny_config: Callable[..., ModelConfig]) -> None:
     with pytest.raises(WeightsError, match=r"must have names of torchvision.*got \['blocks\.0\.attn'\]"):
         rename_weights(StoredWeights({"blocks.0.attn": torch.zeros(1)}), tiny_config(), "vit.pth")
+    detector = {"backbone.layer1.0.conv1.weight": torch.zeros(1), "neck.lateral_convs.0.conv.weight": torch.zeros(1)}
+    with pytest.raises(WeightsError, match="OpenMMLab's classifiers"):  # only the body of it would be used
+        rename_weights(StoredWeights(detector), tiny_config(), "mask_rcnn.pth")
