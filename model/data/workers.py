@@ -2,7 +2,8 @@
 
 A worker catches every error and sends its text in place of the batch. Nothing else is awaited for longer than
 `data.timeout_s`: then a thread kills the workers, which ends whatever this process waits for. Workers ignore the
-signals of batch systems and terminals, and so are always killed; on Linux they also die with this process.
+signals of batch systems and terminals, and so are always killed; on Linux they also die with this process, and leave
+no file behind.
 """
 
 import ctypes
@@ -10,16 +11,17 @@ import errno
 import math
 import multiprocessing
 import os
+import queue
 import resource
+import secrets
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import util
+from multiprocessing import connection, util
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
@@ -159,13 +161,15 @@ class _Team:
 
     def __init__(self, loader: "DataLoader[Any]", timeout_s: float, awaited: Callable[[], str]) -> None:
         self._awaited = awaited
-        self._timeout_s, self._deadline_s, self._is_late = timeout_s, math.inf, False
+        self._timeout_s, self._is_late = timeout_s, False
+        self._waited_s = -math.inf  # since a batch is awaited, as counted by the thread
         present, handler = multiprocessing.active_children(), signal.getsignal(signal.SIGCHLD)
         self._workers: list[BaseProcess] = []
         # At exit it runs before multiprocessing sends SIGTERM to its processes, and waits for them.
         self._finalize = util.Finalize(self, _kill, (self._workers,), exitpriority=100)
         try:
-            util.get_temp_dir()  # workers use this one, so those that are killed leave none behind
+            if sys.platform != "linux":
+                util.get_temp_dir()  # workers use this one, so those that are killed leave none behind
             self._iterator: Any = iter(loader)
         except OSError as error:
             _kill(child for child in multiprocessing.active_children() if child not in present)
@@ -178,9 +182,8 @@ class _Team:
         if threading.current_thread() is threading.main_thread() and handler is not None:  # None: one of a C library
             # torch's handler raises an error wherever this process is when a worker dies: in a checkpoint, too.
             signal.signal(signal.SIGCHLD, handler)
-        if not loader.pin_memory:  # else torch itself writes to the queue in the end, and reads in a thread
-            self._close_writer()
         self._is_over = threading.Event()
+        self._close_writer()
         threading.Thread(target=self._watch, name="loader watch", daemon=True).start()
 
     def next(self) -> Any:
@@ -189,13 +192,13 @@ class _Team:
         Raises:
             LoaderError: if there is none, for whatever cause.
         """
-        self._deadline_s = time.monotonic() + self._timeout_s
+        self._waited_s = 0.0
         try:
             batch = next(self._iterator, None)
             batch = batch.unpack() if isinstance(batch, Packed) else batch
         except Exception as error:
             raise LoaderError(f"data.workers: {self._reason(error)}") from error
-        self._deadline_s = math.inf
+        self._waited_s = -math.inf
         if isinstance(batch, _Failure):
             raise LoaderError(batch.reason)
         return batch
@@ -210,12 +213,31 @@ class _Team:
         self._iterator._shutdown_workers()
 
     def _close_writer(self) -> None:
-        """Close our end of the workers' queue: as long as a writer lives, the rest of a cut-off message is awaited."""
-        self._iterator._worker_result_queue._writer.close()
+        """Close our end of the workers' queue: as long as a writer lives, the rest of a cut-off message is awaited.
+
+        With a GPU torch reads in a thread, which in the end it wakes by a message, and then waits for. Here the end of
+        the last worker wakes it.
+        """
+        results = self._iterator._worker_result_queue
+        results._writer.close()
+        get = results.get
+
+        def get_or_wait(*args: Any, **options: Any) -> Any:
+            try:
+                return get(*args, **options)
+            except (EOFError, OSError):  # no worker is left; who waits for a batch sees that, too
+                self._is_over.wait(1)
+                raise queue.Empty from None
+
+        if hasattr(self._iterator, "_pin_memory_thread"):
+            results.get, results.put = get_or_wait, lambda message: None
 
     def _watch(self) -> None:
-        while not self._is_over.wait(min(1.0, self._timeout_s / 10)):
-            if time.monotonic() > self._deadline_s:
+        """Kill the workers if a batch takes too long, apart from time in which this process was stopped."""
+        tick_s = min(1.0, self._timeout_s / 10)
+        while not self._is_over.wait(tick_s):
+            self._waited_s += tick_s
+            if self._waited_s > self._timeout_s:
                 self._is_late = True
                 _kill(self._workers)
                 return
@@ -224,7 +246,7 @@ class _Team:
         if self._is_late:
             return (
                 f"no batch came within {self._timeout_s:g} s: a worker hangs on {self._awaited()}, or their disk does "
-                "not answer; if it is only slow, raise data.timeout_s (and train.timeout_s)"
+                "not answer; if it is only slow, raise data.timeout_s (and train.timeout_s, to twice as much)"
             )
         for worker in self._workers:
             if worker.exitcode == -signal.SIGKILL:
@@ -259,8 +281,14 @@ def _begin_worker(worker: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent.pid:  # it died before
             os._exit(1)
+        # The thread that hands over files listens at a name, which would be that of a file.
+        connection.arbitrary_address = _name_without_file  # type: ignore[attr-defined]
     # The thread that hands over files reports no error of its own: who waits for the file sees it fail, and says so.
     sys.excepthook = lambda *_: None
+
+
+def _name_without_file(family: str) -> str:
+    return f"\0maskrcnn-{os.getpid()}-{secrets.token_hex(8)}"
 
 
 def _kill(workers: Iterable[BaseProcess]) -> None:

@@ -6,6 +6,7 @@ import resource
 import signal
 import struct
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -108,12 +109,12 @@ def use_up_open_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
 
-def die_amid_a_message() -> None:
+def die_amid_a_message(size: int = 1000) -> None:
     frame = sys._getframe()
     while "data_queue" not in frame.f_locals:  # torch's loop of a worker has it
         assert frame.f_back is not None
         frame = frame.f_back
-    os.write(frame.f_locals["data_queue"]._writer.fileno(), struct.pack("!i", 1000) + b"the first bytes")
+    os.write(frame.f_locals["data_queue"]._writer.fileno(), struct.pack("!i", size) + b"the first bytes")
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -127,13 +128,8 @@ def die_amid_a_message() -> None:
             lambda: os.kill(os.getpid(), signal.SIGSTOP),
             r"no batch came within 1 s: a worker hangs on /.*\.png, /.*\.png, or.*raise data\.timeout_s",
         ),
-        pytest.param(
-            die_amid_a_message,
-            r"was killed, as the system does|cannot be taken over from a worker",  # as soon as its end is known
-            marks=pytest.mark.skipif(
-                torch.cuda.is_available(), reason="needs a machine without a GPU, for which torch reads in a thread"
-            ),
-        ),
+        # as soon as its end is known
+        (die_amid_a_message, r"was killed, as the system does|cannot be taken over from a worker"),
     ],
     ids=["an error that cannot be pickled", "no open files", "killed", "hanging", "killed amid a message"],
 )
@@ -232,3 +228,98 @@ def test_a_process_that_ends_without_closing_its_loader_leaves_no_worker_and_doe
 def _runs(pid: int) -> bool:
     status = Path(f"/proc/{pid}/stat")
     return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+class Accelerator:
+    """Torch's description of a GPU, as far as its data loader asks for it."""
+
+    type = "cuda"
+
+
+@pytest.fixture
+def pinning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's data loader reads in a thread, which pins memory, as with a GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", Accelerator)
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", lambda index: None)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+
+
+def pinning_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if "_pin_memory_loop" in thread.name]
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_the_end_does_not_wait_for_the_thread_that_pins_memory(
+    index: CocoIndex, data: DataConfig, dies: bool, pinning: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    begun = multiprocessing.get_context("fork").Value("i", 0)
+
+    def act() -> None:
+        begun.value += 1
+        if dies and begun.value > 4:
+            die_amid_a_message(100_000)  # of which torch's own message at the end would be a part
+
+    began = time.monotonic()
+    batches = iter(loader_whose_workers(index, data, act))
+    next(batches)
+    assert len(pinning_threads()) == 1
+    if dies:
+        with pytest.raises(LoaderError, match="was killed"):
+            for _ in batches:
+                pass
+    batches.close()
+    assert time.monotonic() - began < 30
+    assert not pinning_threads()
+    assert not workers()
+    assert not capfd.readouterr().err
+
+
+def _train_slowly(index: CocoIndex, data: DataConfig, pids: Any) -> None:
+    batches = iter(loader_whose_workers(index, data, lambda: time.sleep(0.4)))
+    next(batches)
+    pids.send(workers())
+    for _ in range(4):
+        next(batches)
+    os._exit(0)
+
+
+def test_time_in_which_the_process_is_stopped_does_not_count(index: CocoIndex, data: DataConfig) -> None:
+    here, there = FORK.Pipe()
+    slow = data.model_copy(update={"timeout_s": 1.0, "workers": 1})
+    process = FORK.Process(target=_train_slowly, args=(index, slow, there))
+    process.start()
+    assert process.pid is not None
+    pids = [*here.recv(), process.pid]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(1.5)
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+    process.join(30)
+    process.kill()
+    assert process.exitcode == 0
+
+
+def test_workers_have_no_files_that_an_end_could_leave_behind(index: CocoIndex, data: DataConfig) -> None:
+    here, there = FORK.Pipe()
+    process = FORK.Process(target=_name_listeners, args=(index, data, there))
+    process.start()
+    folder, names = here.recv()
+    process.join(30)
+    assert folder is None, "a folder of multiprocessing, which SIGTERM and SIGKILL would leave"
+    assert len(names) == data.workers
+    assert all(name.startswith("@maskrcnn-") for name in names)
+
+
+def _name_listeners(index: CocoIndex, data: DataConfig, results: Any) -> None:
+    multiprocessing.current_process()._config.pop("tempdir", None)  # that of this test session
+    with closing(iter(train_loader(index, data, batch_size=2, seed=0))) as batches:
+        for _ in range(4):
+            next(batches)
+        own = {f"maskrcnn-{pid}-" for pid in workers()}
+        names = {line.split()[-1] for line in Path("/proc/net/unix").read_text().splitlines() if "@maskrcnn-" in line}
+        listening = [name for name in names if any(name.startswith(f"@{prefix}") for prefix in own)]
+        results.send((multiprocessing.current_process()._config.get("tempdir"), listening))
