@@ -1,20 +1,23 @@
 """Launch of a stage in several processes of this machine with torchrun (`train.processes`), and handling of signals.
 
-On several machines torchrun is called by hand, or by the training operator:
-`torchrun --nnodes=2 --nproc-per-node=8 … -m components.train`.
+`python -m components.launch` is torchrun with the statuses of stages: 2 after an error that a user can fix, which the
+stage has printed, 143 and 130 after signals. On several machines it is called by hand, or by the training operator:
+`python -m components.launch --nnodes=2 --nproc-per-node=8 … -m components.train`.
 """
 
+import logging
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
 # 128 + 15, as in shells; the training operator retries after statuses above 127.
 STATUS_OF_SIGTERM = 143
+_STATUS_OF_ERROR = 2  # see components.cli.user_errors
 
 
 @contextmanager
@@ -32,7 +35,8 @@ def handled(numbers: Iterable[int], handler: Callable[[int, FrameType | None], o
         yield
     finally:
         for number, present in before.items():
-            signal.signal(number, present)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # ignored since, until the end of the process
+                signal.signal(number, present)
 
 
 def end_process(number: int, frame: FrameType | None) -> None:
@@ -70,7 +74,7 @@ def relaunch(stage: str, processes: int, argv: Sequence[str] | None) -> bool:
         return False
     words = sys.argv[1:] if argv is None else argv
     options = ["--standalone", f"--nproc-per-node={wanted}", "-m", f"components.{stage}"]
-    status = _run([sys.executable, "-m", "torch.distributed.run", *options, *words])
+    status = _run([sys.executable, "-m", "components.launch", *options, *words])
     if status:
         sys.exit(status)
     return True
@@ -84,7 +88,7 @@ def _one_per_gpu() -> int:
 
 
 def _run(command: Sequence[str]) -> int:
-    """Run a command and pass SIGTERM on to it; torchrun gives its processes 30 s to end, then exits with 1."""
+    """Run a command and pass SIGTERM on to it; torchrun gives its processes 30 s to end."""
     process = subprocess.Popen(command)
     was_terminated = False
 
@@ -100,3 +104,42 @@ def _run(command: Sequence[str]) -> int:
             process.wait()
             raise
     return STATUS_OF_SIGTERM if was_terminated and status else status
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line of torchrun."""
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    for name in ("agent.server.api", "multiprocessing.api"):  # they log what is reported below
+        logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
+    try:
+        run.run(run.parse_args(argv))
+    except SignalException as end:
+        sys.exit(128 + end.sigval)
+    except ChildFailedError as error:
+        status = status_of({failure.exitcode for failure in error.failures.values()})
+        if status == 1:
+            # A process that ended because of another one has neither a traceback nor a signal.
+            telling = {
+                rank: failure
+                for rank, failure in error.failures.items()
+                if failure.exitcode < 0 or isinstance(failure.message, dict)
+            }
+            print(ChildFailedError(error.name, telling or error.failures), file=sys.stderr)
+        sys.exit(status)
+
+
+def status_of(exit_codes: Collection[int]) -> int:
+    """Status of a job by the exit codes of its processes, negative for signals, that have failed."""
+    if _STATUS_OF_ERROR in exit_codes:
+        return _STATUS_OF_ERROR
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if set(exit_codes) <= {-signal.SIGTERM, STATUS_OF_SIGTERM, -number, 128 + number}:
+            return 128 + number
+    return 1
+
+
+if __name__ == "__main__":
+    main()

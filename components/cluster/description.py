@@ -109,7 +109,7 @@ def _command(config: Config, skip_test: bool) -> tuple[str, ...]:
     ]
     options = ["--skip-test"] if skip_test else []
     # tini: as PID 1, torchrun would lose a signal that comes during its imports.
-    words = ("tini", "--", "python", "-m", "torch.distributed.run", "-m", "components.train", *options, *values)
+    words = ("tini", "--", "python", "-m", "components.launch", "-m", "components.train", *options, *values)
     return tuple(word.replace("$(", "$$(") for word in words)  # Kubernetes would expand $(NAME)
 
 

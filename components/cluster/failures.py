@@ -24,7 +24,7 @@ _STUCK = {
 }
 _HINTS = {
     1: "one of torchrun's processes failed; the log says which and why",
-    2: "the configuration is invalid; the log says which value",
+    2: "an error of the configuration or the data; the log says which",
     126: "the command cannot be run in this image",
     127: "the image has no tini, or no python",
     # 128 and the number of a signal of Linux; `_hint` names the other ones

@@ -1,5 +1,6 @@
 """What signals do to a process: handled for a while, and left alone where they were ignored."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -7,7 +8,10 @@ import sys
 import threading
 from pathlib import Path
 
-from components.launch import STATUS_OF_SIGTERM, handled
+import pytest
+
+from components import launch
+from components.launch import STATUS_OF_SIGTERM, handled, status_of
 
 ROOT = Path(__file__).resolve().parents[2]
 # Sends itself both signals within the block, then SIGHUP once more behind it.
@@ -78,3 +82,64 @@ def test_sigterm_is_passed_on_to_the_processes_and_decides_the_status() -> None:
         assert process.stdout.readline() == b"ready\n"
         process.terminate()  # this one alone, as a batch system may
         assert process.wait(15) == STATUS_OF_SIGTERM
+
+
+def test_a_signal_that_is_ignored_since_stays_ignored() -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    try:
+        with handled([signal.SIGUSR1], lambda *_: None):
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_the_status_of_a_job_is_that_of_its_processes() -> None:
+    for exit_codes, status in (
+        ([2], 2), ([1, 2, -15], 2), ([1], 1), ([1, -15], 1), ([-9, -15], 1), ([-11], 1),
+        ([143], 143), ([-15], 143), ([143, -15], 143), ([130, -15], 130), ([-2], 130), ([1, 143], 1),
+    ):  # fmt: skip
+        assert status_of(exit_codes) == status, exit_codes
+
+
+# What a stage does in rank 1; rank 0 ends because of it.
+ENDS = {
+    "an error": ("print('error: an image is gone', file=sys.stderr); sys.exit(2)", "sys.exit(2)"),
+    "a bug": (
+        "signal.signal(15, signal.SIG_IGN); from torch.distributed.elastic.multiprocessing.errors import record; record(bug)()",
+        "sys.exit(1)",
+    ),
+    "a signal": ("os.kill(os.getppid(), 15); time.sleep(30)", "time.sleep(30)"),
+}
+
+
+def _torchrun(script: Path, output: Path) -> None:
+    sys.stdout = sys.stderr = output.open("a", buffering=1)
+    os.dup2(sys.stderr.fileno(), 1)
+    os.dup2(sys.stderr.fileno(), 2)
+    launch.main(["--standalone", "--nproc-per-node=2", str(script)])
+
+
+@pytest.mark.parametrize(("kind", "status"), [("an error", 2), ("a bug", 1), ("a signal", 143)])
+def test_torchrun_reports_only_what_no_process_has_reported(kind: str, status: int, tmp_path: Path) -> None:
+    script, output = tmp_path / "stage.py", tmp_path / "output"
+    of_rank_1, of_rank_0 = ENDS[kind]
+    script.write_text(
+        "import os, signal, sys, time\n"
+        "def bug():\n    raise ValueError('deep in the work')\n"
+        f"if os.environ['RANK'] == '1':\n    {of_rank_1}\n{of_rank_0}\n"
+    )
+    process = multiprocessing.get_context("fork").Process(target=_torchrun, args=(script, output))
+    process.start()
+    process.join(60)
+    said = output.read_text()
+    assert process.exitcode == status, said
+    assert "torch/distributed/launcher" not in said
+    assert "torch/distributed/elastic/multiprocessing/api.py" not in said
+    if kind == "an error":
+        assert said.count("\n") == said.count("error: an image is gone\n") == 1
+    if kind == "a bug":
+        root_cause = said[said.index("Root Cause") :]
+        assert "rank      : 1" in root_cause
+        assert "ValueError: deep in the work" in root_cause
+        assert "rank      : 0" not in said

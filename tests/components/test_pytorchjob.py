@@ -118,7 +118,7 @@ def test_the_exit_code_is_reported_and_the_log_before_it(make_cluster: Make):
 
     make_cluster(operator)
     message, said = failure()
-    assert "container pytorch ended with exit code 2, the configuration is invalid" in message
+    assert "container pytorch ended with exit code 2, an error of the configuration or the data" in message
     assert "error: train.base_lr" in said.splitlines()
 
 

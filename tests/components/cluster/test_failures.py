@@ -91,8 +91,8 @@ def test_pods_that_are_missing_are_reported_with_their_number():
 
 def test_exit_codes_say_what_they_mean():
     meanings = {
-        1: "one of torchrun's processes failed", 2: "the configuration is invalid", 126: "the command cannot be run",
-        127: "the image has no tini, or no python",
+        1: "one of torchrun's processes failed", 2: "an error of the configuration or the data",
+        126: "the command cannot be run", 127: "the image has no tini, or no python",
         132: "ended by SIGILL: the image was built for processors", 134: "ended by SIGABRT: a library gave up",
         135: "ended by SIGBUS: /dev/shm or a volume was full; raise cluster.shm",
         137: "ended by SIGKILL: the node was out of memory",

@@ -212,7 +212,7 @@ def test_the_command_carries_every_value_that_training_reads(tmp_path: Path):
         "train.base_lr=0.5", "tracking.run_name='yes'", "data.train_images='$(HOME) a: b'", "train.lr_steps=[7, 9]"
     )
     command = describe(configured, "x", skip_test=True).command
-    launcher = ("tini", "--", "python", "-m", "torch.distributed.run", "-m", "components.train", "--skip-test")
+    launcher = ("tini", "--", "python", "-m", "components.launch", "-m", "components.train", "--skip-test")
     assert command[: len(launcher)] == launcher
     expanded = [word.replace("$$(", "$(") for word in command[len(launcher) :]]  # what Kubernetes makes of it
     (tmp_path / "params.yaml").write_text("train: {base_lr: 1.0}\n")  # the image's own
