@@ -166,7 +166,7 @@ class ClusterConfig(Section):
     gpus_per_node: NonNegativeInt = 1  # 0 trains on CPUs
     processes_per_node: NonNegativeInt = 0  # 0: one for each GPU, or one
     cpu: Cores = 8  # a node
-    memory: Memory = "32Gi"  # a node, /dev/shm within
+    memory: Memory = "32Gi"  # a node, with /dev/shm and the batches of loader workers
     shm: Memory = "8Gi"  # /dev/shm of a node, which NCCL uses
     volumes: tuple[VolumeMount, ...] = (
         "data:/workspace/data",
@@ -227,8 +227,8 @@ class Config(Section):
         return flatten(self.model_dump(mode="json"))
 
     def loading(self) -> DataConfig:
-        """Section `data` as the loader gets it: a worker is a process that train.timeout_s limits, too."""
-        return self.data.model_copy(update={"timeout_s": min(self.data.timeout_s, self.train.timeout_s)})
+        """Section `data` as the loader gets it: its time limit ends before that of the ranks that wait meanwhile."""
+        return self.data.model_copy(update={"timeout_s": min(self.data.timeout_s, self.train.timeout_s / 2)})
 
 
 # Keys of earlier versions, which checkpoints, run folders and studies may hold, and what they are called now.

@@ -6,8 +6,10 @@ module, in the same order.
 """
 
 import os
+import signal
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -20,6 +22,10 @@ from torch.nn.parallel import DistributedDataParallel
 from model.errors import UserError
 
 T = TypeVar("T")
+
+
+class EndedByPeer(SystemExit):
+    """Another process of the job has failed, and reports why; the status is that of its failure."""
 
 
 def rank() -> int:
@@ -160,7 +166,46 @@ def gather_on_main(value: T) -> list[T]:
     return values or []
 
 
-def wait_for_all() -> None:
-    """Barrier: return when every process has reached it."""
-    if world_size() > 1:
-        dist.barrier()
+def on_main(work: Callable[[], T]) -> T:
+    """Do something on rank 0 alone; its result, or its failure, is that of all processes."""
+    failure: Exception | None = None
+    result: Any = None
+    if is_main():
+        try:
+            result = work()
+        except Exception as error:
+            failure = error
+    raise_together(failure)
+    return from_main(result)
+
+
+def raise_together(failure: Exception | None) -> None:
+    """Raise the failure of any process in all of them, so that they end together; return if none has one.
+
+    Rank 0 reports what a user can fix. Any other error is raised where it happened, with its traceback.
+
+    Raises:
+        EndedByPeer: if another process reports the failure.
+    """
+    if world_size() == 1:
+        if failure is not None:
+            raise failure
+        return
+    can_be_fixed = isinstance(failure, UserError | OSError)
+    try:
+        of_ranks = from_main(gather_on_main(None if failure is None else (can_be_fixed, str(failure))))
+    except RuntimeError as error:  # a process is gone
+        raise failure or error from error
+    failures = [of_rank for of_rank in of_ranks if of_rank is not None]
+    if not failures:
+        return
+    end_undisturbed()
+    if all(can_be_fixed for can_be_fixed, _ in failures):
+        raise (failure or UserError(failures[0][1])) if is_main() else EndedByPeer(2)
+    raise EndedByPeer(1) if failure is None or can_be_fixed else failure
+
+
+def end_undisturbed() -> None:
+    """Ignore SIGTERM from now on: torchrun sends it to all other processes as soon as the first has ended."""
+    if world_size() > 1 and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -15,7 +15,7 @@ from components.runs.lock import require_folder, writing
 from components.runs.trained import Trained, load_trained, open_split
 from components.tracking.tracker import open_tracker
 from model.data.index import CocoIndex
-from model.distributed import from_main, pick_device, process_group
+from model.distributed import on_main, pick_device, process_group
 from model.files import write_atomically
 from model.scoring.backends import Backend, choose_backend
 from model.scoring.coco import CocoEvaluation, load_ground_truth
@@ -44,7 +44,12 @@ def evaluate(config: Config, checkpoint: str) -> tuple[str, CocoEvaluation | Non
         index = open_split(trained, config.evaluate.split)
         data, dtype = trained.config.data, trained.config.train.dtype
         results = detect(trained.loaded.model, index, data, config.evaluate, dtype=dtype, keep_tensors=True)
-        evaluation = from_main(None if results is None else _finish(config, trained, index, results, backend))
+
+        def finished() -> CocoEvaluation | None:
+            assert results is not None
+            return _finish(config, trained, index, results, backend)
+
+        evaluation = on_main(finished)
     return trained.name, evaluation
 
 

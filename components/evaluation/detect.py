@@ -13,7 +13,7 @@ from model.config import DataConfig, EvaluateConfig
 from model.data.index import CocoIndex
 from model.data.loader import eval_loader
 from model.data.views import views_loader
-from model.distributed import gather_on_main, is_main, rank, world_size
+from model.distributed import gather_on_main, is_main, raise_together, rank, world_size
 from model.inference.postprocess import original_boxes, to_coco_results
 from model.inference.predict import predict
 from model.inference.test_time import is_plain, predict_views
@@ -48,11 +48,16 @@ def detect(
     Returns:
         Results of all processes, in an order that does not depend on their number; None except on rank 0.
     """
-    found = []
-    for batch, detections in _detections(model, index, data, evaluate, dtype):
-        tensors = _tensors(batch, detections) if keep_tensors else []
-        results = to_coco_results(batch, detections, index.category_ids, model.conventions)
-        found.append(Results(*results, tensors))
+    found: list[Results] = []
+    failure: Exception | None = None
+    try:
+        for batch, detections in _detections(model, index, data, evaluate, dtype):
+            tensors = _tensors(batch, detections) if keep_tensors else []
+            results = to_coco_results(batch, detections, index.category_ids, model.conventions)
+            found.append(Results(*results, tensors))
+    except Exception as error:
+        failure = error
+    raise_together(failure)
     if not (of_ranks := gather_on_main(found)):
         return None
     in_order = [

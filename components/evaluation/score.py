@@ -11,7 +11,7 @@ from components.evaluation.detect import Results, detect
 from model.config import EvaluateConfig
 from model.data.index import CocoIndex
 from model.data.values import distinct
-from model.distributed import from_main
+from model.distributed import on_main
 from model.network.mask_rcnn import MaskRCNN
 from model.scoring.backends import AnyBackend
 from model.scoring.coco import CocoEvaluation, evaluate_proposals, evaluate_results
@@ -25,14 +25,13 @@ def evaluate_model(model: MaskRCNN, config: Config) -> CocoEvaluation:
     index = CocoIndex.open(config.data.prepared_dir, config.evaluate.split, config.loading().timeout_s)
     plain = EvaluateConfig(batch_size=config.evaluate.batch_size)
     results = detect(model, index, config.loading(), plain, dtype=config.train.dtype)
-    evaluation = None
-    if results is not None:
-        evaluation = score(
-            index.ground_truth_path, results, config.evaluate.backend, max_detections=config.evaluate.max_detections
-        )
-    evaluation = from_main(evaluation)
-    assert evaluation is not None
-    return evaluation
+
+    def scored() -> CocoEvaluation:
+        assert results is not None
+        limit = config.evaluate.max_detections
+        return score(index.ground_truth_path, results, config.evaluate.backend, max_detections=limit)
+
+    return on_main(scored)
 
 
 def score(

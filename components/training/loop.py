@@ -1,12 +1,11 @@
 """One training run: its state, checkpoints, log and stop conditions. `components/train.py` is the stage around it."""
 
 import json
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from rich.console import Console
@@ -21,17 +20,21 @@ from components.runs.identity import changes_since_checkpoint
 from components.runs.lock import move_aside, require_folder
 from components.tracking.tracker import Tracker
 from components.training.checks import check_divisible, check_learnable
+from components.training.ending import Ending, Preempted
 from components.training.log import TrainingLog, peak_memory_mib
 from model.data.index import CocoIndex
 from model.data.loader import batches_per_epoch, train_loader
 from model.distributed import (
-    any_rank,
+    EndedByPeer,
     average_batch_norms,
     data_parallel,
+    end_undisturbed,
     from_main,
+    gather_on_main,
     is_main,
+    on_main,
+    raise_together,
     rank,
-    wait_for_all,
     world_size,
 )
 from model.engine.average import WeightAverage
@@ -47,16 +50,11 @@ from model.files import make_folder, write_atomically
 from model.inference.predictor import Predictor
 from model.network.mask_rcnn import MaskRCNN
 from model.scoring.names import ResultType
-from model.structures import Batch
 from model.weights.load import load_weights
 
 
 class DivergedError(UserError):
     """Losses or gradients were not finite for too many steps in a row."""
-
-
-class Preempted(SystemExit):
-    """Training was ended early by a signal, after saving a checkpoint; the status is 128 + the signal's number."""
 
 
 class Training:
@@ -100,9 +98,7 @@ class Training:
             if path is None:
                 self._write_before()
         self._unread: Step | None = None
-        self._asked_to_end = torch.zeros((), device=device)
-        self._signal: signal.Signals | None = None  # the one that asked to end
-        self._waits_for_data = False
+        self.ending = Ending(device, config.train.accumulation_steps, reads_late=device.type == "cuda")
         self.log = TrainingLog(config.train.log_period, config.train.max_iters)
 
     def run(self, tracker: Tracker) -> None:
@@ -122,34 +118,8 @@ class Training:
             shard=(rank(), world_size()),
         )
         with closing(iter(loader)) as batches:
-            model, fetched = data_parallel(self.model), self._fetched(batches)
+            model, fetched = data_parallel(self.model), self.ending.batches(batches)
             self._run(train_steps(model, fetched, self.optimizer, train, self.scaler, self.step), epoch, tracker)
-
-    def ask_to_end(self, number: int) -> None:
-        """Handle a signal: end after this step, with a checkpoint; one rank alone that awaits data ends at once.
-
-        Raises:
-            Preempted: if data are awaited.
-        """
-        if self._signal is not None:
-            return
-        self._signal = signal.Signals(number)
-        is_alone = world_size() == 1
-        if (
-            number == signal.SIGINT and is_alone and "WORLD_SIZE" not in os.environ
-        ):  # torchrun sends its own SIGINT, too
-            signal.signal(number, signal.SIG_DFL)
-            os.write(2, b"\ninterrupted: saving after this step; Ctrl-C again ends training at once, without saving\n")
-        if self._waits_for_data and is_alone:
-            raise Preempted(128 + number)
-
-    def _fetched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yield the batches. Weights do not change while one is awaited, so the step before can be saved then."""
-        while True:
-            self._waits_for_data = True
-            batch = next(batches)
-            self._waits_for_data = False
-            yield batch
 
     def _run(self, steps: Iterator[Step], epoch: int, tracker: Tracker) -> None:
         config, train = self.config, self.config.train
@@ -163,54 +133,57 @@ class Training:
                 self._watch(step)
                 ends_epoch = config.evaluate.every_epoch and step.number % epoch == 0
                 saves = ends_epoch or step.number % train.checkpoint_period == 0 or step.number == train.max_iters
-                is_ending = self._should_end()
-                if saves or is_ending or step.number % train.log_period == 0:
+                if saves or step.number % train.log_period == 0:
                     self._report(window, tracker)  # also before a checkpoint, so that the journal is never behind it
                     window.clear()
                 is_best = ends_epoch and self._evaluate(tracker)
-                if saves or is_ending:
+                if saves:
                     self.save(is_best=is_best)
-                if self.reached_target:
+                if self.reached_target or self.ending.is_agreed():
                     break
-                if is_ending and step.number < train.max_iters:
-                    raise Preempted(128 + (self._signal or signal.SIGTERM))
+            if not self.reached_target and self.step < train.max_iters:
+                self._end_early(window, tracker)
         except GraphCaptureError:
             window.clear()  # the device may no longer respond
-            raise
-        except (Exception, Preempted) as end:
-            had_no_data, self._waits_for_data = self._waits_for_data, False
-            if had_no_data and world_size() == 1:  # other ranks would have to save with this one
-                self._save_step_before(window, tracker)
-            if had_no_data or isinstance(end, Preempted):
-                by = {None: "ended by an error", signal.SIGINT: "interrupted"}.get(self._signal, "ended by SIGTERM")
-                saved = f"saved step {self._saved_step}; run the same command to continue from there"
-                text = f"{by}: {saved if self._saved_step else 'before the first step'}"
-                self.console.print(text, soft_wrap=True)
             raise
         finally:
             if window:  # training diverged or was interrupted: write the last steps to the journal
                 self._report(window, tracker)
 
+    def _end_early(self, window: list[Step], tracker: Tracker) -> NoReturn:
+        """Save the last step, in all ranks, say so, and raise the reason for the end."""
+        self._save_last(window, tracker)
+        number = next((of_rank for of_rank in from_main(gather_on_main(self.ending.signal)) if of_rank), None)
+        by = {None: "ended by an error", signal.SIGINT: "interrupted"}.get(number, "ended by SIGTERM")
+        saved = f"saved step {self._saved_step}; run the same command to continue from there"
+        text = f"{by}: {saved if self._saved_step else 'before the first step'}"
+        self.console.print(text, soft_wrap=True)
+        raise_together(self.ending.failure)
+        end_undisturbed()
+        raise Preempted(128 + (number or signal.SIGTERM))
+
     def save(self, *, is_best: bool = False) -> None:
         """Write a checkpoint of the current step, and mark it as the best so far if `is_best`."""
         self._watch(None)
         average_batch_norms(self.model)
-        if is_main():
+
+        def write() -> None:
             require_folder(self.run_dir)
             checkpoint = save_checkpoint(self.run_dir, self.step, self._state(), keep_last=self.config.train.keep_last)
             if is_best:
                 mark_best(self.run_dir, checkpoint)
-        wait_for_all()
+
+        on_main(write)
         self._saved_step = self.step
 
-    def _save_step_before(self, window: list[Step], tracker: Tracker) -> None:
-        """Save the step before the one that has no data, unless it is saved."""
+    def _save_last(self, window: list[Step], tracker: Tracker) -> None:
+        """Save the last step, unless it is saved; the error that ends training counts more than one of these."""
         try:
             if window:
-                self._report(window, tracker)
+                on_main(lambda: self._report(window, tracker))
             if self.step != self._saved_step:
                 self.save()
-        except (UserError, OSError) as error:  # the error that led here counts more
+        except (UserError, OSError, EndedByPeer) as error:
             self.console.print(f"step {self.step} could not be saved: {error}")
         finally:
             window.clear()
@@ -273,11 +246,6 @@ class Training:
                 yield step
                 bar.update(task, completed=step.number)
 
-    def _should_end(self) -> bool:
-        """True if any process was asked to end; with a GPU, as of the previous step, so that it never idles."""
-        asked, self._asked_to_end = self._asked_to_end, any_rank(self._signal is not None, self.device)
-        return bool(asked if self.device.type == "cuda" else self._asked_to_end)
-
     def _watch(self, step: Step | None) -> None:
         """Count skipped steps in a row; too many end the run.
 
@@ -324,8 +292,13 @@ class Training:
     def _evaluate(self, tracker: Tracker) -> bool:
         """Score the current weights; return True if they are the best so far, by CocoEvaluation.main_score."""
         evaluate = self.config.evaluate
-        with nullcontext() if self.average is None else self.average.applied():
-            evaluation = evaluate_model(self.model, self.config)
+        try:
+            with nullcontext() if self.average is None else self.average.applied():
+                evaluation = evaluate_model(self.model, self.config)
+        except (UserError, OSError, EndedByPeer) as error:
+            if getattr(error, "code", 2) == 2:  # every rank is here
+                self._save_last([], tracker)
+            raise
         names = {"bbox": "AP", "segm": "AP", "proposals": "AR1000"}
         found = {result_type: scores[names[result_type]] or 0.0 for result_type, scores in evaluation.scores.items()}
         tracker.log_metrics({f"epoch/{names[k].lower()}_{k}": value for k, value in found.items()}, self.step)

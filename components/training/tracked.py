@@ -34,7 +34,7 @@ def trained(config: Config, device: torch.device, console: Console) -> Iterator[
 def _train(config: Config, device: torch.device, console: Console) -> tuple[Training, Path]:
     training = Training(config, device, console)
     began = time.perf_counter()
-    by_signal = handled([signal.SIGTERM, signal.SIGINT], lambda number, _: training.ask_to_end(number))
+    by_signal = handled([signal.SIGTERM, signal.SIGINT], lambda number, _: training.ending.ask(number))
     with _tracker(training) as tracker, by_signal:
         tracker.rewind(training.step)
         training.run(tracker)

@@ -55,7 +55,7 @@ def train_steps(
     scaler: LossScaler,
     start_step: int = 0,
 ) -> Iterator[Step]:
-    """Train from step start_step + 1 to max_iters.
+    """Train from step start_step + 1 to max_iters, or until there are no more batches.
 
     Args:
         model: a MaskRCNN, or the return value of `data_parallel` for one.
@@ -72,6 +72,8 @@ def train_steps(
         began, rate = time.perf_counter(), learning_rate(train, number)
         set_learning_rate(optimizer, rate)
         micro_batches = list(islice(on_device, train.accumulation_steps))
+        if len(micro_batches) < train.accumulation_steps:
+            return
         data_s = time.perf_counter() - began
         if graphed:
             outcome = graphed(*micro_batches)

@@ -45,9 +45,9 @@ class Ranks:
             process.join(120)
         return [process.exitcode for process in self.processes]
 
-    def output(self) -> str:
-        """What rank 0 has printed so far."""
-        path = self.folder / "rank_0.log"
+    def output(self, rank: int = 0) -> str:
+        """What a rank has printed so far."""
+        path = self.folder / f"rank_{rank}.log"
         return path.read_text() if path.exists() else ""
 
 

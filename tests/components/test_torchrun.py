@@ -7,7 +7,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from components import download, prepare, train
 from components.config import Config
 from components.params import load_config, save_config
 from model import distributed
+from model.data.index import CocoIndex
+from model.data.loader import GroupedBatchSampler, ShardedBatches
 from model.engine.checkpoint import read_checkpoint
 from model.engine.pointers import last_checkpoint
 
@@ -49,6 +52,14 @@ def saved_params(root: Path, config: Config) -> str:
     params = root / f"{config.train.output_dir.name}.yaml"
     save_config(config, params)
     return str(params)
+
+
+def image_of(config: Config, step: int, rank: int) -> Path:
+    """The first image in the last micro-batch of a step that one of two ranks gets."""
+    train, index = config.train, CocoIndex.open(config.data.prepared_dir, "train")
+    sampler = GroupedBatchSampler(index, config.data, batch_size=train.micro_batch_size, seed=train.seed)
+    *_, batch = islice(ShardedBatches(sampler, rank, 2), step * train.accumulation_steps)
+    return index.image_path(batch[0][0])
 
 
 @contextmanager
@@ -112,13 +123,38 @@ def alone(shapes: Path) -> Config:
     return config
 
 
+def assert_data_that_fail_cost_no_step(
+    config: Config,
+    command: tuple[str, ...],
+    start_ranks: Callable[..., Any],
+    without: Callable[[Path], AbstractContextManager[None]],
+) -> None:
+    """Training in two ranks, of which one has no data for its third step, ends after the second, and says so once."""
+    path = image_of(config, step=3, rank=1)
+    with without(path):
+        ranks = start_ranks(2, *command)
+        assert ranks.wait() == [2, 2], ranks.output()
+    output = "".join(ranks.output(rank) for rank in range(2))
+    assert output.count(f"error: {path}: is gone since `maskrcnn prepare`") == output.count(str(path)) == 1
+    assert "ended by an error: saved step 2; run the same command" in ranks.output()
+    assert "Traceback" not in output
+    assert len(losses(config)) == 2
+
+
 @pytest.mark.parametrize("accumulation_steps", [1, 2])
-def test_two_processes_learn_as_one_with_their_joint_batch(
-    accumulation_steps: int, shapes: Path, alone: Config, start_ranks: Callable[..., Any]
+def test_two_processes_learn_as_one_with_their_joint_batch_also_if_one_had_no_data_for_a_step(
+    accumulation_steps: int,
+    shapes: Path,
+    alone: Config,
+    start_ranks: Callable[..., Any],
+    without: Callable[[Path], AbstractContextManager[None]],
 ) -> None:
     name = f"together_{accumulation_steps}"
     together = small_config(shapes, name, f"train.accumulation_steps={accumulation_steps}")
-    ranks = start_ranks(2, "train", "--skip-test", "--params", saved_params(shapes, together))
+    command = ("train", "--skip-test", "--params", saved_params(shapes, together))
+    if accumulation_steps == 2:
+        assert_data_that_fail_cost_no_step(together, command, start_ranks, without)
+    ranks = start_ranks(2, *command)
     assert ranks.wait() == [0, 0], ranks.output()
     expected, got = losses(alone), losses(together)
     assert len(got) == STEPS

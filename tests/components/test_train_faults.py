@@ -19,6 +19,7 @@ from components import download, evaluate, prepare, train
 from components.config import Config
 from components.launch import handled
 from components.params import load_config
+from components.tracking.tracker import NullTracker
 from components.training import loop
 from model.data.index import CocoIndex
 from model.data.loader import GroupedBatchSampler
@@ -105,7 +106,7 @@ def test_data_that_fail_end_training_and_evaluation_with_their_name_and_without_
     assert str(caught.value).startswith(f"{path}: is gone since `maskrcnn prepare`")
     assert (saved_step(config), len(losses(config))) == (1, 1)
     with hanging(path), pytest.raises(UserError, match=rf"no batch came within 1 s.*{path}.*train\.timeout_s"):
-        train.run(small_config(root, "broken", "train.timeout_s=1"), skip_test=True)
+        train.run(small_config(root, "broken", "train.timeout_s=2"), skip_test=True)
     assert (saved_step(config), len(losses(config))) == (1, 1)
     train.run(config, skip_test=True)
     whole = small_config(root, "whole", "data.workers=0")
@@ -115,8 +116,20 @@ def test_data_that_fail_end_training_and_evaluation_with_their_name_and_without_
     with without(path), pytest.raises(UserError, match=r"is gone since `maskrcnn prepare`"):
         evaluate.run(config)
     with hanging(path), owners_of(config) as owners, pytest.raises(UserError, match=r"no batch came within 1 s"):
-        train.run(small_config(root, "broken", "train.timeout_s=1"))  # trained already; evaluates
+        train.run(small_config(root, "broken", "train.timeout_s=2"))  # trained already; evaluates
     assert owners == {"maskrcnn train"}, "no other stage can start before evaluation"
+
+
+def test_an_evaluation_that_fails_during_training_costs_no_step(
+    root: Path, without: Callable[[Path], AbstractContextManager[None]]
+) -> None:
+    config = small_config(root, "not_evaluated")
+    training = loop.Training(config, torch.device("cpu"), Console(quiet=True))
+    training.step = 2
+    path = CocoIndex.open(config.data.prepared_dir, "val").image_path(2)
+    with without(path), pytest.raises(UserError, match="is gone since"):
+        training._evaluate(NullTracker())
+    assert saved_step(config) == 2
 
 
 @pytest.mark.parametrize(
@@ -152,6 +165,6 @@ def test_the_second_ctrl_c_is_left_to_the_system_unless_torchrun_sends_it(
         training = loop.Training(small_config(root, "unused"), torch.device("cpu"), Console(quiet=True))
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        with handled([signal.SIGINT], lambda number, _, training=training: training.ask_to_end(number)):
+        with handled([signal.SIGINT], lambda number, _, training=training: training.ending.ask(number)):
             os.kill(os.getpid(), signal.SIGINT)
             assert (signal.getsignal(signal.SIGINT) == signal.SIG_DFL) == left
