@@ -12,6 +12,7 @@ A word of the form section.key=value is an override wherever it stands; the othe
 import argparse
 import errno
 import re
+import resource
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _OVERRIDE = re.compile(r"\w+(\.\w+)+=")
+_ADDRESS_BYTES = 8 << 30  # predict on a CPU fails with 3 GB, and works with 6
 _REMEDIES = (
     ((errno.ENOENT,), "check that it is spelt right and was not removed meanwhile"),
     ((errno.EACCES, errno.EPERM, errno.EROFS), "give permission, or name another path"),
@@ -119,6 +121,7 @@ def user_errors() -> Iterator[None]:
 
     That is where a UserError is raised, or the operating system refuses something.
     """
+    _warn_of_few_addresses()
     try:
         yield
     except UserError as error:
@@ -132,6 +135,17 @@ def user_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _warn_of_few_addresses() -> None:
+    """Name a limit that ends processes in C++, with status 127 or 134 and no message of its own."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < _ADDRESS_BYTES:
+        print(
+            f"warning: `ulimit -v` is {limit >> 20} MiB, but torch reserves addresses beyond the memory that it uses, "
+            "and aborts without them; raise it, or limit the memory of a container or cgroup",
+            file=sys.stderr,
+        )
 
 
 def _describe(error: OSError) -> str:

@@ -1,6 +1,8 @@
 """What all stages' command lines share."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,8 @@ from rich.table import Table
 from components.cli import parse, stage_parser, terminal, user_errors
 from components.params import ConfigError
 from model.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -97,6 +101,14 @@ def test_what_the_operating_system_refuses_is_one_message_and_status_2(
 def test_a_librarys_error_that_names_nothing_of_the_system_keeps_its_traceback():
     with pytest.raises(OSError, match="cannot identify"), user_errors():
         raise OSError("cannot identify image file")
+
+
+def test_a_limit_that_would_end_torch_without_a_message_is_named():
+    """Not set in this process, which would have no addresses either."""
+    for limit, said in ((3_000_000, "warning: `ulimit -v` is 2929 MiB, but torch reserves"), (20_000_000, "error: ")):
+        shell = f"ulimit -v {limit}; exec {sys.executable} -m components.report none"
+        done = subprocess.run(["sh", "-c", shell], cwd=ROOT, capture_output=True, text=True)
+        assert (done.returncode, done.stderr.startswith(said)) == (2, True), done.stderr
 
 
 def test_an_interrupt_ends_quietly(capsys: pytest.CaptureFixture[str]):
