@@ -184,9 +184,9 @@ class ClusterConfig(Section):
     restarts: NonNegativeInt = 3  # restarts of each node's container before a PyTorchJob fails
     grace_s: Annotated[int, Field(ge=30)] = 120  # from SIGTERM to SIGKILL: a checkpoint must be written in it
     ttl_s: PositiveInt = 86400  # time for which a finished PyTorchJob is kept
-    pending_timeout_s: PositiveInt = 3600  # until the first pod runs; in a queue too
+    pending_timeout_s: PositiveInt = 3600  # until the first pod runs; in a queue too, also later
     stuck_timeout_s: PositiveInt = 300  # in which an image or a secret that cannot be had must turn up
-    run_timeout_s: PositiveInt = 604800  # from there to the end
+    run_timeout_s: PositiveInt = 604800  # from there to the end, without the time in a queue
     api_timeout_s: PositiveInt = 300  # without an answer of the API server
     poll_s: PositiveInt = 15  # between looks at the job, should watching it tell nothing
 

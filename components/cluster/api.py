@@ -9,10 +9,12 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from urllib3.exceptions import HTTPError
 
+from components.cluster.failures import not_admitted
 from components.cluster.log import LogCutError
 from components.cluster.manifest import Manifest
 from components.cluster.watch import WatchEndedError
@@ -27,6 +29,7 @@ _RESOURCES = {  # group, version, plural, label of the pods
     "pytorchjob": ("kubeflow.org", "v1", "pytorchjobs", "training.kubeflow.org/job-name"),
     "trainjob": ("trainer.kubeflow.org", "v1alpha1", "trainjobs", "jobset.sigs.k8s.io/jobset-name"),
 }
+_KUEUE_VERSIONS = ("v1beta2", "v1beta1")  # the second before Kueue 0.15
 _NEEDS = {
     "pytorchjob": "training operator 1.9 or later",
     "trainjob": "Kubeflow Trainer 2.3 or later (cluster.api=pytorchjob needs the training operator instead)",
@@ -60,14 +63,14 @@ class JobApi:
             lambda: self._jobs.create_namespaced_custom_object(
                 **self._where, body=manifest, field_validation="Strict", **_TIMES
             ),
-            none_on=409,
+            none_on=(409,),
         )
         return answer is not None
 
     def get(self, name: str) -> Json | None:
         """Return the job, or None if there is none."""
         return self._ask(
-            "get", lambda: self._jobs.get_namespaced_custom_object(**self._where, name=name, **_TIMES), none_on=404
+            "get", lambda: self._jobs.get_namespaced_custom_object(**self._where, name=name, **_TIMES), none_on=(404,)
         )
 
     def delete(self, name: str) -> bool:
@@ -78,7 +81,7 @@ class JobApi:
                 **self._where, name=name, propagation_policy="Foreground", **_TIMES
             )
 
-        self._ask("delete", call, none_on=404)
+        self._ask("delete", call, none_on=(404,))
         until_s = time.monotonic() + self.cluster.grace_s + 60
         while self.get(name) is not None:
             if time.monotonic() > until_s:
@@ -121,6 +124,23 @@ class JobApi:
             lambda: self._core.list_namespaced_event(self.cluster.namespace, field_selector=selector, **_RAW),
         )
 
+    def queue_message(self, job: Json) -> str:
+        """Return Kueue's reason why it has not admitted a job; empty if there is none, or it must not be read."""
+        uid = job["metadata"].get("uid")
+        if self.cluster.scheduler != "kueue" or not uid:
+            return ""
+        for version in _KUEUE_VERSIONS:
+            call = partial(
+                self._jobs.list_namespaced_custom_object,
+                *("kueue.x-k8s.io", version, self.cluster.namespace, "workloads"),
+                label_selector=f"kueue.x-k8s.io/job-uid={uid}",
+                **_TIMES,
+            )
+            found = self._ask("list Kueue's workloads", call, none_on=(403, 404))
+            if found is not None:
+                return not_admitted(found["items"])
+        return ""
+
     def read_log(self, pod: str, container: str, *, since_s: int | None, follow: bool) -> Iterator[bytes]:
         """Yield the log of a pod's container, each line with a time stamp.
 
@@ -145,14 +165,14 @@ class JobApi:
     def _items(self, what: str, call: Callable[[], Any]) -> list[Json]:
         return self._ask(what, lambda: json.loads(call().data))["items"]
 
-    def _ask(self, what: str, call: Callable[[], Any], *, none_on: int | None = None) -> Any:
-        """Return the answer to a call, or None if its status is `none_on`; repeat while the server is unavailable."""
+    def _ask(self, what: str, call: Callable[[], Any], *, none_on: tuple[int, ...] = ()) -> Any:
+        """Return the answer to a call, or None on a status of `none_on`; repeat while the server is unavailable."""
         until_s, pause_s = time.monotonic() + self.cluster.api_timeout_s, 0.25
         while True:
             try:
                 return call()
             except self._refused as error:
-                if error.status == none_on:
+                if error.status in none_on:
                     return None
                 if 0 < error.status < 500 and error.status != 429:
                     raise ClusterError(self._refusal(what, error)) from error

@@ -176,6 +176,18 @@ def waiting_reason(pods: list[Json], nodes: int) -> str:
     return f"{(states or ['pods are Pending'])[0]}, and no warning says why"
 
 
+def not_admitted(workloads: list[Json]) -> str:
+    """Reason why Kueue has not admitted a job, as its workload states it; empty if it has, or states none."""
+    for status in (workload.get("status", {}) for workload in workloads):
+        conditions = {(one["type"], one["status"]): one.get("message", "") for one in status.get("conditions", [])}
+        checks = [one.get("message", "") for one in status.get("admissionChecks", []) if one.get("state") != "Ready"]
+        kinds = (("QuotaReserved", "False"), ("Evicted", "True"), ("Admitted", "False"))
+        reasons = [conditions.get(kinds[0], ""), *checks, *(conditions.get(kind, "") for kind in kinds[1:])]
+        if ("Admitted", "True") not in conditions and any(reasons):
+            return next(filter(None, reasons)).strip()
+    return ""
+
+
 def since(events: list[Json], at: str) -> list[Json]:
     """Events not older than an RFC 3339 time: those of an earlier job have the same names."""
     # Objects' times are to the second. An event without a time is kept.

@@ -43,6 +43,8 @@ class Source(Protocol):
 
     def events(self) -> list[Json]: ...
 
+    def queue_message(self, job: Json) -> str: ...
+
 
 class Follower:
     """State of a job that is being followed."""
@@ -51,6 +53,7 @@ class Follower:
         self._source, self._cluster, self._say = source, cluster, say
         self._began_s = time.monotonic()
         self._running_since_s: float | None = None
+        self._ran_s = 0.0  # before the last suspension
         self._stuck_since_s: float | None = None
         self._suspended_at: str | None = None  # time of the present suspension
         self._waiting_since: tuple[float, str] | None = None  # monotonic, and as people read it
@@ -111,6 +114,8 @@ class Follower:
         if _waits(job, pods):
             events = since(self._source.events(), job["metadata"].get("creationTimestamp", ""))
         failures = find_failures(job["metadata"]["name"], pods, events, _nodes(job))
+        if not pods and (message := self._source.queue_message(job)):
+            failures.append(Failure("waiting", "", f"the queue has not admitted it: {message}"))
         self._current = [failure for failure in failures if failure.kind in ("stuck", "unschedulable", "waiting")]
         for failure in failures:
             # Repeated warnings differ by numbers, such as ids of requests.
@@ -147,16 +152,20 @@ class Follower:
 
     def _why(self, job: Json, pods: list[Json]) -> str:
         """Reason why the job waits, as far as it is known."""
-        if self._suspended_at is not None and not pods:
-            return "it is suspended"
         stuck = [failure for failure in self._current if failure.kind == "stuck"]
         last = (stuck or self._current)[-1:]
+        if self._suspended_at is not None and not pods:
+            return "; ".join(["it is suspended", *(failure.text for failure in last)])
         return last[0].text if last else waiting_reason(pods, _nodes(job))
 
     def _check_times(self, job: Json, pods: list[Json]) -> None:
         name, now_s, cluster = job["metadata"]["name"], time.monotonic(), self._cluster
         is_running = any(pod.get("status", {}).get("phase") == "Running" for pod in pods)
         stuck = [failure for failure in self._current if failure.kind == "stuck"]
+        if self._suspended_at is not None and not is_running and self._running_since_s is not None:
+            # A queue has taken its place: from now on it waits for one, as at first.
+            self._ran_s += now_s - self._running_since_s
+            self._began_s, self._running_since_s = now_s, None
         if is_running and self._running_since_s is None:
             self._running_since_s = now_s
             self._say(f"{name} started after {now_s - self._began_s:.0f} s")
@@ -169,7 +178,7 @@ class Follower:
             if now_s - self._began_s > cluster.pending_timeout_s:
                 text = f"{name} did not start within cluster.pending_timeout_s={cluster.pending_timeout_s}"
                 raise JobTimeoutError(self._with_reasons(f"{text}: {self._why(job, pods)}", is_explained=True))
-        elif now_s - self._running_since_s > cluster.run_timeout_s:
+        elif self._ran_s + now_s - self._running_since_s > cluster.run_timeout_s:
             text = (
                 f"{name} did not end within cluster.run_timeout_s={cluster.run_timeout_s}; "
                 "run the same command to continue from its last checkpoint"

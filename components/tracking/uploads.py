@@ -1,7 +1,7 @@
 """Artifact stores with a time limit of their own, since they may take minutes over a file; see `make_client`.
 
-The limit is MLflow's MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT, which MLflow itself keeps for Google's store only. Nothing
-is sent twice here, since that would be a whole file: the outbox counts its tries.
+The limit is MLflow's MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT, which MLflow itself keeps for Google's store only. A
+server is sent nothing twice here, since that would be a whole file: the outbox counts its tries.
 """
 
 import os
@@ -73,14 +73,16 @@ class PatientRepository(PatientHttpRepository, MlflowArtifactsRepository):
 def s3_repository(artifact_uri: str, **uris: Any) -> ArtifactRepository:
     """Make MLflow's repository of S3, whose client takes its limits from boto3's default session.
 
-    By default, boto3 waits 60 s for each answer, and sends a file (above 8 MB, a part of it) up to five times.
+    By default, boto3 waits 60 s for each answer, and sends a file (above 8 MB, a part of it) up to three times (five in
+    earlier versions). A second
+    time is of use here: without it, one part that fails would cost a try of the whole file.
     """
     import boto3
     import botocore.session
     from botocore.config import Config
 
     # The variable also goes before what the configuration of AWS says.
-    retries = {} if os.environ.get("AWS_MAX_ATTEMPTS") else {"retries": {"total_max_attempts": 1}}
+    retries = {} if os.environ.get("AWS_MAX_ATTEMPTS") else {"retries": {"total_max_attempts": 2}}
     session = botocore.session.get_session()
     session.set_default_client_config(Config(read_timeout=_limit_s(), **retries))
     boto3.setup_default_session(botocore_session=session)

@@ -86,7 +86,7 @@ def test_the_launchers_role_is_what_it_does_and_no_more(make_cluster: Make, kube
     for api, limit in (("pytorchjob", "run_timeout_s"), ("trainjob", "pending_timeout_s")):  # whose pods have no labels
         cluster = make_cluster(operator)
         with pytest.raises(JobTimeoutError):
-            launch(f"cluster.api={api}", **{limit: 0.5})
+            launch(f"cluster.api={api}", "cluster.scheduler=kueue", "cluster.queue=team", **{limit: 0.5})
         used |= cluster.used
     assert used == kubernetes_stub.granted()
 
@@ -200,6 +200,21 @@ def test_a_suspended_job_waits_in_its_queue(make_cluster: Make):
     assert "is suspended: it waits for resources" in launch("cluster.scheduler=kueue", "cluster.queue=team")[1]
 
 
+def test_a_job_that_its_queue_keeps_is_deleted_after_its_time(make_cluster: Make):
+    def operator(cluster: Cluster, job: str) -> None:
+        inactive = {"type": "QuotaReserved", "status": "False", "message": "LocalQueue team doesn't exist"}
+        cluster.workloads = [{"status": {"conditions": [inactive]}}]
+        cluster.set_condition(job, "Suspended")
+
+    make_cluster(operator)
+    out = io.StringIO()
+    waits = config("cluster.scheduler=kueue", "cluster.queue=team", pending_timeout_s=0.5)
+    with pytest.raises(JobTimeoutError) as error:
+        pytorchjob.run(waits, run_id="try-1", out=out)
+    because = "it is suspended; the queue has not admitted it: LocalQueue team doesn't exist"
+    assert str(error.value).endswith(f"cluster.pending_timeout_s=0.5: {because}")
+
+
 def test_each_suspension_is_reported_and_its_end(make_cluster: Make):
     def operator(cluster: Cluster, job: str) -> None:
         for number in range(3):  # the third follows on the second before anyone looked
@@ -221,6 +236,39 @@ def test_each_suspension_is_reported_and_its_end(make_cluster: Make):
     said = launch("cluster.scheduler=kueue", "cluster.queue=team")[1]
     assert [said.count(f"it waits for resources in a queue (preempted {number})") for number in range(3)] == [1, 1, 1]
     assert said.count("is no longer suspended") == 1, "before the second; the job succeeds at once after the third"
+
+
+def test_the_reason_of_the_queue_is_reported_and_its_time_is_no_running_time(make_cluster: Make):
+    """Kueue takes a running job's place; the job waits for longer than cluster.run_timeout_s, and goes on."""
+    reason = "couldn't assign flavors: insufficient unused quota for nvidia.com/gpu, 1 more needed"
+
+    def operator(cluster: Cluster, job: str) -> None:
+        cluster.running(job)
+        cluster.wait_for_a_look()
+        cluster.wait_for_a_look()
+        suspended = {"type": "Suspended", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+        with cluster.changed:
+            cluster.pods.clear()
+            cluster.jobs[job]["status"] = {"conditions": [suspended]}
+            pending = {"type": "QuotaReserved", "status": "False", "reason": "Pending", "message": reason}
+            cluster.workloads = [{"status": {"conditions": [pending]}}]
+            cluster.change(job)
+        time.sleep(1.2)
+        cluster.jobs[job]["status"]["conditions"].clear()
+        cluster.running(job)
+        cluster.change(job)
+        cluster.wait_for_a_look()
+        cluster.wait_for_a_look()
+        succeed(cluster, job)
+
+    words = ("cluster.scheduler=kueue", "cluster.queue=team")
+    for version, status in (("v1beta2", 0), ("v1beta1", 0), ("v1beta2", 403)):
+        cluster = make_cluster(operator)
+        cluster.kueue_version = version
+        cluster.faults = [("list", "workloads", status)] * 100 if status else []
+        said = launch(*words, run_timeout_s=1)[1]
+        assert said.count(f"] the queue has not admitted it: {reason}\n") == (not status), said
+        assert said.count("started after") == 2
 
 
 def test_a_pod_that_waits_is_reported_with_each_warning_and_now_and_then_again(

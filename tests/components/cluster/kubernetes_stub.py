@@ -40,6 +40,8 @@ class Cluster:
         self.jobs: dict[str, Json] = {}
         self.pods: dict[str, Json] = {}
         self.events: list[Json] = []
+        self.workloads: list[Json] = []  # of Kueue
+        self.kueue_version = "v1beta2"
         self.logs: dict[str, list[bytes]] = {}
         self.log_cuts: list[int] = []  # bytes after which the next log streams break off
         self.history: list[tuple[int, str, Json]] = []  # version, kind of change, the job
@@ -252,6 +254,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             for field in unknown:  # as a server does that is not asked to be strict
                 del body["spec"][field]
+            body["metadata"]["uid"] = f"uid-of-{name}"
             body["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z"
             state.jobs[name] = body
             state.change(name, "ADDED")
@@ -276,13 +279,19 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer({"kind": "Status", "status": "Success"})
 
     def _list_object(self, resource: str, _: None, query: Json, body: Json) -> None:
+        if resource == "workloads" and f"/{self.state.kueue_version}/" not in self.path:
+            self._refuse(404, "the server could not find the requested resource")
+            return
         with self.state.changed:
-            items = list(self.state.pods.values()) if resource == "pods" else self.state.events
+            state = self.state
+            items = {"pods": list(state.pods.values()), "events": state.events, "workloads": state.workloads}[resource]
             self.state.looks += resource == "pods"
             self.state.changed.notify_all()
         if resource == "pods":
             key, value = query["labelSelector"].split("=")
             items = [pod for pod in items if pod["metadata"]["labels"].get(key) == value]
+        elif resource == "workloads":
+            assert query["labelSelector"].startswith("kueue.x-k8s.io/job-uid=uid-of-")
         else:
             assert query["fieldSelector"] == "type=Warning", "what the events here are"
         self._answer({"kind": "List", "items": items})

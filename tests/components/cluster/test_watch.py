@@ -14,7 +14,7 @@ JOB = {"metadata": {"name": "a"}, "spec": {"trainer": {"numNodes": 2}}}
 def test_reminders_that_a_job_waits_become_rarer_and_end_with_the_wait(monkeypatch: pytest.MonkeyPatch):
     now_s, said, pods = 0.0, [], []
     monkeypatch.setattr(watch, "time", SimpleNamespace(monotonic=lambda: now_s))
-    source: Any = SimpleNamespace(pods=lambda _: pods, events=lambda: [])
+    source: Any = SimpleNamespace(pods=lambda _: pods, events=lambda: [], queue_message=lambda _: "")
     cluster = ClusterConfig(pending_timeout_s=10**6)
     follower = watch.Follower(source, cluster, lambda text: said.append((now_s / 60, text)))
     for minute in range(301):

@@ -135,7 +135,7 @@ def test_one_server_under_several_urls_has_one_run_of_a_folder(tmp_path: Path, f
         assert (len(server.runs), len(other.runs)) == (1, 1)
 
 
-def test_a_store_of_s3_has_the_same_limit_and_gets_a_file_once(
+def test_a_store_of_s3_has_the_same_limit_and_gets_a_file_twice_in_a_try(
     tmp_path: Path, fake_store: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("boto3", reason="needs boto3, which MLflow uses for s3://")
@@ -148,7 +148,7 @@ def test_a_store_of_s3_has_the_same_limit_and_gets_a_file_once(
         began = time.monotonic()
         stage(server.url, tmp_path / "run", *files(tmp_path, "large.pt"))
         assert time.monotonic() - began < 10
-        assert server.asked.count("large.pt") == 1
+        assert server.asked.count("large.pt") == 2
         assert waiting(tmp_path / "run") == ["large.pt"]
         server.put = lambda _: 200
         stage(server.url, tmp_path / "run")
