@@ -26,8 +26,9 @@ _SUMMARIES = {
         "Upload the pipeline where it is new or has changed, and run it.\n\n"
         "The token is that of KF_PIPELINES_TOKEN, or of the file that --token-file or KF_PIPELINES_SA_TOKEN_PATH "
         "names; it may be none.\n"
-        "Over https, the certificates of --ca-file, REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE or SSL_CERT_FILE are trusted "
-        "instead of those of public CAs.\n"
+        "Over https, the certificates of --ca-file, REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE, SSL_CERT_FILE or SSL_CERT_DIR "
+        "are trusted instead of those of public CAs.\n"
+        "HTTPS_PROXY, HTTP_PROXY and NO_PROXY apply, but not to localhost.\n"
         "With --wait the status is 0 if the run succeeded, 1 if it did not, 2 if that could not be learned in time."
     ),
     "run-local": "Run the pipeline on this machine by kfp's local runner, training in train.processes processes.",
@@ -70,7 +71,7 @@ def _parser(action: str) -> argparse.ArgumentParser:
             "--ca-file",
             type=path_argument,
             metavar="FILE",
-            help="certificates of the CA that the server's is signed by, as PEM",
+            help="certificates of the CA that the server's is signed by, as PEM; or a folder of such files",
         )
         parser.add_argument("--wait", action="store_true", help="follow the run to its end")
         parser.add_argument(

@@ -6,24 +6,29 @@ Source: kfp-server-api 2.17, the client that kfp generates from the API's own de
 
 import json
 import os
+import re
 import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import kfp_server_api
-from urllib3 import Retry
+from requests.utils import get_auth_from_url, get_environ_proxies, prepend_scheme_if_needed, select_proxy
+from urllib3 import Retry, make_headers
 from urllib3.exceptions import HTTPError
 
 from model.errors import UserError
 
 T = TypeVar("T")
+_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 ENDPOINT = "KF_PIPELINES_ENDPOINT"  # kfp's own names, but for TOKEN
 UI_ENDPOINT = "KF_PIPELINES_UI_ENDPOINT"  # for browsers, where that is another
 TOKEN = "KF_PIPELINES_TOKEN"
 TOKEN_FILE = "KF_PIPELINES_SA_TOKEN_PATH"
-CA_FILES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")  # other programs' names; the first that is set
+# Other programs' names; the first that is set counts.
+CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
 _TIMES_S = (5, 30)  # to connect, and to answer
 _PAUSE_S = 5.0  # before a call is repeated
 
@@ -55,11 +60,14 @@ class Server:
         connection = kfp_server_api.Configuration(host=self.endpoint)
         # `ask` retries what may be retried. With False, TLS errors would come as such, which the client cannot handle.
         connection.retries = Retry(total=0, redirect=False)
-        connection.ssl_ca_cert = _ca_file(ca_file, self.endpoint)
+        authorities = _authorities(ca_file, self.endpoint)
+        connection.proxy, connection.proxy_headers = _proxy(self.endpoint)
         connection.api_key_prefix["authorization"] = "Bearer"
         connection.refresh_api_key_hook = self._set_token  # before each call, since a mounted token is renewed
         self._set_token(connection)
         self._client = client = kfp_server_api.ApiClient(connection)
+        if authorities:  # kfp's configuration takes a file only, and urllib3's text too
+            client.rest_client.pool_manager.connection_pool_kw |= {"ca_certs": None, "ca_cert_data": authorities}
         self.runs = kfp_server_api.RunServiceApi(client)
         self.pipelines = kfp_server_api.PipelineServiceApi(client)
         self.uploads = kfp_server_api.PipelineUploadServiceApi(client)
@@ -99,7 +107,7 @@ class Server:
                 if "CERTIFICATE_VERIFY_FAILED" in str(cause):  # waiting would change nothing
                     raise PipelinesError(
                         f"{self.endpoint}: {what}: {cause}; if a private CA signed the server's certificate, name the "
-                        f"file of the CA's certificate by --ca-file or {CA_FILES[-1]}"
+                        f"file of the CA's certificate by --ca-file or SSL_CERT_FILE"
                     ) from error
                 last = str(cause)
             if time.monotonic() >= until_s:
@@ -159,19 +167,45 @@ class Server:
         return f"{text}; {advice[error.status]}" if error.status in advice else text
 
 
-def _ca_file(named: Path | None, endpoint: str) -> str | None:
-    """File of the CA certificates to trust, as named or by the environment; None: those of public CAs."""
-    given = {"--ca-file": str(named or ""), **{name: os.environ.get(name, "") for name in CA_FILES}}
+def _authorities(named: Path | None, endpoint: str) -> str:
+    """Certificates of the CAs to trust, in PEM format, as named or by the environment; empty: those of public CAs.
+
+    Of a folder, all files count that hold certificates.
+    """
+    given = {"--ca-file": str(named or ""), **{name: os.environ.get(name, "") for name in CA_VARIABLES}}
     source, path = next(((source, path) for source, path in given.items() if path), ("", ""))
     if not path or not endpoint.startswith("https:"):
         if named:
             raise PipelinesError(f"--ca-file: must go with an endpoint of https, got {endpoint}")
-        return None
+        return ""
     try:
-        ssl.create_default_context(cafile=path)
-    except OSError as error:  # ssl's errors are of this kind
-        raise PipelinesError(f"{source}: must be a file of certificates in PEM format, got {path}: {error}") from error
-    return path
+        places = [Path(place) for place in (path.split(os.pathsep) if source == "SSL_CERT_DIR" else [path])]
+        files = [file for place in places for file in (sorted(place.iterdir()) if place.is_dir() else [place])]
+        found = b"\n".join(match for file in files if not file.is_dir() for match in _PEM.findall(file.read_bytes()))
+        authorities = found.decode("ascii")
+        ssl.create_default_context(cadata=authorities or "nothing")
+    except (OSError, UnicodeDecodeError) as error:  # ssl's errors are of the first kind
+        raise PipelinesError(
+            f"{source}: must be a file or folder of certificates in PEM format, got {path}: {error}"
+        ) from error
+    return authorities
+
+
+def _proxy(endpoint: str) -> tuple[str | None, dict[str, str] | None]:
+    """Proxy for an endpoint by HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY, and the headers of its login."""
+    if urlsplit(endpoint).hostname in ("localhost", "127.0.0.1", "::1"):  # a forwarded port
+        return None, None
+    url = select_proxy(endpoint, get_environ_proxies(endpoint))
+    if not url:
+        return None, None
+    url = prepend_scheme_if_needed(url, "http")
+    if not url.startswith(("http://", "https://")):
+        raise PipelinesError(
+            f"HTTPS_PROXY: must be the URL of an HTTP proxy, http(s)://…, got one of {url.partition(':')[0]}; set "
+            f"NO_PROXY={urlsplit(endpoint).hostname} to use none"
+        )
+    user, password = get_auth_from_url(url)
+    return url, make_headers(proxy_basic_auth=f"{user}:{password}") if user else None
 
 
 def _message(error: Any) -> str:

@@ -36,6 +36,7 @@ class Kubeflow:
         self.tasks: list[Json] = []  # of every run
         self.faults: list[int | str | tuple[str, bytes]] = []  # or a page: its content type and bytes
         self.before: Any = None  # called with method and path before each answer
+        self.headers: list[Any] = []  # of each request
         self.requests: list[tuple[str, str, dict[str, str]]] = []  # method, path, query
 
     def answer(self, method: str, path: str, query: dict[str, str], body: Any) -> tuple[int, Json]:
@@ -105,6 +106,7 @@ def serve(kubeflow: Kubeflow, secure: Callable[[ThreadingHTTPServer], None] | No
             parts = urlsplit(self.path)
             query = {name: values[0] for name, values in parse_qs(parts.query).items()}
             raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            kubeflow.headers.append(self.headers)
             kubeflow.requests.append((self.command, parts.path, query))
             fault = kubeflow.faults.pop(0) if kubeflow.faults else 0
             if fault == "hang":

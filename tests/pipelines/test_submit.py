@@ -179,18 +179,46 @@ def test_a_server_with_a_certificate_by_a_private_ca(
     assert kubeflow.requests == []
 
     assert pipeline_command("submit", "--endpoint", kubeflow.url, "--ca-file", str(ca_file)) == 0
-    for variable in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"):
-        monkeypatch.setenv(variable, str(ca_file))
-        assert ask(kubeflow.url).run_id == "r0"
+    folder, empty = tmp_path / "authorities", tmp_path / "empty"
+    folder.mkdir()
+    empty.mkdir()
+    (folder / "ca.crt").write_bytes("# größer\n".encode() + ca_file.read_bytes())  # no name that OpenSSL would look for
+    (folder / "readme").write_bytes(b"\xff")
+    (folder / "..data").symlink_to(empty)  # as Kubernetes mounts a secret
+    for variable in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"):
+        for path in (ca_file, folder) if variable != "SSL_CERT_DIR" else (folder, f"{empty}:{folder}"):
+            monkeypatch.setenv(variable, str(path))
+            assert ask(kubeflow.url).run_id == "r0", (variable, path)
         monkeypatch.setenv(variable, str(tmp_path / "absent"))
         assert ask(kubeflow.url, ca_file=ca_file).run_id == "r0", "the option goes first"
-        assert refusal(kubeflow.url).startswith(f"{variable}: must be a file of certificates in PEM format")
+        assert refusal(kubeflow.url).startswith(f"{variable}: must be a file or folder of certificates in PEM format")
         monkeypatch.delenv(variable)
 
     (tmp_path / "text.pem").write_text("no certificate")
-    for path in (tmp_path / "text.pem", tmp_path / "absent", tmp_path):
+    for path in (tmp_path / "text.pem", tmp_path / "absent", empty):
         error = refusal(kubeflow.url, ca_file=path)
-        assert f"--ca-file: must be a file of certificates in PEM format, got {path}" in error
+        assert f"--ca-file: must be a file or folder of certificates in PEM format, got {path}" in error
+
+
+def test_a_proxy_of_the_environment_is_asked(kubeflow: Any, monkeypatch: pytest.MonkeyPatch):
+    endpoint, proxy = "http://pipelines.invalid", kubeflow.url
+    for url, words in (
+        (proxy, None),
+        (proxy.removeprefix("http://"), None),
+        (proxy.replace("http://", "http://me:pa%20ss@"), "Basic bWU6cGEgc3M="),
+    ):
+        monkeypatch.setenv("HTTP_PROXY", url)
+        assert ask(endpoint).run_id == "r0"
+        assert kubeflow.headers[-1].get("Proxy-Authorization") == words
+    monkeypatch.setenv("HTTP_PROXY", "socks5://127.0.0.1:9")
+    assert "HTTPS_PROXY: must be the URL of an HTTP proxy, http(s)://…, got one of socks5" in refusal(endpoint)
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    assert ask(kubeflow.url).run_id == "r0", "a forwarded port"
+    monkeypatch.setenv("NO_PROXY", "pipelines.invalid")
+    monkeypatch.setenv("HTTP_PROXY", proxy)
+    asked = len(kubeflow.requests)
+    refusal(endpoint)
+    assert len(kubeflow.requests) == asked
 
 
 def test_a_ca_file_without_https_is_refused(kubeflow: Any, monkeypatch: pytest.MonkeyPatch):
