@@ -77,6 +77,7 @@ class RunFile(BaseModel, extra="forbid"):
     uri: str = ""
     experiment: str = ""
     parent_id: str = ""  # run id of the parent
+    dvc_experiment: str = ""  # name of the DVC experiment that last wrote here
     sent_lines: int = 0  # number of sent lines of log.jsonl
     sent_system_lines: int = 0  # number of sent lines of system.jsonl
     outages: int = 0  # number of times the server was unavailable
@@ -139,6 +140,15 @@ class Outbox:
         with self._state:
             self._file.waiting.append(Item(kind=kind, arguments=arguments))
             self._save()
+
+    def enter_experiment(self, name: str) -> None:
+        """Begin another run, which gets everything, if a DVC experiment goes on from a finished run of another one."""
+        with self._state:
+            if name != self._file.dvc_experiment and self._file.status == "FINISHED" and self._file.run_id:
+                self._file.run_id, self._file.earlier_ids = "", []
+                self._file.sent_lines = self._file.sent_system_lines = 0
+                self._read_unsent()
+            self._file.dvc_experiment = name
 
     def belong_to(self, parent_id: str) -> None:
         """Set the parent of this run."""

@@ -7,11 +7,12 @@ A trained model has one MLflow run: its id is in `<run>/mlflow_run.json`, and ev
 same folder logs to it. `log.jsonl` is authoritative; a thread sends it, so no step waits for a server. Lines that
 MLflow has not received are sent when it is back, at the end, or by the next stage: an outage causes one warning and
 loses no metric, and the tag `tracking.outages` counts it. `MLFLOW_TRACKING_URI`, `MLFLOW_EXPERIMENT_NAME` or
-`MLFLOW_EXPERIMENT_ID`, and `MLFLOW_RUN_ID` have priority. A run whose folder is inside the folder of another run is its
+`MLFLOW_EXPERIMENT_ID`, and `MLFLOW_RUN_ID` have priority. A DVC experiment has a run of its own. A run whose folder is inside the folder of another run is its
 child, like the seeds of a stability study.
 """
 
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -154,6 +155,8 @@ def _open_outbox(config: Config, journal: Journal, tags: Mapping[str, str]) -> "
     server = MlflowServer(tracking_uri(tracking), experiment_name(tracking), run_name)
     system = Journal(run_dir / "system.jsonl")
     outbox = Outbox(journal, system, run_dir / RUN_FILE, server)
+    if experiment := os.environ.get("DVC_EXP_NAME"):
+        outbox.enter_experiment(experiment)
     parent = RunFile.read(run_dir.parent / RUN_FILE)
     if parent.run_id:
         outbox.belong_to(parent.run_id)

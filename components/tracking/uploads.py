@@ -58,7 +58,7 @@ class PatientHttpRepository(HttpArtifactRepository):
             *("put", credential.url),
             max_retries=0,
             timeout=_limit_s(),
-            data=read_chunk(local_file, size, start_byte),
+            data=read_chunk(Path(local_file), size, start_byte),
             headers=credential.headers,
             verify=not MLFLOW_S3_IGNORE_TLS.get(),
         )

@@ -6,7 +6,7 @@ import shutil
 import socket
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -30,7 +30,8 @@ def database(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # MLflow makes an empty mlruns in the current directory
-    for name in ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"):
+    names = ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID", "DVC_EXP_NAME")
+    for name in names:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
@@ -242,6 +243,33 @@ def test_environment_names_the_experiment(tmp_path: Path, database: str, monkeyp
         with pytest.raises(TrackingError, match=message), open_tracker(config, run_dir=run_dir):
             pass
     assert client.get_experiment_by_name("of the file") is None
+
+
+def test_dvc_experiment_that_only_evaluates_has_its_own_run(
+    tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = tmp_path / "run"
+
+    def stage(experiment: str, metrics: dict[str, float | None], error: type[BaseException] | None = None) -> Run:
+        monkeypatch.setenv("DVC_EXP_NAME", experiment)
+        with suppress(KeyboardInterrupt), open_tracker(config_for(database), run_dir=run_dir) as tracker:
+            tracker.log_metrics(metrics, step=1)
+            if error:
+                raise error
+        return run_of(run_dir, database)
+
+    base = stage("", {"loss/mask": 0.5, "ap/bbox": 0.4})
+    first = stage("sober-otter", {"ap/bbox": 0.3})
+    assert first.info.run_id != base.info.run_id
+    assert (first.info.status, first.data.metrics) == ("FINISHED", {"loss/mask": 0.5, "ap/bbox": 0.3})
+    assert first.data.tags["dvc.exp_name"] == "sober-otter"
+    kept = MlflowClient(tracking_uri=database).get_run(base.info.run_id)
+    assert kept.to_dictionary() == base.to_dictionary()
+    assert stage("sober-otter", {"time/step_s": 1.0}).info.run_id == first.info.run_id
+    assert stage("", {"ap/bbox": 0.2}).info.run_id == first.info.run_id, "once applied, it goes on by hand"
+    second = stage("late-mink", {"ap/bbox": 0.1}, KeyboardInterrupt)
+    assert second.info.run_id not in (base.info.run_id, first.info.run_id)
+    assert stage("mad-wasp", {"ap/bbox": 0.1}).info.run_id == second.info.run_id, "it had not ended"
 
 
 def test_database_of_another_mlflow_version_is_left_as_it_is(tmp_path: Path, empty_database: Path) -> None:
