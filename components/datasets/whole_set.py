@@ -106,7 +106,8 @@ class _Lookalikes:
                 groups[_size(coco, image_id)].append(one)
         self._groups = {}
         for size, group in groups.items():
-            thumbnails = np.array([list(one.thumbnail) for one in group], dtype=np.uint8)
+            thumbnails = np.frombuffer(b"".join(one.thumbnail for one in group), dtype=np.uint8)
+            thumbnails = thumbnails.reshape(len(group), -1)  # [n, values]
             means = thumbnails.mean(axis=1)
             order = np.argsort(means)
             self._groups[size] = means[order], thumbnails[order], [group[i].file_name for i in order]
