@@ -122,7 +122,7 @@ def _measure(folder: Path, data: DataConfig, record: ImageRecord) -> ImageFacts 
         rotation=rotation,
         values=values,
         flaw=flaw,
-        thumbnail=_content(thumbnail, orientation if apply_exif else _UPRIGHT),
+        thumbnail=_gray_values(thumbnail, orientation if apply_exif else _UPRIGHT),
     )
 
 
@@ -163,7 +163,7 @@ def _thumbnail(image: Image.Image, pixel_range: Sequence[float]) -> Image.Image:
     return picture.resize(size, Image.Resampling.BOX, reducing_gap=2.0).convert("L")  # the gap makes it thrice as fast
 
 
-def _content(thumbnail: Image.Image, orientation: int) -> bytes:
+def _gray_values(thumbnail: Image.Image, orientation: int) -> bytes:
     """Gray values of a thumbnail as its image is displayed; empty if it is flat."""
     values = thumbnail.tobytes()
     if max(values) - min(values) < _MIN_CONTRAST:
