@@ -1,6 +1,6 @@
 """The sections of `params.yaml` and their defaults; `components/params.py` reads the file.
 
-`model/config.py` has the sections `data`, `model`, `train` and `evaluate`.
+`model/data_config.py` has the section `data`; `model/config.py` `model`, `train` and `evaluate`.
 """
 
 import re

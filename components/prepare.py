@@ -2,8 +2,9 @@
 
 Every image is decoded and measured, every annotation checked. `data.prepared_dir` then has, for each split, the
 memory-mapped index (`train/`, `val/`) and the clean annotations for evaluation (`train.json`, `val.json`), and a report
-(`report.json`, `report.png`), and a table of every fault and warning (`problems.csv`). Invalid records are an error;
-with `data.on_invalid=skip` they are dropped and counted.
+(`report.json`, `report.png`), and a table of every fault and warning (`problems.csv`). With data.augment,
+`augmented.png` shows images as training will see them. Invalid records are an error; with `data.on_invalid=skip` they
+are dropped and counted.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from components.cli import parse, stage_parser, user_errors
 from components.config import Config
-from components.datasets.raw import PROBLEMS, require_raw, require_replaceable
+from components.datasets.raw import AUGMENTED, PROBLEMS, require_raw, require_replaceable
 
 if TYPE_CHECKING:
     from components.datasets.report import SplitReport
@@ -52,7 +53,9 @@ def _summary(result: PrepareResult) -> Iterator[str]:
         for what, kinds in (("repaired", report.repaired), ("warning", report.warnings)):
             for kind, count in kinds.items():
                 yield f"{what}: {split}: {count} × {kind}, such as {report.examples[kind]}"
-    yield str(result.prepared_dir / "report.png")
+    for name in ("report.png", AUGMENTED):
+        if (result.prepared_dir / name).is_file():
+            yield str(result.prepared_dir / name)
     if any(report.examples for report in result.splits.values()):
         yield f"{result.prepared_dir / PROBLEMS} has every dropped and repaired record, and every warning"
 

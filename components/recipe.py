@@ -29,7 +29,7 @@ from components.runs.recipes import RecipeError, read_header, read_recipe, recip
 from model.config import Section
 
 _NOT_STATED = "not stated"
-_KEYS = "# Keys: model/config.py and components/config.py say what each means and allows.\n"
+_KEYS = "# Keys: model/config.py, model/data_config.py and components/config.py say what each means and allows.\n"
 # The first line of a written file. The fingerprint is of the command and of all lines below: an edit of either shows.
 _WRITTEN = re.compile(r"# Written by: (?P<command>.*) \(fingerprint (?P<fingerprint>[0-9a-f]+)\)")
 # Text that YAML 1.1 and 1.2 both read as it stands; other text is quoted.

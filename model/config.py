@@ -1,4 +1,4 @@
-"""Sections of `params.yaml` for the network, its data and its engine.
+"""Sections of `params.yaml` for the network and its engine; `data_config.py` has the section `data`.
 
 Each value is typed and its range checked here, where it is declared; nothing else checks it again. Sections are frozen:
 a run never changes its own configuration. `components/config.py` declares the whole file.
@@ -8,11 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
-    FiniteFloat,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -20,118 +16,20 @@ from pydantic import (
     model_validator,
 )
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+from model.data_config import AugmentConfig as AugmentConfig
+from model.data_config import DataConfig as DataConfig
+from model.data_config import Folder as Folder
+from model.data_config import Fraction as Fraction
+from model.data_config import Section as Section
+from model.data_config import Seed as Seed
+from model.data_config import ShapesConfig as ShapesConfig
 
-
-def _not_empty(path: str | Path) -> str | Path:
-    if not str(path):
-        raise ValueError('must name a folder, got ""; the current one is "."')
-    return path
-
-
-Folder = Annotated[Path, BeforeValidator(_not_empty)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]  # torch's generators take 64 bits
 Resnet = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x8d"]
 Rgb = tuple[float, float, float]
 Conventions = Literal["detectron2", "torchvision"]
 # Normalisation of torchvision's weights: (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225) times 255.
 TORCHVISION_MEAN, TORCHVISION_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 SMALLEST_SIDE_PX = 1e-30  # any box that is not empty has longer sides
-
-
-class Section(BaseModel):
-    """Part of the configuration: typed, frozen, and without unknown keys.
-
-    A key is declared here alone: type, range, default and, as `Field(description=…)`, its comment in params.yaml.
-    Numbers are finite.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
-
-
-class ShapesConfig(Section):
-    """Generated data set (`data.source: shapes`)."""
-
-    train_images: PositiveInt = 800
-    val_images: PositiveInt = 100
-    height_px: Annotated[int, Field(ge=64)] = 128
-    width_px: Annotated[int, Field(ge=64)] = 128
-    max_objects: PositiveInt = 5
-    crowd_probability: Fraction = 0.05  # probability that an image has a crowd region
-    seed: Seed = 0
-
-
-class DataConfig(Section):
-    """Images and annotations, and how they are batched."""
-
-    source: Literal["shapes", "coco2014", "coco2017", "custom"] = "shapes"
-    raw_dir: Folder = Path("data/raw")  # images and COCO JSON; read-only when the source is `custom`
-    prepared_dir: Folder = Path("data/prepared")  # index and report written by `prepare`
-    # Paths relative to raw_dir; empty: the source's own layout (for `custom`: images_train, instances_train.json, …).
-    train_images: str = ""
-    train_annotations: str = ""
-    val_images: str = ""
-    val_annotations: str = ""
-    base_url: str = "http://images.cocodataset.org"
-    # A record that cannot be used is an error. With on_invalid=skip it is dropped and counted; with on_invalid=mend it
-    # is repaired if that is safe, and else dropped.
-    on_invalid: Literal["error", "skip", "mend"] = "error"
-    # EXIF orientation of photos. auto: applied where the annotated size says so; where the size does not tell (half
-    # turns, mirrored and square images), as for most images of the split. apply, ignore: for all images.
-    exif: Literal["auto", "apply", "ignore"] = "auto"
-    # Values that become 0 and 255 in 16-bit, 32-bit and float images, such as [0, 4095] for 12 bits or [0, 1]. Empty:
-    # 0 to 65535 for integers, 0 to 255 for floats. It belongs to the weights: predictions use the same.
-    pixel_range: Annotated[tuple[FiniteFloat, ...], Field(max_length=2)] = ()
-    train_limit: NonNegativeInt = 0  # number of images of the split to use, lowest ids first; 0: all
-    val_limit: NonNegativeInt = 0
-    # Train also on images without any annotation, as pure background. Images with crowds alone, and those whose
-    # annotations on_invalid dropped, are left out: they have objects.
-    keep_empty_images: bool = False
-    min_sizes_px: tuple[PositiveInt, ...] = (800,)  # shorter side in training, one drawn per image
-    max_size_px: PositiveInt = 1333  # maximum of the longer side
-    eval_min_size_px: PositiveInt = 800
-    eval_max_size_px: PositiveInt = 1333
-    buckets: tuple[tuple[PositiveInt, PositiveInt], ...] = ((800, 1088), (800, 1344), (1088, 800), (1344, 800))
-    horizontal_flip: Fraction = 0.5
-    # Large-scale jitter in training: the image is resized to fit crop_size_px times a factor drawn from this range,
-    # then cropped to crop_size_px (height, width) at random; min_sizes_px and max_size_px are not used then. Empty:
-    # off.
-    scale_jitter: Annotated[tuple[PositiveFloat, ...], Field(max_length=2)] = ()
-    crop_size_px: tuple[PositiveInt, PositiveInt] = Field(default=(1024, 1024), description="with scale_jitter only")
-    workers: NonNegativeInt = 2  # decoding processes; 0 decodes in the training process
-    timeout_s: PositiveFloat = 300.0  # maximum wait for an image, or a batch of the workers, before it is an error
-    shapes: ShapesConfig = ShapesConfig()
-
-    @model_validator(mode="after")
-    def _buckets_hold_every_image(self) -> "DataConfig":
-        if self.pixel_range and (len(self.pixel_range) != 2 or self.pixel_range[0] >= self.pixel_range[1]):
-            raise ValueError(f"pixel_range must be empty or two ascending values, got {list(self.pixel_range)}")
-        if not self.min_sizes_px:
-            raise ValueError("min_sizes_px must list at least one size, got none")
-        for side in [side for bucket in self.buckets for side in bucket]:
-            if side % 32:
-                raise ValueError(f"buckets must be multiples of 32 (the stride of the coarsest level), got {side}")
-        if len(set(self.buckets)) != len(self.buckets) or not self.buckets:
-            raise ValueError(f"buckets must be one or more different (height, width) pairs, got {self.buckets}")
-        limits = [("eval_min_size_px", self.eval_min_size_px, self.eval_max_size_px)]
-        if not self.scale_jitter:
-            limits.append(("min_sizes_px", max(self.min_sizes_px), self.max_size_px))
-        elif len(self.scale_jitter) != 2 or self.scale_jitter[0] > self.scale_jitter[1]:
-            raise ValueError(
-                f"scale_jitter must be empty or a lowest and a highest factor, got {list(self.scale_jitter)}"
-            )
-        elif self.crop_size_px not in self.buckets:
-            raise ValueError(f"buckets must include crop_size_px with scale_jitter: add {list(self.crop_size_px)}")
-        for name, short, long in limits:
-            if short > long:
-                raise ValueError(f"{name} must not exceed the longer side's limit, got {short} > {long}")
-            for height, width in ((short, long), (long, short)):
-                if not any(height <= h and width <= w for h, w in self.buckets):
-                    raise ValueError(
-                        f"buckets must hold a resized image of {height} × {width} (from {name}), got {self.buckets}; "
-                        f"add [{-(-height // 32) * 32}, {-(-width // 32) * 32}]"
-                    )
-        return self
 
 
 class ModelConfig(Section):

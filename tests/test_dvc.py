@@ -62,7 +62,7 @@ IDLE_CODE = {
         "training/log",
     )
 }
-IDLE_CODE |= {"model/config.py", "model/errors.py", "model/files.py"}
+IDLE_CODE |= {f"model/{name}.py" for name in ("config", "data_config", "errors", "files")}
 
 
 def params_of(stage: str) -> set[str]:

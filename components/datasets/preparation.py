@@ -12,10 +12,10 @@ from typing import Any
 from PIL import ExifTags, Image
 from rich.progress import track
 
-from components.datasets.raw import PROBLEMS, REPORT, require_replaceable
-from components.datasets.report import SplitReport, draw_report, split_report
+from components.datasets.raw import AUGMENTED, PROBLEMS, REPORT, require_replaceable
+from components.datasets.report import SplitReport, draw_augmented, draw_report, split_report
 from components.datasets.whole_set import check_whole_set
-from model.config import DataConfig
+from model.config import AugmentConfig, DataConfig
 from model.data.annotations import AnnotationError, CocoFile, ImageRecord, read_coco
 from model.data.file_names import FileNames
 from model.data.findings import Fault, Finding, count_kinds, write_findings
@@ -60,7 +60,10 @@ def prepare(data: DataConfig, *, masks: bool = True) -> dict[str, SplitReport]:
         text = json.dumps({split: asdict(report) for split, report in reports.items()}, indent=1, ensure_ascii=False)
         (folder / REPORT).write_text(text, encoding="utf-8")
         write_findings(folder / PROBLEMS, _all_findings(files))
-        draw_report(folder / "report.png", reports, CocoIndex.open(folder, "train", data.timeout_s))
+        train = CocoIndex.open(folder, "train", data.timeout_s)
+        draw_report(folder / "report.png", reports, train)
+        if data.augment != AugmentConfig() and (train.has_masks or not data.augment.copy_paste):
+            draw_augmented(folder / AUGMENTED, train, data)
     _refused(data).unlink(missing_ok=True)
     return reports
 

@@ -9,6 +9,7 @@ from model.data.other_formats import names_below
 
 REPORT = "report.json"  # in data.prepared_dir
 PROBLEMS = "problems.csv"  # there too; after an error, <data.prepared_dir>.problems.csv
+AUGMENTED = "augmented.png"  # and, with data.augment, there
 
 _SHOWN = 8  # files that an error lists
 

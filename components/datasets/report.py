@@ -2,6 +2,7 @@
 
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pycocotools import mask as coco_mask
 
+from model.config import DataConfig
 from model.data.annotations import CocoFile
-from model.data.dataset import read_indexed
+from model.data.dataset import CocoDataset, read_indexed
 from model.data.findings import count_kinds
-from model.data.index import CocoIndex
+from model.data.index import CocoIndex, CocoInstances
+from model.data.outlines import parts_of_each
+from model.data.seeds import sample_seeds
+from model.data.transforms import Pixels
 from model.inference.fonts import families_for, shortened
 from model.inference.visualize import draw_objects
 
@@ -80,7 +85,8 @@ def draw_report(path: Path, reports: dict[str, SplitReport], index: CocoIndex) -
     classes.legend()
     sizes.set(title=f"instances per size ({_SMALL_PX} and {_LARGE_PX} px)")
     for i in range(min(3 * _SAMPLE_COLUMNS, len(index))):
-        _draw_sample(figure.add_subplot(grid[1 + i // _SAMPLE_COLUMNS, i % _SAMPLE_COLUMNS]), index, i)
+        axes = figure.add_subplot(grid[1 + i // _SAMPLE_COLUMNS, i % _SAMPLE_COLUMNS])
+        _draw_sample(axes, read_indexed(index, i), index.instances(i), index.class_names, str(index.image_ids[i]))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # families_for has said so
         figure.savefig(path, dpi=110)
@@ -93,19 +99,31 @@ def _bars(axes: Axes, names: list[str], counts: list[int], rank: int, label: str
     axes.set_xticks(positions + 0.4, shown, parse_math=False, fontfamily=families_for(names))  # a class may be `$x`
 
 
-def _draw_sample(axes: Axes, index: CocoIndex, i: int) -> None:
+def draw_augmented(path: Path, index: CocoIndex, data: DataConfig) -> None:
+    """Draw the first images of `index` as training sees them, with data.augment, scale, crop and flip."""
+    dataset, images = CocoDataset(index, data, training=True), np.flatnonzero(index.has_instances)
+    count = 3 * _SAMPLE_COLUMNS
+    figure = Figure(figsize=(14, 11), layout="constrained")
+    for k, i in enumerate(np.resize(images, count).tolist()):  # few images are shown several times
+        (seed,) = sample_seeds(0, k, np.array([i])).tolist()
+        sample = dataset[i, seed]
+        assert sample.instances is not None
+        axes = figure.add_subplot(3, _SAMPLE_COLUMNS, k + 1)
+        _draw_sample(axes, sample.image, sample.instances, index.class_names, str(sample.image_id))
+    figure.savefig(path, dpi=110)
+
+
+def _draw_sample(axes: Axes, image: Pixels, instances: CocoInstances, class_names: Sequence[str], title: str) -> None:
     """Draw one image with the mask, or the box alone, and the class of each instance."""
-    height, width = index.size(i)
-    instances = index.instances(i)
+    height, width = image.shape[:2]
     objects = []
-    for k, label in enumerate(instances.labels.tolist()):
-        found: dict[str, Any] = {"label": label, "bbox": instances.boxes[k]}
-        first, last = instances.instance_offsets[k : k + 2]
-        if first != last:  # else a crowd, or a box alone
-            parts = [instances.xy[slice(*instances.part_offsets[t : t + 2])] for t in range(first, last)]
+    labelled = zip(instances.labels.tolist(), instances.boxes, parts_of_each(instances), strict=True)
+    for label, box, parts in labelled:
+        found: dict[str, Any] = {"label": label, "bbox": box}
+        if parts:  # else a crowd, or a box alone
             polygons = [part.ravel().astype(float).tolist() for part in parts]
             found["segmentation"] = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
         objects.append(found)
-    axes.imshow(draw_objects(read_indexed(index, i), objects, index.class_names, longer_side_px=_SAMPLE_PX))
+    axes.imshow(draw_objects(image, objects, class_names, longer_side_px=_SAMPLE_PX))
     axes.axis("off")
-    axes.set_title(str(index.image_ids[i]), fontsize=8)
+    axes.set_title(title, fontsize=8)

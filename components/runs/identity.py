@@ -12,7 +12,13 @@ FREE_TO_CHANGE = (
     "output_dir", "resume", "timeout_s",
 )  # fmt: skip
 # Keys of image preparation for training; the images themselves are identified by their hash.
-_SEEN_IN_TRAINING = ("buckets", "min_sizes_px", "max_size_px", "horizontal_flip", "scale_jitter", "crop_size_px")
+_SEEN_IN_TRAINING = tuple(
+    f"data.{key}"
+    for key in (
+        *("buckets", "min_sizes_px", "max_size_px", "horizontal_flip", "scale_jitter", "crop_size_px"),
+        *("augment.", "repeat_threshold"),
+    )
+)
 
 # The sections that determine what is learned and how it is scored, and the keys in them that do not: paths, logging.
 # FREE_TO_CHANGE is part of the latter except for max_iters; a data set is identified by its hash.
@@ -73,12 +79,11 @@ def changes_since_checkpoint(state: dict[str, Any], config: Config, data_hash: s
     must_stay = [
         key
         for key in now
-        if key.startswith("model.")
-        or key in (f"data.{name}" for name in _SEEN_IN_TRAINING)
+        if key.startswith(("model.", *_SEEN_IN_TRAINING))
         or (key.startswith("train.") and key.removeprefix("train.") not in FREE_TO_CHANGE)
         or (key == "train.max_iters" and config.train.schedule == "cosine")  # all its rates follow from the length
     ]
-    then = flatten(state["config"])
+    then = Config().flat() | flatten(state["config"])  # a key that an earlier version did not know had its default
     found = differences([{key: one.get(key) for key in must_stay} for one in (then, now)])
     changes = [f"{key}: {json.dumps(before)} → {json.dumps(after)}" for key, (before, after) in found.items()]
     return changes + ([] if state["data_hash"] == data_hash else ["other training data"])

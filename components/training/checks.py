@@ -11,7 +11,7 @@ def check_learnable(config: Config, index: CocoIndex) -> None:
     """Check that the configuration and the data can train.
 
     Raises:
-        ConfigError: if frozen norms or frozen stages would keep random values.
+        ConfigError: if frozen norms or frozen stages would keep random values, or masks for copy-paste are missing.
         UserError: if no image has an instance to learn from, or instances lack the masks that model.task needs.
     """
     model = config.model
@@ -31,6 +31,12 @@ def check_learnable(config: Config, index: CocoIndex) -> None:
             "add annotations"
         )
     index.require_masks(model.task)
+    if config.data.augment.copy_paste and not index.has_masks:
+        raise ConfigError(
+            f"data.augment.copy_paste: needs a mask for each instance, but some of {config.data.prepared_dir} have a "
+            f"box alone; set it to 0, got {config.data.augment.copy_paste:g}, or add segmentations and run `maskrcnn "
+            "prepare model.task=mask`"
+        )
     index.require_pixel_range(config.data.pixel_range)
 
 

@@ -5,10 +5,12 @@ A window is (top, left, height, width) in whole pixels of the image. Polygons ke
 one side of the window after another.
 """
 
-import numpy as np
-from numpy.typing import NDArray
+from dataclasses import replace
 
-from model.data.index import CocoInstances, offsets
+import numpy as np
+
+from model.data.index import CocoInstances
+from model.data.outlines import Parts, pack_instances, parts_of_each
 from model.data.transforms import Floats, Pixels, Size
 
 Window = tuple[int, int, int, int]
@@ -40,24 +42,14 @@ def crop_instances(instances: CocoInstances, window: Window) -> CocoInstances:
     shift = np.array([left, top], dtype=np.float32)
     xy, boxes = instances.xy - shift, instances.boxes - np.tile(shift, 2)
     kept, new_boxes, parts_of_instances = [], [], []
-    for k, box in enumerate(boxes):
-        first, last = instances.instance_offsets[k : k + 2]
-        parts = [xy[start:stop] for start, stop in _spans(instances.part_offsets[first : last + 1])]
+    for k, (box, parts) in enumerate(zip(boxes, parts_of_each(replace(instances, xy=xy)), strict=True)):
         if (box[:2] < 0).any() or (box[2:] > limits).any():
             parts, box = _cut(parts, box, limits)
         if (box[2:] - box[:2] >= MIN_SIDE_PX).all():
             kept.append(k)
             new_boxes.append(box)
             parts_of_instances.append(parts)
-    every_part = [part for parts in parts_of_instances for part in parts]
-    return CocoInstances(
-        boxes=np.array(new_boxes, dtype=np.float32).reshape(-1, 4),
-        labels=instances.labels[kept],
-        is_crowd=instances.is_crowd[kept],
-        xy=np.concatenate([np.zeros((0, 2), dtype=np.float32), *every_part]),
-        part_offsets=offsets([len(part) for part in every_part]),
-        instance_offsets=offsets([len(parts) for parts in parts_of_instances]),
-    )
+    return pack_instances(new_boxes, instances.labels[kept], instances.is_crowd[kept], parts_of_instances)
 
 
 def clip_polygon(xy: Floats, limits: Floats) -> Floats:
@@ -111,7 +103,7 @@ def _clip_side(xy: Floats, axis: int, limit: float, sign: float) -> Floats:
     return both[np.stack([stays, crosses], axis=1).ravel()].astype(np.float32)
 
 
-def _cut(parts: list[Floats], box: Floats, limits: Floats) -> tuple[list[Floats], Floats]:
+def _cut(parts: Parts, box: Floats, limits: Floats) -> tuple[Parts, Floats]:
     """Clip the parts and the box of an instance that extends beyond the window."""
     if not parts:
         return [], np.clip(box, 0, np.tile(limits, 2))
@@ -122,7 +114,3 @@ def _cut(parts: list[Floats], box: Floats, limits: Floats) -> tuple[list[Floats]
         return [], np.zeros(4, dtype=np.float32)
     of_parts = np.stack([boxes[k] for k in remaining])
     return [clipped[k] for k in remaining], np.concatenate([of_parts[:, :2].min(0), of_parts[:, 2:].max(0)])
-
-
-def _spans(bounds: NDArray[np.int64]) -> list[tuple[int, int]]:
-    return list(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True))

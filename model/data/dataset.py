@@ -1,5 +1,6 @@
 """Dataset of a prepared split: samples are decoded, resized, cropped and flipped, but not yet padded."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -8,25 +9,40 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
-from model.config import DataConfig
+from model.config import AugmentConfig, DataConfig
+from model.data.copy_paste import paste
 from model.data.crop import Window, crop_image, crop_instances, draw_window
 from model.data.index import CocoIndex, CocoInstances, offsets
+from model.data.seeds import quarter_turns
 from model.data.transforms import (
     UNREADABLE,
     Pixels,
     Size,
     fitted_size,
     flip_boxes,
+    flip_boxes_vertically,
     flip_image,
     flip_xy,
+    flip_xy_vertically,
     read_image,
     resize_image,
     resized_size,
     scale_boxes,
     scale_xy,
+    turn_boxes,
+    turn_image,
+    turn_size,
+    turn_xy,
 )
 from model.errors import UserError
 from model.files import SlowFileError, within
+
+ChangeColors = Callable[[Pixels, AugmentConfig, np.random.Generator], Pixels]
+_VERTICAL_FLIP, _COLORS, _COPY_PASTE = (
+    1,
+    2,
+    3,
+)  # streams of random numbers of a sample, besides that of scale, window and flip
 
 
 @dataclass(frozen=True)
@@ -42,11 +58,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Operations on one image: resize, then crop, then flip."""
+    """Operations on one image: turn, then resize, then crop, then flip."""
 
     size: Size  # resize to this
     window: Window | None = None  # crop to this, pixels of `size`
-    flip: bool = False
+    flip: bool = False  # left and right
+    quarter_turns: int = 0  # counterclockwise
+    flip_vertically: bool = False
 
 
 def read_indexed(index: CocoIndex, i: int) -> Pixels:
@@ -89,6 +107,11 @@ def _by(size: tuple[int, ...]) -> str:
     return f"{size[0]} × {size[1]}"
 
 
+def _generator(seed: int, stream: int) -> np.random.Generator:
+    """A stream of random numbers of a sample; what one augmentation draws changes no other."""
+    return np.random.default_rng((seed, stream))
+
+
 class CocoDataset(torch.utils.data.Dataset[Sample]):
     """Samples of an index.
 
@@ -100,29 +123,62 @@ class CocoDataset(torch.utils.data.Dataset[Sample]):
         self.index = index
         self._data = data
         self._training = training
+        self._sources = np.flatnonzero(index.has_instances)  # for copy-paste
+        self._change_colors: ChangeColors | None = None
+        if training and data.augment.changes_colors:
+            from model.data.photometric import change_colors  # imported once, before workers are forked
+
+            self._change_colors = change_colors
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         i, seed = key if isinstance(key, tuple) else (key, 0)
+        image, instances = self._augmented(i, seed)
+        if instances is not None and self._data.augment.copy_paste:
+            image, instances = self._pasted(image, instances, _generator(seed, _COPY_PASTE))
+        if self._change_colors is not None:
+            image = self._change_colors(image, self._data.augment, _generator(seed, _COLORS))
+        return Sample(
+            image=image,
+            image_id=int(self.index.image_ids[i]),
+            original_size=self.index.size(i),
+            seed=seed,
+            instances=instances,
+        )
+
+    def _pasted(
+        self, image: Pixels, instances: CocoInstances, rng: np.random.Generator
+    ) -> tuple[Pixels, CocoInstances]:
+        """Paste objects of another image, drawn from all that have any, with a scale, window and flip of its own."""
+        if rng.random() >= self._data.augment.copy_paste:
+            return image, instances
+        i, seed = int(rng.choice(self._sources)), int(rng.integers(2**63))
+        source, source_instances = self._augmented(i, seed)
+        assert source_instances is not None
+        return paste(image, instances, source, source_instances, rng)
+
+    def _augmented(self, i: int, seed: int) -> tuple[Pixels, CocoInstances | None]:
+        """Image i as augmented by a seed and, when training, its instances in these pixels."""
         original = self.index.size(i)
         augmentation = self._draw(original, seed)
-        pixels = read_indexed(self.index, i)
-        return Sample(
-            image=_augmented_image(pixels, augmentation),
-            image_id=int(self.index.image_ids[i]),
-            original_size=original,
-            seed=seed,
-            instances=_augmented(self.index.instances(i), original, augmentation) if self._training else None,
-        )
+        image = _augmented_image(read_indexed(self.index, i), augmentation)
+        return image, _augmented(self.index.instances(i), original, augmentation) if self._training else None
 
     def _draw(self, original: Size, seed: int) -> Augmentation:
         """Draw the augmentation of one image from its seed."""
         data = self._data
         if not self._training:
             return Augmentation(resized_size(original, data.eval_min_size_px, data.eval_max_size_px))
-        rng = np.random.default_rng(seed)
+        turns = int(quarter_turns(np.array([seed]))[0]) if data.augment.quarter_turns else 0
+        upside_down = bool(_generator(seed, _VERTICAL_FLIP).random() < data.augment.vertical_flip)
+        augmentation = self._draw_window(turn_size(original, turns), np.random.default_rng(seed))
+        return replace(augmentation, quarter_turns=turns, flip_vertically=upside_down)
+
+    def _draw_window(self, original: Size, rng: np.random.Generator) -> Augmentation:
+        """Draw scale, window and horizontal flip of one image."""
+        data = self._data
         if data.scale_jitter:
             lowest, highest = data.scale_jitter
             size = fitted_size(original, data.crop_size_px, rng.uniform(lowest, highest))
@@ -134,21 +190,31 @@ class CocoDataset(torch.utils.data.Dataset[Sample]):
 
 
 def _augmented_image(pixels: Pixels, augmentation: Augmentation) -> Pixels:
+    pixels = turn_image(pixels, augmentation.quarter_turns)
     if augmentation.window is None:
-        return resize_image(pixels, augmentation.size, flip=augmentation.flip)
-    cropped = crop_image(resize_image(pixels, augmentation.size), augmentation.window)
-    return flip_image(cropped) if augmentation.flip else cropped
+        image = resize_image(pixels, augmentation.size, flip=augmentation.flip)
+    else:
+        image = crop_image(resize_image(pixels, augmentation.size), augmentation.window)
+        image = flip_image(image) if augmentation.flip else image
+    return np.ascontiguousarray(image[::-1]) if augmentation.flip_vertically else image
 
 
 def _augmented(instances: CocoInstances, old: Size, augmentation: Augmentation) -> CocoInstances:
     """Instances in the pixels of the augmented image, without crowds."""
-    instances = _without_crowds(_resized(instances, old, augmentation.size))
-    width = augmentation.size[1]
+    turns, (height, width) = augmentation.quarter_turns, augmentation.size
+    instances = _without_crowds(instances)
+    if turns:
+        boxes, xy = turn_boxes(instances.boxes, old, turns), turn_xy(instances.xy, old, turns)
+        instances = replace(instances, boxes=boxes, xy=xy)
+    instances = _resized(instances, turn_size(old, turns), augmentation.size)
     if augmentation.window is not None:
-        instances, width = crop_instances(instances, augmentation.window), augmentation.window[3]
+        instances, (height, width) = crop_instances(instances, augmentation.window), augmentation.window[2:]
+    boxes, xy = instances.boxes, instances.xy
     if augmentation.flip:
-        return replace(instances, boxes=flip_boxes(instances.boxes, width), xy=flip_xy(instances.xy, width))
-    return instances
+        boxes, xy = flip_boxes(boxes, width), flip_xy(xy, width)
+    if augmentation.flip_vertically:
+        boxes, xy = flip_boxes_vertically(boxes, height), flip_xy_vertically(xy, height)
+    return replace(instances, boxes=boxes, xy=xy)
 
 
 def _resized(instances: CocoInstances, old: Size, new: Size) -> CocoInstances:

@@ -156,6 +156,12 @@ class CocoIndex:
         start, stop = self._arrays["file_name_offsets"][i : i + 2]
         return self._images_dir / self._arrays["file_names"][start:stop].tobytes().decode()
 
+    def ordinary_labels(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The image and the label of each instance other than crowds: [k], [k], in the order of the images."""
+        images = np.repeat(np.arange(len(self)), np.diff(self._arrays["image_offsets"]))
+        is_ordinary = ~self._arrays["is_crowd"]
+        return images[is_ordinary], self._arrays["labels"][is_ordinary]
+
     def instances(self, i: int) -> CocoInstances:
         """Annotations of image i."""
         arrays = self._arrays

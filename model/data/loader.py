@@ -18,6 +18,8 @@ from model.config import DataConfig
 from model.data.collate import collate, smallest_bucket
 from model.data.dataset import CocoDataset
 from model.data.index import CocoIndex
+from model.data.repeats import draw_repeats, repeat_factors, training_images
+from model.data.seeds import quarter_turns, sample_seeds
 from model.data.transforms import Size, resized_size
 from model.data.workers import Loader
 from model.errors import UserError
@@ -62,7 +64,7 @@ def eval_loader(
 
 def eval_batches(index: CocoIndex, data: DataConfig, batch_size: int, shard: tuple[int, int]) -> list[list[int]]:
     """Batches of image indices for one process, each within one bucket."""
-    buckets = _nominal_buckets(index, data, data.eval_min_size_px, data.eval_max_size_px)
+    buckets = _nominal_buckets(index.sizes, data, data.eval_min_size_px, data.eval_max_size_px)
     batches: list[list[int]] = []
     for bucket in range(len(data.buckets)):
         members = np.flatnonzero(buckets == bucket).tolist()
@@ -72,26 +74,21 @@ def eval_batches(index: CocoIndex, data: DataConfig, batch_size: int, shard: tup
 
 
 def batches_per_epoch(index: CocoIndex, data: DataConfig, batch_size: int) -> int:
-    """Number of batches per epoch: each training image occurs once, on average."""
-    return max(round(len(training_images(index, data)) / batch_size), 1)
-
-
-def training_images(index: CocoIndex, data: DataConfig) -> NDArray[np.int64]:
-    """Indices of the images to train on: those with an instance and, with data.keep_empty_images, the empty ones."""
-    return np.flatnonzero(index.has_instances | index.is_empty if data.keep_empty_images else index.has_instances)
+    """Number of batches per epoch: each training image occurs as often as its repeat factor says, on average."""
+    return max(round(repeat_factors(index, data).sum() / batch_size), 1)
 
 
 class GroupedBatchSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (image index, sample seed), each within one bucket, without end."""
 
     def __init__(self, index: CocoIndex, data: DataConfig, *, batch_size: int, seed: int, start_batch: int = 0) -> None:
-        self._images = training_images(index, data)
         if not index.has_instances.any():
             raise UserError(
                 "the train split must have an image with an instance to learn, got none (crowds do not count); check "
                 "data.train_annotations"
             )
-        self._buckets = _training_buckets(index, data)
+        self._images, self._factors = training_images(index, data), repeat_factors(index, data)
+        self._buckets, self._turns = _training_buckets(index, data), data.augment.quarter_turns
         self._batch_size, self._seed, self._start_batch = batch_size, seed, start_batch
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -100,14 +97,23 @@ class GroupedBatchSampler(Sampler[list[tuple[int, int]]]):
     def _batches(self) -> Iterator[list[tuple[int, int]]]:
         queues: dict[int, list[tuple[int, int]]] = {}
         for epoch in count():
-            order = np.random.default_rng((self._seed, epoch)).permutation(self._images)
-            seeds = sample_seeds(self._seed, epoch, order)
-            buckets = self._buckets[order]
+            images, repetition = self._repeated(epoch)
+            order = np.random.default_rng((self._seed, epoch)).permutation(len(images))
+            order, repetition = images[order], repetition[order]
+            seeds = sample_seeds(self._seed, epoch, order, repetition)
+            is_turned = quarter_turns(seeds) % 2 if self._turns else 0
+            buckets = self._buckets[is_turned, order]
             for i, sample_seed, bucket in zip(order.tolist(), seeds.tolist(), buckets.tolist(), strict=True):
                 queue = queues.setdefault(bucket, [])
                 queue.append((i, sample_seed))
                 if len(queue) == self._batch_size:
                     yield queues.pop(bucket)
+
+    def _repeated(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The images of an epoch [n], and the number of each among its repetitions, from 0: [n]."""
+        times = draw_repeats(self._factors, self._seed, epoch)
+        first = np.cumsum(times) - times
+        return np.repeat(self._images, times), np.arange(times.sum()) - np.repeat(first, times)
 
 
 class ShardedBatches(Sampler[list[tuple[int, int]]]):
@@ -122,32 +128,22 @@ class ShardedBatches(Sampler[list[tuple[int, int]]]):
             yield batch[self._rank * part : (self._rank + 1) * part]
 
 
-def sample_seeds(seed: int, epoch: int, images: NDArray[np.int64]) -> NDArray[np.int64]:
-    """A seed for each image of an epoch: [n] int64 ≥ 0, the same on every machine."""
-    state = _splitmix(np.full(len(images), seed, dtype=np.uint64))
-    for value in (np.uint64(epoch), images.astype(np.uint64)):
-        state = _splitmix(state ^ value)
-    return (state >> np.uint64(1)).astype(np.int64)
-
-
-def _splitmix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Apply one step of SplitMix64 (Steele et al., 2014), a bijection that scatters close values over all 64 bits."""
-    state = state + np.uint64(0x9E3779B97F4A7C15)
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))
-
-
 def _training_buckets(index: CocoIndex, data: DataConfig) -> NDArray[np.int64]:
-    """Bucket index of each image at its largest training size [n]; with scale_jitter, all crops share one bucket."""
+    """Bucket index of each image at its largest training size, upright and after a quarter turn: [2, n].
+
+    With scale_jitter, all crops share one bucket.
+    """
     if data.scale_jitter:
-        return np.full(len(index), _bucket_index(data, data.crop_size_px), dtype=np.int64)
-    return _nominal_buckets(index, data, max(data.min_sizes_px), data.max_size_px)
+        return np.full((2, len(index)), _bucket_index(data, data.crop_size_px), dtype=np.int64)
+    limits = max(data.min_sizes_px), data.max_size_px
+    return np.stack([_nominal_buckets(sizes, data, *limits) for sizes in (index.sizes, index.sizes[:, ::-1])])
 
 
-def _nominal_buckets(index: CocoIndex, data: DataConfig, min_size_px: int, max_size_px: int) -> NDArray[np.int64]:
-    """Index in data.buckets of each image resized to the given limits: [n]."""
-    sizes, inverse = np.unique(index.sizes, axis=0, return_inverse=True)
+def _nominal_buckets(
+    image_sizes: NDArray[np.int32], data: DataConfig, min_size_px: int, max_size_px: int
+) -> NDArray[np.int64]:
+    """Index in data.buckets of each image [n, 2] resized to the given limits: [n]."""
+    sizes, inverse = np.unique(image_sizes, axis=0, return_inverse=True)
     buckets = [_bucket_index(data, resized_size((h, w), min_size_px, max_size_px)) for h, w in sizes.tolist()]
     return np.array(buckets, dtype=np.int64)[inverse.ravel()]
 

@@ -1,4 +1,4 @@
-"""Image transforms: decoding, resizing, flipping. The only place where boxes are converted from original pixels.
+"""Image transforms: decoding, resizing, flipping, turning. Only here boxes are converted from original pixels.
 
 Images are [h, w, 3] uint8 RGB; boxes [n, 4] float32 (x1, y1, x2, y2); outlines [v, 2] float32 (x, y); sizes
 (height, width). Training, evaluation and prediction all decode and resize here, so they see the same pixels.
@@ -148,3 +148,38 @@ def flip_boxes(boxes: Floats, width: int) -> Floats:
 def flip_xy(xy: Floats, width: int) -> Floats:
     """Points in the mirror image of the given width."""
     return np.stack([width - xy[:, 0], xy[:, 1]], axis=1)
+
+
+def flip_boxes_vertically(boxes: Floats, height: int) -> Floats:
+    """Boxes upside down in an image of the given height."""
+    x1, y1, x2, y2 = boxes.T
+    return np.stack([x1, height - y2, x2, height - y1], axis=1)
+
+
+def flip_xy_vertically(xy: Floats, height: int) -> Floats:
+    """Points upside down in an image of the given height."""
+    return np.stack([xy[:, 0], height - xy[:, 1]], axis=1)
+
+
+def turn_image(pixels: Pixels, quarter_turns: int) -> Pixels:
+    """Turn counterclockwise: a copy, unless there is no turn."""
+    return np.ascontiguousarray(np.rot90(pixels, quarter_turns)) if quarter_turns % 4 else pixels
+
+
+def turn_size(size: Size, quarter_turns: int) -> Size:
+    """Size of an image after quarter turns."""
+    return size[::-1] if quarter_turns % 2 else size
+
+
+def turn_xy(xy: Floats, size: Size, quarter_turns: int) -> Floats:
+    """Points of an image of `size` after quarter turns counterclockwise."""
+    for turn in range(quarter_turns % 4):
+        _height, width = turn_size(size, turn)
+        xy = np.stack([xy[:, 1], width - xy[:, 0]], axis=1)
+    return xy
+
+
+def turn_boxes(boxes: Floats, size: Size, quarter_turns: int) -> Floats:
+    """Boxes of an image of `size` after quarter turns counterclockwise."""
+    corners = turn_xy(boxes.reshape(-1, 2), size, quarter_turns).reshape(-1, 2, 2)  # opposite ones
+    return np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)

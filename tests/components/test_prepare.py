@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from components.config import Config
 from components.datasets.report import split_report
 from components.prepare import PrepareResult, _summary, main, run
-from model.config import DataConfig, ShapesConfig
+from model.config import AugmentConfig, DataConfig, ShapesConfig
 from model.data.annotations import AnnotationError, CocoFile
 from model.data.dataset import CocoDataset, read_indexed
 from model.data.findings import Finding
@@ -120,6 +120,20 @@ def test_the_picture_shortens_names_that_tables_have_whole(custom: Custom):
         warnings.simplefilter("error", UserWarning)  # matplotlib's, if the name leaves no room for the charts
         result = custom.prepare()
     assert json.loads((result.prepared_dir / "report.json").read_text())["train"]["per_class"] == {name: 3}
+
+
+def test_with_augmentation_a_picture_shows_what_training_will_see(custom: Custom):
+    small: dict[str, Any] = {"min_sizes_px": (64,), "max_size_px": 96, "buckets": ((96, 96),)}
+    small |= {"eval_min_size_px": 64, "eval_max_size_px": 96}
+    shown = []
+    for augment in (AugmentConfig(), AugmentConfig(vertical_flip=0.5), AugmentConfig(copy_paste=1.0)):
+        path = custom.prepare(**small, augment=augment).prepared_dir / "augmented.png"
+        assert path.is_file() == (augment != AugmentConfig())
+        if path.is_file():
+            with Image.open(path) as image:
+                shown.append((np.asarray(image.convert("RGB")) == class_color(2)).all(axis=2).sum())
+    plain, pasted = shown
+    assert pasted > 1.3 * plain > 0
 
 
 def test_coco_and_its_ground_truth_agree(either_coco: Path, tmp_path: Path):

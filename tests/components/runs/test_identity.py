@@ -14,6 +14,7 @@ from components.runs.identity import (
     differences_of_descriptions,
     identity,
 )
+from model.config import AugmentConfig
 
 
 def test_keys_that_decide_nothing_exist() -> None:
@@ -63,9 +64,12 @@ def test_a_checkpoint_is_continued_where_nothing_that_it_learned_from_has_change
         ("train", "seed", 1, "train.seed: 0 → 1"),
         ("model", "nms_iou", 0.4, "model.nms_iou: 0.5 → 0.4"),
         ("data", "horizontal_flip", 0.1, "data.horizontal_flip: 0.5 → 0.1"),
+        ("data", "augment", AugmentConfig(hue=0.1), "data.augment.hue: 0.0 → 0.1"),
     ):
         assert changes_since_checkpoint(state, with_values(section, **{key: value}), "da") == [change]
     assert changes_since_checkpoint(state, Config(), "other") == ["other training data"]
+    del state["config"]["data"]["augment"]  # an earlier version's
+    assert changes_since_checkpoint(state, Config(), "da") == []
 
 
 def test_a_cosine_of_another_length_is_another_run() -> None:

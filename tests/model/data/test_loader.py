@@ -12,14 +12,26 @@ import numpy as np
 import pytest
 import torch
 
-from model.config import DataConfig
+from model.config import AugmentConfig, DataConfig
 from model.data.annotations import ImageRecord, Instance
 from model.data.index import CocoIndex, IndexedImage, images_location, write_index
-from model.data.loader import GroupedBatchSampler, batches_per_epoch, eval_loader, sample_seeds, train_loader
+from model.data.loader import GroupedBatchSampler, batches_per_epoch, eval_loader, train_loader
+from model.data.seeds import sample_seeds
 from model.data.views import views_loader
 from model.errors import UserError
 
 WIDE, TALL = (100, 140), (140, 100)
+EVERY_AUGMENTATION = AugmentConfig(
+    brightness=0.3,
+    contrast=0.3,
+    saturation=0.3,
+    hue=0.1,
+    grayscale=0.3,
+    blur=0.5,
+    vertical_flip=0.5,
+    quarter_turns=True,
+    copy_paste=0.7,
+)
 
 
 def tensors(record: Any) -> list[Any]:
@@ -119,18 +131,39 @@ def test_a_split_with_nothing_to_learn_is_an_error(tmp_path: Path, coco_data: Da
         train_loader(CocoIndex.open(tmp_path, "train"), coco_data, batch_size=2, seed=0)
 
 
-def test_a_resumed_loader_gives_the_same_batches_bit_for_bit(train_index: CocoIndex, coco_data: DataConfig):
-    whole = list(islice(train_loader(train_index, coco_data, batch_size=2, seed=0), 14))
-    late = list(islice(train_loader(train_index, coco_data, batch_size=2, seed=0, start_batch=11), 3))
-    assert all(same(a, b) for a, b in zip(whole[11:], late, strict=True))
-    assert not same(whole[0], whole[1])
+@pytest.fixture
+def augmenting(coco_data: DataConfig) -> DataConfig:
+    """Every augmentation at once."""
+    return coco_data.model_copy(update={"augment": EVERY_AUGMENTATION})
 
 
-def test_worker_processes_change_nothing(train_index: CocoIndex, coco_data: DataConfig):
-    alone = list(islice(train_loader(train_index, coco_data, batch_size=2, seed=0), 5))
-    data = coco_data.model_copy(update={"workers": 2})
-    helped = list(islice(train_loader(train_index, data, batch_size=2, seed=0), 5))
-    assert all(same(a, b) for a, b in zip(alone, helped, strict=True))
+def test_a_resumed_loader_gives_the_same_batches_bit_for_bit(
+    train_index: CocoIndex, coco_data: DataConfig, augmenting: DataConfig
+):
+    for data, count in ((coco_data, 14), (augmenting, 6)):
+        whole = list(islice(train_loader(train_index, data, batch_size=2, seed=0), count))
+        late = list(islice(train_loader(train_index, data, batch_size=2, seed=0, start_batch=count - 3), 3))
+        assert all(same(a, b) for a, b in zip(whole[-3:], late, strict=True))
+        assert not same(whole[0], whole[1])
+
+
+def test_worker_processes_change_nothing(train_index: CocoIndex, coco_data: DataConfig, augmenting: DataConfig):
+    for data in (coco_data, augmenting):
+        alone = list(islice(train_loader(train_index, data, batch_size=2, seed=0), 5))
+        helped = list(
+            islice(train_loader(train_index, data.model_copy(update={"workers": 2}), batch_size=2, seed=0), 5)
+        )
+        assert all(same(a, b) for a, b in zip(alone, helped, strict=True))
+
+
+def test_turned_images_are_batched_by_the_bucket_of_their_new_size(train_index: CocoIndex, coco_data: DataConfig):
+    """No bucket holds both a wide and a tall image, so a batch of both would be an error."""
+    data = coco_data.model_copy(update={"augment": AugmentConfig(quarter_turns=True)})
+    turned = 0
+    for batch in islice(train_loader(train_index, data, batch_size=3, seed=0), 20):
+        is_tall, was_tall = (sizes[:, 0] > sizes[:, 1] for sizes in (batch.image_sizes, batch.original_sizes))
+        turned += (is_tall != was_tall).sum().item()
+    assert 15 < turned < 45
 
 
 def test_a_worker_computes_on_one_thread(train_index: CocoIndex, coco_data: DataConfig):
