@@ -106,7 +106,8 @@ def test_the_status_of_a_job_is_that_of_its_processes() -> None:
 ENDS = {
     "an error": ("print('error: an image is gone', file=sys.stderr); sys.exit(2)", "sys.exit(2)"),
     "a bug": (
-        "signal.signal(15, signal.SIG_IGN); from torch.distributed.elastic.multiprocessing.errors import record; record(bug)()",
+        "signal.signal(15, signal.SIG_IGN); from torch.distributed.elastic.multiprocessing import errors; "
+        "errors.record(bug)()",
         "sys.exit(1)",
     ),
     "a signal": ("os.kill(os.getppid(), 15); time.sleep(30)", "time.sleep(30)"),

@@ -1,4 +1,4 @@
-"""Early end of a training: two ranks end after the same step, whatever ends one of them, and none waits for the other."""
+"""Early end of a training: two ranks end after the same step, whatever ends one of them, and none waits for ever."""
 
 import multiprocessing
 import signal
