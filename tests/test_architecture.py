@@ -18,7 +18,14 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 FLOORS = ("pipelines", "components", "model", "cuda_ops")  # each may import those to its right
 FILES = [path for floor in FLOORS for path in sorted((REPOSITORY / floor).rglob("*.py"))]
 SHARED = ("cli", "config", "launch", "params")  # right below components/, beside the stages
-OF_MODEL = ("config", "data_config", "distributed", "errors", "files", "structures")  # right below model/, beside the wings
+OF_MODEL = (
+    "config",
+    "data_config",
+    "distributed",
+    "errors",
+    "files",
+    "structures",
+)  # right below model/, beside the wings
 OUTSIDE = (".ci", "docs", "setup.py", "tests")  # Python that is part of no floor
 CALLED = {"train": {"evaluate"}}  # stages that another stage runs
 MAX_ARROWS = {"components": 101, "model": 27}  # one more is a reason to ask whether a name stands in the wrong room

@@ -116,7 +116,8 @@ class _Keys(Sampler[Any]):
         return len(self._keys)  # type: ignore[arg-type]  # where it has a length
 
     def __iter__(self) -> Iterator[Sequence[Any]]:
-        self.drawn = drawn = deque()
+        drawn: deque[Sequence[Any]] = deque()
+        self.drawn = drawn
         for keys in self._keys:
             drawn.append(keys)
             yield keys
