@@ -87,7 +87,7 @@ def _measure(folder: Path, data: DataConfig, record: ImageRecord) -> ImageFacts 
     """Measure the file of exactly this name; None if there is none."""
     path = folder / record.file_name
     try:
-        content = within(data.timeout_s, path, partial(_content, path))
+        content = within(data.timeout_s, path, partial(_bytes_of, path))
     except SlowFileError:
         raise
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
@@ -126,7 +126,7 @@ def _measure(folder: Path, data: DataConfig, record: ImageRecord) -> ImageFacts 
     )
 
 
-def _content(path: Path) -> bytes:
+def _bytes_of(path: Path) -> bytes:
     require_file(path)
     return path.read_bytes()
 
