@@ -7,8 +7,8 @@ A trained model has one MLflow run: its id is in `<run>/mlflow_run.json`, and ev
 same folder logs to it. `log.jsonl` is authoritative; a thread sends it, so no step waits for a server. Lines that
 MLflow has not received are sent when it is back, at the end, or by the next stage: an outage causes one warning and
 loses no metric, and the tag `tracking.outages` counts it. `MLFLOW_TRACKING_URI`, `MLFLOW_EXPERIMENT_NAME` or
-`MLFLOW_EXPERIMENT_ID`, and `MLFLOW_RUN_ID` have priority. A DVC experiment has a run of its own. A run whose folder is inside the folder of another run is its
-child, like the seeds of a stability study.
+`MLFLOW_EXPERIMENT_ID`, and `MLFLOW_RUN_ID` have priority. A DVC experiment has a run of its own. A run whose folder is
+inside the folder of another run is its child, like the seeds of a stability study.
 """
 
 import logging
