@@ -75,7 +75,7 @@ def stage_parser(
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """Let a stage take `--checkpoint`."""
-    parser.add_argument("--checkpoint", default="last", help="last, best, or a path (%(default)s)")
+    parser.add_argument("--checkpoint", help="last, best, or a path (last; with train.patience, best)")
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Config]:

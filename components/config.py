@@ -222,6 +222,15 @@ class Config(Section):
     registry: RegistryConfig = RegistryConfig()
     cluster: ClusterConfig = ClusterConfig()
 
+    @model_validator(mode="after")
+    def _patience_is_informed(self) -> "Config":
+        if self.train.patience and not self.evaluate.every_epoch:
+            raise ValueError(
+                f"train.patience must be 0 without evaluate.every_epoch, whose scores it needs, got "
+                f"{self.train.patience}; set evaluate.every_epoch=true"
+            )
+        return self
+
     def flat(self) -> dict[str, Any]:
         """Every value under its dotted name, as MLflow's parameters have it."""
         return flatten(self.model_dump(mode="json"))

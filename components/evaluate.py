@@ -1,8 +1,8 @@
 """Score a trained model on a prepared split: COCO's box and mask AP, or recall of proposals, with curves and drawings.
 
-By default it scores the last checkpoint of train.output_dir, with the network and image sizes it was trained with.
-Writes evaluation.json, scores.json, inference/ and plots/ into train.output_dir. Scores are fractions, or null without
-ground truth.
+By default it scores the last checkpoint of train.output_dir, or with train.patience the best one, with the network and
+image sizes it was trained with. Writes evaluation.json, scores.json, inference/ and plots/ into train.output_dir.
+Scores are fractions, or null without ground truth.
 `evaluate.skip_eval=true` writes predictions without scores.
 """
 
@@ -30,15 +30,18 @@ class EvaluateResult:
     evaluation: "CocoEvaluation | None"  # None with evaluate.skip_eval
 
 
-def run(config: Config, *, checkpoint: str = "last") -> EvaluateResult:
-    """Evaluate a checkpoint (`last`, `best` or a path) and write all results into `train.output_dir`.
+def run(config: Config, *, checkpoint: str | None = None) -> EvaluateResult:
+    """Evaluate a checkpoint and write all results into `train.output_dir`.
+
+    Args:
+        checkpoint: `last`, `best` or a path; by default training's result.
 
     Raises:
         UserError: if the checkpoint, prepared data with its classes, or evaluate.backend is missing.
     """
     from components.evaluation.checkpoint import evaluate
 
-    name, evaluation = evaluate(config, checkpoint)
+    name, evaluation = evaluate(config, checkpoint or config.train.final_checkpoint)
     return EvaluateResult(config.train.output_dir, name, evaluation)
 
 
@@ -49,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
         args, config = parse(parser, argv)
         # Missing files are reported before torch is loaded.
-        require_checkpoint(config.train.output_dir, args.checkpoint)
+        require_checkpoint(config.train.output_dir, args.checkpoint or config.train.final_checkpoint)
         CocoIndex.open(config.data.prepared_dir, config.evaluate.split)
         if not relaunch("evaluate", config.train.processes, argv):
             run(config, checkpoint=args.checkpoint)

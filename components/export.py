@@ -32,13 +32,18 @@ class ExportResult:
     programs: list[dict[str, Any]]  # entries of export.json
 
 
-def run(config: Config, *, checkpoint: str = "last", output: Path | None = None) -> ExportResult:
-    """Export a checkpoint (`last`, `best` or a path) into a folder, `<train.output_dir>/export` by default.
+def run(config: Config, *, checkpoint: str | None = None, output: Path | None = None) -> ExportResult:
+    """Export a checkpoint into a folder.
+
+    Args:
+        checkpoint: `last`, `best` or a path; by default training's result.
+        output: the folder; `<train.output_dir>/export` by default.
 
     Raises:
         ExportError: if the operators are not compiled for train.device, or a program disagrees with the network.
         UserError: if the checkpoint or prepared data with its classes is missing.
     """
+    checkpoint = checkpoint or config.train.final_checkpoint
     # Missing files are reported before torch is loaded.
     require_checkpoint(config.train.output_dir, checkpoint)
     CocoIndex.open(config.data.prepared_dir, config.evaluate.split)

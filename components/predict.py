@@ -36,7 +36,7 @@ class PredictResult:
 
 
 def run(
-    config: Config, inputs: Sequence[Path] = (), *, checkpoint: str = "last", output: Path | None = None
+    config: Config, inputs: Sequence[Path] = (), *, checkpoint: str | None = None, output: Path | None = None
 ) -> PredictResult:
     """Predict on images and folders, or by default on `predict.images` images of the val split.
 
@@ -46,6 +46,7 @@ def run(
         UserError: if there is no checkpoint, a path does not exist, a folder has no image, a drawing would replace
             an input, another stage writes there, or without inputs no val split is prepared.
     """
+    checkpoint = checkpoint or config.train.final_checkpoint
     require_checkpoint(config.train.output_dir, checkpoint)
     folder = output or (Path("predictions") if inputs else config.train.output_dir / "predictions")
     found = find_images(inputs, folder)

@@ -1,7 +1,8 @@
 """Train Mask R-CNN: from a prepared data set to checkpoints, a journal of losses and a tracked run.
 
 Continues from `<train.output_dir>/last_checkpoint` if its configuration and data are the same; a run with another
-configuration is moved aside, never overwritten. After training, the last checkpoint is evaluated (see --skip-test).
+configuration is moved aside, never overwritten. After training, the last checkpoint, or with train.patience the best
+one, is evaluated (see --skip-test).
 Several processes (`train.processes`, or torchrun) share each batch, so any number of them learns the same; all need
 access to the same files. SIGTERM saves a checkpoint and exits with status 143, Ctrl-C with 130; a second Ctrl-C ends
 training at once.
@@ -29,7 +30,7 @@ class TrainResult:
 
 
 def run(config: Config, *, skip_test: bool = False) -> TrainResult:
-    """Train, then evaluate the last checkpoint unless `skip_test`.
+    """Train, then evaluate the result unless `skip_test`.
 
     Raises:
         Preempted: if a signal ended training early; a checkpoint was saved.

@@ -201,7 +201,15 @@ class TrainConfig(Section):
     # One launch per step: a CUDA graph per bucket. Needs one GPU and no accumulation; otherwise steps run without
     # graphs and the log says why. A failed capture ends training.
     cuda_graph: bool = False
-    max_iters: PositiveInt = 90000
+    max_iters: NonNegativeInt = 90000  # 0: as many as `epochs` are
+    # Length in epochs, of the data's size and batch_size, instead of max_iters and lr_steps (set these to 0 and []).
+    epochs: NonNegativeFloat = 0.0
+    lr_epochs: tuple[PositiveFloat, ...] = ()  # lr_steps in epochs
+    # Lowest and highest number of iterations that `epochs` may amount to; lr_epochs are stretched alike. Empty: any.
+    iters_range: Annotated[tuple[PositiveInt, ...], Field(max_length=2)] = ()
+    # Training ends after this many evaluations (evaluate.every_epoch) without a better AP, and the best checkpoint is
+    # then evaluated and exported, not the last. 0: never.
+    patience: NonNegativeInt = 0
     batch_size: PositiveInt = 16  # images per step, over all micro-batches and processes
     accumulation_steps: PositiveInt = 1  # micro-batches per step
     base_lr: PositiveFloat = 0.02  # learning rate for lr_batch_size images per step; scaled linearly to batch_size
@@ -241,8 +249,10 @@ class TrainConfig(Section):
                 f"batch_size must be a multiple of accumulation_steps, got {self.batch_size} and "
                 f"{self.accumulation_steps}"
             )
-        if list(self.lr_steps) != sorted(set(self.lr_steps)):
-            raise ValueError(f"lr_steps must be strictly increasing, got {list(self.lr_steps)}")
+        for name, steps in (("lr_steps", self.lr_steps), ("lr_epochs", self.lr_epochs)):
+            if list(steps) != sorted(set(steps)):
+                raise ValueError(f"{name} must be strictly increasing, got {list(steps)}")
+        self._require_one_length()
         lowest = self.peak_lr - self.warmup_iters * self.warmup_factor
         if self.warmup_method == "mlperf_linear" and lowest < -1e-9 * self.peak_lr:
             raise ValueError(
@@ -251,6 +261,30 @@ class TrainConfig(Section):
                 f"{self.warmup_iters} warmup_iters, got {self.warmup_factor:g}: the rate would start below 0"
             )
         return self
+
+    def _require_one_length(self) -> None:
+        """Check that the length is given once, in iterations or in epochs."""
+        if self.epochs and (self.max_iters or self.lr_steps):
+            raise ValueError(
+                "max_iters must be 0 and lr_steps [] with epochs, which say the same (and lr_epochs the steps), got "
+                f"{self.max_iters} and {list(self.lr_steps)} with {self.epochs:g} epochs"
+            )
+        if not self.epochs and not self.max_iters:
+            raise ValueError("max_iters or epochs must be above 0, got 0 for both")
+        if not self.epochs and (self.lr_epochs or self.iters_range):
+            raise ValueError(
+                f"lr_epochs and iters_range must be empty without epochs, got {list(self.lr_epochs)} and "
+                f"{list(self.iters_range)}"
+            )
+        if self.iters_range and (len(self.iters_range) != 2 or self.iters_range[0] > self.iters_range[1]):
+            raise ValueError(
+                f"iters_range must be empty or a lowest and a highest number, got {list(self.iters_range)}"
+            )
+
+    @property
+    def final_checkpoint(self) -> Literal["last", "best"]:
+        """The checkpoint that is the result of training."""
+        return "best" if self.patience else "last"
 
     @property
     def peak_lr(self) -> float:
@@ -272,6 +306,7 @@ class EvaluateConfig(Section):
     # published figures. For images with more objects of a class, raise this and model.detections_per_image.
     max_detections: PositiveInt = 100
     every_epoch: bool = False  # also evaluate during training, after each epoch
+    epoch_period: PositiveInt = Field(default=1, description="with every_epoch: once in this many epochs")
     # Early stop, with every_epoch: training ends when both are reached (or the only one that model.task has); 0: never.
     target_bbox_ap: Fraction = Field(default=0.0, description="with every_epoch only")
     target_segm_ap: Fraction = Field(default=0.0, description="with every_epoch only")

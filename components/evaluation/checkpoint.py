@@ -66,7 +66,7 @@ def _finish(
     write_inference(run_dir / "inference", results, evaluation)
     write_plots(run_dir, results, evaluation, index, ground_truth, config.evaluate.drawn_images)
     report = evaluation_report(evaluation, results, index, trained.name, config.evaluate)
-    report["train_data_hash"] = trained.loaded.data_hash
+    report |= {"train_data_hash": trained.loaded.data_hash, "max_iters": trained.loaded.max_iters}
     write_atomically(run_dir / "evaluation.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     write_scores(run_dir, report)
     _track(config, trained, index, evaluation)

@@ -25,7 +25,7 @@ from components.runs.result import read_evaluation
 from components.studies.result import StabilityResult
 from components.tracking.outbox import RUN_FILE, RunFile
 from model.data.index import CocoIndex
-from model.engine.pointers import CheckpointError, last_checkpoint
+from model.engine.pointers import CheckpointError, resulting_checkpoint
 from model.scoring.names import IOU_TYPES, TITLES
 
 _SHOWN_PICTURES = 4
@@ -53,13 +53,13 @@ def describe_dataset(dataset: Artifact, result: PrepareResult) -> None:
 
 
 def describe_model(model: Artifact, config: Config) -> None:
-    """Describe the trained model: its last checkpoint, its training data and its MLflow run.
+    """Describe the trained model: the checkpoint that is the result, its training data and its MLflow run.
 
     Raises:
         CheckpointError: if this step finds no checkpoint.
     """
     run_dir = config.train.output_dir
-    checkpoint = last_checkpoint(run_dir)
+    checkpoint = resulting_checkpoint(run_dir, config.train.final_checkpoint)
     if checkpoint is None:
         raise CheckpointError(
             f"{run_dir}: must have a checkpoint after training, got none; this step and the training job must mount "

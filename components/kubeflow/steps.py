@@ -66,7 +66,7 @@ def train_here(
 def evaluate(
     params: str, overrides: list[str], model: Input[Model], metrics: Output[Metrics], page: Output[HTML], seed: int = -1
 ) -> None:
-    """Compute box and mask AP of the last checkpoint."""
+    """Compute box and mask AP of the trained model."""
     from components.kubeflow import artifacts, context
 
     with context.configured(params, overrides, seed) as config:

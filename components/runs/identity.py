@@ -9,8 +9,9 @@ from components.config import RENAMED, Config, flatten
 # Keys that may differ between a run and its continuation: place, length, logging.
 FREE_TO_CHANGE = (
     "device", "processes", "compile", "cuda_graph", "keep_last", "log_period", "checkpoint_period", "max_iters",
-    "output_dir", "resume", "timeout_s",
+    "epochs", "patience", "output_dir", "resume", "timeout_s",
 )  # fmt: skip
+_LENGTHS = ("max_iters", "epochs", "patience")
 # Keys of image preparation for training; the images themselves are identified by their hash.
 _SEEN_IN_TRAINING = tuple(
     f"data.{key}"
@@ -21,9 +22,9 @@ _SEEN_IN_TRAINING = tuple(
 )
 
 # The sections that determine what is learned and how it is scored, and the keys in them that do not: paths, logging.
-# FREE_TO_CHANGE is part of the latter except for max_iters; a data set is identified by its hash.
+# FREE_TO_CHANGE is part of the latter except for lengths; a data set is identified by its hash.
 _DECIDING = ("data.", "model.", "train.", "evaluate.")
-_NOT_DECIDING = {f"train.{key}" for key in FREE_TO_CHANGE if key != "max_iters"} | {
+_NOT_DECIDING = {f"train.{key}" for key in FREE_TO_CHANGE if key not in _LENGTHS} | {
     "data.base_url",
     "data.prepared_dir",
     "data.raw_dir",
@@ -81,7 +82,9 @@ def changes_since_checkpoint(state: dict[str, Any], config: Config, data_hash: s
         for key in now
         if key.startswith(("model.", *_SEEN_IN_TRAINING))
         or (key.startswith("train.") and key.removeprefix("train.") not in FREE_TO_CHANGE)
-        or (key == "train.max_iters" and config.train.schedule == "cosine")  # all its rates follow from the length
+        # All rates of a cosine follow from the length, and with iters_range the steps of epochs, too.
+        or (key in ("train.max_iters", "train.epochs") and config.train.schedule == "cosine")
+        or (key == "train.epochs" and config.train.iters_range)
     ]
     then = Config().flat() | flatten(state["config"])  # a key that an earlier version did not know had its default
     found = differences([{key: one.get(key) for key in must_stay} for one in (then, now)])

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from components.config import Config
 from components.params import load_stored
 from model.config import EvaluateConfig
-from model.engine.pointers import LAST
+from model.engine.pointers import BEST, LAST
 from model.errors import UserError
 from model.files import read_json
 from model.scoring.names import IOU_TYPES, IouType
@@ -44,6 +44,7 @@ class Evaluation(BaseModel):
     images: int = 0
     detections: int = 0
     checkpoint: str = ""
+    max_iters: int = 0  # steps of the whole training; 0 in files of earlier versions
     data_hash: str = ""
     train_data_hash: str | None = None
     commit: str | None = None
@@ -142,18 +143,20 @@ def require_final(result: Result) -> None:
     Raises:
         ResultError: if an earlier checkpoint was scored, or training was not yet at its end.
     """
-    scored, pointer = result.evaluation["checkpoint"], result.run_dir / LAST
+    train, evaluate, scored = result.config.train, result.config.evaluate, result.evaluation["checkpoint"]
+    pointer = result.run_dir / {"last": LAST, "best": BEST}[train.final_checkpoint]
     again = f"run `maskrcnn evaluate train.output_dir={result.run_dir}`"
     if pointer.is_file() and (last := pointer.read_text(encoding="utf-8").strip()) != scored:
         raise ResultError(
-            f"{result.run_dir}: evaluation.json must be of the last checkpoint, {last}, got {scored}; {again}"
+            f"{result.run_dir}: evaluation.json must be of the {train.final_checkpoint} checkpoint, {last}, got "
+            f"{scored}; {again}"
         )
-    train, evaluate = result.config.train, result.config.evaluate
     step = _STEP.search(scored)
-    may_end_early = evaluate.target_bbox_ap > 0 or evaluate.target_segm_ap > 0
-    if step and int(step[1]) != train.max_iters and not may_end_early:
+    may_end_early = evaluate.target_bbox_ap > 0 or evaluate.target_segm_ap > 0 or train.patience > 0
+    max_iters = result.evaluation.get("max_iters") or train.max_iters
+    if step and max_iters and int(step[1]) != max_iters and not may_end_early:
         raise ResultError(
-            f"{result.run_dir}: evaluation.json must be of step {train.max_iters} (train.max_iters), got step "
+            f"{result.run_dir}: evaluation.json must be of step {max_iters} (train.max_iters), got step "
             f"{int(step[1])}; "
             f"let `maskrcnn train` finish, then {again}"
         )

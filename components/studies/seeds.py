@@ -66,12 +66,13 @@ def _current_data(config: Config) -> tuple[str, str]:
 
 
 def _is_complete(result: Result) -> bool:
-    """True if the run is complete; with a target AP it may end at any step, as its last checkpoint says."""
+    """True if the run is complete, as its last checkpoint says: with a target AP or patience it may end at any step."""
     checkpoint = last_checkpoint(result.run_dir)
     if checkpoint is None:  # the weights were deleted
         return True
     state = read_checkpoint(checkpoint)
-    return bool(state["step"] >= result.config.train.max_iters or state["reached_target"])
+    reached_end = state["step"] >= state.get("max_iters", result.config.train.max_iters)
+    return bool(state.get("is_complete", reached_end or state["reached_target"]))
 
 
 def train_seeds(configs: Sequence[Config], parallel: int, console: Console) -> None:
@@ -154,7 +155,7 @@ class _Display:
         train, status = seed.config.train, seed.status()
         if train.seed not in self._tasks:
             self._say(f"seed {train.seed}: training; log: {seed.log}")
-            self._tasks[train.seed] = self._bars.add_task(f"seed {train.seed}", total=train.max_iters)
+            self._tasks[train.seed] = self._bars.add_task(f"seed {train.seed}", total=train.max_iters or None)
         task = self._tasks[train.seed]
         self._bars.update(task, completed=last_step(train.output_dir / "log.jsonl"))
         if status is not None:

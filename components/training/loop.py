@@ -44,6 +44,7 @@ from model.engine.graphs import GraphCaptureError, graph_obstacle
 from model.engine.optim import make_optimizer
 from model.engine.pointers import BEST, NO_BEST, last_checkpoint
 from model.engine.precision import LossScaler, set_float32_products
+from model.engine.schedule import in_iterations
 from model.engine.steps import Step, set_determinism, train_steps
 from model.errors import UserError
 from model.files import make_folder, write_atomically
@@ -66,6 +67,8 @@ class Training:
         self.index = CocoIndex.open(config.data.prepared_dir, "train", config.loading().timeout_s)
         check_learnable(config, self.index)
         check_divisible(config)
+        self.epoch = batches_per_epoch(self.index, config.data, config.train.batch_size)  # in steps
+        self.train = in_iterations(config.train, self.epoch)
         set_float32_products(device, config.train.dtype)
         set_determinism(config.train.deterministic)
         torch.manual_seed(config.train.seed)
@@ -75,15 +78,17 @@ class Training:
         if path is None:
             report = load_weights(self.model, config.model, self.index.class_names, self.index.category_ids)
             console.print(str(report))
+        self._print_length()
         self.model.to_device(device)
         if config.train.compile:
             compile_parts(self.model, device)
         if config.train.cuda_graph and (reason := graph_obstacle(config.train, device)):
             console.print(f"train.cuda_graph: steps run without graphs, since {reason}")
-        self.optimizer = make_optimizer(self.model, config.train)
+        self.optimizer = make_optimizer(self.model, self.train)
         self.average = WeightAverage(self.model, config.train.ema_decay) if config.train.ema_decay else None
         self.scaler = LossScaler(device, config.train.dtype)
         self.step, self.best_ap, self.reached_target, self.nonfinite_in_row = 0, -1.0, False, 0
+        self.evaluations_since_best = 0
         self._saved_step = 0
         self.is_reconfigured = False
         if path is not None:
@@ -99,16 +104,15 @@ class Training:
                 self._write_before()
         self._unread: Step | None = None
         self.ending = Ending(device, config.train.accumulation_steps, reads_late=device.type == "cuda")
-        self.log = TrainingLog(config.train.log_period, config.train.max_iters)
+        self.log = TrainingLog(config.train.log_period, self.train.max_iters)
 
     def run(self, tracker: Tracker) -> None:
-        """Train to max_iters or to the target AP, whichever comes first."""
+        """Train to max_iters, to the target AP or to the end of patience, whichever comes first."""
         if self.is_reconfigured:
             self.save()  # evaluation reads the configuration from the checkpoint, which must have the new one
-        if self.reached_target:
+        if self.reached_target or self._is_out_of_patience():
             return
-        config, train = self.config, self.config.train
-        epoch = batches_per_epoch(self.index, config.data, train.batch_size)
+        config, train = self.config, self.train
         loader = train_loader(
             self.index,
             config.loading(),
@@ -119,10 +123,10 @@ class Training:
         )
         with closing(iter(loader)) as batches:
             model, fetched = data_parallel(self.model), self.ending.batches(batches)
-            self._run(train_steps(model, fetched, self.optimizer, train, self.scaler, self.step), epoch, tracker)
+            self._run(train_steps(model, fetched, self.optimizer, train, self.scaler, self.step), tracker)
 
-    def _run(self, steps: Iterator[Step], epoch: int, tracker: Tracker) -> None:
-        config, train = self.config, self.config.train
+    def _run(self, steps: Iterator[Step], tracker: Tracker) -> None:
+        train = self.train
         window: list[Step] = []
         try:
             for step in self._with_progress(steps):
@@ -131,17 +135,17 @@ class Training:
                     self.average.update(step.number)
                 window.append(step)
                 self._watch(step)
-                ends_epoch = config.evaluate.every_epoch and step.number % epoch == 0
-                saves = ends_epoch or step.number % train.checkpoint_period == 0 or step.number == train.max_iters
+                evaluates = self._evaluates_at(step.number)
+                saves = evaluates or step.number % train.checkpoint_period == 0 or step.number == train.max_iters
                 if saves or step.number % train.log_period == 0:
                     self._report(window, tracker)  # also before a checkpoint, so that the journal is never behind it
                     window.clear()
-                is_best = ends_epoch and self._evaluate(tracker)
+                is_best = evaluates and self._evaluate(tracker)
                 if saves:
                     self.save(is_best=is_best)
-                if self.reached_target or self.ending.is_agreed():
+                if self.reached_target or self._is_out_of_patience() or self.ending.is_agreed():
                     break
-            if not self.reached_target and self.step < train.max_iters:
+            if not self.is_complete:
                 self._end_early(window, tracker)
         except GraphCaptureError:
             window.clear()  # the device may no longer respond
@@ -207,6 +211,9 @@ class Training:
             "best_ap": self.best_ap,
             "reached_target": self.reached_target,
             "nonfinite_in_row": self.nonfinite_in_row,
+            "evaluations_since_best": self.evaluations_since_best,
+            "is_complete": self.is_complete,
+            "max_iters": self.train.max_iters,
         }
 
     def _resumable_checkpoint(self) -> Path | None:
@@ -235,13 +242,14 @@ class Training:
         self.step, self.best_ap = state["step"], state["best_ap"]
         self._saved_step = self.step
         self.reached_target, self.nonfinite_in_row = state["reached_target"], state["nonfinite_in_row"]
+        self.evaluations_since_best = state.get("evaluations_since_best", 0)  # earlier versions had no patience
         self.is_reconfigured = state["config"] != self.config.model_dump(mode="json")
 
     def _with_progress(self, steps: Iterator[Step]) -> Iterator[Step]:
         """Yield the steps with a progress bar, if in a terminal."""
         columns = (*Progress.get_default_columns(), MofNCompleteColumn())
         with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
-            task = bar.add_task("training", total=self.config.train.max_iters, completed=self.step)
+            task = bar.add_task("training", total=self.train.max_iters, completed=self.step)
             for step in steps:
                 yield step
                 bar.update(task, completed=step.number)
@@ -289,6 +297,28 @@ class Training:
             tracker.log_metrics(metrics, step.number)
         self.console.print(self.log.line(window[-1].number, window[-1].learning_rate), soft_wrap=True)
 
+    @property
+    def is_complete(self) -> bool:
+        """True if nothing is left to train."""
+        return self.step >= self.train.max_iters or self.reached_target or self._is_out_of_patience()
+
+    def _evaluates_at(self, step: int) -> bool:
+        """True if the step ends an epoch that is evaluated; with patience the last step is, too."""
+        evaluate, train = self.config.evaluate, self.train
+        ends = step % (self.epoch * evaluate.epoch_period) == 0 or (train.patience > 0 and step == train.max_iters)
+        return evaluate.every_epoch and ends
+
+    def _is_out_of_patience(self) -> bool:
+        return 0 < self.train.patience <= self.evaluations_since_best
+
+    def _print_length(self) -> None:
+        """Print the iterations that train.epochs amounts to."""
+        epochs, train = self.config.train.epochs, self.train
+        if epochs:
+            steps = f", learning rate lowered after {', '.join(map(str, train.lr_steps))}" if train.lr_steps else ""
+            text = f"{epochs:g} epochs of {self.epoch} iterations: {train.max_iters} iterations{steps}"
+            self.console.print(text)
+
     def _evaluate(self, tracker: Tracker) -> bool:
         """Score the current weights; return True if they are the best so far, by CocoEvaluation.main_score."""
         evaluate = self.config.evaluate
@@ -310,4 +340,8 @@ class Training:
             found[result_type] >= least for result_type, least in targets.items()
         )
         is_best, self.best_ap = evaluation.main_score > self.best_ap, max(evaluation.main_score, self.best_ap)
+        self.evaluations_since_best = 0 if is_best else self.evaluations_since_best + 1
+        if self._is_out_of_patience():
+            text = f"{self.evaluations_since_best} evaluations without an AP above {self.best_ap:.4f}: training ends"
+            self.console.print(text)
         return is_best

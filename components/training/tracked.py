@@ -16,12 +16,12 @@ from components.runs.recipes import nearest_recipe
 from components.tracking.tracker import NullTracker, Tracker, open_tracker
 from components.training.loop import Training
 from model.distributed import is_main
-from model.engine.pointers import last_checkpoint
+from model.engine.pointers import resulting_checkpoint
 
 
 @contextmanager
 def trained(config: Config, device: torch.device, console: Console) -> Iterator[tuple[Training, Path]]:
-    """Train to the end; yield the state of the run and its last checkpoint, with the lock of the run's folder held.
+    """Train to the end; yield the state of the run and the checkpoint that is its result, with the run's lock held.
 
     Raises:
         Preempted: if a signal ended training early; a checkpoint was saved.
@@ -39,7 +39,7 @@ def _train(config: Config, device: torch.device, console: Console) -> tuple[Trai
         tracker.rewind(training.step)
         training.run(tracker)
         tracker.log_artifact(training.run_dir / "config.yaml")
-        checkpoint = last_checkpoint(training.run_dir)
+        checkpoint = resulting_checkpoint(training.run_dir, config.train.final_checkpoint)
         assert checkpoint is not None
         if config.tracking.log_checkpoints:
             tracker.log_artifact(checkpoint, "checkpoints")

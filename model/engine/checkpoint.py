@@ -31,6 +31,7 @@ class LoadedModel:
     step: int
     data_hash: str
     path: Path
+    max_iters: int = 0  # steps of the whole training; 0 in checkpoints of earlier versions
 
 
 def save_checkpoint(run_dir: Path, step: int, state: Mapping[str, Any], *, keep_last: int = 0) -> Path:
@@ -88,6 +89,7 @@ def load_model(path: Path, device: torch.device) -> LoadedModel:
         step=state["step"],
         data_hash=state["data_hash"],
         path=path,
+        max_iters=state.get("max_iters", 0),
     )
 
 

@@ -2,10 +2,12 @@
 
 import zipfile
 from pathlib import Path
+from typing import Literal
 
 from model.errors import UserError
 
 LAST, BEST = "last_checkpoint", "best_checkpoint"  # files in a run's folder: each holds the path of a checkpoint there
+_POINTERS = {"last": LAST, "best": BEST}
 NO_BEST = "\n"  # content of best_checkpoint in a run in which no checkpoint is marked as the best
 
 
@@ -39,6 +41,11 @@ def last_checkpoint(run_dir: Path) -> Path | None:
     return find_checkpoint(run_dir, LAST)
 
 
+def resulting_checkpoint(run_dir: Path, wanted: Literal["last", "best"]) -> Path | None:
+    """The checkpoint that is a run's result: the wanted one, or the last while none is marked as the best."""
+    return find_checkpoint(run_dir, _POINTERS[wanted]) or last_checkpoint(run_dir)
+
+
 def require_checkpoint(run_dir: Path, checkpoint: str) -> Path:
     """The path of a checkpoint that must exist, and be whole as far as that shows without torch.
 
@@ -58,7 +65,7 @@ def require_checkpoint(run_dir: Path, checkpoint: str) -> Path:
 
 
 def _require_named(run_dir: Path, checkpoint: str) -> Path:
-    pointer = {"last": LAST, "best": BEST}.get(checkpoint)
+    pointer = _POINTERS.get(checkpoint)
     if pointer is None:
         require_file(Path(checkpoint))
         return Path(checkpoint)

@@ -162,6 +162,24 @@ def test_two_processes_learn_as_one_with_their_joint_batch_also_if_one_had_no_da
     assert expected[-1]["loss/total"] < expected[0]["loss/total"] - 1e-2, "the weights moved a thousand times as far"
 
 
+def test_two_processes_lose_patience_at_the_same_step(shapes: Path, start_ranks: Callable[..., Any]) -> None:
+    """At this rate no evaluation finds a better AP than the first."""
+    words = (
+        "train.base_lr=1e-9",
+        "evaluate.every_epoch=true",
+        "train.patience=1",
+        "train.checkpoint_period=1000",
+        EVER,
+    )
+    config = small_config(shapes, "impatient", *words)
+    ranks = start_ranks(2, "train", "--skip-test", "--params", saved_params(shapes, config))
+    assert ranks.wait() == [0, 0], ranks.output()
+    checkpoint = last_checkpoint(config.train.output_dir)
+    assert checkpoint is not None
+    assert read_checkpoint(checkpoint)["step"] == 2 * 16 // config.train.batch_size
+    assert read_checkpoint(checkpoint)["is_complete"]
+
+
 def test_evaluation_does_not_depend_on_the_number_of_processes(
     shapes: Path, alone: Config, start_ranks: Callable[..., Any]
 ) -> None:

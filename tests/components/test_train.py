@@ -19,6 +19,7 @@ from components import download, prepare, train
 from components.config import Config
 from components.evaluation.score import evaluate_model
 from components.params import ConfigError, load_config, save_config
+from components.runs.result import read_result, require_final
 from components.training import loop
 from model.engine.checkpoint import load_model, read_checkpoint, save_checkpoint
 from model.engine.pointers import find_checkpoint, last_checkpoint
@@ -185,6 +186,29 @@ def test_training_stops_at_the_target_and_keeps_the_best(shapes: Path) -> None:
     assert find_checkpoint(result.run_dir, "best_checkpoint") is not None
     again = train.run(config, skip_test=True)
     assert again.step == result.step
+
+
+def test_patience_ends_training_across_a_break_and_the_best_checkpoint_is_the_result(
+    shapes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An epoch is 3 steps, which at this rate change no score: only the first evaluation finds a better AP."""
+    words = (
+        "train.max_iters=0", "train.lr_steps=[]", "train.lr_epochs=[1]", "train.batch_size=4", "train.base_lr=1e-9",
+        "evaluate.every_epoch=true", "train.patience=2", "train.checkpoint_period=100",
+    )  # fmt: skip
+    first = train.run(small_config(shapes, "patient", *words, "train.epochs=2"), skip_test=True)
+    assert "2 epochs of 3 iterations: 6 iterations, learning rate lowered after 3" in capsys.readouterr().out
+    assert (first.step, first.checkpoint.name) == (6, "step_0000003.pt")
+    patient = small_config(shapes, "patient", *words, "train.epochs=9")
+    last = train.run(patient)
+    assert (last.step, last.checkpoint) == (9, first.checkpoint)
+    assert "2 evaluations without an AP above" in capsys.readouterr().out
+    result = read_result(first.run_dir)
+    assert result.evaluation["checkpoint"] == "checkpoints/step_0000003.pt"
+    require_final(result)
+    assert train.run(patient, skip_test=True).step == 9
+    longer = patient.model_copy(update={"train": patient.train.model_copy(update={"patience": 3})})
+    assert train.run(longer, skip_test=True).step == 12
 
 
 def test_divergence_is_named_with_step_and_images(shapes: Path) -> None:
