@@ -138,6 +138,13 @@ PIXELS = {"model.pixel_order", "model.pixel_mean", "model.pixel_std"}
 
 # Beside train.output_dir, a recipe differs from coco2017_r50_fpn_1x in just these keys.
 DIFFERENCES: dict[str, set[str]] = {
+    "finetune_small": SCHEDULE
+    | {"data.source", "data.raw_dir", "data.prepared_dir", "data.on_invalid", "data.min_sizes_px"}
+    | {f"data.augment.{name}" for name in ("brightness", "contrast", "saturation", "hue", "copy_paste")}
+    | {"model.weights", "model.conventions", "train.batch_size", "train.base_lr", "train.warmup_iters"}
+    | {"train.epochs", "train.lr_epochs", "train.iters_range", "train.patience"}
+    | {"train.checkpoint_period", "train.keep_last"}
+    | {"evaluate.every_epoch", "evaluate.epoch_period", "evaluate.target_bbox_ap", "evaluate.target_segm_ap"},
     "faster_rcnn_r50_fpn_1x": SOLVER | {"model.task"},
     "mask_rcnn_r50_fpn_1x": SOLVER,
     "mask_rcnn_r101_fpn_1x": SOLVER | {"model.backbone"},
