@@ -216,7 +216,7 @@ def _explain(problem: Any, where: str, overrides: Sequence[str]) -> str:
     if problem["type"] == "extra_forbidden":
         return f"{place}: {name}: unknown key{_nearest(location)}"
     if problem["type"] == "value_error":
-        return f"{place}: {name}: {problem['ctx']['error']}"
+        return f"{place}: {f'{name}: ' if name else ''}{problem['ctx']['error']}"  # the whole file has no name
     return f"{place}: {name}: {problem['msg']}, got {problem['input']!r}"
 
 

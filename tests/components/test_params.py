@@ -122,6 +122,11 @@ def test_text_that_looks_like_a_time_stays_as_it_was_written(params: Path):
         ("data.buckets=[[100, 128]]", "multiples of 32"),
         ("data.buckets=[[96, 128]]", "buckets must hold a resized image of 800 × 1333"),
         ("train.accumulation_steps=3", "batch_size must be a multiple of accumulation_steps, got 16 and 3"),
+        ("train.epochs=12", "train: max_iters must be 0 and lr_steps [] with epochs"),
+        (
+            "train.patience=3",
+            "params.yaml: train.patience must be 0 without evaluate.every_epoch, whose scores it needs, got 3",
+        ),
         ("train.lr_steps=[20, 10]", "lr_steps must be strictly increasing, got [20, 10]"),
         ("model.rpn_bg_iou=0.8", "rpn_bg_iou must be at most rpn_fg_iou, got 0.8 > 0.7"),
         ("model.anchor_sizes_px=[8, 16]", "one size for each of the 5 levels"),

@@ -21,6 +21,9 @@ from components.evaluation.score import evaluate_model
 from components.params import ConfigError, load_config, save_config
 from components.runs.result import read_result, require_final
 from components.training import loop
+from components.training.checks import check_learnable
+from model.data.annotations import ImageRecord, Instance
+from model.data.index import CocoIndex, IndexedImage, images_location, write_index
 from model.engine.checkpoint import load_model, read_checkpoint, save_checkpoint
 from model.engine.pointers import find_checkpoint, last_checkpoint
 from model.engine.steps import Step
@@ -228,6 +231,20 @@ def test_what_cannot_learn_is_refused(shapes: Path, override: str, words: str) -
     with pytest.raises(ConfigError, match=words):
         train.run(small_config(shapes, "refused", override), skip_test=True)
     assert not (shapes / "refused").exists()
+
+
+def test_copy_paste_of_boxes_without_masks_is_refused(tmp_path: Path) -> None:
+    box = Instance(1, (0, 0, 9, 9), [], is_crowd=False, was_clipped=False, has_mask=False)
+    write_index(
+        tmp_path / "train", [IndexedImage(ImageRecord(1, "", 64, 64), False, [box])], categories={1: "a"}, data_hash="",
+        location=images_location(tmp_path, Path(), tmp_path),
+    )  # fmt: skip
+    index = CocoIndex.open(tmp_path, "train")
+    check_learnable(small_config(tmp_path, "boxes", "model.task=box"), index)
+    with pytest.raises(
+        ConfigError, match=r"data\.augment\.copy_paste: needs a mask for each instance.*set it to 0, got 0\.5"
+    ):
+        check_learnable(small_config(tmp_path, "boxes", "model.task=box", "data.augment.copy_paste=0.5"), index)
 
 
 def test_seeds_give_different_runs(shapes: Path, unbroken: Path) -> None:
