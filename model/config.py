@@ -27,6 +27,10 @@ from model.data_config import ShapesConfig as ShapesConfig
 Resnet = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x8d"]
 Rgb = tuple[float, float, float]
 Conventions = Literal["detectron2", "torchvision"]
+Norm = Literal["frozen_batch_norm", "batch_norm", "sync_batch_norm", "group_norm"]
+BATCH_NORMS = ("frozen_batch_norm", "batch_norm", "sync_batch_norm")
+# Weights that torchvision publishes, by name: for the body alone, and for whole detectors.
+TORCHVISIONS_BODIES, TORCHVISIONS_DETECTORS = ("imagenet", "imagenet_v2"), ("coco", "coco_v2")
 # Normalisation of torchvision's weights: (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225) times 255.
 TORCHVISION_MEAN, TORCHVISION_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 SMALLEST_SIDE_PX = 1e-30  # any box that is not empty has longer sides
@@ -43,23 +47,21 @@ class ModelConfig(Section):
     # Input of the heads: a pyramid; stage res4, with res5 as the head of each RoI; or stage res5.
     features: Literal["fpn", "c4", "c5"] = "fpn"
     res5_dilation: Literal[1, 2] = 1  # 2 (c5 only): res5 is dilated instead of strided, so that c5 has stride 16
-    stride_in_1x1: bool = (
-        False  # position of a stage's stride: true, the 1×1 (MSRA's weights); false, the 3×3 (torchvision's)
-    )
+    stride_in_1x1: bool = False  # position of a stage's stride: the 1×1 (MSRA's weights), or the 3×3 (torchvision's)
     # Pixels are 0 to 255; mean and std are in pixel_order. These belong to the weights.
     pixel_order: Literal["rgb", "bgr"] = "rgb"
     pixel_mean: Rgb = TORCHVISION_MEAN
     pixel_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = TORCHVISION_STD
-    weights: str = "imagenet"  # none | imagenet | coco | path to a state dict or checkpoint
-    norm: Literal["frozen_batch_norm", "batch_norm", "group_norm"] = (
-        "frozen_batch_norm"  # batch_norm: statistics per process; group_norm: also in FPN and convolutional heads
-    )
+    weights: str = "imagenet"  # none | imagenet | imagenet_v2 | coco | coco_v2 | path to a state dict or checkpoint
+    # Norm of the body. Statistics of batch_norm are those of one process's images, of sync_batch_norm all processes'.
+    norm: Norm = "frozen_batch_norm"
+    # Norm of FPN, convolutional box head and mask head. Null: group_norm if that is `norm`, else none.
+    head_norm: Norm | Literal["none"] | None = None
     # Frozen part of the body. 1: stem; 2: stem and layer1; … 5: all of it. Null: 2 with pre-trained weights, else 0.
     freeze_stages: Annotated[int, Field(ge=0, le=5)] | None = None
     fpn_channels: PositiveInt = 256
-    box_head: Literal["mlp", "conv", "res5"] = (
-        "mlp"  # two fully connected layers; convolutions and one such layer; res5 (c4 only)
-    )
+    # Two fully connected layers; convolutions and one such layer; res5 (c4 only).
+    box_head: Literal["mlp", "conv", "res5"] = "mlp"
     box_head_channels: PositiveInt = 1024  # width of fully connected layers
     box_head_convs: PositiveInt = 4  # number of convolutions, for box_head `conv`
     box_head_conv_channels: PositiveInt = 256
@@ -70,6 +72,7 @@ class ModelConfig(Section):
     anchor_sizes_px: tuple[PositiveFloat, ...] = (32, 64, 128, 256, 512)
     aspect_ratios: tuple[PositiveFloat, ...] = (0.5, 1.0, 2.0)
     # Region proposal network.
+    rpn_convs: Literal[1, 2] = 1  # number of 3×3 convolutions of its head
     rpn_fg_iou: Fraction = 0.7
     rpn_bg_iou: Fraction = Field(default=0.3, description="0.3 in NVIDIA's code, 0.5 in its README")
     rpn_batch_size: PositiveInt = 256
@@ -102,14 +105,14 @@ class ModelConfig(Section):
         if self.roi_bg_iou > self.roi_fg_iou:
             raise ValueError(f"roi_bg_iou must be at most roi_fg_iou, got {self.roi_bg_iou} > {self.roi_fg_iou}")
         self._require_parts_that_fit()
-        if self.norm == "group_norm":
+        if self.norm_of_heads == "group_norm":
             widths = {"mask_head_channels": self.mask_head_channels}
             widths |= {"fpn_channels": self.fpn_channels} if self.features == "fpn" else {}
             widths |= {"box_head_conv_channels": self.box_head_conv_channels} if self.box_head == "conv" else {}
             for name, width in widths.items():
                 if width % 32:
                     raise ValueError(f"{name} must be a multiple of 32 with group_norm, got {width}")
-        if self.weights in ("imagenet", "coco"):
+        if self.weights in TORCHVISIONS_BODIES + TORCHVISIONS_DETECTORS:
             self._require_torchvisions()
         return self
 
@@ -138,29 +141,41 @@ class ModelConfig(Section):
             raise ValueError(f"res5_dilation must be 1 unless features is c5, got 2 with {self.features}")
         if self.stride_in_1x1 and self.backbone in ("resnet18", "resnet34"):
             raise ValueError(f"stride_in_1x1 must be false with {self.backbone}, whose blocks have no 1×1 convolution")
+        has_convs = self.box_head == "conv" or (self.task == "mask" and self.mask_head_convs > 0)
+        if self.features != "fpn" and not has_convs and self.head_norm not in (None, "none"):
+            raise ValueError(f"head_norm must be none without FPN and convolutions in heads, got {self.head_norm}")
 
     def _require_torchvisions(self) -> None:
-        """Check that `imagenet` and `coco`, torchvision's weights, get the settings they were trained with."""
-        if self.norm == "group_norm":
-            raise ValueError(
-                f"weights {self.weights!r} were trained with batch norm and cannot be used with group_norm; "
-                "set model.weights to none or to a path, or model.norm to frozen_batch_norm"
-            )
+        """Check that torchvision's weights get the settings they were trained with."""
         wanted: dict[str, object] = {"stride_in_1x1": False} | {
             "pixel_order": "rgb", "pixel_mean": TORCHVISION_MEAN, "pixel_std": TORCHVISION_STD
         }  # fmt: skip
-        if self.weights == "coco":
-            wanted |= {"conventions": "torchvision", "features": "fpn", "box_head": "mlp"}
-        for name, value in wanted.items():
-            if getattr(self, name) != value:
-                raise ValueError(f"{name} must be {value} with weights {self.weights!r}, got {getattr(self, name)}")
+        if self.norm == "group_norm":  # they were trained with batch norm
+            wanted["norm"] = "frozen_batch_norm"
+        if self.weights in TORCHVISIONS_DETECTORS:
+            is_v2 = self.weights == "coco_v2"
+            wanted |= {"conventions": "torchvision", "backbone": "resnet50", "features": "fpn"}
+            wanted |= {"box_head": "conv", "rpn_convs": 2} if is_v2 else {"box_head": "mlp", "rpn_convs": 1}
+            if self.norm_of_heads not in (BATCH_NORMS if is_v2 else ("none",)):
+                wanted["head_norm"] = wanted.get("norm", self.norm) if is_v2 else "none"
+        elif self.weights == "imagenet_v2" and self.backbone in ("resnet18", "resnet34"):
+            raise ValueError(f"weights must be imagenet with {self.backbone}, which has no others, got imagenet_v2")
+        wrong = {name: value for name, value in wanted.items() if getattr(self, name) != value}
+        if wrong:
+            needed = ", ".join(f"{name} must be {value}" for name, value in wrong.items())
+            got = ", ".join(str(getattr(self, name)) for name in wrong)
+            raise ValueError(f"{needed} with weights {self.weights!r}, got {got}")
+
+    @property
+    def norm_of_heads(self) -> Norm | Literal["none"]:
+        """Norm of FPN, convolutional box head and mask head."""
+        return self.head_norm or ("group_norm" if self.norm == "group_norm" else "none")
 
     @property
     def sampling_ratio(self) -> int:
         """RoIAlign samples per bin and axis; 0 is adaptive."""
-        if self.pool_sampling_ratio is not None:
-            return self.pool_sampling_ratio
-        return 0 if self.conventions == "detectron2" else 2
+        by_conventions = 0 if self.conventions == "detectron2" else 2
+        return by_conventions if self.pool_sampling_ratio is None else self.pool_sampling_ratio
 
     @property
     def min_proposal_side_px(self) -> float:

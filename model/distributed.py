@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -106,8 +106,8 @@ def _share_cores() -> None:
 def data_parallel(model: nn.Module) -> nn.Module:
     """Wrap the model so that backward averages gradients over all processes; one process gets the model itself.
 
-    Every parameter takes part in every step, so the graph is static. Buffers are not synchronised; see
-    `average_batch_norms`.
+    Every parameter takes part in every step, so the graph is static. Buffers are not synchronised: those of batch norms
+    that are not are averaged before an evaluation and a checkpoint.
     """
     if world_size() == 1:
         return model
@@ -124,23 +124,25 @@ def without_reduction(model: nn.Module) -> AbstractContextManager[None]:
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
-def average_batch_norms(model: nn.Module) -> None:
-    """Average the running statistics of batch norms over all processes, each of which saw only its own images."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            module.running_mean.copy_(mean_over_ranks(module.running_mean))
-            module.running_var.copy_(mean_over_ranks(module.running_var))
+def average_over_ranks_(tensors: Iterable[Tensor]) -> None:
+    """Set each tensor to its mean over all processes, for statistics of which each saw only its own images."""
+    if world_size() > 1:
+        for tensor in tensors:
+            tensor.copy_(mean_over_ranks(tensor))
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:
     """Mean of each value over the processes. Does not wait for the device."""
+    return sum_over_ranks(values) / world_size() if world_size() > 1 else values
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """Sum of each value over the processes. Does not wait for the device."""
     if world_size() == 1:
         return values
     values = values.clone()
     dist.all_reduce(values)
-    return values / world_size()
+    return values
 
 
 def any_rank(flag: bool, device: torch.device) -> Tensor:

@@ -134,6 +134,9 @@ C4 = (SOLVER | SEVERAL_SCALES | NO_PYRAMID | {"model.box_head", "model.mask_head
 }
 C5 = (SOLVER | SEVERAL_SCALES | NO_PYRAMID | {"model.res5_dilation"}) - {"model.rpn_post_nms_top_n_train"}
 BATCH = {"train.batch_size", "train.lr_batch_size", "train.base_lr"}
+V2 = {"model.weights", "model.conventions", "model.head_norm", "model.box_head", "model.rpn_convs"} | {
+    "evaluate.target_bbox_ap", "evaluate.target_segm_ap"
+}  # fmt: skip
 PIXELS = {"model.pixel_order", "model.pixel_mean", "model.pixel_std"}
 
 # Beside train.output_dir, a recipe differs from coco2017_r50_fpn_1x in just these keys.
@@ -163,6 +166,22 @@ DIFFERENCES: dict[str, set[str]] = {
     | {"data.scale_jitter", "data.buckets", "model.weights", "model.norm", "model.box_head", "model.freeze_stages"}
     | {"train.dtype", "train.weight_decay"},
     "mask_rcnn_r50_fpn_rsb_1x": SOLVER | {"model.weights", "train.optimizer", "train.base_lr", "train.weight_decay"},
+    "mask_rcnn_r50_fpn_v2_finetune": V2
+    | SCHEDULE
+    | {
+        "data.source",
+        "data.raw_dir",
+        "data.prepared_dir",
+        "data.on_invalid",
+        "train.batch_size",
+        "train.checkpoint_period",
+    },
+    "mask_rcnn_r50_fpn_v2_lsj_400ep": V2
+    | SCHEDULE
+    | BATCH
+    | {"data.scale_jitter", "data.buckets", "model.norm", "model.freeze_stages"}
+    | {"train.weight_decay", "train.weight_decay_bias", "train.weight_decay_norm", "train.bias_lr_factor"}
+    | {"train.warmup_iters", "train.warmup_factor"},
     "mask_rcnn_r50_fpn_bs96_fast": SCHEDULE
     | BATCH
     | {"model.rpn_post_nms_top_n_train", "evaluate.every_epoch", "evaluate.target_segm_ap"}
@@ -219,6 +238,16 @@ SCHEDULES: dict[str, dict[int, float]] = {  # rates at steps; the last one is th
     "mask_rcnn_x101_fpn_3x": WARM_UP_OVER_A_THOUSAND | THREE_X,
     "mask_rcnn_r50_fpn_rsb_1x": {1: 2e-7, 501: 2e-4, 60000: 2e-4, 60001: 2e-5, 80001: 2e-6, 90000: 2e-6},
     "mask_rcnn_r50_fpn_lsj_100ep": {1: 0.0067, 501: 0.1, 163889: 0.1, 163890: 0.01, 177547: 0.001, 184375: 0.001},
+    "mask_rcnn_r50_fpn_v2_finetune": {
+        1: 0.005 / 3,
+        501: 0.005,
+        1500: 0.005,
+        1501: 0.0005,
+        1801: 0.00005,
+        2000: 0.00005,
+    },
+    "mask_rcnn_r50_fpn_v2_lsj_400ep": {step: 5 * rate for step, rate in WARM_UP_OVER_A_THOUSAND.items()}
+    | {352 * 1832: 0.1, 352 * 1832 + 1: 0.01, 384 * 1832: 0.01, 384 * 1832 + 1: 0.001, 400 * 1832: 0.001},
     "mask_rcnn_r50_fpn_bs96_fast": {
         1: 0.0,
         2: 0.000192,

@@ -16,6 +16,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
@@ -27,7 +28,9 @@ _STAGES = ("conv1", "layer1", "layer2", "layer3", "layer4")
 _NORMS: dict[str, Any] = {
     "frozen_batch_norm": FrozenBatchNorm2d,
     "batch_norm": nn.BatchNorm2d,
+    "sync_batch_norm": nn.BatchNorm2d,  # the comparison is of one process
     "group_norm": partial(nn.GroupNorm, 32),
+    "none": None,
 }
 
 
@@ -55,6 +58,7 @@ def torchvision_twin(model: ModelConfig, num_classes: int) -> FasterRCNN:
     network = (MaskRCNN if model.task == "mask" else FasterRCNN)(
         _backbone(model),
         rpn_anchor_generator=AnchorGenerator(tuple((size,) for size in model.anchor_sizes_px), ratios),
+        rpn_head=RPNHead(model.fpn_channels, len(model.aspect_ratios), model.rpn_convs),
         box_roi_pool=MultiScaleRoIAlign(_LEVELS, model.box_pool_size, model.sampling_ratio),
         box_head=_box_head(model),
         box_predictor=FastRCNNPredictor(model.box_head_channels, classes),
@@ -71,7 +75,7 @@ def _box_head(model: ModelConfig) -> nn.Module:
         return TwoMLPHead(model.fpn_channels * model.box_pool_size**2, model.box_head_channels)
     size = (model.fpn_channels, model.box_pool_size, model.box_pool_size)
     convs = [model.box_head_conv_channels] * model.box_head_convs
-    return FastRCNNConvFCHead(size, convs, [model.box_head_channels], norm_layer=_grouped(model))
+    return FastRCNNConvFCHead(size, convs, [model.box_head_channels], norm_layer=_NORMS[model.norm_of_heads])
 
 
 def _mask_head(model: ModelConfig, classes: int) -> dict[str, nn.Module]:
@@ -79,14 +83,9 @@ def _mask_head(model: ModelConfig, classes: int) -> dict[str, nn.Module]:
     last = [model.fpn_channels, *widths][-1]
     return {
         "mask_roi_pool": MultiScaleRoIAlign(_LEVELS, model.mask_pool_size, model.sampling_ratio),
-        "mask_head": MaskRCNNHeads(model.fpn_channels, widths, 1, norm_layer=_grouped(model)),
+        "mask_head": MaskRCNNHeads(model.fpn_channels, widths, 1, norm_layer=_NORMS[model.norm_of_heads]),
         "mask_predictor": MaskRCNNPredictor(last, model.mask_head_channels, classes),
     }
-
-
-def _grouped(model: ModelConfig) -> Any:
-    """Norm of pyramid and heads: group norm or None."""
-    return _NORMS["group_norm"] if model.norm == "group_norm" else None
 
 
 def torchvision_images(batch: Batch) -> list[Tensor]:
@@ -126,7 +125,7 @@ def _backbone(model: ModelConfig) -> BackboneWithFPN:
         return_layers={f"layer{k + 1}": level for k, level in enumerate(_LEVELS)},
         in_channels_list=widths,
         out_channels=model.fpn_channels,
-        norm_layer=_grouped(model),
+        norm_layer=_NORMS[model.norm_of_heads],
     )
 
 

@@ -2,6 +2,7 @@
 
 from components.config import Config
 from components.params import ConfigError
+from model.config import TORCHVISIONS_BODIES
 from model.data.index import CocoIndex
 from model.distributed import world_size
 from model.errors import UserError
@@ -15,11 +16,16 @@ def check_learnable(config: Config, index: CocoIndex) -> None:
         UserError: if no image has an instance to learn from, or instances lack the masks that model.task needs.
     """
     model = config.model
-    if model.weights == "none" and model.norm == "frozen_batch_norm":
-        raise ConfigError(
-            "model.norm: frozen_batch_norm has no statistics without pre-trained weights, got model.weights=none; "
-            "set model.norm to batch_norm or group_norm, or model.weights to imagenet, coco or a path"
-        )
+    for key, norm, without in (
+        ("norm", model.norm, ("none",)),
+        ("head_norm", model.norm_of_heads, ("none", *TORCHVISIONS_BODIES)),
+    ):
+        if norm == "frozen_batch_norm" and model.weights in without:
+            raise ConfigError(
+                f"model.{key}: frozen_batch_norm needs pre-trained weights with statistics for it, got "
+                f"model.weights={model.weights}; set model.{key} to batch_norm, sync_batch_norm or group_norm, or "
+                "model.weights to those of a whole network"
+            )
     if model.weights == "none" and model.frozen_stages:
         raise ConfigError(
             f"model.freeze_stages: must be 0 with model.weights=none, got {model.frozen_stages}; frozen random "

@@ -26,7 +26,7 @@ from model.data.index import CocoIndex
 from model.data.loader import batches_per_epoch, train_loader
 from model.distributed import (
     EndedByPeer,
-    average_batch_norms,
+    average_over_ranks_,
     data_parallel,
     end_undisturbed,
     from_main,
@@ -49,6 +49,7 @@ from model.engine.steps import Step, set_determinism, train_steps
 from model.errors import UserError
 from model.files import make_folder, write_atomically
 from model.inference.predictor import Predictor
+from model.network.batch_norm import learned_statistics
 from model.network.mask_rcnn import MaskRCNN
 from model.scoring.names import ResultType
 from model.weights.load import load_weights
@@ -169,7 +170,7 @@ class Training:
     def save(self, *, is_best: bool = False) -> None:
         """Write a checkpoint of the current step, and mark it as the best so far if `is_best`."""
         self._watch(None)
-        average_batch_norms(self.model)
+        self._share_statistics()
 
         def write() -> None:
             require_folder(self.run_dir)
@@ -179,6 +180,11 @@ class Training:
 
         on_main(write)
         self._saved_step = self.step
+
+    def _share_statistics(self) -> None:
+        """Give all processes the same statistics of batch norms; rank 0 writes its own, and each evaluates a part."""
+        averages = [] if self.average is None else self.average.statistics
+        average_over_ranks_([*learned_statistics(self.model).values(), *averages])
 
     def _save_last(self, window: list[Step], tracker: Tracker) -> None:
         """Save the last step, unless it is saved; the error that ends training counts more than one of these."""
@@ -322,6 +328,7 @@ class Training:
     def _evaluate(self, tracker: Tracker) -> bool:
         """Score the current weights; return True if they are the best so far, by CocoEvaluation.main_score."""
         evaluate = self.config.evaluate
+        self._share_statistics()
         try:
             with nullcontext() if self.average is None else self.average.applied():
                 evaluation = evaluate_model(self.model, self.config)

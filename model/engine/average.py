@@ -1,5 +1,6 @@
 """Exponential moving average of a network's weights, which is evaluated when `train.ema_decay` is set.
 
+Statistics of batch norms are averaged like weights: averaged weights make other activations than the latest ones.
 Source: Polyak & Juditsky, Acceleration of stochastic approximation by averaging (1992); the decay of early steps is
 TensorFlow's ExponentialMovingAverage, so that a short training does not evaluate its random beginning.
 """
@@ -10,14 +11,19 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from model.network.batch_norm import learned_statistics
+
 
 class WeightAverage:
-    """Averages of the trainable parameters, without buffers and frozen ones. Never waits for the device."""
+    """Averages of the trainable parameters and the statistics of batch norms that learn. Never waits for the device."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self._decay = decay
         self._weights = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
+        statistics = learned_statistics(model)
+        self._weights |= statistics
         self._averages = {name: weight.clone() for name, weight in self._weights.items()}
+        self.statistics = [self._averages[name] for name in statistics]  # averages of those of batch norms
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -36,13 +42,13 @@ class WeightAverage:
             self._fill(own)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Averages by parameter name."""
+        """Averages by name of parameter or buffer."""
         return self._averages
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore the averages of a checkpoint."""
+        """Restore the averages of a checkpoint; those that it lacks, of an earlier version, start at the values now."""
         for name, average in self._averages.items():
-            average.copy_(state[name])
+            average.copy_(state.get(name, self._weights[name]))
 
     def _fill(self, values: Mapping[str, Tensor]) -> None:
         for name, weight in self._weights.items():

@@ -22,6 +22,7 @@ from model.distributed import mean_over_ranks, without_reduction
 from model.engine.graphs import GraphedUpdates, graph_obstacle
 from model.engine.optim import learning_rate, set_learning_rate, step_unless
 from model.engine.precision import LossScaler, autocast
+from model.network.batch_norm import learned_statistics
 from model.structures import Batch, Outcome
 
 
@@ -95,7 +96,9 @@ def update_weights(
     *,
     is_first: bool = False,
 ) -> Outcome:
-    """Update the weights unless a value is not finite; decided on the device, and equally in all processes."""
+    """Update weights and batch norms unless a value is not finite; decided on the device, equally in all processes."""
+    statistics = list(learned_statistics(model).values())
+    before = [statistic.clone() for statistic in statistics]
     means = _gradients(model, micro_batches, train, scaler, is_first=is_first)
     scaler.unscale_(optimizer)
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
@@ -106,6 +109,8 @@ def update_weights(
     skipped = ~(torch.isfinite(grad_norm) & is_loss_finite)
     diverged = skipped & (~is_loss_finite | scaler.is_exhausted)
     step_unless(optimizer, skipped.float())
+    for statistic, value in zip(statistics, before, strict=True):
+        statistic.copy_(torch.where(skipped, value, statistic))
     scaler.update()
     return Outcome(means, grad_norm, skipped.float(), diverged.float())
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.network.layers import conv_layer, head_norm
+from model.network.layers import ConvLayer, HeadLayers, head_norm
 
 
 class MLPHead(nn.Module):
@@ -22,25 +22,25 @@ class MLPHead(nn.Module):
         self.fc6 = nn.Linear(in_channels * config.box_pool_size**2, config.box_head_channels)
         self.fc7 = nn.Linear(config.box_head_channels, config.box_head_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, is_real: Tensor | None = None) -> Tensor:
+        """Apply the layers; there is no norm for `is_real`."""
         return F.relu_(self.fc7(F.relu_(self.fc6(x.flatten(1)))))
 
 
 def make_box_head(config: ModelConfig, in_channels: int) -> tuple[nn.Module, int]:
     """Make the head named by `model.box_head`; return it and the channels of its output [R, channels]."""
     if config.box_head == "res5":  # RoIHeads has applied it already
-        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), in_channels
+        return HeadLayers(nn.AdaptiveAvgPool2d(1), nn.Flatten()), in_channels
     if config.box_head == "mlp":
         return MLPHead(config, in_channels), config.box_head_channels
     widths = [in_channels] + [config.box_head_conv_channels] * config.box_head_convs
-    layers: list[nn.Module] = [
-        conv_layer(i, o, 3, head_norm(config.norm), relu=True) for i, o in itertools.pairwise(widths)
-    ]
+    norm = head_norm(config.norm_of_heads)
+    layers: list[nn.Module] = [ConvLayer(i, o, 3, norm, relu=True) for i, o in itertools.pairwise(widths)]
     for layer in layers:
         weight = layer.get_submodule("0").weight
         nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")  # type: ignore[arg-type]
     linear = nn.Linear(widths[-1] * config.box_pool_size**2, config.box_head_channels)
-    return nn.Sequential(*layers, nn.Flatten(), linear, nn.ReLU(inplace=True)), config.box_head_channels
+    return HeadLayers(*layers, nn.Flatten(), linear, nn.ReLU(inplace=True)), config.box_head_channels
 
 
 class BoxPredictor(nn.Module):

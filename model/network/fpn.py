@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.network.layers import conv_layer, head_norm
+from model.network.layers import ConvLayer, head_norm
 
 
 class FPN(nn.Module):
@@ -14,9 +14,9 @@ class FPN(nn.Module):
 
     def __init__(self, in_channels: Sequence[int], config: ModelConfig) -> None:
         super().__init__()
-        norm, out = head_norm(config.norm), config.fpn_channels
-        self.inner_blocks = nn.ModuleList(conv_layer(channels, out, 1, norm) for channels in in_channels)
-        self.layer_blocks = nn.ModuleList(conv_layer(out, out, 3, norm) for _ in in_channels)
+        norm, out = head_norm(config.norm_of_heads), config.fpn_channels
+        self.inner_blocks = nn.ModuleList(ConvLayer(channels, out, 1, norm) for channels in in_channels)
+        self.layer_blocks = nn.ModuleList(ConvLayer(out, out, 3, norm) for _ in in_channels)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight, a=1)

@@ -1,4 +1,4 @@
-"""Norm layers, and convolutions with norm and ReLU: the building blocks of body, pyramid and heads."""
+"""Frozen norms, and convolutions with norm and ReLU: the building blocks of body, pyramid and heads."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,6 +7,8 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from model.network.batch_norm import BatchNorm2d, SyncBatchNorm2d
 
 Norm = Callable[[int], nn.Module]
 
@@ -79,33 +81,54 @@ class FrozenBatchNorm2d(nn.Module):
 
 
 def norm_layer(name: str) -> Norm:
-    """Constructor for `model.norm`."""
+    """Constructor for `model.norm`, and for a `model.head_norm` that is not none."""
     if name == "group_norm":
         return lambda channels: nn.GroupNorm(32, channels)
-    return FrozenBatchNorm2d if name == "frozen_batch_norm" else nn.BatchNorm2d
+    return {"frozen_batch_norm": FrozenBatchNorm2d, "batch_norm": BatchNorm2d, "sync_batch_norm": SyncBatchNorm2d}[name]
 
 
 def head_norm(name: str) -> Norm | None:
-    """Constructor of the norm in FPN and convolutional heads: group norm if `model.norm` is group_norm, else None."""
-    return norm_layer(name) if name == "group_norm" else None
+    """Constructor for `ModelConfig.norm_of_heads`; None for none."""
+    return None if name == "none" else norm_layer(name)
 
 
-def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
-    """Convolve and normalise; a frozen norm is folded into the kernel, which saves two passes over the activations."""
+def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor, is_real: Tensor | None = None) -> Tensor:
+    """Convolve and normalise; a frozen norm is folded into the kernel, which saves two passes over the activations.
+
+    Args:
+        is_real: [R] bool, the rows of x that count in the statistics of a batch norm in training; None: all.
+    """
     if isinstance(norm, FrozenBatchNorm2d):
         kernel, bias = norm.fold(conv.weight)
         return F.conv2d(x, kernel, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
-    return norm(conv(x))
+    return norm(conv(x), is_real) if isinstance(norm, BatchNorm2d) else norm(conv(x))
 
 
-def conv_layer(
-    in_channels: int, out_channels: int, kernel: int, norm: Norm | None, relu: bool = False
-) -> nn.Sequential:
-    """Make a convolution, followed by the norm (unless None) and by ReLU (if `relu`)."""
-    layers: list[nn.Module] = [nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=norm is None)]
-    layers += [norm(out_channels)] if norm else []
-    layers += [nn.ReLU(inplace=True)] if relu else []
-    for layer in layers:
-        if isinstance(layer, nn.Conv2d) and layer.bias is not None:
-            nn.init.zeros_(layer.bias)
-    return nn.Sequential(*layers)
+class ConvLayer(nn.Sequential):
+    """A convolution, then the norm (unless None), then ReLU (if `relu`), numbered from 0 without what is left out."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, norm: Norm | None, *, relu: bool = False
+    ) -> None:
+        conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=norm is None)
+        if conv.bias is not None:
+            nn.init.zeros_(conv.bias)
+        super().__init__(conv, *([norm(out_channels)] if norm else []), *([nn.ReLU(inplace=True)] if relu else []))
+        self.has_norm = norm is not None
+
+    def forward(self, x: Tensor, is_real: Tensor | None = None) -> Tensor:
+        """Apply the layer to [R, in_channels, H, W]; `is_real` as in `conv_norm`."""
+        if not self.has_norm:
+            return super().forward(x)
+        x = conv_norm(cast(nn.Conv2d, self[0]), self[1], x, is_real)
+        return F.relu_(x) if len(self) == 3 else x
+
+
+class HeadLayers(nn.Sequential):
+    """Layers of a head for RoIs, of which some may be padding: those do not count in its batch norms."""
+
+    def forward(self, x: Tensor, is_real: Tensor | None = None) -> Tensor:
+        """Apply the layers to [R, …]; `is_real` as in `conv_norm`."""
+        for layer in self:
+            x = layer(x, is_real) if isinstance(layer, ConvLayer) else layer(x)
+        return x

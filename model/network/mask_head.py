@@ -13,17 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.network.layers import conv_layer, head_norm
+from model.network.layers import ConvLayer, HeadLayers, head_norm
 
 
-def make_mask_head(config: ModelConfig, in_channels: int) -> tuple[nn.Sequential, int]:
+def make_mask_head(config: ModelConfig, in_channels: int) -> tuple[HeadLayers, int]:
     """Make the 3×3 convolutions, [R, …, O, O] → [R, channels, O, O]; return them (maybe none) and these channels."""
     widths = [in_channels] + [config.mask_head_channels] * config.mask_head_convs
-    layers = [conv_layer(i, o, 3, head_norm(config.norm), relu=True) for i, o in itertools.pairwise(widths)]
+    norm = head_norm(config.norm_of_heads)
+    layers = [ConvLayer(i, o, 3, norm, relu=True) for i, o in itertools.pairwise(widths)]
     for layer in layers:
         weight = layer.get_submodule("0").weight
         nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")  # type: ignore[arg-type]
-    return nn.Sequential(*layers), widths[-1]
+    return HeadLayers(*layers), widths[-1]
 
 
 class MaskPredictor(nn.Module):

@@ -105,22 +105,27 @@ class RoIHeads(nn.Module):
             return max(1, int(is_positive.sum(1).max()))
         return min(int(self.config.roi_batch_size * self.config.roi_positive_fraction), is_positive.shape[1])
 
-    def box_logits(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+    def box_logits(self, pooled: Tensor, is_real: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Class logits [N, R, 1 + C] and deltas [N, R, 1 + C, 4] of RoIs with features [N, R, channels, O, O].
 
-        Deltas are [N, R, 1, 4] if class-agnostic.
+        Deltas are [N, R, 1, 4] if class-agnostic. RoIs without `is_real` [N, R] do not count in batch norms.
         """
-        logits, deltas = self.box_predictor(self.box_head(pooled.flatten(0, 1)))
+        is_real = None if is_real is None else is_real.flatten()
+        logits, deltas = self.box_predictor(self.box_head(pooled.flatten(0, 1), is_real))
         return logits.unflatten(0, pooled.shape[:2]), deltas.unflatten(0, pooled.shape[:2])
 
-    def mask_logits(self, pooled: Tensor, labels: Tensor) -> Tensor:
-        """Mask logits [N, R, M, M] for labels [N, R] of RoIs with features [N, R, channels, O, O]."""
-        logits = self.mask_predictor(self.mask_head(pooled.flatten(0, 1)), labels.flatten())
+    def mask_logits(self, pooled: Tensor, labels: Tensor, is_real: Tensor | None = None) -> Tensor:
+        """Mask logits [N, R, M, M] for labels [N, R] of RoIs with features [N, R, channels, O, O].
+
+        RoIs without `is_real` [N, R] do not count in batch norms.
+        """
+        is_real = None if is_real is None else is_real.flatten()
+        logits = self.mask_predictor(self.mask_head(pooled.flatten(0, 1), is_real), labels.flatten())
         return logits.unflatten(0, labels.shape)
 
     def box_losses(self, pooled: Tensor, rois: SampledRois, targets: Targets) -> dict[str, Tensor]:
         """Cross entropy over the sampled RoIs; smooth L1 over the positive ones, on the deltas of their class."""
-        logits, deltas = self.box_logits(pooled)
+        logits, deltas = self.box_logits(pooled, rois.weights > 0)
         class_losses = F.cross_entropy(logits.flatten(0, 1), rois.labels.flatten(), reduction="none")
         gt_boxes = targets.gt_boxes.gather(1, rois.gt_rows[..., None].expand(-1, -1, 4))
         gt_deltas = cuda_ops.encode_boxes(gt_boxes, rois.boxes, self.config.box_reg_weights)
@@ -136,10 +141,11 @@ class RoIHeads(nn.Module):
         """Binary cross entropy per pixel of positive RoIs, for their own class; features are [N, K, channels, O, O]."""
         share = rois.num_mask_rois
         boxes, labels, gt_rows = rois.boxes[:, :share], rois.labels[:, :share], rois.gt_rows[:, :share]
-        logits = self.mask_logits(pooled, labels)  # [N, K, M, M]
+        is_positive = labels > 0  # K depends on the device, the positives do not
+        logits = self.mask_logits(pooled, labels, is_positive)  # [N, K, M, M]
         gt_masks = cuda_ops.rasterize_polygons(boxes, gt_rows, targets.polygons, logits.shape[-1])
         losses = F.binary_cross_entropy_with_logits(logits, gt_masks, reduction="none").mean((2, 3))  # [N, K]
-        return {"mask": per_image_mean(losses, (labels > 0).float())}
+        return {"mask": per_image_mean(losses, is_positive.float())}
 
     def pool_rois(self, pyramid: list[Tensor], rois: SampledRois, batch: Batch) -> tuple[Tensor, Tensor]:
         """Pool the features of box head [N, S, …] and mask head [N, K, …] at once, so that gradients share one pyramid.

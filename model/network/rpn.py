@@ -17,7 +17,7 @@ import cuda_ops
 from model.config import ModelConfig
 from model.network.anchors import Grid, anchors_per_cell, make_grid
 from model.network.backbone import feature_channels
-from model.network.layers import conv_layer
+from model.network.layers import ConvLayer
 from model.network.sampling import per_image_mean, sample_matches
 from model.structures import Batch, Targets
 
@@ -35,11 +35,11 @@ class Proposals:
 
 
 class RPNHead(nn.Module):
-    """A 3×3 convolution shared by all levels, then objectness and box deltas for each anchor of a cell."""
+    """3×3 convolutions shared by all levels, then objectness and box deltas for each anchor of a cell."""
 
-    def __init__(self, channels: int, anchors_per_cell: int) -> None:
+    def __init__(self, channels: int, anchors_per_cell: int, convs: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Sequential(conv_layer(channels, channels, 3, None, relu=True))
+        self.conv = nn.Sequential(*(ConvLayer(channels, channels, 3, None, relu=True) for _ in range(convs)))
         self.cls_logits = nn.Conv2d(channels, anchors_per_cell, 1)
         self.bbox_pred = nn.Conv2d(channels, anchors_per_cell * 4, 1)
         for module in self.modules():
@@ -61,8 +61,8 @@ class RPNHead(nn.Module):
     def at_anchors(self, features: Sequence[Tensor], idxs: Tensor, neighbors: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the output of `forward` for some anchors, at their cells only.
 
-        The gradient of a loss over 256 anchors is zero at all other cells, and the gradients of the 3×3 convolution
-        cost twice its forward pass, so it pays to gather the few inputs that matter.
+        The gradient of a loss over 256 anchors is zero at all other cells, and the gradients of 3×3 convolutions
+        cost twice their forward pass, so it pays to gather the few inputs that matter.
 
         Args:
             idxs: [N, S] int64, indices of anchors.
@@ -72,15 +72,25 @@ class RPNHead(nn.Module):
             Objectness logits [N, S] and box deltas [N, S, 4], float32.
         """
         cells, anchor = idxs // self.cls_logits.out_channels, idxs % self.cls_logits.out_channels
-        conv = cast(nn.Conv2d, self.conv.get_submodule("0.0"))
-        kernel = conv.weight.permute(0, 2, 3, 1).flatten(1)  # [C, 9·C], in the order of the patches
-        hidden = F.relu_(F.linear(gather_patches(features, neighbors[cells]), kernel, conv.bias))  # [N, S, C]
+        hidden = self._hidden_at(features, cells, neighbors, len(self.conv) - 1)
         logits = F.linear(hidden, self.cls_logits.weight.flatten(1), self.cls_logits.bias).float()
         deltas = F.linear(hidden, self.bbox_pred.weight.flatten(1), self.bbox_pred.bias).float()
         own_deltas = anchor[..., None, None].expand(-1, -1, 1, 4)
         return logits.gather(2, anchor[..., None]).squeeze(2), deltas.unflatten(2, (-1, 4)).gather(
             2, own_deltas
         ).squeeze(2)
+
+    def _hidden_at(self, features: Sequence[Tensor], cells: Tensor, neighbors: Tensor, layer: int) -> Tensor:
+        """Output [N, S, C] of a convolution at cells [N, S]; it needs that of the one before at 9 cells for each."""
+        around = neighbors[cells]  # [N, S, 9]
+        if layer:
+            inputs = self._hidden_at(features, around.clamp(min=0).flatten(1), neighbors, layer - 1)
+            inputs = inputs.unflatten(1, around.shape[1:]).masked_fill(around[..., None] < 0, 0.0).flatten(2)
+        else:
+            inputs = gather_patches(features, around)
+        conv = cast(nn.Conv2d, self.conv.get_submodule(f"{layer}.0"))
+        kernel = conv.weight.permute(0, 2, 3, 1).flatten(1)  # [C, 9·C], in the order of the patches
+        return F.relu_(F.linear(inputs, kernel, conv.bias))
 
 
 def gather_patches(features: Sequence[Tensor], neighbors: Tensor) -> Tensor:
@@ -108,7 +118,7 @@ class RPN(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.head = RPNHead(feature_channels(config), anchors_per_cell(config))
+        self.head = RPNHead(feature_channels(config), anchors_per_cell(config), config.rpn_convs)
         self._grids: dict[tuple[torch.device, tuple[int, int]], Grid] = {}
 
     def forward(self, features: Sequence[Tensor], batch: Batch) -> tuple[Proposals, dict[str, Tensor]]:

@@ -57,7 +57,8 @@ def read_stored_weights(path: Path) -> StoredWeights:
     """
     if not path.is_file():
         raise WeightsError(
-            f"model.weights: must be none, imagenet, coco or the path of a file, got {path}, which does not exist"
+            "model.weights: must be none, imagenet, imagenet_v2, coco, coco_v2 or the path of a file, got "
+            f"{path}, which does not exist"
         )
     content = _read(path)
     if not isinstance(content, dict):

@@ -1,6 +1,7 @@
 """Initial weights: from scratch, from torchvision, or from a file of any known format, with a report of what was used.
 
-`model.weights` is none, imagenet, coco, or the path of a state dict, a checkpoint, or a pickle of Detectron(2).
+`model.weights` is none, imagenet, imagenet_v2, coco, coco_v2, or the path of a state dict, a checkpoint, or a pickle of
+Detectron(2).
 """
 
 import pickle
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.config import ModelConfig
+from model.config import TORCHVISIONS_BODIES, TORCHVISIONS_DETECTORS, ModelConfig
 from model.network.layers import FrozenBatchNorm2d
 from model.network.mask_rcnn import MaskRCNN
 from model.weights.conventions import check_conventions
@@ -19,7 +20,7 @@ from model.weights.file import StoredWeights, WeightsError, read_stored_weights
 from model.weights.names import DESCRIPTIONS, NamedWeights, rename_weights
 
 PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
-# Parts that a file may lack as a whole; they start at random then.
+# Parts that a file may lack as a whole; they start at random then. Parts of file and network are otherwise the same.
 PARTS = ("backbone.fpn.", "rpn.", "roi_heads.box_", "roi_heads.mask_")
 _SHOWN = 3  # names of a list in the log
 
@@ -61,13 +62,14 @@ def load_weights(
     """
     if config.weights == "none":
         return WeightsReport("none", 0)
-    if config.weights == "imagenet":
+    if config.weights in TORCHVISIONS_BODIES:
         from torchvision.models import get_model_weights  # more than a second, which other weights need not pay
 
-        published = get_model_weights(config.backbone)["IMAGENET1K_V1"]
+        version = "IMAGENET1K_V2" if config.weights == "imagenet_v2" else "IMAGENET1K_V1"
+        published = get_model_weights(config.backbone)[version]
         named = rename_weights(StoredWeights(_fetch(published)), config, str(published))
         return fit_weights(model, named, f"torchvision's {published}")
-    if config.weights == "coco":
+    if config.weights in TORCHVISIONS_DETECTORS:
         return _load_coco(model, config, class_names, category_ids)
     stored = read_stored_weights(Path(config.weights))
     named = rename_weights(stored, config, config.weights)
@@ -84,7 +86,8 @@ def fit_weights(model: MaskRCNN, named: NamedWeights, source: str, note: str = "
     """Load all tensors that fit; parts missing as a whole, and predictors for other classes, keep their random values.
 
     Raises:
-        WeightsError: if a tensor of the body, or of a part that the file has, is missing or has another shape.
+        WeightsError: if a tensor of the body, or of a part that both have, is missing, has another shape or is one too
+            many, or if a frozen norm would keep values that no training has found.
     """
     own = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
     state = named.tensors
@@ -99,6 +102,12 @@ def fit_weights(model: MaskRCNN, named: NamedWeights, source: str, note: str = "
         elif name not in state and name.startswith(tuple(absent_parts)):
             initialised[name] = "the file has no such part"
     _require_fit(own, state, initialised, source)
+    for name in initialised:
+        if isinstance(model.get_submodule(name.rpartition(".")[0]), FrozenBatchNorm2d):
+            raise WeightsError(
+                f"{source}: must hold statistics for frozen batch norms, but has no {name}; set model.head_norm to "
+                "none, batch_norm, sync_batch_norm or group_norm"
+            )
     fitting = {name: value for name, value in state.items() if name in own and name not in initialised}
     model.load_state_dict(fitting, strict=False)
     unused = dict(named.unused) | {name: "the network has no such part" for name in state if name not in own}
@@ -111,36 +120,35 @@ def _require_fit(
     wrong = [
         name for name in own if name not in initialised and getattr(state.get(name), "shape", None) != own[name].shape
     ]
+    parts = [part for part in PARTS if any(name.startswith(part) for name in own)]
+    wrong += [name for name in state if name not in own and name.startswith(tuple(parts))]
     if not wrong:
         return
     example = wrong[0]
-    got = f"{tuple(state[example].shape)}" if example in state else "nothing"
+    wanted, got = (str(tuple(names[example].shape)) if example in names else "absent" for names in (own, state))
     raise WeightsError(
         f"{source}: must hold the weights of this network, but {len(wrong)} of {len(own)} tensors do not fit: "
-        f"{example} must be "
-        f"{tuple(own[example].shape)}, got {got}; check model.backbone, model.features, model.norm and the widths "
-        "under `model`"
+        f"{example} must be {wanted}, got {got}; check model.backbone, model.features, model.norm, model.head_norm, "
+        "model.box_head, model.rpn_convs and the widths under `model`"
     )
 
 
 def _load_coco(
     model: MaskRCNN, config: ModelConfig, class_names: Sequence[str], category_ids: Sequence[int]
 ) -> WeightsReport:
-    if config.backbone != "resnet50":
-        raise WeightsError(
-            f"model.weights=coco: needs model.backbone=resnet50, got {config.backbone}; set model.weights=imagenet"
-        )
-    from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, MaskRCNN_ResNet50_FPN_Weights
+    from torchvision.models import get_model_weights
 
     # Each detector was trained separately; for proposals, either would do.
-    detector = MaskRCNN_ResNet50_FPN_Weights if config.task == "mask" else FasterRCNN_ResNet50_FPN_Weights
-    published = detector.COCO_V1
+    detector = "maskrcnn_resnet50_fpn" if config.task == "mask" else "fasterrcnn_resnet50_fpn"
+    is_v2 = config.weights == "coco_v2"
+    published = get_model_weights(f"{detector}_v2" if is_v2 else detector)["COCO_V1"]
     named = rename_weights(StoredWeights(_fetch(published)), config, str(published))
-    _absorb_eps(named.tensors)
+    if not is_v2:
+        _absorb_eps(named.tensors)
     rows = _rows_of_classes(published.meta["categories"], class_names, category_ids)
     if rows is not None:
         named.tensors.update({name: _pick_rows(name, value, rows) for name, value in named.tensors.items()})
-    return fit_weights(model, named, "torchvision's COCO_V1")
+    return fit_weights(model, named, f"torchvision's {published}")
 
 
 def _fetch(weights: object) -> dict[str, Tensor]:
@@ -157,7 +165,7 @@ def _fetch(weights: object) -> dict[str, Tensor]:
 
 
 def _absorb_eps(state: dict[str, Tensor]) -> None:
-    """Subtract our batch norm's eps from the variances of COCO_V1, which was trained with eps 0."""
+    """Subtract our batch norm's eps from the variances of the first detectors, which were trained with eps 0."""
     for name, value in state.items():
         if name.endswith("running_var"):
             state[name] = value - FrozenBatchNorm2d.eps

@@ -199,7 +199,7 @@ def _sequence_layer(parent: str) -> Callable[[re.Match[str], ModelConfig], str]:
 
 def _xconv(match: re.Match[str], config: ModelConfig) -> str:
     """Rename a layer of maskrcnn-benchmark's convolutional box head: convolution, norm if any, ReLU in turn."""
-    step = 3 if config.norm == "group_norm" else 2
+    step = 2 if config.norm_of_heads == "none" else 3
     return f"roi_heads.box_head.{int(match[1]) // step}.{int(match[1]) % step}.{match[2]}"
 
 

@@ -84,6 +84,7 @@ def test_twin_takes_our_weights_and_learns_the_same_layers(backbone: str, norm: 
         {"task": "box"},
         {"box_head": "conv", "box_head_convs": 2, "norm": "group_norm", "box_head_conv_channels": 32},
         {"box_head": "conv", "box_head_convs": 1},
+        {"box_head": "conv", "box_head_convs": 1, "head_norm": "sync_batch_norm", "rpn_convs": 2},
         {"mask_head_convs": 0},
     ],
 )

@@ -141,6 +141,9 @@ def assert_data_that_fail_cost_no_step(
     assert len(losses(config)) == 2
 
 
+SYNCHRONISED = ("model.norm=sync_batch_norm", "model.head_norm=sync_batch_norm", "train.ema_decay=0.5")
+
+
 @pytest.mark.parametrize("accumulation_steps", [1, 2])
 def test_two_processes_learn_as_one_with_their_joint_batch_also_if_one_had_no_data_for_a_step(
     accumulation_steps: int,
@@ -149,8 +152,12 @@ def test_two_processes_learn_as_one_with_their_joint_batch_also_if_one_had_no_da
     start_ranks: Callable[..., Any],
     without: Callable[[Path], AbstractContextManager[None]],
 ) -> None:
+    """So do synchronised batch norms, in a step of one micro-batch: statistics of two are not those of both."""
     name = f"together_{accumulation_steps}"
     together = small_config(shapes, name, f"train.accumulation_steps={accumulation_steps}")
+    if accumulation_steps == 1:
+        together, alone = (small_config(shapes, f"{name}_{n}", *SYNCHRONISED) for n in (2, 1))
+        train.run(alone, skip_test=True)
     command = ("train", "--skip-test", "--params", saved_params(shapes, together))
     if accumulation_steps == 2:
         assert_data_that_fail_cost_no_step(together, command, start_ranks, without)
@@ -160,6 +167,10 @@ def test_two_processes_learn_as_one_with_their_joint_batch_also_if_one_had_no_da
     assert len(got) == STEPS
     assert max(abs(a[name] - b[name]) for a, b in zip(expected, got, strict=True) for name in a) < 1e-5
     assert expected[-1]["loss/total"] < expected[0]["loss/total"] - 1e-2, "the weights moved a thousand times as far"
+    one, other = (read_checkpoint(last_checkpoint(config.train.output_dir)) for config in (alone, together))
+    for part in ("model", "average") if accumulation_steps == 1 else ("model",):
+        for name, value in one[part].items():
+            torch.testing.assert_close(other[part][name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_two_processes_lose_patience_at_the_same_step(shapes: Path, start_ranks: Callable[..., Any]) -> None:

@@ -225,7 +225,11 @@ def test_divergence_is_named_with_step_and_images(shapes: Path) -> None:
 
 @pytest.mark.parametrize(
     ("override", "words"),
-    [("model.norm=frozen_batch_norm", "pre-trained weights"), ("model.freeze_stages=2", "must be 0")],
+    [
+        ("model.norm=frozen_batch_norm", r"model\.norm: .* pre-trained weights"),
+        ("model.head_norm=frozen_batch_norm", r"model\.head_norm: .* got model\.weights=none"),
+        ("model.freeze_stages=2", "must be 0"),
+    ],
 )
 def test_what_cannot_learn_is_refused(shapes: Path, override: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
@@ -274,11 +278,22 @@ def test_adamw_and_the_average_of_weights_resume_exactly_and_the_average_is_eval
 
 
 def test_a_resumed_run_goes_on_with_the_micro_batch_after_the_last(shapes: Path) -> None:
-    halved = ("train.accumulation_steps=2", "train.batch_size=4")
+    """Statistics of batch norms, which each micro-batch changes, and their averages come back to the bit, too."""
+    halved = ("train.accumulation_steps=2", "train.batch_size=4", "train.ema_decay=0.5")
+    halved += ("model.norm=batch_norm", "model.head_norm=batch_norm")
     for name, max_iters in (("accumulated", 2), ("accumulated_halved", 1), ("accumulated_halved", 2)):
         train.run(small_config(shapes, name, f"train.max_iters={max_iters}", *halved), skip_test=True)
     assert len(losses(shapes / "accumulated_halved")) == 2
     assert losses(shapes / "accumulated_halved") == losses(shapes / "accumulated")
+    one, other = (
+        read_checkpoint(shapes / name / "checkpoints" / "step_0000002.pt")
+        for name in ("accumulated", "accumulated_halved")
+    )
+    for part in ("model", "average"):
+        assert "roi_heads.mask_head.0.1.running_var" in one[part]
+        assert all(torch.equal(other[part][name], value) for name, value in one[part].items())
+    statistics = [name for name in one["average"] if name.endswith("running_var")]
+    assert any(not torch.equal(one["model"][name], one["average"][name]) for name in statistics)
 
 
 def test_other_training_data_begin_another_run(shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from model.engine.average import WeightAverage
+from model.network.batch_norm import BatchNorm2d
 
 
 def test_the_average_follows_its_recurrence_with_the_early_decay() -> None:
@@ -42,6 +43,22 @@ def test_a_loaded_average_goes_on_where_it_was() -> None:
     for average in (one, other):
         average.update(6)
     assert torch.equal(one.state_dict()["weight"], other.state_dict()["weight"])
+
+
+def test_statistics_of_batch_norms_that_learn_are_averaged_like_weights() -> None:
+    layers = nn.Sequential(BatchNorm2d(2), BatchNorm2d(2))
+    layers[1].requires_grad_(False)  # as in a frozen stage
+    average = WeightAverage(layers, 0.25)
+    assert set(average.state_dict()) == {f"0.{name}" for name in ("weight", "bias", "running_mean", "running_var")}
+    own = layers[0].running_mean.fill_(11.0).clone()
+    average.update(1)  # decay 2 / 11
+    with average.applied():
+        torch.testing.assert_close(layers[0].running_mean, torch.full((2,), 9.0))
+    assert torch.equal(layers[0].running_mean, own)
+    assert torch.equal(average.statistics[0], average.state_dict()["0.running_mean"])
+    earlier = {name: value for name, value in average.state_dict().items() if "running" not in name}
+    average.load_state_dict(earlier)  # a checkpoint of the time when there was no average of them
+    assert torch.equal(average.state_dict()["0.running_mean"], own)
 
 
 def test_an_update_does_not_wait_for_the_device(no_sync: type) -> None:

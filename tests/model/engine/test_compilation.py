@@ -30,11 +30,12 @@ def trained(config: ModelConfig, batches: list[Batch], *, compiled: bool) -> tup
 
 
 @pytest.mark.slow  # a minute of compilation
+@pytest.mark.parametrize("norm", ["frozen_batch_norm", "batch_norm"])
 def test_compiled_parts_train_and_detect_as_plain_ones(
-    tiny_config: Callable[..., ModelConfig], shapes_batch: Callable[..., Batch]
+    norm: str, tiny_config: Callable[..., ModelConfig], shapes_batch: Callable[..., Batch]
 ) -> None:
     batches = [shapes_batch(images=2, seed=seed) for seed in (0, 1)]
-    config = tiny_config(norm="frozen_batch_norm")
+    config = tiny_config(norm=norm, head_norm=norm, box_head="conv", box_head_convs=1, rpn_convs=2)
     plain, expected = trained(config, batches, compiled=False)
     compiled, losses = trained(config, batches, compiled=True)
     for got, wanted in zip(losses, expected, strict=True):

@@ -87,6 +87,13 @@ def test_feature_maps_have_the_shapes_of_their_strides(
 
 # ResNet-18, or a thin path through what only bottlenecks have.
 SMALL_C4 = {"features": "c4", "box_head": "res5", "box_pool_size": 4, "mask_pool_size": 4, "mask_head_convs": 0}
+V2 = {
+    "conventions": "torchvision",
+    "rpn_convs": 2,
+    "box_head": "conv",
+    "box_head_convs": 2,
+    "box_head_conv_channels": 32,
+}
 MEMBERS: dict[str, dict[str, Any]] = {
     "c4": SMALL_C4,
     "c4_with_mask_convs": SMALL_C4 | {"mask_head_convs": 1, "norm": "batch_norm"},
@@ -97,6 +104,7 @@ MEMBERS: dict[str, dict[str, Any]] = {
     "fpn_bgr": {"pixel_order": "bgr", "pixel_mean": (103.53, 116.28, 123.675), "pixel_std": (1.0, 1.0, 1.0)},
     "faster_rcnn": {"task": "box"},
     "faster_rcnn_c4": SMALL_C4 | {"task": "box"},
+    "fpn_v2": V2 | {"norm": "batch_norm", "head_norm": "sync_batch_norm"},
     "proposals": {"task": "proposals"},
     "proposals_c4": SMALL_C4 | {"task": "proposals"},
 }
@@ -228,6 +236,17 @@ def test_pixels_are_turned_and_shifted_as_configured(tiny_config: Config, shapes
         ({"weights": "imagenet", "stride_in_1x1": True}, "stride_in_1x1 must be False with weights 'imagenet'"),
         ({"weights": "imagenet", "pixel_order": "bgr"}, "pixel_order must be rgb with weights 'imagenet'"),
         ({"weights": "coco"}, "conventions must be torchvision with weights 'coco', got detectron2"),
+        (
+            {"weights": "coco_v2"},
+            "conventions must be torchvision, box_head must be conv, rpn_convs must be 2, head_norm must be "
+            "frozen_batch_norm with weights 'coco_v2', got detectron2, mlp, 1, None",
+        ),
+        ({"weights": "coco", "backbone": "resnet101"}, "backbone must be resnet50"),
+        ({"weights": "coco", "conventions": "torchvision", "head_norm": "batch_norm"}, "head_norm must be none"),
+        ({"weights": "coco_v2", "norm": "group_norm"}, "norm must be frozen_batch_norm, .* head_norm must be frozen_"),
+        ({"weights": "imagenet_v2", "backbone": "resnet34"}, "weights must be imagenet with resnet34"),
+        ({**C4, "head_norm": "batch_norm"}, "head_norm must be none without FPN and convolutions in heads"),
+        ({"head_norm": "group_norm", "fpn_channels": 40}, "fpn_channels must be a multiple of 32 with group_norm"),
     ],
 )
 def test_parts_that_do_not_fit_are_named(changes: dict[str, Any], reason: str) -> None:

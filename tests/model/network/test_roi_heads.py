@@ -1,5 +1,6 @@
 """The heads' fixed shapes, and what padding may not change."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import cuda_ops
 from model.config import ModelConfig
 from model.network.mask_head import MaskPredictor
 from model.network.mask_rcnn import MaskRCNN
+from model.network.roi_heads import RoIHeads, SampledRois
 from model.structures import Batch
 
 
@@ -147,3 +149,29 @@ def test_c4_masks_learn_from_the_features_of_the_boxes(
     is_positive = (rois.labels[:, :share] > 0).float()
     expected = ((of_pixels * is_positive).sum(1) / is_positive.sum(1).clamp(min=1)).mean()
     torch.testing.assert_close(losses["mask"], expected)
+
+
+def test_rois_without_a_loss_do_not_count_in_batch_norms(
+    tiny_config: Callable[..., ModelConfig], shapes_batch: Callable[..., Batch]
+) -> None:
+    """A GPU has a fixed number of mask RoIs, most of them background; statistics are those of the positives alone."""
+    torch.manual_seed(0)
+    heads = RoIHeads(
+        tiny_config(norm="batch_norm", head_norm="batch_norm", box_head="conv", box_head_convs=1), 3
+    ).train()
+    alone, targets = copy.deepcopy(heads), shapes_batch(images=2).targets
+    assert targets is not None
+    images, rows = targets.gt_labels.shape
+    is_real = targets.gt_labels > 0
+    assert 0 < is_real[0].sum() != is_real[1].sum() < rows
+    gt_rows = torch.arange(rows).expand(images, rows)
+    rois = SampledRois(targets.gt_boxes, targets.gt_labels, gt_rows, is_real.float(), rows)
+    box_features, mask_features = (torch.randn(images, rows, 32, side, side) for side in (7, 14))
+    losses = heads.box_losses(box_features, rois, targets) | heads.mask_losses(mask_features, rois, targets)
+    assert len(losses) == 3
+    alone.box_head(box_features[is_real])
+    alone.mask_head(mask_features[is_real])
+    statistics = {name: value for name, value in alone.named_buffers() if "running" in name}
+    assert {name.split(".")[0] for name in statistics} == {"box_head", "mask_head"}
+    for name, value in statistics.items():
+        torch.testing.assert_close(heads.get_buffer(name), value, rtol=1e-5, atol=1e-6, msg=name)

@@ -21,11 +21,11 @@ def pyramid(memory_format: torch.memory_format, dtype: torch.dtype = torch.float
     return [level.contiguous(memory_format=memory_format).requires_grad_() for level in levels]
 
 
-def lively_head() -> RPNHead:
+def lively_head(convs: int = 1) -> RPNHead:
     torch.manual_seed(1)
-    head = RPNHead(16, 3).double()
+    head = RPNHead(16, 3, convs).double()
     for parameter in head.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
+        torch.nn.init.normal_(parameter, std=0.3 if convs == 1 else 0.1)
     return head
 
 
@@ -35,9 +35,12 @@ def gradients(outputs: tuple[Tensor, Tensor], head: RPNHead, features: list[Tens
     return list(torch.autograd.grad(loss, [*head.parameters(), *features]))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("convs", [1, 2])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_losses_at_sampled_anchors_have_the_gradients_of_the_whole_head(memory_format: torch.memory_format) -> None:
-    head, features = lively_head(), pyramid(memory_format)
+def test_losses_at_sampled_anchors_have_the_gradients_of_the_whole_head(
+    memory_format: torch.memory_format, convs: int
+) -> None:
+    head, features = lively_head(convs), pyramid(memory_format)
     every_anchor = torch.stack([torch.randperm(ANCHORS), torch.randperm(ANCHORS)])
     few_and_one_twice = torch.stack([torch.tensor([0, 23, 80, 80, 194]), torch.tensor([193, 1, 143, 180, 146])])
     neighbors = cell_neighbors(SIZES, torch.device("cpu"))

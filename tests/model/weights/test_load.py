@@ -122,6 +122,71 @@ def test_coco_weights_for_other_classes_restart_the_predictors(monkeypatch: pyte
     assert len(report.initialised) == 6
 
 
+V2 = {"conventions": "torchvision", "norm": "frozen_batch_norm", "head_norm": "frozen_batch_norm", "rpn_convs": 2}
+THIN_V2 = V2 | {"backbone": "resnet50", "box_head": "conv", "box_head_convs": 1, "box_head_conv_channels": 32}
+
+
+@pytest.mark.parametrize(
+    ("task", "file"),
+    [("mask", "maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth"), ("box", "fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth")],
+)
+def test_the_second_coco_weights_are_torchvisions_of_each_task_and_keep_their_variances(
+    task: str, file: str, monkeypatch: pytest.MonkeyPatch, tiny_config: Callable[..., ModelConfig]
+) -> None:
+    """A thin network stands for theirs, whose names it has; test_parity_v2.py has the real ones."""
+    config = tiny_config(weights="coco_v2", task=task, **THIN_V2)
+    learned = MaskRCNN(config.model_copy(update={"norm": "batch_norm", "head_norm": "batch_norm"}), 90)
+    state = learned.state_dict()
+    assert any(name.endswith("num_batches_tracked") for name in state)
+    cached(SimpleNamespace(url=f"https://download.pytorch.org/models/{file}"), state, monkeypatch)
+    model = MaskRCNN(config, 2)
+    report = load_weights(model, config, ["cat", "dog"], [17, 18])
+    assert not report.initialised
+    assert not report.unused
+    predictor = model.roi_heads.box_predictor
+    assert torch.equal(predictor.cls_score.weight, state["roi_heads.box_predictor.cls_score.weight"][[0, 17, 18]])
+    for name in ("backbone.body.bn1", "backbone.fpn.inner_blocks.0.1", "roi_heads.box_head.0.1"):
+        assert torch.equal(model.get_buffer(f"{name}.running_var"), state[f"{name}.running_var"])
+
+
+def test_a_file_of_a_second_network_fits_no_first_one_nor_the_other_way(
+    tmp_path: Path, tiny_config: Callable[..., ModelConfig]
+) -> None:
+    """Nothing that both have may be left over: a convolution of the RPN that is not used gives other proposals."""
+    file = {"weights": str(tmp_path / "v2.pth")}
+    torch.save(
+        MaskRCNN(tiny_config(rpn_convs=2, head_norm="batch_norm", norm="batch_norm"), 2).state_dict(), *file.values()
+    )
+    for changes, tensor in (
+        ({"head_norm": "batch_norm"}, r"rpn\.head\.conv\.1\.0\.weight must be absent, got \(32, 32, 3, 3\)"),
+        ({"rpn_convs": 2}, r"backbone\.fpn\.inner_blocks\.0\.0\.bias must be \(32,\), got absent"),
+    ):
+        config = tiny_config(norm="batch_norm", **file, **changes)
+        with pytest.raises(WeightsError, match=rf"{tensor}; check .*model\.rpn_convs"):
+            load_weights(MaskRCNN(config, 2), config, ["cat", "dog"], [1, 2])
+
+
+def test_a_frozen_norm_of_a_head_needs_statistics_from_the_file(
+    tmp_path: Path, tiny_config: Callable[..., ModelConfig]
+) -> None:
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "body.pth")
+    config = tiny_config(norm="frozen_batch_norm", head_norm="frozen_batch_norm", weights=str(tmp_path / "body.pth"))
+    with pytest.raises(WeightsError, match=r"must hold statistics for frozen batch norms, .*; set model\.head_norm to"):
+        load_weights(MaskRCNN(config, 2), config, ["cat", "dog"], [1, 2])
+
+
+def test_the_second_imagenet_weights_are_the_body_of_that_name(
+    monkeypatch: pytest.MonkeyPatch, tiny_config: Callable[..., ModelConfig]
+) -> None:
+    state = torchvision.models.resnet50().state_dict()
+    url = "https://download.pytorch.org/models/resnet50-11ad3fa6.pth"
+    cached(SimpleNamespace(url=url), state, monkeypatch)
+    config = tiny_config(weights="imagenet_v2", norm="frozen_batch_norm", backbone="resnet50")
+    report = load_weights(MaskRCNN(config, 2), config, ["cat", "dog"], [1, 2])
+    assert report.source == "torchvision's ResNet50_Weights.IMAGENET1K_V2"
+    assert set(report.unused) == {"fc.weight", "fc.bias"}
+
+
 class Trap:
     """Makes a file when it is unpickled."""
 
