@@ -340,9 +340,8 @@ def test_an_interrupt_keeps_what_came_and_says_how_to_go_on(tmp_path: Path, caps
             fetch(remote, target, md5=None, progress=interrupt)
         kept = part_of(target).stat().st_size
         assert 0 < kept < SIZE
-        assert capsys.readouterr().err == (
-            f"{part_of(target)}: {kept} of {SIZE} bytes are kept. Run `maskrcnn download` again to continue from there.\n"
-        )
+        way_on = "Run `maskrcnn download` again to continue from there."
+        assert capsys.readouterr().err == f"{part_of(target)}: {kept} of {SIZE} bytes are kept. {way_on}\n"
         fetch(remote, target, md5=None, progress=lambda *_: None)
     assert server.ranges == [None, f"bytes={kept}-"]
     assert target.read_bytes() == BODY
