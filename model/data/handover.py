@@ -47,9 +47,15 @@ class Packed:
         return pickle.loads(self._pickled, buffers=buffers)
 
     def pin_memory(self) -> Any:
-        """Return the value, or each part of a tuple, in page-locked memory; called by torch's data loader."""
-        value = self.unpack()
-        return tuple(part.pin_memory() for part in value) if isinstance(value, tuple) else value.pin_memory()
+        """Return the value, or each part of a tuple, in page-locked memory; called by torch's data loader.
+
+        An error is returned, since torch would pass on only the text of its traceback.
+        """
+        try:
+            value = self.unpack()
+            return tuple(part.pin_memory() for part in value) if isinstance(value, tuple) else value.pin_memory()
+        except Exception as error:
+            return error
 
 
 class _Pickler(pickle.Pickler):

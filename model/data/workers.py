@@ -197,6 +197,8 @@ class _Team:
         try:
             batch = next(self._iterator, None)
             batch = batch.unpack() if isinstance(batch, Packed) else batch
+            if isinstance(batch, Exception):
+                raise batch
         except Exception as error:
             raise LoaderError(f"data.workers: {self._reason(error)}") from error
         self._waited_s = -math.inf
@@ -249,6 +251,7 @@ class _Team:
                 f"no batch came within {self._timeout_s:g} s: a worker hangs on {self._awaited()}, or their disk does "
                 "not answer; if it is only slow, raise data.timeout_s (and train.timeout_s, to twice as much)"
             )
+        connection.wait([worker.sentinel for worker in self._workers], timeout=1)  # the end of one is known soon
         for worker in self._workers:
             if worker.exitcode == -signal.SIGKILL:
                 return (
