@@ -58,6 +58,7 @@ IDLE_CODE = {
         "tracking/monitor",
         "tracking/server",
         "tracking/client",
+        "tracking/uploads",
         "tracking/reason",
         "training/log",
     )

@@ -34,17 +34,17 @@ class BatchNorm2d(nn.BatchNorm2d):
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         found = _moments(x, is_real, synchronises)
-        has_rows = found.count > 0
+        has_rows = found.cells > 0
         mean = torch.where(has_rows, found.mean, running_mean)
         var = torch.where(has_rows, found.var, running_var)
         with torch.no_grad():
-            unbiased = torch.where(has_rows, var * (found.count / (found.count - 1).clamp(min=1)), running_var)
+            unbiased = torch.where(has_rows, var * (found.cells / (found.cells - 1).clamp(min=1)), running_var)
             running_mean.lerp_(mean, self.momentum)
             running_var.lerp_(unbiased, self.momentum)
         rows = torch.ones(x.shape[0], dtype=torch.bool, device=x.device) if is_real is None else is_real
         scale = (var + self.eps).rsqrt()
         normalized: Tensor = _Normalize.apply(
-            x, weight, bias, _Statistics(mean, scale, found.count.clamp(min=1), rows), synchronises
+            x, weight, bias, _Statistics(mean, scale, found.cells.clamp(min=1), rows), synchronises
         )
         return normalized
 
@@ -73,7 +73,7 @@ class _Moments(NamedTuple):
 
     mean: Tensor  # [C]
     var: Tensor  # [C], biased
-    count: Tensor  # scalar: number of cells
+    cells: Tensor  # scalar: their number
 
 
 class _Statistics(NamedTuple):
@@ -81,7 +81,7 @@ class _Statistics(NamedTuple):
 
     mean: Tensor  # [C]
     scale: Tensor  # [C]: 1 / standard deviation
-    count: Tensor  # scalar, at least 1
+    cells: Tensor  # scalar: number of real cells, at least 1
     is_real: Tensor  # [R] bool
 
 
