@@ -222,7 +222,7 @@ def test_detection_is_timed_without_cudnns_search_as_users_run_it() -> None:
     not Path("/proc/self/clear_refs").exists(), reason="needs Linux, from whose /proc resident memory is read"
 )
 def test_memory_of_the_warm_up_does_not_count() -> None:
-    sizes = iter([768, 768, 4, 256])  # MiB of each step
+    sizes = iter([768, 768, 256, 4])  # MiB of each step
 
     def step() -> None:
         torch.ones(next(sizes), 2**18).sum()

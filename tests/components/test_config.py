@@ -45,6 +45,14 @@ def test_quantities_have_the_form_that_kubernetes_gives_them():
             canonical(text)
 
 
+def test_cores_are_whole_numbers_or_their_thousandths() -> None:
+    for cores in (2, "2", "2000m"):
+        assert ClusterConfig.model_validate({"cpu": cores}).cpu == 2
+    for cores in (0, "0", "2500m", "m", "-1000m", 1.5):
+        with pytest.raises(ValidationError, match="cpu"):
+            ClusterConfig.model_validate({"cpu": cores})
+
+
 def test_image_references_and_node_labels_are_those_that_kubernetes_takes() -> None:
     digest = "@sha256:" + 64 * "a"
     for image in ("", "a", "a/b:1", "localhost:5000/a/b_c:v1.0-rc", "[::1]:5000/a", "ghcr.io/a", f"a:1{digest}"):

@@ -164,6 +164,16 @@ def test_coco_unpacked_by_someone_else_is_taken_as_it_is(server: FileServer, coc
     assert run(config(tmp_path, server)).changed
 
 
+@pytest.mark.parametrize("text", ["[", "{}", "[]", '{"images": [{}]}', '{"images": [0]}'])
+def test_annotations_of_coco_that_say_nothing_are_fetched_again(server: FileServer, tmp_path: Path, text: str):
+    (tmp_path / "annotations").mkdir()
+    for split in ("train", "val"):
+        (tmp_path / f"{split}2017").mkdir()
+        (tmp_path / "annotations" / f"instances_{split}2017.json").write_text(text)
+    assert run(config(tmp_path, server)).changed
+    assert files_below(tmp_path) == expected(server)
+
+
 def test_only_the_archive_whose_file_was_lost_is_fetched_again(server: FileServer, tmp_path: Path):
     run(config(tmp_path, server))
     server.requests.clear()

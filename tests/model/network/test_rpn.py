@@ -91,3 +91,18 @@ def test_training_keeps_no_activation_of_the_whole_head(
     assert (
         max(kept) == 32 * 9 * 32
     )  # the patches of 2 × 16 anchors, as much as the kernel; the finest level alone has 65,536 numbers
+
+
+def test_a_proposal_that_nms_removes_is_padding() -> None:
+    """Level 0 has three almost equal boxes, level 1 two that are apart; each level has room for three."""
+    anchors = torch.tensor(
+        [[0, 0, 20, 20], [0, 0, 20, 21], [0, 0, 20, 22], [40, 0, 60, 20], [40, 40, 60, 60]], dtype=torch.float32
+    )
+    logits = torch.tensor([[1.0, 3.0, 2.0, -1.0, 0.0]])
+    rpn = RPN(ModelConfig(rpn_post_nms_top_n_test=4)).eval()
+    size, one = torch.tensor([[64, 64]], dtype=torch.int32), torch.zeros(1, dtype=torch.int64)
+    batch = Batch(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), size, size, image_ids=one, seeds=one)
+    found = rpn.propose(logits, torch.zeros(1, 5, 4), anchors, batch, [3, 2])
+    assert found.num_proposals.tolist() == [3]
+    assert found.boxes[0].tolist() == [[0, 0, 20, 21], [40, 40, 60, 60], [40, 0, 60, 20], [0, 0, 0, 0]]
+    assert found.scores[0].tolist() == [*logits[0, [1, 4, 3]].sigmoid().tolist(), 0.0]
