@@ -5,7 +5,7 @@ a run never changes its own configuration. `components/config.py` declares the w
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import (
     Field,
@@ -24,7 +24,10 @@ from model.data_config import Section as Section
 from model.data_config import Seed as Seed
 from model.data_config import ShapesConfig as ShapesConfig
 
-Resnet = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnext101_32x8d"]
+Resnet = Literal[
+    "resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2"
+]  # fmt: skip
+LayerNormBody = Literal["convnext_tiny", "convnext_small", "swin_t"]  # torchvision's, with FPN only
 Rgb = tuple[float, float, float]
 Conventions = Literal["detectron2", "torchvision"]
 Norm = Literal["frozen_batch_norm", "batch_norm", "sync_batch_norm", "group_norm"]
@@ -37,13 +40,13 @@ SMALLEST_SIDE_PX = 1e-30  # any box that is not empty has longer sides
 
 
 class ModelConfig(Section):
-    """Network: an R-CNN with a ResNet body; the defaults are Mask R-CNN R50-FPN."""
+    """Network: an R-CNN with a ResNet, ConvNeXt or Swin body; the defaults are Mask R-CNN R50-FPN."""
 
     task: Literal["mask", "box", "proposals"] = "mask"  # Mask R-CNN, Faster R-CNN, or the region proposal network alone
     # Definition of anchors, RoIAlign, smallest boxes and mask pasting. It belongs to the weights: torchvision's
     # detectors need torchvision.
     conventions: Conventions = "detectron2"
-    backbone: Resnet = "resnet50"
+    backbone: Resnet | LayerNormBody = "resnet50"
     # Input of the heads: a pyramid; stage res4, with res5 as the head of each RoI; or stage res5.
     features: Literal["fpn", "c4", "c5"] = "fpn"
     res5_dilation: Literal[1, 2] = 1  # 2 (c5 only): res5 is dilated instead of strided, so that c5 has stride 16
@@ -53,7 +56,7 @@ class ModelConfig(Section):
     pixel_mean: Rgb = TORCHVISION_MEAN
     pixel_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = TORCHVISION_STD
     weights: str = "imagenet"  # none | imagenet | imagenet_v2 | coco | coco_v2 | path to a state dict or checkpoint
-    # Norm of the body. Statistics of batch_norm are those of one process's images, of sync_batch_norm all processes'.
+    # Norm of a ResNet. Statistics of batch_norm are those of one process's images, of sync_batch_norm all processes'.
     norm: Norm = "frozen_batch_norm"
     # Norm of FPN, convolutional box head and mask head. Null: group_norm if that is `norm`, else none.
     head_norm: Norm | Literal["none"] | None = None
@@ -118,6 +121,9 @@ class ModelConfig(Section):
 
     def _require_parts_that_fit(self) -> None:
         """Check that body, features and heads fit together."""
+        if not self.is_resnet and (self.features != "fpn" or self.stride_in_1x1):
+            got = f"features {self.features}" if self.features != "fpn" else "stride_in_1x1"
+            raise ValueError(f"{self.backbone} must have features fpn and no stride_in_1x1, got {got}")
         if self.features == "fpn" and len(self.anchor_sizes_px) != 5:
             raise ValueError(
                 f"anchor_sizes_px must give one size for each of the 5 levels P2 to P6, got {len(self.anchor_sizes_px)}"
@@ -150,7 +156,7 @@ class ModelConfig(Section):
         wanted: dict[str, object] = {"stride_in_1x1": False} | {
             "pixel_order": "rgb", "pixel_mean": TORCHVISION_MEAN, "pixel_std": TORCHVISION_STD
         }  # fmt: skip
-        if self.norm == "group_norm":  # they were trained with batch norm
+        if self.norm == "group_norm" and self.is_resnet:  # they were trained with batch norm
             wanted["norm"] = "frozen_batch_norm"
         if self.weights in TORCHVISIONS_DETECTORS:
             is_v2 = self.weights == "coco_v2"
@@ -158,7 +164,7 @@ class ModelConfig(Section):
             wanted |= {"box_head": "conv", "rpn_convs": 2} if is_v2 else {"box_head": "mlp", "rpn_convs": 1}
             if self.norm_of_heads not in (BATCH_NORMS if is_v2 else ("none",)):
                 wanted["head_norm"] = wanted.get("norm", self.norm) if is_v2 else "none"
-        elif self.weights == "imagenet_v2" and self.backbone in ("resnet18", "resnet34"):
+        elif self.weights == "imagenet_v2" and self.backbone in ("resnet18", "resnet34", *get_args(LayerNormBody)):
             raise ValueError(f"weights must be imagenet with {self.backbone}, which has no others, got imagenet_v2")
         wrong = {name: value for name, value in wanted.items() if getattr(self, name) != value}
         if wrong:
@@ -170,6 +176,11 @@ class ModelConfig(Section):
     def norm_of_heads(self) -> Norm | Literal["none"]:
         """Norm of FPN, convolutional box head and mask head."""
         return self.head_norm or ("group_norm" if self.norm == "group_norm" else "none")
+
+    @property
+    def is_resnet(self) -> bool:
+        """True if the body has the norm that `norm` says; others have layer norm."""
+        return self.backbone in get_args(Resnet)
 
     @property
     def sampling_ratio(self) -> int:

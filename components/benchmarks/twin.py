@@ -45,9 +45,9 @@ class _NormalizeOnly(GeneralizedRCNNTransform):
 
 
 def has_twin(model: ModelConfig) -> bool:
-    """True if torchvision can build this network: FPN, strides in the 3×3, RGB; anchors and RoIAlign may differ."""
+    """True if torchvision can build this network: ResNet-FPN, strides in the 3×3, RGB; anchors, RoIAlign may differ."""
     is_torchvisions = model.features == "fpn" and not model.stride_in_1x1 and model.pixel_order == "rgb"
-    return is_torchvisions and model.task != "proposals" and not model.class_agnostic_boxes
+    return is_torchvisions and model.is_resnet and model.task != "proposals" and not model.class_agnostic_boxes
 
 
 def torchvision_twin(model: ModelConfig, num_classes: int) -> FasterRCNN:

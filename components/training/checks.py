@@ -17,7 +17,7 @@ def check_learnable(config: Config, index: CocoIndex) -> None:
     """
     model = config.model
     for key, norm, without in (
-        ("norm", model.norm, ("none",)),
+        ("norm", model.norm if model.is_resnet else "layer_norm", ("none",)),
         ("head_norm", model.norm_of_heads, ("none", *TORCHVISIONS_BODIES)),
     ):
         if norm == "frozen_batch_norm" and model.weights in without:

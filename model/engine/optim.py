@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from model.config import TrainConfig
 from model.errors import UserError
 
-NORMS = (nn.BatchNorm2d, nn.GroupNorm)
+NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
+LIKE_NORMS = ("layer_scale", "relative_position_bias_table")  # ConvNeXt's and Swin's, which do not decay there either
 
 
 def make_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
@@ -57,7 +58,7 @@ def _groups(model: nn.Module, train: TrainConfig) -> list[dict[str, Any]]:
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad:
                 continue
-            if isinstance(module, NORMS):
+            if isinstance(module, NORMS) or name in LIKE_NORMS:
                 factor, decay = 1.0, train.weight_decay_norm
             elif name == "bias":
                 factor, decay = train.bias_lr_factor, train.weight_decay_bias

@@ -10,16 +10,18 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.network.fpn import FPN
+from model.network.layer_norm_body import LayerNormBody, layer_norm_channels
 from model.network.resnet import ResNet, stage_channels
 
 
 class Backbone(nn.Module):
-    """ResNet and optional FPN: [N, 3, H, W] float → feature maps, finest first."""
+    """Body and optional FPN: [N, 3, H, W] float → feature maps, finest first."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.body = ResNet(config)
-        self.fpn = FPN(stage_channels(config), config) if config.features == "fpn" else None
+        self.body = ResNet(config) if config.is_resnet else LayerNormBody(config)
+        channels = stage_channels(config) if config.is_resnet else layer_norm_channels()
+        self.fpn = FPN(channels, config) if config.features == "fpn" else None
 
     def forward(self, images: Tensor) -> list[Tensor]:
         stages = self.body(images)
@@ -28,6 +30,6 @@ class Backbone(nn.Module):
 
 def feature_channels(config: ModelConfig) -> int:
     """Number of channels of each feature map."""
-    return {"fpn": config.fpn_channels, "c4": stage_channels(config)[2], "c5": stage_channels(config)[3]}[
-        config.features
-    ]
+    if config.features == "fpn":
+        return config.fpn_channels
+    return stage_channels(config)[2 if config.features == "c4" else 3]

@@ -3,7 +3,8 @@
 Stages are res2 … res5, as in the detection literature; their modules have torchvision's names, layer1 … layer4, so that
 its state dicts load unchanged. Shapes: C_k, the output of stage res_k, is [N, C, H / 2^k, W / 2^k]. Memory is
 channels-last.
-Sources: ResNet (arXiv:1512.03385), ResNeXt (arXiv:1611.05431); Detectron2 for dilation, in every block of the stage.
+Sources: ResNet (arXiv:1512.03385), ResNeXt (arXiv:1611.05431), Wide-ResNet (arXiv:1605.07146); Detectron2 for
+dilation, in every block of the stage.
 """
 
 from dataclasses import dataclass
@@ -20,8 +21,12 @@ DEPTHS = {
     "resnet34": (3, 4, 6, 3),
     "resnet50": (3, 4, 6, 3),
     "resnet101": (3, 4, 23, 3),
+    "resnext50_32x4d": (3, 4, 6, 3),
     "resnext101_32x8d": (3, 4, 23, 3),
+    "wide_resnet50_2": (3, 4, 6, 3),
 }
+# Groups of the 3×3 convolutions, and channels of each in res2; 1 and 64 if not listed.
+GROUPS = {"resnext50_32x4d": (32, 4), "resnext101_32x8d": (32, 8), "wide_resnet50_2": (1, 128)}
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 
 
@@ -32,6 +37,7 @@ class BlockOptions:
     stride: int = 1
     dilation: int = 1
     groups: int = 1
+    width_per_group: int = 64  # in res2
     stride_in_1x1: bool = False
 
 
@@ -55,14 +61,14 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3, 1×1 and a shortcut (ResNet-50 and -101); the 3×3 is grouped, 8 channels each, for ResNeXt-101 32×8d."""
+    """1×1, 3×3, 1×1 and a shortcut (ResNet-50, …); the 3×3 is grouped for ResNeXt, wider for Wide-ResNet."""
 
     expansion = 4
 
     def __init__(self, in_channels: int, width: int, options: BlockOptions, norm: Norm) -> None:
         super().__init__()
         stride_1x1, stride_3x3 = (options.stride, 1) if options.stride_in_1x1 else (1, options.stride)
-        inner = width if options.groups == 1 else width * options.groups // 8  # 32 groups × 8 channels at width 64
+        inner = width * options.width_per_group // 64 * options.groups
         self.conv1 = nn.Conv2d(in_channels, inner, 1, stride_1x1, bias=False)
         self.bn1 = norm(inner)
         self.conv2 = _conv3x3(inner, inner, stride_3x3, options)
@@ -102,12 +108,12 @@ def make_stage(config: ModelConfig, stage: int) -> nn.Sequential:
     """Make the blocks of one stage, 0 for res2 to 3 for res5."""
     block, norm, width = _block(config), norm_layer(config.norm), 64 << stage
     dilation = config.res5_dilation if stage == 3 else 1
-    groups = 32 if config.backbone == "resnext101_32x8d" else 1
+    groups = GROUPS.get(config.backbone, (1, 64))
     channels = stage_channels(config)[stage - 1] if stage else 64
     blocks: list[nn.Module] = []
     for i in range(DEPTHS[config.backbone][stage]):
         stride = 2 if stage and not i and dilation == 1 else 1
-        options = BlockOptions(stride, dilation, groups, config.stride_in_1x1)
+        options = BlockOptions(stride, dilation, *groups, config.stride_in_1x1)
         blocks.append(block(channels, width, options, norm))
         channels = width * block.expansion
     layers = nn.Sequential(*blocks)

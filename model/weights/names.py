@@ -97,7 +97,7 @@ def _format_of(names: Mapping[str, Tensor], source: str) -> Format:
         r"res2_0_branch2a_w": "caffe2",
         r"(backbone\.(bottom_up\.)?)?res2\.0\.conv1\.weight": "detectron2",
         r"backbone\.body\.stem\.conv1\.weight": "maskrcnn-benchmark",
-        r"(backbone\.body\.)?layer1\.0\.conv1\.weight": "torchvision",
+        r"(backbone\.body\.)?(layer1\.0\.conv1|features\.0\.0)\.weight": "torchvision",
     }
     if not any(name.startswith(("neck.", "rpn_head.", "roi_head.")) for name in names):
         marks[r"backbone\.layer1\.0\.conv1\.weight"] = "openmmlab"  # classifiers; their detectors are not known
@@ -214,7 +214,7 @@ def _named_first_linear(match: re.Match[str], config: ModelConfig) -> str:
 
 _P = r"(weight|bias)"
 _N = r"(weight|bias|running_mean|running_var)"
-_BODY = r"(?:conv1|bn1|layer\d)\..+"
+_BODY = r"(?:conv1|bn1|layer\d|features)\..+"
 _CLASSIFIER: Rule = (r"(?:stem\.)?(?:fc|linear)\..*", _not_needed)
 _C = "_(w|b)"
 _G = "(_gn)?_(w|b|s)"
@@ -222,6 +222,7 @@ _G = "(_gn)?_(w|b|s)"
 _RULES: dict[Format, tuple[Rule, ...]] = {
     "torchvision": (
         _CLASSIFIER,
+        (r"(?:classifier|norm|head)\..+", _not_needed),  # ConvNeXt and Swin
         (_BODY, _body(r"\g<0>")),
         (rf"backbone\.body\.({_BODY})", _body(r"\1")),
         # Names before torchvision 0.13, which all its published detectors have:

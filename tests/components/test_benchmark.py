@@ -102,6 +102,7 @@ def test_the_family_with_a_pyramid_has_a_twin(changes: dict[str, object]) -> Non
     [
         {"features": "c4", "box_head": "res5", "box_pool_size": 4, "mask_pool_size": 4, "mask_head_convs": 0, **FEW},
         {"task": "proposals"},
+        {"backbone": "swin_t"},
     ],
 )
 def test_what_torchvision_cannot_build_is_timed_alone(

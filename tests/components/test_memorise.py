@@ -34,7 +34,8 @@ def test_eight_images_are_learned_by_heart(best_coco: Path, tmp_path: Path) -> N
     assert result.evaluation.segm["AP"] >= 0.50
 
 
-# Nets that learn in minutes on two cores: ResNet-18 from scratch, small heads.
+# Nets that learn in minutes on two cores: most are ResNet-18 from scratch, all have small heads.
+ADAMW = ["train.optimizer=adamw", "train.base_lr=0.0005", "train.weight_decay=0.05", "train.schedule=cosine"]
 FAMILY = {
     "c4": [
         "model.features=c4", "model.box_head=res5", "model.box_pool_size=6", "model.mask_pool_size=6",
@@ -46,6 +47,8 @@ FAMILY = {
     "fpn_group_norm_heads": ["model.box_head=conv", "model.box_head_convs=2", "model.box_head_conv_channels=64"],
     "faster_rcnn": ["model.task=box"],
     "torchvision": ["model.conventions=torchvision"],
+    "adamw": ADAMW,
+    **{name: [f"model.backbone={name}", *ADAMW] for name in ("convnext_tiny", "convnext_small", "swin_t", "resnext50_32x4d", "wide_resnet50_2")},
 }  # fmt: skip
 
 

@@ -251,6 +251,11 @@ def test_copy_paste_of_boxes_without_masks_is_refused(tmp_path: Path) -> None:
         check_learnable(small_config(tmp_path, "boxes", "model.task=box", "data.augment.copy_paste=0.5"), index)
 
 
+def test_layer_norm_learns_from_scratch_whatever_the_norm_of_resnets(shapes: Path) -> None:
+    config = small_config(shapes, "unused", "model.backbone=swin_t", "model.norm=frozen_batch_norm")
+    check_learnable(config, CocoIndex.open(config.data.prepared_dir, "train"))
+
+
 def test_seeds_give_different_runs(shapes: Path, unbroken: Path) -> None:
     config = small_config(shapes, "seed1", "train.seed=1", "train.max_iters=1")
     train.run(config, skip_test=True)

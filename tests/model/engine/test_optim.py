@@ -121,6 +121,17 @@ def test_steps_are_those_of_torchs_own_adamw_and_a_skipped_one_leaves_no_trace(
     assert {float(state["step"]) for state in optimizer.state.values()} == {5.0}
 
 
+@pytest.mark.parametrize("backbone", ["convnext_tiny", "swin_t"])
+def test_norms_scales_and_position_biases_do_not_decay(backbone: str, tiny_config: Callable[..., ModelConfig]) -> None:
+    with torch.device("meta"):
+        model = MaskRCNN(tiny_config(backbone=backbone), 3)
+    optimizer = make_optimizer(model, TrainConfig(optimizer="adamw", weight_decay=0.05, layer_decay=0.9))
+    decays = {p: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        is_matrix = parameter.dim() > 1 and not name.endswith(("layer_scale", "relative_position_bias_table"))
+        assert decays[parameter] == (0.05 if is_matrix else 0.0), name
+
+
 def test_each_layer_of_the_body_is_slower_than_the_one_after_it(tiny_config: Callable[..., ModelConfig]) -> None:
     """ResNet-18 has nine layers: the stem and eight blocks. The pyramid and the heads are as with 1."""
     model = MaskRCNN(tiny_config(), 3)

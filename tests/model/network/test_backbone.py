@@ -1,6 +1,7 @@
 """ResNet-FPN against torchvision's: values, sizes, what is frozen."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,12 +10,14 @@ import torchvision
 from torch import nn
 from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from model.config import ModelConfig
 from model.network.backbone import Backbone
 from model.network.layers import FrozenBatchNorm2d
 from model.network.mask_rcnn import MaskRCNN
 from model.structures import Batch
+from model.weights.load import load_weights
 from model.weights.names import body_name
 
 
@@ -62,7 +65,9 @@ def test_pyramid_and_gradients_are_torchvisions(name: str) -> None:
         ("resnet50", {"features": "c5"}),
         ("resnet50", {"features": "c5", "res5_dilation": 2}),
         ("resnet50", {"stride_in_1x1": True}),
-        ("resnext101_32x8d", {}),
+        ("resnext50_32x4d", {}),
+        ("wide_resnet50_2", {}),
+        pytest.param("resnext101_32x8d", {}, marks=pytest.mark.slow),  # as resnext50_32x4d, but deeper and wider
     ],
 )
 def test_each_stage_is_torchvisions(name: str, changes: dict[str, Any]) -> None:
@@ -98,6 +103,52 @@ def test_each_stage_is_torchvisions(name: str, changes: dict[str, Any]) -> None:
             assert ours.roi_heads.res5 is not None
             pooled = torch.randn(5, 1024, 14, 14, dtype=torch.float64)
             torch.testing.assert_close(ours.roi_heads.res5(pooled), theirs.layer4(pooled), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["convnext_tiny", "swin_t", pytest.param("convnext_small", marks=pytest.mark.slow)])
+def test_a_body_with_layer_norm_is_torchvisions_loaded_from_its_file(name: str, tmp_path: Path) -> None:
+    """Also in training, since nothing in it is random; sides that no window of 7 × 7 cells divides."""
+    torch.manual_seed(0)
+    theirs = torchvision.models.get_model(name, weights=None).eval()
+    for key, parameter in theirs.named_parameters():
+        if parameter.dim() == 1 or "layer_scale" in key:  # biases, norms, scales: away from 0, 1 and 1e-6
+            nn.init.uniform_(parameter, 0.5, 1.0)
+    torch.save(theirs.state_dict(), tmp_path / "body.pth")
+    config = ModelConfig(backbone=name, weights=str(tmp_path / "body.pth"), fpn_channels=32, box_head_channels=32)  # type: ignore[arg-type]
+    model = MaskRCNN(config, 2).to_device(torch.device("cpu")).train()
+    report = load_weights(model, config, ["cat", "dog"], [1, 2])
+    assert {key.split(".")[0] for key in report.unused} == ({"norm", "head"} if name == "swin_t" else {"classifier"})
+    assert set(report.unused.values()) == {"not needed for detection here"}
+    assert not any(key.startswith("backbone.body.") for key in report.initialised)
+    stages = create_feature_extractor(theirs, {f"features.{2 * stage + 1}": str(stage) for stage in range(4)})
+    images = torch.randn(2, 3, 64, 96).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        expected, found = list(stages(images).values()), model.backbone.body(images)
+    if name == "swin_t":
+        expected = [feature.permute(0, 3, 1, 2) for feature in expected]
+    sizes = [(2, 96 << stage, 64 >> stage + 2, 96 >> stage + 2) for stage in range(4)]
+    assert [tuple(feature.shape) for feature in found] == sizes
+    for mine, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5)
+        assert mine.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("convnext_tiny", (3, 3, 9, 3)), ("swin_t", (2, 2, 6, 2))])
+def test_stages_with_layer_norm_are_frozen_and_counted_as_those_of_a_resnet(name: str, blocks: tuple[int, ...]) -> None:
+    """A stage is its blocks, with the layer before them that halves the resolution."""
+    frozen = [(), ("0",), ("0", "1"), ("0", "1", "2", "3"), tuple("012345"), tuple("01234567")]
+    for stages, parts in enumerate(frozen):
+        with torch.device("meta"):
+            body = Backbone(ModelConfig(backbone=name, weights="none", freeze_stages=stages)).body  # type: ignore[arg-type]
+        fixed = {key.split(".")[1] for key, parameter in body.named_parameters() if not parameter.requires_grad}
+        learning = {key.split(".")[1] for key, parameter in body.named_parameters() if parameter.requires_grad}
+        assert (fixed, learning) == (set(parts), set("01234567") - set(parts))
+    layers = body.layers()
+    assert [len(layer) for layer in layers] == [
+        1, *(2 if stage and not block else 1 for stage, count in enumerate(blocks) for block in range(count))
+    ]  # fmt: skip
+    counted = [parameter for layer in layers for module in layer for parameter in module.parameters()]
+    assert set(counted) == set(body.parameters())
 
 
 def test_the_network_has_torchvisions_parameters() -> None:

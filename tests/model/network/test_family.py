@@ -3,12 +3,12 @@
 import io
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
-from model.config import ModelConfig, TrainConfig
+from model.config import LayerNormBody, ModelConfig, Resnet, TrainConfig
 from model.engine.optim import make_optimizer
 from model.engine.precision import LossScaler
 from model.engine.steps import train_steps
@@ -66,6 +66,19 @@ def test_torchvision_publishes_the_same_number_for_mask_rcnn() -> None:
     assert sum(p.numel() for p in model.parameters()) == Weights.COCO_V1.meta["num_params"]
 
 
+def test_each_body_has_as_many_parameters_as_torchvision_publishes() -> None:
+    """Without the classifier: one layer with bias from the last channels, behind a norm for bodies with layer norm."""
+    from torchvision.models import get_model_weights
+
+    for name in get_args(Resnet) + get_args(LayerNormBody):
+        with torch.device("meta"):
+            backbone = Backbone(ModelConfig(backbone=name, weights="none", norm="batch_norm"))
+        channels = backbone.fpn.inner_blocks[-1][0].in_channels  # type: ignore[index, union-attr]
+        classifier = (channels + 1) * 1000 + (2 * channels if name in get_args(LayerNormBody) else 0)
+        parameters = sum(parameter.numel() for parameter in backbone.body.parameters())
+        assert parameters == get_model_weights(name)["IMAGENET1K_V1"].meta["num_params"] - classifier, name
+
+
 @pytest.mark.parametrize(
     ("changes", "shapes"),
     [
@@ -107,6 +120,8 @@ MEMBERS: dict[str, dict[str, Any]] = {
     "fpn_v2": V2 | {"norm": "batch_norm", "head_norm": "sync_batch_norm"},
     "proposals": {"task": "proposals"},
     "proposals_c4": SMALL_C4 | {"task": "proposals"},
+    "convnext": {"backbone": "convnext_tiny"},
+    "swin": {"backbone": "swin_t"},
 }
 by_member = pytest.mark.parametrize("member", MEMBERS)
 Config, Shapes = Callable[..., ModelConfig], Callable[..., Batch]
@@ -143,7 +158,8 @@ def test_each_member_trains_without_waiting(
 
 
 @pytest.mark.parametrize(
-    "member", [m for m in MEMBERS if m not in ("c4_with_mask_convs", "faster_rcnn_c4", "proposals_c4")]
+    "member",
+    [m for m in MEMBERS if m not in ("c4_with_mask_convs", "faster_rcnn_c4", "proposals_c4", "convnext", "swin")],
 )
 def test_the_loss_of_each_member_falls_within_ten_steps_and_goes_on_as_if_unbroken_when_resumed(
     member: str, tiny_config: Config, shapes_batch: Shapes
@@ -232,6 +248,8 @@ def test_pixels_are_turned_and_shifted_as_configured(tiny_config: Config, shapes
         ({**C4, "freeze_stages": 5}, "freeze_stages must be at most 4 with c4"),
         ({"res5_dilation": 2}, "res5_dilation must be 1 unless features is c5"),
         ({"backbone": "resnet18", "stride_in_1x1": True}, "stride_in_1x1 must be false with resnet18"),
+        ({"backbone": "swin_t", "features": "c5"}, "swin_t must have features fpn and no .*, got features c5"),
+        ({"backbone": "convnext_tiny", "stride_in_1x1": True}, "convnext_tiny must have .*, got stride_in_1x1"),
         ({**GN, "box_head_conv_channels": 40}, "box_head_conv_channels must be a multiple of 32"),
         ({"weights": "imagenet", "stride_in_1x1": True}, "stride_in_1x1 must be False with weights 'imagenet'"),
         ({"weights": "imagenet", "pixel_order": "bgr"}, "pixel_order must be rgb with weights 'imagenet'"),
