@@ -36,6 +36,7 @@ BATCH_NORMS = ("frozen_batch_norm", "batch_norm", "sync_batch_norm")
 TORCHVISIONS_BODIES, TORCHVISIONS_DETECTORS = ("imagenet", "imagenet_v2"), ("coco", "coco_v2")
 # Normalisation of torchvision's weights: (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225) times 255.
 TORCHVISION_MEAN, TORCHVISION_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+LARGEST_ADAMW_LR = 0.01  # AdamW moves every weight by about its rate, in each step
 SMALLEST_SIDE_PX = 1e-30  # any box that is not empty has longer sides
 
 
@@ -279,6 +280,11 @@ class TrainConfig(Section):
             if list(steps) != sorted(set(steps)):
                 raise ValueError(f"{name} must be strictly increasing, got {list(steps)}")
         self._require_one_length()
+        if self.optimizer == "adamw" and self.peak_lr >= LARGEST_ADAMW_LR:
+            raise ValueError(
+                f"base_lr must be below {LARGEST_ADAMW_LR} with adamw, once scaled to batch_size, got "
+                f"{self.peak_lr:g}, a rate for sgd; 0.0001 is usual"
+            )
         lowest = self.peak_lr - self.warmup_iters * self.warmup_factor
         if self.warmup_method == "mlperf_linear" and lowest < -1e-9 * self.peak_lr:
             raise ValueError(

@@ -2,8 +2,8 @@
 
 Both networks have the same weights and the same images: noise with seven polygons each, as outlines for ours and as
 dense masks for torchvision's. Weights are random, but cause the work of trained ones: see `calibrate`. A training step
-is forward, backward and SGD; inference goes from images to boxes and 28 × 28 masks. Neither includes loading images or
-writing results.
+is forward, backward and the optimizer's step; inference goes from images to boxes and 28 × 28 masks. Neither includes
+loading images or writing results.
 """
 
 import itertools

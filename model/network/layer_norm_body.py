@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 
-CHANNELS = 96  # those of C2 in each of these bodies; each stage has twice those of the one before
+CHANNELS = 96  # width of C2 in each of these bodies; each stage has twice the width of the one before
 STAGES = 4
 
 

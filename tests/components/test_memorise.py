@@ -35,6 +35,7 @@ def test_eight_images_are_learned_by_heart(best_coco: Path, tmp_path: Path) -> N
 
 
 # Nets that learn in minutes on two cores: most are ResNet-18 from scratch, all have small heads.
+BODIES = ("convnext_tiny", "convnext_small", "swin_t", "resnext50_32x4d", "wide_resnet50_2")
 ADAMW = ["train.optimizer=adamw", "train.base_lr=0.0005", "train.weight_decay=0.05", "train.schedule=cosine"]
 FAMILY = {
     "c4": [
@@ -48,7 +49,7 @@ FAMILY = {
     "faster_rcnn": ["model.task=box"],
     "torchvision": ["model.conventions=torchvision"],
     "adamw": ADAMW,
-    **{name: [f"model.backbone={name}", *ADAMW] for name in ("convnext_tiny", "convnext_small", "swin_t", "resnext50_32x4d", "wide_resnet50_2")},
+    **{name: [f"model.backbone={name}", *ADAMW] for name in BODIES},
 }  # fmt: skip
 
 

@@ -99,14 +99,14 @@ def test_steps_are_those_of_torchs_own_adamw_and_a_skipped_one_leaves_no_trace(
     network = nn.Sequential(nn.Linear(4, 6), nn.Unflatten(1, (6, 1)), nn.GroupNorm(2, 6)).to(dtype)
     twin = copy.deepcopy(network)
     train = TrainConfig(
-        optimizer="adamw", base_lr=0.01, weight_decay=0.05, bias_lr_factor=2.0, cuda_graph=cuda_graph, warmup_iters=0
+        optimizer="adamw", base_lr=0.005, weight_decay=0.05, bias_lr_factor=2.0, cuda_graph=cuda_graph, warmup_iters=0
     )
     optimizer = make_optimizer(network, train)
     linear, _, norm = twin
     undecayed = {"params": [norm.weight, norm.bias], "weight_decay": 0.0}
-    groups = [{"params": [linear.weight]}, {"params": [linear.bias], "lr": 0.02, "weight_decay": 0.0}, undecayed]
-    plain = torch.optim.AdamW(groups, lr=0.01, weight_decay=0.05, fused=False, foreach=False)
-    set_learning_rate(optimizer, 0.01)
+    groups = [{"params": [linear.weight]}, {"params": [linear.bias], "lr": 0.01, "weight_decay": 0.0}, undecayed]
+    plain = torch.optim.AdamW(groups, lr=0.005, weight_decay=0.05, fused=False, foreach=False)
+    set_learning_rate(optimizer, 0.005)
     for number, x in enumerate(torch.randn(6, 5, 4, dtype=dtype)):
         is_bad = number == 1
         network(x * math.inf if is_bad else x).square().sum().backward()
@@ -125,7 +125,7 @@ def test_steps_are_those_of_torchs_own_adamw_and_a_skipped_one_leaves_no_trace(
 def test_norms_scales_and_position_biases_do_not_decay(backbone: str, tiny_config: Callable[..., ModelConfig]) -> None:
     with torch.device("meta"):
         model = MaskRCNN(tiny_config(backbone=backbone), 3)
-    optimizer = make_optimizer(model, TrainConfig(optimizer="adamw", weight_decay=0.05, layer_decay=0.9))
+    optimizer = make_optimizer(model, TrainConfig(optimizer="adamw", base_lr=1e-4, weight_decay=0.05, layer_decay=0.9))
     decays = {p: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         is_matrix = parameter.dim() > 1 and not name.endswith(("layer_scale", "relative_position_bias_table"))
@@ -135,7 +135,7 @@ def test_norms_scales_and_position_biases_do_not_decay(backbone: str, tiny_confi
 def test_each_layer_of_the_body_is_slower_than_the_one_after_it(tiny_config: Callable[..., ModelConfig]) -> None:
     """ResNet-18 has nine layers: the stem and eight blocks. The pyramid and the heads are as with 1."""
     model = MaskRCNN(tiny_config(), 3)
-    optimizer = make_optimizer(model, TrainConfig(optimizer="adamw", layer_decay=0.5, bias_lr_factor=1.0))
+    optimizer = make_optimizer(model, TrainConfig(optimizer="adamw", base_lr=1e-4, layer_decay=0.5, bias_lr_factor=1.0))
     factors = {p: group["lr_factor"] for group in optimizer.param_groups for p in group["params"]}
     found = {name: factors[parameter] for name, parameter in model.named_parameters()}
     body = {name.removeprefix("backbone.body."): factor for name, factor in found.items() if ".body." in name}
@@ -146,9 +146,15 @@ def test_each_layer_of_the_body_is_slower_than_the_one_after_it(tiny_config: Cal
     assert {factor for name, factor in found.items() if ".body." not in name} == {1.0}
 
 
+def test_a_rate_for_sgd_is_refused_with_adamw() -> None:
+    assert TrainConfig(optimizer="adamw", base_lr=0.02, batch_size=4).peak_lr == 0.005
+    with pytest.raises(ValueError, match=r"base_lr must be below 0\.01 with adamw.*got 0\.02, a rate for sgd"):
+        TrainConfig(optimizer="adamw")
+
+
 def test_apexs_sgd_cannot_be_required_with_adamw() -> None:
     with pytest.raises(UserError, match=r"train.apex=required: needs train.optimizer=sgd.*got adamw"):
-        make_optimizer(nn.Linear(2, 1), TrainConfig(optimizer="adamw", apex="required"))
+        make_optimizer(nn.Linear(2, 1), TrainConfig(optimizer="adamw", base_lr=1e-4, apex="required"))
 
 
 def test_rates_are_those_of_torchs_schedulers_at_every_step() -> None:

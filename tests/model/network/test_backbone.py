@@ -114,7 +114,8 @@ def test_a_body_with_layer_norm_is_torchvisions_loaded_from_its_file(name: str, 
         if parameter.dim() == 1 or "layer_scale" in key:  # biases, norms, scales: away from 0, 1 and 1e-6
             nn.init.uniform_(parameter, 0.5, 1.0)
     torch.save(theirs.state_dict(), tmp_path / "body.pth")
-    config = ModelConfig(backbone=name, weights=str(tmp_path / "body.pth"), fpn_channels=32, box_head_channels=32)  # type: ignore[arg-type]
+    narrow: dict[str, Any] = {"fpn_channels": 32, "box_head_channels": 32}
+    config = ModelConfig(backbone=name, weights=str(tmp_path / "body.pth"), **narrow)  # type: ignore[arg-type]
     model = MaskRCNN(config, 2).to_device(torch.device("cpu")).train()
     report = load_weights(model, config, ["cat", "dog"], [1, 2])
     assert {key.split(".")[0] for key in report.unused} == ({"norm", "head"} if name == "swin_t" else {"classifier"})
@@ -139,7 +140,8 @@ def test_stages_with_layer_norm_are_frozen_and_counted_as_those_of_a_resnet(name
     frozen = [(), ("0",), ("0", "1"), ("0", "1", "2", "3"), tuple("012345"), tuple("01234567")]
     for stages, parts in enumerate(frozen):
         with torch.device("meta"):
-            body = Backbone(ModelConfig(backbone=name, weights="none", freeze_stages=stages)).body  # type: ignore[arg-type]
+            config = ModelConfig(backbone=name, weights="none", freeze_stages=stages)  # type: ignore[arg-type]
+            body = Backbone(config).body
         fixed = {key.split(".")[1] for key, parameter in body.named_parameters() if not parameter.requires_grad}
         learning = {key.split(".")[1] for key, parameter in body.named_parameters() if parameter.requires_grad}
         assert (fixed, learning) == (set(parts), set("01234567") - set(parts))
