@@ -15,7 +15,7 @@ from components.benchmarks import phases, scaling, steps
 from components.benchmarks.case import NUM_CLASSES, Case, PeakMemory, build_steps, calibrate, measure, take_turns
 from components.benchmarks.case import _steps as network_steps
 from components.benchmarks.process import BenchmarkError, in_fresh_process
-from components.benchmarks.twin import torchvision_images, torchvision_targets, torchvision_twin
+from components.benchmarks.twin import has_twin, torchvision_images, torchvision_targets, torchvision_twin
 from components.config import BenchmarkConfig, Config
 from components.params import ConfigError, save_config
 from model.config import DataConfig, ModelConfig, TrainConfig
@@ -97,12 +97,16 @@ def test_the_family_with_a_pyramid_has_a_twin(changes: dict[str, object]) -> Non
     assert learnt(twin) == learnt(ours)
 
 
+def test_bodies_that_are_no_resnets_have_no_twin() -> None:
+    assert has_twin(small_model())
+    assert not has_twin(small_model(backbone="swin_t"))
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {"features": "c4", "box_head": "res5", "box_pool_size": 4, "mask_pool_size": 4, "mask_head_convs": 0, **FEW},
         {"task": "proposals"},
-        {"backbone": "swin_t"},
     ],
 )
 def test_what_torchvision_cannot_build_is_timed_alone(
