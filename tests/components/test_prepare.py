@@ -126,12 +126,10 @@ def test_with_augmentation_a_picture_shows_what_training_will_see(custom: Custom
     small: dict[str, Any] = {"min_sizes_px": (64,), "max_size_px": 96, "buckets": ((96, 96),)}
     small |= {"eval_min_size_px": 64, "eval_max_size_px": 96}
     shown = []
-    for augment in (AugmentConfig(), AugmentConfig(vertical_flip=0.5), AugmentConfig(copy_paste=1.0)):
+    for augment in (AugmentConfig(vertical_flip=0.5), AugmentConfig(copy_paste=1.0)):
         path = custom.prepare(**small, augment=augment).prepared_dir / "augmented.png"
-        assert path.is_file() == (augment != AugmentConfig())
-        if path.is_file():
-            with Image.open(path) as image:
-                shown.append((np.asarray(image.convert("RGB")) == class_color(2)).all(axis=2).sum())
+        with Image.open(path) as image:
+            shown.append((np.asarray(image.convert("RGB")) == class_color(2)).all(axis=2).sum())
     plain, pasted = shown
     assert pasted > 1.3 * plain > 0
 
