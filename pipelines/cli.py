@@ -22,7 +22,7 @@ STAGES = {
     "stability": "train and evaluate several seeds; report mean, std and interval of AP",
     "compare": "test whether one configuration is better than another",
     "register": "take an evaluated model into MLflow's registry",
-    "export": "write a torch.export program for each image size, for use without this code",
+    "export": "write the network for other programs (ONNX, torch.export), a file for each image size",
     "report": "write an HTML page about finished runs, or the tables of README and docs/results.md",
     "pytorchjob": "train on Kubernetes: submit a PyTorchJob and follow it to its end",
     "pipeline": "run these stages as one pipeline, on Kubeflow or on this machine",

@@ -1,4 +1,4 @@
-"""Exported programs: torch.export of the network for each bucket, compared with the network, and export.json."""
+"""Exported programs: the network in a file for each bucket, compared with the network, and export.json."""
 
 import json
 import warnings
@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from components.config import Config
+from components.inference.agreement import beyond, differences
 from components.runs.environment import git_commit
 from components.runs.lock import writing
 from components.runs.trained import Trained, load_trained, open_split, run_around
@@ -23,23 +23,25 @@ from model.engine.precision import set_float32_products
 from model.errors import UserError
 from model.files import replacing, write_atomically
 from model.inference.export import MAX_BATCH, Detector, export_detector
+from model.inference.formats import FORMATS, Detect, Format
+from model.network.mask_rcnn import MaskRCNN
 from model.structures import Batch
 
 CHECKED_IMAGES = 4  # per bucket
-TOLERANCE = 1e-3  # pixels for boxes; also for scores and mask probabilities
 
 
 class ExportError(UserError):
     """The network cannot be exported, or its program gives other results."""
 
 
-def export(config: Config, checkpoint: str, folder: Path) -> list[dict[str, Any]]:
+def export(config: Config, checkpoint: str, folder: Path, file_format: str) -> list[dict[str, Any]]:
     """Export a checkpoint into a folder.
 
     Args:
         config: configuration of the stage.
         checkpoint: `last`, `best` or a path.
         folder: where the programs and export.json go.
+        file_format: one of FORMATS.
 
     Returns:
         Entries of export.json.
@@ -50,10 +52,12 @@ def export(config: Config, checkpoint: str, folder: Path) -> list[dict[str, Any]
         RunInUseError: if another stage writes into the folder, or into the run that it belongs to.
     """
     with writing(run_around(folder, config.train.output_dir), "export"):
-        return _export_all(config, checkpoint, folder)
+        return _export_all(config, checkpoint, folder, file_format)
 
 
-def _export_all(config: Config, checkpoint: str, folder: Path) -> list[dict[str, Any]]:
+def _export_all(config: Config, checkpoint: str, folder: Path, file_format: str) -> list[dict[str, Any]]:
+    if file_format == "onnx":  # one file serves every device
+        config = config.model_copy(update={"train": config.train.model_copy(update={"device": "cpu"})})
     trained = load_trained(config, checkpoint)
     device = next(trained.loaded.model.parameters()).device
     if not library.serves(device):
@@ -65,8 +69,8 @@ def _export_all(config: Config, checkpoint: str, folder: Path) -> list[dict[str,
     index = open_split(trained, config.evaluate.split)
     folder.mkdir(parents=True, exist_ok=True)
     set_float32_products(device, "float32")
-    programs = [_export(trained, index, bucket, folder) for bucket in trained.config.data.buckets]
-    content = describe(trained, programs)
+    programs = [_export(trained, index, bucket, folder, FORMATS[file_format]) for bucket in trained.config.data.buckets]
+    content = {"format": file_format} | describe(trained, programs)
     write_atomically(folder / "export.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     return programs
 
@@ -81,6 +85,7 @@ def describe(trained: Trained, programs: list[dict[str, Any]]) -> dict[str, Any]
         "commit": git_commit(),
         "torch": torch.__version__,
         "task": model.task,
+        "conventions": model.conventions,  # rule for pasting masks
         "device": next(model.parameters()).device.type,
         "class_names": list(trained.loaded.class_names),
         "category_ids": list(trained.loaded.category_ids),
@@ -101,54 +106,39 @@ def sample(index: CocoIndex, data: DataConfig, bucket: tuple[int, int]) -> Batch
     return None
 
 
-def largest_differences(wanted: dict[str, Tensor], got: dict[str, Tensor]) -> dict[str, float]:
-    """Largest difference per output between a network and its program; inf if the number or classes differ."""
-    counts = wanted["num_detections"]
-    if not torch.equal(counts, got["num_detections"]):
-        return {"num_detections": float("inf")}
-    differences = {}
-    for name, tensor in wanted.items():
-        if name == "num_detections":
-            continue
-        pairs = [(tensor[n, :count], got[name][n, :count]) for n, count in enumerate(counts.tolist()) if count]
-        far = float(
-            torch.cat([torch.zeros(1), *((a.float() - b.float()).abs().flatten().cpu() for a, b in pairs)]).max()
-        )
-        differences[name] = far if name != "labels" or far == 0 else float("inf")
-    return differences
-
-
-def beyond_tolerance(differences: dict[str, float]) -> dict[str, float]:
-    """Select the differences above TOLERANCE, including nan."""
-    return {name: value for name, value in differences.items() if not value <= TOLERANCE}
-
-
-def _export(trained: Trained, index: CocoIndex, bucket: tuple[int, int], folder: Path) -> dict[str, Any]:
+def _export(
+    trained: Trained, index: CocoIndex, bucket: tuple[int, int], folder: Path, file_format: Format
+) -> dict[str, Any]:
     """Write and check one program; return its entry of export.json."""
     model = trained.loaded.model
-    device = next(model.parameters()).device
     height, width = bucket
-    path = folder / f"{height}x{width}.pt2"
+    path = folder / f"{height}x{width}.{file_format.ending}"
     with replacing(path) as partial:
         with warnings.catch_warnings():
             # torch warns about weights in channels-last memory, but they are complete; the loaded program is checked
             # below.
             warnings.filterwarnings("ignore", message="No complete tensor found in the group")
-            torch.export.save(export_detector(model, bucket), partial)
+            file_format.save(export_detector(model, bucket), partial)
         batch = sample(index, trained.config.data, bucket)
-        differences: dict[str, float] = {}
-        if batch is not None:
-            inputs = batch.images.to(device), batch.image_sizes.to(device)
-            with torch.no_grad():
-                wanted = Detector(model)(*inputs)
-                differences = largest_differences(wanted, torch.export.load(partial).module()(*inputs))
-        if far := beyond_tolerance(differences):
-            raise ExportError(f"{path}: must agree with the network within {TOLERANCE}, got differences of {far}")
-    checked = 0 if batch is None else len(batch)
+        found, objects = ({}, 0) if batch is None else compare(model, batch, file_format.load(partial))
+        if far := beyond(found, file_format.tolerance):
+            raise ExportError(
+                f"{path}: must agree with the network within {file_format.tolerance}, got differences of {far}"
+            )
     return {
         "file": path.name,
         "height": height,
         "width": width,
-        "checked_images": checked,
-        "largest_differences": differences,
+        "checked_images": 0 if batch is None else len(batch),
+        "checked_objects": objects,
+        "largest_differences": found,
     }
+
+
+def compare(model: MaskRCNN, batch: Batch, detect: Detect) -> tuple[dict[str, float], int]:
+    """Compare a program with the network on a batch; see `differences`."""
+    device = next(model.parameters()).device
+    inputs = batch.images.to(device), batch.image_sizes.to(device)
+    min_score = 0.0 if model.roi_heads is None else model.roi_heads.config.score_threshold
+    with torch.no_grad():
+        return differences(Detector(model)(*inputs), detect(*inputs), min_score)

@@ -14,6 +14,7 @@ from model.network.mask_rcnn import MaskRCNN
 from model.structures import Batch
 
 MAX_BATCH = 64
+OUTPUTS = ("boxes", "scores", "labels", "num_detections", "mask_probs")  # the last only from a network with masks
 
 
 class Detector(nn.Module):
@@ -37,13 +38,7 @@ class Detector(nn.Module):
         """
         numbers = torch.zeros(images.shape[0], dtype=torch.int64, device=images.device)
         found = self.model(Batch(images, image_sizes, image_sizes, numbers, numbers))
-        named = {
-            "boxes": found.boxes,
-            "scores": found.scores,
-            "labels": found.labels,
-            "num_detections": found.num_detections,
-        }
-        return named if found.mask_probs is None else named | {"mask_probs": found.mask_probs}
+        return {name: value for name in OUTPUTS if (value := getattr(found, name)) is not None}
 
 
 def export_detector(model: MaskRCNN, bucket: tuple[int, int]) -> ExportedProgram:
