@@ -11,6 +11,8 @@ differences. docs/export.md has examples in Python and JavaScript.
 """
 
 import importlib.util
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +57,7 @@ def run(
     # Missing files and packages are reported before torch is loaded.
     require_checkpoint(config.train.output_dir, checkpoint)
     CocoIndex.open(config.data.prepared_dir, config.evaluate.split)
-    require_packages(file_format)
+    require_tools(file_format)
     from components.inference.programs import export
 
     own = config.train.output_dir / "export"
@@ -63,14 +65,20 @@ def run(
     return ExportResult(folder, export(config, checkpoint, folder, file_format))
 
 
-def require_packages(file_format: str) -> None:
-    """Raise a UserError if a package that the format needs is not installed."""
+def require_tools(file_format: str) -> None:
+    """Raise a UserError if a package or the compiler that the format needs is not installed."""
     missing = [name for name in PACKAGES[file_format] if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
             f"export: --format {file_format} needs the packages {', '.join(PACKAGES[file_format])}, of which "
             f"{', '.join(missing)} cannot be imported; install them: pip install 'maskrcnn-mlops[{file_format}]', or "
             f"pip install {' '.join(missing)}"
+        )
+    compiler = os.environ.get("CXX", "g++")  # torch chooses the same
+    if file_format == "aoti" and shutil.which(compiler) is None:
+        raise UserError(
+            f"export: --format aoti needs a C++ compiler, got {compiler}, which is not on PATH; install g++ or clang, "
+            "and set CXX if it has another name; or use --format torch or onnx, which need none"
         )
 
 

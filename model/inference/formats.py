@@ -74,7 +74,9 @@ def _save_aoti(program: ExportedProgram, path: Path) -> None:
 
 
 def _load_aoti(path: Path) -> Detect:
-    return torch._inductor.aoti_load_package(str(path))
+    detect = torch._inductor.aoti_load_package(str(path))
+    # The compiled code takes the memory format of the example for granted, and our batches are channels-last.
+    return lambda images, image_sizes: detect(images.contiguous(), image_sizes.contiguous())
 
 
 FORMATS = {

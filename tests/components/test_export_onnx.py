@@ -123,6 +123,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "box_head": "conv",
         "box_head_conv_channels": 32,
     },
+    "v2": {"head_norm": "batch_norm", "rpn_convs": 2, "box_head": "conv", "box_head_conv_channels": 32},
     "c4": {"features": "c4", "box_head": "res5", "anchor_sizes_px": (32, 64, 128), "mask_head_convs": 0},
     "c5": {"features": "c5", "res5_dilation": 2, "anchor_sizes_px": (32, 64, 128), "norm": "batch_norm"},
 }
@@ -145,10 +146,15 @@ def test_every_kind_of_network_is_the_same_in_onnx(kind: str, trained_run: Confi
     assert beyond(found, FORMATS["onnx"].tolerance) == {}
 
 
-def test_missing_packages_and_wrong_formats_are_named(trained_run: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_compilers_and_wrong_formats_are_named(
+    trained_run: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name))
     with pytest.raises(UserError, match=r"onnxruntime cannot be imported; install them: pip install 'maskrcnn-mlops"):
         export.run(trained_run, file_format="onnx")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match=r"needs a C\+\+ compiler, got no-such-compiler, which is not on PATH"):
+        export.run(trained_run, file_format="aoti")
     with pytest.raises(SystemExit):
         export.main(["--format", "tensorrt"])
