@@ -29,7 +29,7 @@ KUBEFLOW = REPOSITORY / "docs" / "kubeflow.md"
 # Quoted in the table of failures, but said by pip, Kubernetes, MLflow or the system.
 SAID_BY_OTHERS = {
     "ResolutionImpossible", "unbound immediate PersistentVolumeClaims", 'secret "mlflow" not found',
-    "Invalid Host header",
+    "Invalid Host header", '… exec: "tini": executable file not found …',
     "PermissionError", "/workspace", "Read-only file system", "train",
     "Temporary failure in name resolution", "CERTIFICATE_VERIFY_FAILED",
 }  # fmt: skip

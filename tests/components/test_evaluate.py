@@ -29,7 +29,7 @@ def test_report_has_the_promised_keys(evaluated: tuple[evaluate.EvaluateResult, 
     result, report = evaluated
     assert list(report) == [
         "bbox", "segm", "per_class", "max_detections", "test_time", "images", "detections", "checkpoint", "data_hash",
-        "commit", "train_data_hash",
+        "commit", "train_data_hash", "max_iters",
     ]  # fmt: skip
     assert list(report["bbox"]) == list(report["segm"]) == list(SCORE_NAMES)
     shown = {kind: {name: report[kind][name] for name in ("AP", "AP50", "AP75")} for kind in ("bbox", "segm")}
