@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnxscript import opset18 as op
+from onnxscript import opset18
 
 from cuda_ops.boxes import MAX_LOG_SCALE
 from cuda_ops.roi_sampling import CANONICAL_LEVEL, CANONICAL_SIZE_PX
 
 Value = Any  # onnx_ir.Value: a tensor of the graph
+op: Any = opset18  # its functions are declared for tensors' protocols, not for values of a graph
 LOWEST = float(np.finfo(np.float32).min)
 
 
