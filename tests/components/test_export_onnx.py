@@ -124,7 +124,13 @@ KINDS: dict[str, dict[str, Any]] = {
         "box_head_conv_channels": 32,
     },
     "v2": {"head_norm": "batch_norm", "rpn_convs": 2, "box_head": "conv", "box_head_conv_channels": 32},
-    "c4": {"features": "c4", "box_head": "res5", "anchor_sizes_px": (32, 64, 128), "mask_head_convs": 0},
+    "c4": {
+        "features": "c4",
+        "box_head": "res5",
+        "box_pool_size": 14,
+        "anchor_sizes_px": (32, 64, 128),
+        "mask_head_convs": 0,
+    },
     "c5": {"features": "c5", "res5_dilation": 2, "anchor_sizes_px": (32, 64, 128), "norm": "batch_norm"},
 }
 
