@@ -17,7 +17,7 @@ _SEEN_IN_TRAINING = tuple(
     f"data.{key}"
     for key in (
         *("buckets", "min_sizes_px", "max_size_px", "horizontal_flip", "scale_jitter", "crop_size_px"),
-        *("augment.", "repeat_threshold"),
+        *("augment.", "repeat_threshold", "keep_empty_images"),
     )
 )
 

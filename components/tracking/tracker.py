@@ -82,8 +82,11 @@ def open_tracker(
     try:
         yield tracker or JournalTracker(journal)
         status = "FINISHED"
-    except (KeyboardInterrupt, SystemExit):
+    except KeyboardInterrupt:
         status = "KILLED"
+        raise
+    except SystemExit as end:  # by a signal, or since another process of the job has failed
+        status = "FAILED" if end.code in (1, 2) else "KILLED"
         raise
     finally:
         if metrics_csv:

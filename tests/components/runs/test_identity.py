@@ -64,6 +64,7 @@ def test_a_checkpoint_is_continued_where_nothing_that_it_learned_from_has_change
         ("train", "seed", 1, "train.seed: 0 → 1"),
         ("model", "nms_iou", 0.4, "model.nms_iou: 0.5 → 0.4"),
         ("data", "horizontal_flip", 0.1, "data.horizontal_flip: 0.5 → 0.1"),
+        ("data", "keep_empty_images", True, "data.keep_empty_images: false → true"),
         ("data", "augment", AugmentConfig(hue=0.1), "data.augment.hue: 0.0 → 0.1"),
     ):
         assert changes_since_checkpoint(state, with_values(section, **{key: value}), "da") == [change]

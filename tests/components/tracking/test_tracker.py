@@ -19,6 +19,7 @@ from components.tracking import outbox
 from components.tracking.client import TrackingError, locked
 from components.tracking.reason import reason
 from components.tracking.tracker import end_run, open_tracker
+from model.distributed import EndedByPeer
 from model.errors import UserError
 
 
@@ -377,16 +378,22 @@ def test_password_is_neither_written_to_disk_nor_said(
     assert "pa55word" not in caplog.text
 
 
-@pytest.mark.parametrize(("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")])
-def test_status_says_how_the_stage_ended(
-    tmp_path: Path, database: str, error: type[BaseException], status: str
-) -> None:
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ValueError(), "FAILED"),
+        (KeyboardInterrupt(), "KILLED"),
+        (SystemExit(143), "KILLED"),
+        (EndedByPeer(1), "FAILED"),  # another process of the job reports its own error
+    ],
+)
+def test_status_says_how_the_stage_ended(tmp_path: Path, database: str, error: BaseException, status: str) -> None:
     @contextmanager
     def stage() -> Iterator[None]:
         with open_tracker(config_for(database), run_dir=tmp_path / "run"):
             yield
 
-    with pytest.raises(error), stage():
+    with pytest.raises(type(error)), stage():
         raise error
     assert run_of(tmp_path / "run", database).info.status == status
 
