@@ -8,7 +8,6 @@ no file behind.
 
 import ctypes
 import errno
-import math
 import multiprocessing
 import os
 import queue
@@ -163,7 +162,7 @@ class _Team:
     def __init__(self, loader: "DataLoader[Any]", timeout_s: float, awaited: Callable[[], str]) -> None:
         self._awaited = awaited
         self._timeout_s, self._is_late = timeout_s, False
-        self._waited_s = -math.inf  # since a batch is awaited, as counted by the thread
+        self._number, self._is_awaited = 0, False  # of the latest batch asked for; set here, read by the thread
         present, handler = multiprocessing.active_children(), signal.getsignal(signal.SIGCHLD)
         self._workers: list[BaseProcess] = []
         # At exit it runs before multiprocessing sends SIGTERM to its processes, and waits for them.
@@ -193,7 +192,8 @@ class _Team:
         Raises:
             LoaderError: if there is none, for whatever cause.
         """
-        self._waited_s = 0.0
+        self._number += 1
+        self._is_awaited = True
         try:
             batch = next(self._iterator, None)
             batch = batch.unpack() if isinstance(batch, Packed) else batch
@@ -201,7 +201,7 @@ class _Team:
                 raise batch
         except Exception as error:
             raise LoaderError(f"data.workers: {self._reason(error)}") from error
-        self._waited_s = -math.inf
+        self._is_awaited = False
         if isinstance(batch, _Failure):
             raise LoaderError(batch.reason)
         return batch
@@ -237,10 +237,12 @@ class _Team:
 
     def _watch(self) -> None:
         """Kill the workers if a batch takes too long, apart from time in which this process was stopped."""
-        tick_s = min(1.0, self._timeout_s / 10)
+        tick_s, waited_s, before = min(1.0, self._timeout_s / 10), 0.0, 0
         while not self._is_over.wait(tick_s):
-            self._waited_s += tick_s
-            if self._waited_s > self._timeout_s:
+            number = self._number
+            waited_s = waited_s + tick_s if self._is_awaited and number == before else 0.0
+            before = number
+            if waited_s > self._timeout_s:
                 self._is_late = True
                 _kill(self._workers)
                 return
