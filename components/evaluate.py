@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from components.cli import add_checkpoint, parse, stage_parser, user_errors
 from components.config import Config
 from components.launch import relaunch
+from components.runs.result import final_checkpoint
 from model.data.index import CocoIndex
 from model.engine.pointers import require_checkpoint
 
@@ -41,7 +42,7 @@ def run(config: Config, *, checkpoint: str | None = None) -> EvaluateResult:
     """
     from components.evaluation.checkpoint import evaluate
 
-    name, evaluation = evaluate(config, checkpoint or config.train.final_checkpoint)
+    name, evaluation = evaluate(config, checkpoint or final_checkpoint(config.train.output_dir, config.train))
     return EvaluateResult(config.train.output_dir, name, evaluation)
 
 
@@ -52,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
         args, config = parse(parser, argv)
         # Missing files are reported before torch is loaded.
-        require_checkpoint(config.train.output_dir, args.checkpoint or config.train.final_checkpoint)
+        run_dir = config.train.output_dir
+        require_checkpoint(run_dir, args.checkpoint or final_checkpoint(run_dir, config.train))
         CocoIndex.open(config.data.prepared_dir, config.evaluate.split)
         if not relaunch("evaluate", config.train.processes, argv):
             run(config, checkpoint=args.checkpoint)

@@ -20,6 +20,7 @@ from typing import Any
 
 from components.cli import add_checkpoint, parse, path_argument, stage_parser, terminal, user_errors
 from components.config import Config
+from components.runs.result import final_checkpoint
 from model.data.index import CocoIndex
 from model.engine.pointers import require_checkpoint
 from model.errors import UserError
@@ -53,7 +54,7 @@ def run(
         ExportError: if the operators are not compiled for train.device, or a program disagrees with the network.
         UserError: if the checkpoint, prepared data with its classes, or a package or compiler of the format is missing.
     """
-    checkpoint = checkpoint or config.train.final_checkpoint
+    checkpoint = checkpoint or final_checkpoint(config.train.output_dir, config.train)
     # Missing files and packages are reported before torch is loaded.
     require_checkpoint(config.train.output_dir, checkpoint)
     CocoIndex.open(config.data.prepared_dir, config.evaluate.split)

@@ -16,6 +16,7 @@ from typing import Any
 from components.cli import add_checkpoint, parse, path_argument, stage_parser, terminal, user_errors
 from components.config import Config
 from components.inference.images import described, find_images, input_path
+from components.runs.result import final_checkpoint
 from model.data.index import CocoIndex
 from model.engine.pointers import require_checkpoint
 
@@ -46,7 +47,7 @@ def run(
         UserError: if there is no checkpoint, a path does not exist, a folder has no image, a drawing would replace
             an input, another stage writes there, or without inputs no val split is prepared.
     """
-    checkpoint = checkpoint or config.train.final_checkpoint
+    checkpoint = checkpoint or final_checkpoint(config.train.output_dir, config.train)
     require_checkpoint(config.train.output_dir, checkpoint)
     folder = output or (Path("predictions") if inputs else config.train.output_dir / "predictions")
     found = find_images(inputs, folder)

@@ -314,11 +314,6 @@ class TrainConfig(Section):
             )
 
     @property
-    def final_checkpoint(self) -> Literal["last", "best"]:
-        """The checkpoint that is the result of training."""
-        return "best" if self.patience else "last"
-
-    @property
     def peak_lr(self) -> float:
         """Learning rate after warm-up: base_lr scaled to batch_size."""
         return self.base_lr * self.batch_size / self.lr_batch_size

@@ -21,11 +21,11 @@ from components.prepare import PrepareResult
 from components.register import RegisterResult
 from components.runs.environment import git_commit
 from components.runs.figures import number
-from components.runs.result import read_evaluation
+from components.runs.result import final_checkpoint, read_evaluation
 from components.studies.result import StabilityResult
 from components.tracking.outbox import RUN_FILE, RunFile
 from model.data.index import CocoIndex
-from model.engine.pointers import CheckpointError, resulting_checkpoint
+from model.engine.pointers import POINTERS, CheckpointError, find_checkpoint
 from model.scoring.names import IOU_TYPES, TITLES
 
 _SHOWN_PICTURES = 4
@@ -59,7 +59,7 @@ def describe_model(model: Artifact, config: Config) -> None:
         CheckpointError: if this step finds no checkpoint.
     """
     run_dir = config.train.output_dir
-    checkpoint = resulting_checkpoint(run_dir, config.train.final_checkpoint)
+    checkpoint = find_checkpoint(run_dir, POINTERS[final_checkpoint(run_dir, config.train)])
     if checkpoint is None:
         raise CheckpointError(
             f"{run_dir}: must have a checkpoint after training, got none; this step and the training job must mount "

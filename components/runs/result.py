@@ -9,14 +9,14 @@ Reads `config.yaml` and `evaluation.json`; no weights are needed.
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
 from components.config import Config
 from components.params import load_stored
-from model.config import EvaluateConfig
-from model.engine.pointers import BEST, LAST
+from model.config import EvaluateConfig, TrainConfig
+from model.engine.pointers import POINTERS, has_best
 from model.errors import UserError
 from model.files import read_json
 from model.scoring.names import IOU_TYPES, IouType
@@ -137,6 +137,20 @@ def _no_file(path: Path) -> ResultError:
     )
 
 
+def final_checkpoint(run_dir: Path, train: TrainConfig) -> Literal["last", "best"]:
+    """The checkpoint that is a run's result: with train.patience the best, unless none is marked, else the last.
+
+    Args:
+        train: settings of a run without config.yaml. One that has it was trained with those, whatever is set now.
+
+    Raises:
+        ConfigError: if config.yaml cannot be read.
+    """
+    stored = run_dir / "config.yaml"
+    patience = (load_stored(stored).train if stored.is_file() else train).patience
+    return "best" if patience and has_best(run_dir) else "last"
+
+
 def require_final(result: Result) -> None:
     """Refuse a score that is not that of the run's end.
 
@@ -144,12 +158,12 @@ def require_final(result: Result) -> None:
         ResultError: if an earlier checkpoint was scored, or training was not yet at its end.
     """
     train, evaluate, scored = result.config.train, result.config.evaluate, result.evaluation["checkpoint"]
-    pointer = result.run_dir / {"last": LAST, "best": BEST}[train.final_checkpoint]
+    name = final_checkpoint(result.run_dir, train)
+    pointer = result.run_dir / POINTERS[name]
     again = f"run `maskrcnn evaluate train.output_dir={result.run_dir}`"
     if pointer.is_file() and (last := pointer.read_text(encoding="utf-8").strip()) != scored:
         raise ResultError(
-            f"{result.run_dir}: evaluation.json must be of the {train.final_checkpoint} checkpoint, {last}, got "
-            f"{scored}; {again}"
+            f"{result.run_dir}: evaluation.json must be of the {name} checkpoint, {last}, got {scored}; {again}"
         )
     step = _STEP.search(scored)
     may_end_early = evaluate.target_bbox_ap > 0 or evaluate.target_segm_ap > 0 or train.patience > 0

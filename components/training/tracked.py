@@ -13,10 +13,11 @@ from components.config import Config
 from components.launch import handled
 from components.runs.lock import writing
 from components.runs.recipes import nearest_recipe
+from components.runs.result import final_checkpoint
 from components.tracking.tracker import NullTracker, Tracker, open_tracker
 from components.training.loop import Training
 from model.distributed import is_main
-from model.engine.pointers import resulting_checkpoint
+from model.engine.pointers import require_checkpoint
 
 
 @contextmanager
@@ -39,8 +40,7 @@ def _train(config: Config, device: torch.device, console: Console) -> tuple[Trai
         tracker.rewind(training.step)
         training.run(tracker)
         tracker.log_artifact(training.run_dir / "config.yaml")
-        checkpoint = resulting_checkpoint(training.run_dir, config.train.final_checkpoint)
-        assert checkpoint is not None
+        checkpoint = require_checkpoint(training.run_dir, final_checkpoint(training.run_dir, config.train))
         if config.tracking.log_checkpoints:
             tracker.log_artifact(checkpoint, "checkpoints")
     minutes = (time.perf_counter() - began) / 60

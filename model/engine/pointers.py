@@ -2,12 +2,11 @@
 
 import zipfile
 from pathlib import Path
-from typing import Literal
 
 from model.errors import UserError
 
 LAST, BEST = "last_checkpoint", "best_checkpoint"  # files in a run's folder: each holds the path of a checkpoint there
-_POINTERS = {"last": LAST, "best": BEST}
+POINTERS = {"last": LAST, "best": BEST}
 NO_BEST = "\n"  # content of best_checkpoint in a run in which no checkpoint is marked as the best
 
 
@@ -22,12 +21,9 @@ def find_checkpoint(run_dir: Path, pointer: str) -> Path | None:
         CheckpointError: if the pointer names a file that is not there.
     """
     pointer_path = run_dir / pointer
-    if not pointer_path.is_file():
+    if not pointer_path.is_file() or (pointer == BEST and not has_best(run_dir)):
         return None
-    text = pointer_path.read_text(encoding="utf-8", errors="replace")
-    if pointer == BEST and text == NO_BEST:
-        return None
-    path = run_dir / text.strip()
+    path = run_dir / pointer_path.read_text(encoding="utf-8", errors="replace").strip()
     if not path.is_file():
         raise CheckpointError(
             f"{pointer_path}: must name a checkpoint of this run, got {path}, which does not exist; "
@@ -41,9 +37,10 @@ def last_checkpoint(run_dir: Path) -> Path | None:
     return find_checkpoint(run_dir, LAST)
 
 
-def resulting_checkpoint(run_dir: Path, wanted: Literal["last", "best"]) -> Path | None:
-    """The checkpoint that is a run's result: the wanted one, or the last while none is marked as the best."""
-    return find_checkpoint(run_dir, _POINTERS[wanted]) or last_checkpoint(run_dir)
+def has_best(run_dir: Path) -> bool:
+    """True if a checkpoint of the run is marked as the best, whether or not it is still there."""
+    pointer = run_dir / BEST
+    return pointer.is_file() and pointer.read_text(encoding="utf-8", errors="replace") != NO_BEST
 
 
 def require_checkpoint(run_dir: Path, checkpoint: str) -> Path:
@@ -65,7 +62,7 @@ def require_checkpoint(run_dir: Path, checkpoint: str) -> Path:
 
 
 def _require_named(run_dir: Path, checkpoint: str) -> Path:
-    pointer = _POINTERS.get(checkpoint)
+    pointer = POINTERS.get(checkpoint)
     if pointer is None:
         require_file(Path(checkpoint))
         return Path(checkpoint)

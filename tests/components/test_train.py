@@ -15,7 +15,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from components import download, prepare, train
+from components import download, evaluate, prepare, train
 from components.config import Config
 from components.evaluation.score import evaluate_model
 from components.params import ConfigError, load_config, save_config
@@ -209,6 +209,9 @@ def test_patience_ends_training_across_a_break_and_the_best_checkpoint_is_the_re
     result = read_result(first.run_dir)
     assert result.evaluation["checkpoint"] == "checkpoints/step_0000003.pt"
     require_final(result)
+    # The run says what its result is, whatever the parameter file does.
+    impatient = patient.model_copy(update={"train": patient.train.model_copy(update={"patience": 0})})
+    assert evaluate.run(impatient).checkpoint == "checkpoints/step_0000003.pt"
     assert train.run(patient, skip_test=True).step == 9
     longer = patient.model_copy(update={"train": patient.train.model_copy(update={"patience": 3})})
     assert train.run(longer, skip_test=True).step == 12

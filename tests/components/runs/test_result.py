@@ -11,8 +11,10 @@ from components.config import Config
 from components.kubeflow.artifacts import describe_evaluation
 from components.params import save_config
 from components.runs.files import read_run
-from components.runs.result import ResultError, read_evaluation, read_result, require_final
+from components.runs.result import ResultError, final_checkpoint, read_evaluation, read_result, require_final
 from components.tracking.scores import read_scored
+from model.config import TrainConfig
+from model.engine.pointers import BEST, NO_BEST
 
 
 def test_a_run_of_an_earlier_version_is_read(tmp_path: Path) -> None:
@@ -28,6 +30,19 @@ def test_a_run_of_an_earlier_version_is_read(tmp_path: Path) -> None:
         (tmp_path / "evaluation.json").write_text(json.dumps({name: scores[name] for name in scores if name != key}))
         with pytest.raises(ResultError, match=f"{key} is missing"):
             read_result(tmp_path)
+
+
+def test_a_runs_own_training_says_which_checkpoint_is_its_result(tmp_path: Path) -> None:
+    patient, impatient = TrainConfig(patience=3), TrainConfig()
+    assert [final_checkpoint(tmp_path, train) for train in (patient, impatient)] == ["last", "last"], "none is the best"
+    for best, of_run, expected in (
+        ("checkpoints/step_0000003.pt\n", "patience: 3", "best"),
+        ("checkpoints/step_0000003.pt\n", "patience: 0", "last"),
+        (NO_BEST, "patience: 3", "last"),
+    ):
+        (tmp_path / BEST).write_text(best)
+        (tmp_path / "config.yaml").write_text(f"train:\n  {of_run}\nevaluate:\n  every_epoch: true\n")
+        assert [final_checkpoint(tmp_path, train) for train in (patient, impatient)] == [expected] * 2
 
 
 def test_a_damaged_file_is_told_with_the_command_that_writes_it(tmp_path: Path) -> None:
