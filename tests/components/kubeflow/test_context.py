@@ -1,5 +1,6 @@
 """What a pipeline's step does around its stage."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from components.config import Config
 from components.kubeflow import context
 from components.kubeflow.context import COMPILED, compiled_values, configured, job_id
-from components.params import config_text
+from components.params import config_text, save_config
 from components.studies.seed import seed_config
 from components.tracking.tracker import open_tracker
 
@@ -93,6 +94,32 @@ def test_runs_are_marked_as_their_pipelines_ended(config: Config, empty_database
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     found = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     assert {run.info.run_name: run.info.status for run in found} == statuses
+
+
+def test_a_completed_seed_of_a_failed_study_stays_finished(config: Config, empty_database: Path, tmp_path: Path):
+    from mlflow import MlflowClient
+
+    shutil.copy(empty_database, tmp_path)
+    stability = config.stability.model_copy(update={"seeds": (1, 2)})
+    config = config.model_copy(update={"stability": stability})
+    for seed in stability.seeds:
+        one = seed_config(config, seed)
+        with open_tracker(one, run_dir=one.train.output_dir):
+            pass
+    done = seed_config(config, 1)
+    evaluation = {"checkpoint": f"step_{done.train.max_iters}.pt", "images": 3, "data_hash": "ab", "bbox": {"AP": 0.5}}
+    save_config(done, done.train.output_dir / "config.yaml")
+    (done.train.output_dir / "evaluation.json").write_text(json.dumps(evaluation))
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+
+    def statuses() -> list[str]:
+        found = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+        return [run.info.status for run in sorted(found, key=lambda run: run.info.run_name)]
+
+    context.end_runs(config, "FAILED", is_study=True)
+    assert statuses() == ["FINISHED", "FAILED"]
+    context.end_runs(done, "CANCELED", is_study=False)
+    assert statuses() == ["KILLED", "FAILED"]
 
 
 def test_without_a_run_there_is_none_to_mark(config: Config, capsys: pytest.CaptureFixture[str]):

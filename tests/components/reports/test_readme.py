@@ -171,6 +171,17 @@ def test_a_run_is_taken_up_once_and_kept(tree: Path, monkeypatch: pytest.MonkeyP
     assert (tree / "docs" / "results.md").read_text() == text
 
 
+def test_a_benchmark_has_the_date_of_its_own_lines(tree: Path):
+    """A training that follows in the same folder logs a throughput too."""
+    run = tree / "runs" / "measured"
+    run.mkdir()
+    (run / "benchmark.json").write_text(json.dumps({"backbone": "resnet50", "hardware": HARDWARE}))
+    days = {0: 86400.0, 20: 5 * 86400.0}
+    lines = [{"step": n, "time": time_s, "metrics": {"throughput/images_per_s": 9.0}} for n, time_s in days.items()]
+    (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert readme.record_of(run)["benchmark"]["date"] == "1970-01-02"
+
+
 def test_a_stability_study_is_shown_as_it_describes_itself(tree: Path):
     score = {"values": [0.7, 0.72], "mean": 0.71, "deviation": 0.0141, "interval": [0.58, 0.84]}
     study = {

@@ -38,6 +38,7 @@ def test_what_decides_a_result_has_its_seed_and_not_its_place() -> None:
 
 def test_differences_are_of_values_and_of_absence() -> None:
     assert differences([{"a": 1, "b": 2}, {"a": 1, "b": 3}, {"a": 1}]) == {"b": [2, 3, None]}
+    assert differences([{"a": 1}]) == {}
 
 
 def test_a_description_of_an_earlier_version_lacks_only_what_had_its_default() -> None:

@@ -16,7 +16,7 @@ from mlflow.entities import Run
 
 from components.config import Config, TrackingConfig
 from components.tracking import outbox
-from components.tracking.client import TrackingError, locked
+from components.tracking.client import TrackingError, locked, tracking_uri
 from components.tracking.reason import reason
 from components.tracking.tracker import end_run, open_tracker
 from model.distributed import EndedByPeer
@@ -200,6 +200,12 @@ def test_environment_names_the_run(tmp_path: Path, database: str, monkeypatch: p
     assert client.get_run(run_id).data.metrics == {"loss/mask": 0.5}
     assert client.get_run(run_id).data.params["tracking.experiment"] == "outside"
     assert not Path("not_used.db").exists()
+
+
+def test_a_server_is_named_without_a_slash_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking_uri(config_for("http://server:5000/").tracking) == "http://server:5000"
+    assert tracking_uri(config_for("file:///").tracking) == "file:///"
 
 
 def test_environment_names_the_experiment(tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch) -> None:

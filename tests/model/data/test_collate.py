@@ -42,6 +42,7 @@ def test_the_smallest_bucket_holds_all_images():
     assert smallest_bucket([(64, 96), (60, 80)], BUCKETS) == (64, 96)
     assert smallest_bucket([(96, 64)], BUCKETS) == (96, 64)
     assert smallest_bucket([(64, 96), (96, 64)], BUCKETS) == (96, 96)
+    assert smallest_bucket([(40, 40)], [(32, 64), (128, 64), (48, 48), (64, 128)]) == (48, 48)
 
 
 def test_an_image_that_no_bucket_holds_is_an_error():
