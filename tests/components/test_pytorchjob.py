@@ -72,6 +72,7 @@ def test_success_prints_the_log_and_leaves_the_job(make_cluster: Make):
     assert (result.name, result.namespace, result.run_id, result.was_adopted) == (NAME, "maskrcnn", "try-1", False)
     assert log_lines(said) == ["step 1", "step 2"]
     assert f"[PyTorchJob] {NAME} succeeded" in said
+    assert "could not be read" not in said
     assert NAME in cluster.jobs
     assert cluster.deletions == []
 

@@ -342,6 +342,10 @@ def test_compiled_masks_of_numbers_that_are_none_equal_those_of_the_reference(se
             r"polygons.xy must be \[V, 2\] float, got \[6, 2\] torch.int64",
         ),
         (
+            {"polygons": replace(pack([[np.ones((3, 2))]] * 2), xy=torch.ones(6, 2, 1))},
+            r"polygons.xy must be \[V, 2\] float, got \[6, 2, 1\] torch.float32",
+        ),
+        (
             {"polygons": replace(pack([[np.ones((3, 2))]] * 2), part_offsets=torch.zeros(0).int())},
             r"polygons.part_offsets must be \[1 or more\] int, got \[0\] torch.int32",
         ),
