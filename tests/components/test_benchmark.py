@@ -346,8 +346,9 @@ def test_phases_of_float32_are_not_those_of_tf32(tmp_path: Path, monkeypatch: py
             each.fp32_precision = precision
 
 
-def test_phases_make_up_the_step(tmp_path: Path) -> None:
+def test_phases_make_up_the_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = phases.measure(small_config(tmp_path))
+    assert capsys.readouterr().out == "", "the caller prints the table"
     assert set(report["phases"]) >= {"body", "fpn", "rpn", "box head", "mask head", "backward", "optimizer"}
     assert all(seconds > 0 for name, seconds in report["phases"].items() if name != "rest")
     # Medians of parts need not add up to the median of the whole, but nearly do.

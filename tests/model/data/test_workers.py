@@ -1,5 +1,6 @@
 """Workers that fail: each failure is an error within seconds, and no worker is left."""
 
+import gc
 import multiprocessing
 import os
 import resource
@@ -161,10 +162,16 @@ def open_files_left(spare: int) -> Iterator[None]:
             os.close(descriptor)
 
 
-def test_open_files_that_are_used_up_here_are_an_error(index: CocoIndex, data: DataConfig):
+def test_open_files_that_are_used_up_here_are_an_error(
+    index: CocoIndex, data: DataConfig, monkeypatch: pytest.MonkeyPatch
+):
+    unraisable: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
     loader = train_loader(index, data, batch_size=2, seed=0)
     with open_files_left(0), pytest.raises(LoaderError, match=r"2 workers cannot start .*Too many open files"):
         next(iter(loader))
+    gc.collect()
+    assert not unraisable, "an exception of torch's half-made iterator was printed"
     for spare in (0, 2):  # the connection to a worker takes two; then none is left for the batch
         with closing(iter(loader)) as batches:
             next(batches)
