@@ -28,7 +28,7 @@ OF_MODEL = (
 )  # right below model/, beside the wings
 OUTSIDE = (".ci", "docs", "setup.py", "tests")  # Python that is part of no floor
 CALLED = {"train": {"evaluate"}}  # stages that another stage runs
-MAX_ARROWS = {"components": 101, "model": 28}  # one more is a reason to ask whether a name stands in the wrong room
+MAX_ARROWS = {"components": 104, "model": 28}  # one more is a reason to ask whether a name stands in the wrong room
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS = 400, 60, 6
 
 # Packages that only some files may import: patterns of paths.

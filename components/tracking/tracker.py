@@ -85,7 +85,7 @@ def open_tracker(
     except KeyboardInterrupt:
         status = "KILLED"
         raise
-    except SystemExit as end:  # by a signal, or since another process of the job has failed
+    except SystemExit as end:  # a signal has come, or another process of the job has failed
         status = "FAILED" if end.code in (1, 2) else "KILLED"
         raise
     finally:

@@ -162,7 +162,7 @@ class _Team:
     def __init__(self, loader: "DataLoader[Any]", timeout_s: float, awaited: Callable[[], str]) -> None:
         self._awaited = awaited
         self._timeout_s, self._is_late = timeout_s, False
-        self._number, self._is_awaited = 0, False  # of the latest batch asked for; set here, read by the thread
+        self._number, self._is_awaited = 0, False  # time of the latest request for a batch; the thread reads it
         present, handler = multiprocessing.active_children(), signal.getsignal(signal.SIGCHLD)
         self._workers: list[BaseProcess] = []
         # At exit it runs before multiprocessing sends SIGTERM to its processes, and waits for them.
