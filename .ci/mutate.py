@@ -9,10 +9,11 @@ out. Type annotations are not changed. Locations in the code are sampled, not mu
 `+`, and it is as likely to be drawn as a `<`.
 
 A mutant is tested with the quick tests nearest to its file: test files of the same name, then those that import it,
-then those that import its importers, and so on, until there are four. They run once without a mutant, under coverage,
-to find the tests that execute the mutant's line; these are used, the quickest first, or all tests if the line runs only
-at import. A survivor may still be noticed by other tests. A mutant that exceeds its time counts as noticed. A test run
-that ends without a verdict, for example for lack of memory, is reported separately and counts as neither.
+then those that import its importers, and so on, first four of them. They run once without a mutant, under coverage, to
+find the tests that execute the mutant's line; these are used, the quickest first, or all tests if no test executes it
+(it runs at import). A survivor is tried by the following files too, one after another, for two minutes. Tests that were
+not reached may still notice it. A mutant that exceeds its time counts as noticed. A test run that ends without a
+verdict, for example for lack of memory, is reported separately and counts as neither.
 
 Everything happens in a copy of the tree; each test run is forked from a process that has imported torch.
 """
@@ -29,9 +30,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,19 +46,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("cuda_ops", "model", "components")
 PRELOADED = (
-    "torch",
-    "torchvision",
-    "scipy.stats",
-    "pycocotools.cocoeval",
-    "pydantic",
-    "ruamel.yaml",
-    "rich.progress",
-    "matplotlib.pyplot",
-    "mlflow",
-    "kubernetes.client",
-    "hypothesis",
+    "torch torchvision scipy.stats pycocotools.cocoeval pydantic ruamel.yaml rich.progress matplotlib.pyplot mlflow "
+    "kubernetes.client hypothesis"
 )
-MOST_FILES = 4  # test files per mutant
+NEAREST = 4  # test files that every mutant is tested with
+FURTHER_S = 120.0  # time for more of them, if it survives
 BASELINE_S = 1200  # time limit of a test file without a mutant
 LEAST_S, SLOWER = 30.0, 5.0  # time limit of a mutant's tests: LEAST_S + SLOWER × their time without it
 
@@ -80,12 +75,12 @@ class Baseline:
     seconds: dict[str, float] = field(default_factory=dict)  # passing test → time
     tests: dict[tuple[str, int], set[str]] = field(default_factory=dict)  # (file, line) → the tests that execute it
 
-    def of(self, mutant: Mutant, nearest: Sequence[str]) -> list[str]:
-        """The tests for a mutant, the quickest first."""
+    def of(self, mutant: Mutant, files: Sequence[str]) -> list[str]:
+        """The tests of some files for a mutant, the quickest first."""
         found = {test for line in mutant.lines for test in self.tests.get((mutant.file, line), ())}
         found &= self.seconds.keys()
-        near = {test for test in self.seconds if test.split("::")[0] in nearest}
-        return sorted(found & near or near, key=lambda test: self.seconds[test])
+        tests = {test for test in self.seconds if test.split("::")[0] in files}
+        return sorted(found & tests if found else tests, key=lambda test: self.seconds[test])
 
 
 class Recorder:
@@ -159,9 +154,11 @@ def run_tests(tree: Path, tests: Sequence[str], scratch: Path, plugins: Sequence
 
 
 def measure(tree: Path, file: str, scratch: Path, baseline: Baseline) -> None:
-    """Run a test file without a mutant and add its results to the baseline."""
+    """Run a test file without a mutant and add its results to the baseline, unless they are there."""
     import coverage
 
+    if file in baseline.files:
+        return
     baseline.files.add(file)
     recorded, data_file = scratch / "recorded.json", scratch / "coverage"
     recorded.unlink(missing_ok=True)
@@ -200,6 +197,7 @@ def measure(tree: Path, file: str, scratch: Path, baseline: Baseline) -> None:
             baseline.tests.setdefault((str(Path(path).relative_to(tree)), line), set()).update(tests)
 
 
+@cache
 def imports(path: Path) -> set[str]:
     """The files of PACKAGES that a file imports, at any level."""
     names = set()
@@ -223,7 +221,7 @@ def nearest_tests(file: str) -> list[str]:
     tests = {path for path in known if path.startswith("tests/") and Path(path).name.startswith("test_")}
     found: list[str] = []
     seen, ring = {file}, {file}
-    while ring and len(found) < MOST_FILES:
+    while ring:
         folders = {(f"tests/{Path(f).parts[0]}/", f"test_{Path(f).name}") for f in ring}
         namesakes = {
             path for path in tests for folder, name in folders if path.startswith(folder) and path.endswith(f"/{name}")
@@ -233,7 +231,7 @@ def nearest_tests(file: str) -> list[str]:
         found += sorted(new, key=lambda path: (path not in namesakes, len(known[path]), path))
         ring = users - seen
         seen |= ring
-    return found[:MOST_FILES]
+    return found
 
 
 def mutants(files: Iterable[str], sample: int, seed: int) -> list[Mutant]:
@@ -305,13 +303,9 @@ def statement(text: str, line: int) -> range:
 def copy_tree() -> Path:
     """Copy the files that git tracks or would add, and the compiled operators, into a temporary folder (TMPDIR)."""
     tree = Path(tempfile.mkdtemp(prefix="mutate-"))
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    for name in [
-        *filter(None, listed.stdout.split("\0")),
-        *(str(p.relative_to(ROOT)) for p in ROOT.glob("cuda_ops/_C*.so")),
-    ]:
+    command = ["git", "ls-files", "-co", "--exclude-standard", "-z"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    for name in [*listed, *(str(p.relative_to(ROOT)) for p in ROOT.glob("cuda_ops/_C*.so"))]:
         if (ROOT / name).is_file():
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, tree / name)
@@ -360,40 +354,45 @@ def main() -> None:
         sys.exit(f"error: files must be Python files of {', '.join(PACKAGES)}, relative to the root, got {missing[0]}")
     files = args.files or [str(p.relative_to(ROOT)) for package in PACKAGES for p in (ROOT / package).rglob("*.py")]
     sample = mutants(files, args.sample, args.seed)
-    for name in PRELOADED:
+    for name in PRELOADED.split():
         __import__(name)
     tree, scratch = copy_tree(), Path(tempfile.mkdtemp(prefix="mutate-"))
     try:
-        survivors, undecided = try_all(sample, tree, scratch)
+        survivors, verdicts = try_all(sample, tree, scratch)
     finally:
         shutil.rmtree(tree, ignore_errors=True)
         shutil.rmtree(scratch, ignore_errors=True)
     print("\nsurvivors:" if survivors else "\nno survivor")
     for mutant in survivors:
         print(f"{mutant.file}:{mutant.line}", *changed_lines(mutant), sep="\n    ")
-    decided = len(sample) - undecided
-    print(f"{len(survivors)} of {decided} survive: {len(survivors) / max(decided, 1):.1%}; {undecided} undecided")
+    decided = len(sample) - verdicts["UNDECIDED"]
+    near, left = verdicts["noticed further away"] + len(survivors), len(survivors)
+    print(f"{near} of {decided} survive the nearest tests: {near / max(decided, 1):.1%}")
+    print(f"{left} survive those further away too: {left / max(decided, 1):.1%}; {verdicts['UNDECIDED']} undecided")
 
 
-def try_all(sample: Sequence[Mutant], tree: Path, scratch: Path) -> tuple[list[Mutant], int]:
-    """Test all mutants; return those that survive and the number of undecided ones."""
-    baseline, survivors, undecided = Baseline(), [], 0
+def try_all(sample: Sequence[Mutant], tree: Path, scratch: Path) -> tuple[list[Mutant], Counter[str]]:
+    """Test all mutants; return those that survive and the number of each verdict."""
+    baseline, survivors, verdicts = Baseline(), [], Counter[str]()
     for number, mutant in enumerate(sample, start=1):
         began = time.monotonic()
-        nearest = nearest_tests(mutant.file)
-        for file in (file for file in nearest if file not in baseline.files):
+        files = nearest_tests(mutant.file)
+        for file in files[:NEAREST]:
             measure(tree, file, scratch, baseline)
-        found = verdict(mutant, tree, baseline.of(mutant, nearest), baseline, scratch)
+        found = verdict(mutant, tree, baseline.of(mutant, files[:NEAREST]), baseline, scratch)
+        until = time.monotonic() + FURTHER_S
+        for file in sorted(files[NEAREST:], key=lambda file: file not in baseline.files):
+            if found != "SURVIVES" or time.monotonic() > until:
+                break
+            measure(tree, file, scratch, baseline)
+            if verdict(mutant, tree, baseline.of(mutant, [file]), baseline, scratch) == "noticed":
+                found = "noticed further away"
         survivors += [mutant] if found == "SURVIVES" else []
-        undecided += found == "UNDECIDED"
-        print(
-            f"{number}/{len(sample)}, {len(survivors)} survive; {found} in {time.monotonic() - began:.1f} s: "
-            f"{mutant.file}:{mutant.line} {mutant.operator}",
-            *(changed_lines(mutant) if found != "noticed" else ()),
-            sep="\n    ",
-            flush=True,
-        )
-    return survivors, undecided
+        verdicts[found] += 1
+        place = f"{mutant.file}:{mutant.line} {mutant.operator}"
+        text = f"{number}/{len(sample)}, {len(survivors)} survive; {found} in {time.monotonic() - began:.1f} s: {place}"
+        print(text, *(changed_lines(mutant) if found != "noticed" else ()), sep="\n    ", flush=True)
+    return survivors, verdicts
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from components.config import ClusterConfig, Config, StabilityConfig, canonical
 from cuda_ops.operators.multilevel_roi_align import MAX_SAMPLES
-from model.config import ModelConfig
+from model.config import DataConfig, ModelConfig
 
 
 def test_sections_are_frozen() -> None:
@@ -31,6 +31,14 @@ def test_samples_of_a_bin_are_limited_as_in_the_operator() -> None:
     for ratio in (-1, MAX_SAMPLES + 1):
         with pytest.raises(ValidationError, match="pool_sampling_ratio"):
             ModelConfig(pool_sampling_ratio=ratio)
+
+
+def test_a_range_of_pixels_is_two_ascending_values() -> None:
+    for allowed in ((), (0, 4095)):
+        assert DataConfig(pixel_range=allowed).pixel_range == allowed
+    for refused in ((7,), (5, 5), (5, 4)):
+        with pytest.raises(ValidationError, match="pixel_range must be empty or two ascending values"):
+            DataConfig(pixel_range=refused)
 
 
 def test_quantities_have_the_form_that_kubernetes_gives_them():
