@@ -22,6 +22,7 @@ from model.data.transforms import (
     flip_boxes,
     flip_boxes_vertically,
     flip_image,
+    flip_image_vertically,
     flip_xy,
     flip_xy_vertically,
     read_image,
@@ -196,7 +197,7 @@ def _augmented_image(pixels: Pixels, augmentation: Augmentation) -> Pixels:
     else:
         image = crop_image(resize_image(pixels, augmentation.size), augmentation.window)
         image = flip_image(image) if augmentation.flip else image
-    return np.ascontiguousarray(image[::-1]) if augmentation.flip_vertically else image
+    return flip_image_vertically(image) if augmentation.flip_vertically else image
 
 
 def _augmented(instances: CocoInstances, old: Size, augmentation: Augmentation) -> CocoInstances:

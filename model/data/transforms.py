@@ -139,6 +139,11 @@ def flip_image(pixels: Pixels) -> Pixels:
     return torch.from_numpy(pixels).flip(1).numpy()
 
 
+def flip_image_vertically(pixels: Pixels) -> Pixels:
+    """Turn upside down: a copy."""
+    return torch.from_numpy(pixels).flip(0).numpy()
+
+
 def flip_boxes(boxes: Floats, width: int) -> Floats:
     """Boxes in the mirror image of the given width."""
     x1, y1, x2, y2 = boxes.T
@@ -163,7 +168,7 @@ def flip_xy_vertically(xy: Floats, height: int) -> Floats:
 
 def turn_image(pixels: Pixels, quarter_turns: int) -> Pixels:
     """Turn counterclockwise: a copy, unless there is no turn."""
-    return np.ascontiguousarray(np.rot90(pixels, quarter_turns)) if quarter_turns % 4 else pixels
+    return torch.from_numpy(pixels).rot90(quarter_turns).contiguous().numpy() if quarter_turns % 4 else pixels
 
 
 def turn_size(size: Size, quarter_turns: int) -> Size:

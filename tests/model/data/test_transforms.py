@@ -16,6 +16,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from model.data.transforms import (
     flip_boxes,
     flip_image,
+    flip_image_vertically,
     flip_xy,
     read_image,
     resize_image,
@@ -23,6 +24,7 @@ from model.data.transforms import (
     scale_boxes,
     scale_xy,
     to_rgb,
+    turn_image,
 )
 
 GRAY = np.array([[0, 100, 200]], dtype=np.uint8)
@@ -294,6 +296,17 @@ def test_a_flipped_box_holds_the_flipped_pixels():
     flipped = flip_image(pixels)
     assert flipped[y1:y2, x1:x2].min() == 255
     assert flipped.sum() == flipped[y1:y2, x1:x2].sum()
+
+
+def test_a_row_or_column_of_pixels_is_turned_and_flipped_as_any_picture_and_can_be_resized():
+    for size in ((1, 5), (5, 1), (3, 4)):
+        pixels = np.arange(size[0] * size[1] * 3, dtype=np.uint8).reshape(*size, 3)
+        for turns in range(4):
+            assert np.array_equal(turn_image(pixels, turns), np.rot90(pixels, turns))
+            assert resize_image(turn_image(pixels, turns), (6, 7)).shape == (6, 7, 3)
+        upside_down = flip_image_vertically(pixels)
+        assert np.array_equal(upside_down, pixels[::-1])
+        assert resize_image(upside_down, (6, 7)).shape == (6, 7, 3)
 
 
 def test_no_box_stays_no_box():
