@@ -4,7 +4,7 @@ from typing import Any
 
 from model.data.findings import Fault, Findings
 from model.data.segmentation import Mask
-from model.data.values import MAX_PX, Size, numbers, show
+from model.data.values import MAX_PX, Size, from_text, numbers, show
 
 _OUT_OF_FRAME_PX = 1e-3  # a smaller excess over the frame is rounding and not worth a warning
 _MIN_SIDE_PX = 1e-2  # float32 cannot keep less in a large image
@@ -16,6 +16,7 @@ Box = tuple[float, float, float, float]
 
 def read_bbox(bbox: Any, size: Size, mask: Mask | None, findings: Findings) -> list[float]:
     """The bbox (x, y, width, height), not clipped; that of the mask if it is faulty and repairs are asked for."""
+    bbox = from_text(bbox, "bbox", findings)
     try:
         given = _checked_bbox(bbox, size)
     except Fault as fault:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from model.data.findings import Fault, Findings
 from model.data.polygons import mask_to_polygons
 from model.data.rle import rle_runs, runs_to_mask
-from model.data.values import MAX_PX, Size, numbers, show
+from model.data.values import MAX_PX, Size, from_text, numbers, show
 
 _MAX_LENGTH_PX = 20_000_000  # all edges of an annotation; pycocotools needs 100 bytes per pixel
 
@@ -43,14 +43,14 @@ def read_mask(segmentation: Any, size: Size, findings: Findings, *, outline: boo
     """
     segmentation = _from_text(segmentation, findings)
     if isinstance(segmentation, dict):
-        return _rle_mask(segmentation, size, outline=outline)
+        return _rle_mask(segmentation, size, findings, outline=outline)
     if not isinstance(segmentation, list) or not segmentation:
         raise Fault(
             "no segmentation",
             f"segmentation must be polygons or an RLE, got {show(segmentation)}; boxes alone suffice for "
             "model.task=box and proposals",
         )
-    parts, polygons = _parts(segmentation, findings)
+    parts, polygons = _parts(from_text(segmentation, "segmentation", findings), findings)
     length_px = sum(float(np.abs(np.diff(xy, axis=0, append=xy[:1])).max(axis=1).sum()) for xy in polygons)
     if length_px > _MAX_LENGTH_PX:
         raise Fault("bad polygon", f"polygons must be at most {_MAX_LENGTH_PX:,} px long, got {length_px:,.0f}")
@@ -119,10 +119,10 @@ def _parts(segmentation: list[Any], findings: Findings) -> tuple[list[list[float
     return parts, polygons
 
 
-def _rle_mask(rle: dict[str, Any], size: Size, *, outline: bool) -> Mask:
-    counts = rle.get("counts")
-    if rle.get("size") != list(size):
-        raise Fault("bad RLE", f"RLE size must be the image's {list(size)}, got {show(rle.get('size'))}")
+def _rle_mask(rle: dict[str, Any], size: Size, findings: Findings, *, outline: bool) -> Mask:
+    given, counts = (from_text(rle.get(key), f"RLE {key}", findings) for key in ("size", "counts"))
+    if given != list(size):
+        raise Fault("bad RLE", f"RLE size must be the image's {list(size)}, got {show(given)}")
     if not isinstance(counts, (str, list)):
         raise Fault("bad RLE", f"RLE counts must be a string or a list, got a {type(counts).__name__}")
     try:

@@ -1,5 +1,7 @@
 """Values of JSON, checked: integers, lists of coordinates, text. No later code meets a value beyond these bounds."""
 
+import json
+import math
 import reprlib
 from collections.abc import Sequence
 from typing import Any, TypeGuard
@@ -11,6 +13,7 @@ from model.data.findings import Fault, Findings
 
 MAX_PX = 1_000_000  # limit of a coordinate or a side
 _MAX_ID = 2**63 - 1
+_LEVELS = 3  # of lists: an object has parts, a part has points, a point has numbers
 
 Size = tuple[int, int]  # (height, width)
 
@@ -31,6 +34,38 @@ def numbers(values: Any) -> NDArray[np.float64] | None:
         return None
     array = np.array(values, dtype=np.float64)
     return None if np.isnan(array).any() else array
+
+
+def from_text(value: Any, name: str, findings: Findings) -> Any:
+    """A value of lists and objects with numbers where it has texts that are numbers, which is repairable."""
+    if not _has_text(value, _LEVELS):
+        return value
+    found = _numbers_of_text(value, _LEVELS)
+    if found != value:
+        findings.repairable("number as text", f"{name} must have numbers, got {show(value)}")
+    return found
+
+
+def _has_text(value: Any, levels: int) -> bool:
+    if not levels or not isinstance(value, list | dict):
+        return False
+    inside = value.values() if isinstance(value, dict) else value
+    kinds = set(map(type, inside))
+    return str in kinds or (not kinds <= {int, float} and any(_has_text(one, levels - 1) for one in inside))
+
+
+def _numbers_of_text(value: Any, levels: int) -> Any:
+    if isinstance(value, str):
+        try:
+            number = json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+        return number if type(number) in (int, float) and abs(number) < math.inf else value
+    if levels and isinstance(value, list):
+        return [_numbers_of_text(one, levels - 1) for one in value]
+    if levels and isinstance(value, dict):
+        return {key: _numbers_of_text(one, levels - 1) for key, one in value.items()}
+    return value
 
 
 def integer(value: Any, name: str, kind: str, findings: Findings) -> int:

@@ -137,7 +137,7 @@ FAULTS = {
     "two points": ({"segmentation": [[1, 1, 2, 2]]}, "bad polygon", "at least 6, got 4"),
     "odd": ({"segmentation": [[1, 1, 2, 2, 3, 3, 4]]}, "bad polygon", "even number of coordinates"),
     "nan": ({"segmentation": [[1, 1, 2, 2, 3, NAN]]}, "bad polygon", "finite numbers"),
-    "text": ({"segmentation": [[1, 1, 2, 2, 3, "4"]]}, "bad polygon", "finite numbers"),
+    "text": ({"segmentation": [[1, 1, 2, 2, 3, "x"]]}, "bad polygon", "finite numbers"),
     "rle size": (
         {"segmentation": {"size": [10, 8], "counts": [80]}},
         "bad RLE",

@@ -231,7 +231,20 @@ REPAIRS: dict[str, tuple[dict[str, Any], list[str], int]] = {
     ),
     "text of nothing": ({"segmentation": "8,8 28,8 28,28"}, ["error: no segmentation"], 2),
     "text of numbers": ({"segmentation": "[8, null]"}, ["error: bad polygon"], 2),
-    "points of text": ({"segmentation": [{"x": "8", "y": "8"}] * 3}, ["error: bad polygon"], 2),
+    "points of text": (
+        {"segmentation": [{"x": "8", "y": "8"}, {"x": "28", "y": "8"}, {"x": "28", "y": 28}]},
+        ["repaired: number as text", "repaired: polygon as points"],
+        3,
+    ),
+    "polygon of text": ({"segmentation": [[*"8", "8.0", "28", "8", 28, "2.8e1"]]}, ["repaired: number as text"], 3),
+    "words for numbers": ({"segmentation": [["NaN", "8", "28", "8", "28", "28"]]}, ["error: bad polygon"], 2),
+    "box of text": ({"bbox": ["8", "8", "20.0", 20]}, ["repaired: number as text"], 3),
+    "box of words": ({"bbox": ["left", 8, 20, 20]}, ["repaired: bad box"], 3),
+    "RLE of text": (
+        {"segmentation": {"size": [str(side) for side in SIZE], "counts": ["264", *[20, 12] * 19, 20, 388]}},
+        ["repaired: number as text"] * 2,
+        3,
+    ),
     "beyond repair": ({"segmentation": LINE}, ["error: empty mask"], 2),
 }
 
@@ -257,7 +270,7 @@ def test_each_fault_is_refused_repaired_or_warned_of(tmp_path: Path, repairs: bo
 
 
 def test_what_only_repairs_accept_is_refused_otherwise_and_the_error_names_the_setting(tmp_path: Path):
-    for name in ("no box", "empty box", "text crowd", "flat polygon", "points", "objects", "text"):
+    for name in ("no box", "empty box", "text crowd", "flat polygon", "points", "objects", "text", "box of text"):
         tree = sound()
         tree["annotations"][0] |= REPAIRS[name][0]
         coco = read(tmp_path / "a.json", tree)
