@@ -11,9 +11,9 @@ out. Type annotations are not changed. Locations in the code are sampled, not mu
 A mutant is tested with the quick tests nearest to its file: test files of the same name, then those that import it,
 then those that import its importers, and so on; the first four. They run once without a mutant, under coverage, to find
 the tests that execute the mutant's line; these are used, the quickest first, or all tests if none executes it, as with
-a line that runs at import. A survivor is tried with the files that follow, one after another, for about two minutes; it
-may still be noticed by tests that were not reached. A mutant that exceeds its time counts as noticed. A test run that
-ends without a verdict, for example for lack of memory, is reported separately and counts as neither.
+a line that runs at import. A survivor is tried with the files that follow, one after another; after two minutes none is
+begun, and tests that were not reached may still notice it. A mutant that exceeds its time counts as noticed. A test run
+that ends without a verdict, for example for lack of memory, is reported separately and counts as neither.
 
 Everything happens in a copy of the tree; each test run is forked from a process that has imported torch.
 """
