@@ -162,7 +162,7 @@ class _Team:
     def __init__(self, loader: "DataLoader[Any]", timeout_s: float, awaited: Callable[[], str]) -> None:
         self._awaited = awaited
         self._timeout_s, self._is_late = timeout_s, False
-        self._number, self._is_awaited = 0, False  # time of the latest request for a batch; the thread reads it
+        self._number, self._is_awaited = 0, False  # requests for a batch, and one is open; the thread reads both
         present, handler = multiprocessing.active_children(), signal.getsignal(signal.SIGCHLD)
         self._workers: list[BaseProcess] = []
         # At exit it runs before multiprocessing sends SIGTERM to its processes, and waits for them.
