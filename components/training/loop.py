@@ -75,6 +75,7 @@ class Training:
         torch.manual_seed(config.train.seed)
         self.model = MaskRCNN(config.model, len(self.index.class_names))
         self.replaced: Path | None = None  # the place that an earlier run in this folder was moved to
+        self._why_anew: str | None = None  # reason to move it there, once nothing speaks against this run
         path = from_main(self._resumable_checkpoint() if is_main() else None)
         if path is None:
             report = load_weights(self.model, config.model, self.index.class_names, self.index.category_ids)
@@ -95,6 +96,7 @@ class Training:
         if path is not None:
             self._restore(read_checkpoint(path))
         if is_main():
+            self._move_earlier_run()
             make_folder(self.run_dir)
             save_config(config, self.run_dir / "config.yaml")
             if not (self.run_dir / BEST).is_file():  # DVC requires every output of a stage
@@ -223,7 +225,7 @@ class Training:
         }
 
     def _resumable_checkpoint(self) -> Path | None:
-        """Return the last checkpoint if this run continues it; a different run in the same folder is moved aside."""
+        """Return the last checkpoint if this run continues it; a different run will be moved aside."""
         path = last_checkpoint(self.run_dir)
         if path is None:
             return None
@@ -232,10 +234,14 @@ class Training:
         if self.config.train.resume and not changes:
             self.console.print(f"continuing from {path}, step {state['step']}")
             return path
-        self.replaced = aside = move_aside(self.run_dir)
-        reason = f"it was made with {', '.join(changes[:3])}" if changes else "train.resume is false"
-        self.console.print(f"starting anew: the run in {self.run_dir} was moved to {aside} ({reason})")
+        self._why_anew = f"it was made with {', '.join(changes[:3])}" if changes else "train.resume is false"
         return None
+
+    def _move_earlier_run(self) -> None:
+        """Move a different run in the same folder aside."""
+        if self._why_anew is not None:
+            self.replaced = aside = move_aside(self.run_dir)
+            self.console.print(f"starting anew: the run in {self.run_dir} was moved to {aside} ({self._why_anew})")
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])

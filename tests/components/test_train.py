@@ -27,6 +27,7 @@ from model.data.index import CocoIndex, IndexedImage, images_location, write_ind
 from model.engine.checkpoint import load_model, read_checkpoint, save_checkpoint
 from model.engine.pointers import find_checkpoint, last_checkpoint
 from model.engine.steps import Step
+from model.errors import UserError
 from model.network.mask_rcnn import MaskRCNN
 from model.scoring.coco import CocoEvaluation
 
@@ -159,6 +160,17 @@ def test_another_configuration_moves_the_old_run_aside(shapes: Path, fake_store:
         assert [run["info"]["run_name"] for run in server.runs.values()] == ["moved.old-1", "moved"]
     assert (shapes / "moved.old-1" / "checkpoints" / first.checkpoint.name).read_bytes() == old
     assert len(losses(shapes / "moved")) == 2
+
+
+def test_a_run_stays_in_its_place_if_the_one_that_would_replace_it_cannot_begin(shapes: Path) -> None:
+    short = small_config(shapes, "stays", "train.max_iters=1", "train.lr_steps=[]")
+    first = train.run(short, skip_test=True)
+    (shapes / "no_weights.pth").write_bytes(b"")
+    for words in ((f"model.weights={shapes}/no_weights.pth",), ("train.optimizer=adamw", "train.apex=required")):
+        with pytest.raises(UserError):
+            train.run(small_config(shapes, "stays", *words), skip_test=True)
+    assert last_checkpoint(first.run_dir) == first.checkpoint
+    assert not (shapes / "stays.old-1").exists()
 
 
 def test_a_longer_run_continues_a_shorter_one(shapes: Path) -> None:
