@@ -37,6 +37,7 @@ TORCHVISIONS_BODIES, TORCHVISIONS_DETECTORS = ("imagenet", "imagenet_v2"), ("coc
 # Normalisation of torchvision's weights: (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225) times 255.
 TORCHVISION_MEAN, TORCHVISION_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 LARGEST_ADAMW_LR = 0.01  # AdamW moves every weight by about its rate, in each step
+_MAX_ITERS, _MAX_EPOCHS = 10**9, 1e6  # Python's dates hold the time that is left
 SMALLEST_SIDE_PX = 1e-30  # any box that is not empty has longer sides
 
 
@@ -228,12 +229,12 @@ class TrainConfig(Section):
     # One launch per step: a CUDA graph per bucket. Needs one GPU and no accumulation; otherwise steps run without
     # graphs and the log says why. A failed capture ends training.
     cuda_graph: bool = False
-    max_iters: NonNegativeInt = 90000  # 0: as many as `epochs` are
+    max_iters: Annotated[int, Field(ge=0, le=_MAX_ITERS)] = 90000  # 0: as many as `epochs` are
     # Length in epochs, of the data's size and batch_size, instead of max_iters and lr_steps (set these to 0 and []).
-    epochs: NonNegativeFloat = 0.0
-    lr_epochs: tuple[PositiveFloat, ...] = ()  # lr_steps in epochs
+    epochs: Annotated[float, Field(ge=0.0, le=_MAX_EPOCHS)] = 0.0
+    lr_epochs: tuple[Annotated[float, Field(gt=0.0, le=_MAX_EPOCHS)], ...] = ()  # lr_steps in epochs
     # Lowest and highest number of iterations that `epochs` may amount to; lr_epochs are stretched alike. Empty: any.
-    iters_range: Annotated[tuple[PositiveInt, ...], Field(max_length=2)] = ()
+    iters_range: Annotated[tuple[Annotated[int, Field(ge=1, le=_MAX_ITERS)], ...], Field(max_length=2)] = ()
     # Training ends after this many evaluations (evaluate.every_epoch) without a better AP, and the best checkpoint is
     # then evaluated and exported, not the last. 0: never.
     patience: NonNegativeInt = 0

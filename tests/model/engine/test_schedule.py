@@ -47,6 +47,10 @@ def test_iterations_stay_what_they_are() -> None:
         ({"epochs": 0, "max_iters": 9}, r"lr_epochs and iters_range must be empty without epochs, got \[8.0, 11.0\]"),
         ({"lr_epochs": (11, 8)}, "lr_epochs must be strictly increasing"),
         ({"iters_range": (9, 5)}, "iters_range must be empty or a lowest and a highest number"),
+        ({"epochs": 1e300}, r"epochs\n  Input should be less than or equal to 1000000"),
+        ({"lr_epochs": (8, 1e300)}, r"lr_epochs\.1\n  Input should be less than or equal to 1000000"),
+        ({"iters_range": (1, 10**10)}, r"iters_range\.1\n  Input should be less than or equal to 1000000000"),
+        ({"epochs": 0, "lr_epochs": (), "max_iters": 10**10}, r"max_iters\n  Input should be less than or equal to"),
         ({"iters_range": (9,)}, "iters_range must be empty or a lowest and a highest number"),
     ],
 )
