@@ -39,26 +39,6 @@ def handled(numbers: Iterable[int], handler: Callable[[int, FrameType | None], o
                 signal.signal(number, present)
 
 
-def end_process(number: int, frame: FrameType | None) -> None:
-    """Handle a signal: end the process by an exception, or at once before `main` and within an import.
-
-    C++ and class statements pass no exception on, and nothing is lost at that time.
-    """
-    in_main = False
-    while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
-            in_main = False
-            break
-        in_main = in_main or frame.f_code.co_name == "main"
-        frame = frame.f_back
-    if not in_main:
-        os.write(2, b"interrupted\n" if number == signal.SIGINT else b"")
-        os._exit(128 + number)
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt
-    sys.exit(128 + number)
-
-
 def relaunch(stage: str, processes: int, argv: Sequence[str] | None) -> bool:
     """Run `components.<stage>` in `processes` processes, wait for their end, and exit with their status unless it is 0.
 

@@ -42,10 +42,11 @@ def run(config: Config, *, skip_test: bool = False) -> TrainResult:
 
     choose_backend(config.evaluate.backend)  # fail before hours of training
     device = pick_device(config.train.device)
-    console = terminal(quiet=not is_main())
-    with process_group(device, config.train.timeout_s), trained(config, device, console) as (training, checkpoint):
-        if not skip_test:
-            evaluate.run(config)
+    with process_group(device, config.train.timeout_s):
+        console = terminal(quiet=not is_main())
+        with trained(config, device, console) as (training, checkpoint):
+            if not skip_test:
+                evaluate.run(config)
     return TrainResult(training.run_dir, checkpoint, training.step, training.reached_target)
 
 

@@ -8,7 +8,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from components.launch import end_process, handled
+from components import end_process
+from components.launch import handled
 
 STAGES = {
     "recipe": "write a complete parameter file to params.yaml",
