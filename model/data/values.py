@@ -13,7 +13,7 @@ from model.data.findings import Fault, Findings
 
 MAX_PX = 1_000_000  # limit of a coordinate or a side
 _MAX_ID = 2**63 - 1
-_LEVELS = 3  # of lists: an object has parts, a part has points, a point has numbers
+_LEVELS = 3  # lists in lists: an object has parts, a part has points, a point has numbers
 
 Size = tuple[int, int]  # (height, width)
 
