@@ -1,8 +1,8 @@
 """Delivery that survives server outages: in order, at least once, with pending items on disk; independent of MLflow.
 
-A separate thread talks to the server, so logging never waits for it. `mlflow_run.json` says which run a folder belongs
-to, how many lines of its journals the server has, and what else is pending. A line sent twice is one point in MLflow,
-since its time is sent with it.
+A separate thread talks to the server, so logging never waits for it; what a call without an answer holds up is left to
+the next stage. `mlflow_run.json` says which run a folder belongs to, how many lines of its journals the server has, and
+what else is pending. A line sent twice is one point in MLflow, since its time is sent with it.
 
 Artifacts have a thread of their own: a store may take minutes over a file, and metrics and status do not wait for it. A
 file that the store did not take is sent again after a pause, at the end, or by the next stage; after three tries it is
@@ -12,7 +12,9 @@ given up, with a warning. Tries during an outage of the whole server do not coun
 import json
 import logging
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,6 +33,7 @@ _LINES_A_CALL = 200  # progress is saved after this many lines
 _TRIES = 3  # for an artifact, over all stages
 _LONGEST_PAUSE_S = 600.0  # between two tries
 _PATIENCE_S = 10.0  # at the end, before a message says that artifacts are still being sent
+_ANSWERS_WITHIN_S = 90.0  # longest wait for one call; a server can keep one open for ever by a byte now and then
 _log = logging.getLogger(__name__)
 
 
@@ -108,8 +111,11 @@ class Outbox:
         self._unsent: dict[str, list[Entry]] = {}
         self._read_unsent()
         self._is_connected = self._is_away = False
-        self._sending = threading.Lock()  # held during communication with the server
+        self._contact: Future[None] = Future()  # the first one
+        self._answered_s = time.monotonic()  # when the last call of the delivering thread ended
         self._state = threading.RLock()  # held briefly, to change pending items
+        self._rewinds = 0
+        self._is_left = False  # to the next stage, whose file it is then
         self._closing, self._ending = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._deliver, name="outbox", daemon=True)
         self._uploader = threading.Thread(target=self._deliver_artifacts, name="artifacts", daemon=True)
@@ -120,11 +126,13 @@ class Outbox:
         Raises:
             UserError: if the server can be reached but not used as configured.
         """
-        self._flush(raises=True)
+        self._answered_s = time.monotonic()
+        self._thread.start()
+        if self._ends(self._contact.done):
+            self._contact.result()
         with self._state:
             self._file.status = RUNNING
             self._save()
-        self._thread.start()
         self._uploader.start()
 
     def log(self, step: int, metrics: Mapping[str, float | None]) -> None:
@@ -157,7 +165,8 @@ class Outbox:
 
     def rewind(self, step: int) -> None:
         """Remove the journal's lines after a step, sent or not."""
-        with self._sending, self._state:
+        with self._state:
+            self._rewinds += 1
             kept = self._journals["sent_lines"].rewind(step)
             self._file.sent_lines = sum(kept[: self._file.sent_lines])
             self._read_unsent()
@@ -165,17 +174,15 @@ class Outbox:
 
     def close(self, status: str) -> bool:
         """Send everything pending and the run's status, then the artifacts; return True if all was delivered."""
-        self._closing.set()
-        if self._thread.is_alive():
-            self._thread.join()
         with self._state:
             self._file.status = status
             self.post("status", status=status)
-        self._flush()
+        self._closing.set()
+        self._is_left = not self._ends(lambda: not self._thread.is_alive())
         self._ending.set()
         if self._uploader.is_alive():
             self._uploader.join(_PATIENCE_S)
-        if self._uploader.is_alive():
+        if not self._is_left and self._uploader.is_alive():
             _log.warning(
                 "MLflow at %s: still sending %d artifacts of %s; Ctrl-C leaves them to the next stage",
                 *(self._file.uri, len(self._file.waiting), self._path.parent),
@@ -187,22 +194,40 @@ class Outbox:
         with self._state:
             self._unsent[counter].append(self._journals[counter].append(step, metrics))
 
+    def _ends(self, is_over: Callable[[], bool]) -> bool:
+        """Wait for the delivering thread, unless a call of it gets no answer."""
+        while not is_over():
+            if time.monotonic() - self._answered_s > _ANSWERS_WITHIN_S:
+                self._note_outage(TimeoutError(f"no answer within {_ANSWERS_WITHIN_S:g} s"))
+                return False
+            time.sleep(0.01)
+        return True
+
     def _deliver(self) -> None:
+        try:
+            self._flush(raises=True)
+        except UserError as error:
+            self._contact.set_exception(error)
+            return
+        self._contact.set_result(None)
         while not self._closing.wait(_RETRY_AFTER_S if self._is_away else _SEND_EVERY_S):
+            self._flush()
+        if not self._is_left:
             self._flush()
 
     def _flush(self, *, raises: bool = False) -> None:
         """Send everything pending, if the server can be reached."""
-        with self._sending:
-            try:
-                self._connect()
-                self._send_all()
-                self._is_away = False
-            except Exception as error:  # any driver error: training must survive its tracking server
-                self._is_connected = False  # a replaced server may not have the run
-                if raises and isinstance(error, UserError):
-                    raise
-                self._note_outage(error)
+        self._answered_s = time.monotonic()
+        try:
+            self._connect()
+            self._send_all()
+            self._is_away = False
+        except Exception as error:  # any driver error: training must survive its tracking server
+            self._is_connected = False  # a replaced server may not have the run
+            if raises and isinstance(error, UserError):
+                raise
+            self._note_outage(error)
+        self._answered_s = time.monotonic()
 
     def _note_outage(self, error: Exception) -> None:
         if self._is_away:
@@ -233,8 +258,12 @@ class Outbox:
         """Send the lines first, so that a run marked as ended is complete."""
         for counter in self._journals:
             while lines := self._unsent[counter][:_LINES_A_CALL]:
+                rewinds = self._rewinds
                 self._server.send_metrics(lines)
+                self._answered_s = time.monotonic()
                 with self._state:
+                    if rewinds != self._rewinds:
+                        continue  # the journal was cut meanwhile
                     setattr(self._file, counter, getattr(self._file, counter) + len(lines))
                     del self._unsent[counter][: len(lines)]
                     self._save()
@@ -246,6 +275,7 @@ class Outbox:
                     raise
                 # Dropped, so that it does not block later items.
                 _log.warning("MLflow refuses %s: %s", item.model_dump(), reason(error))
+            self._answered_s = time.monotonic()
             self._replace(item)
 
     def _deliver_artifacts(self) -> None:
@@ -281,9 +311,8 @@ class Outbox:
         """Count a failed try if the server itself answers; return True if the artifact is given up."""
         is_refused = self._server.refuses(error)
         if not is_refused and not self._server.answers():
-            with self._sending:
-                self._is_connected = False
-                self._note_outage(error)
+            self._is_connected = False
+            self._note_outage(error)
             return False
         tries = item.tries + 1
         path, place = item.arguments["path"], item.arguments["folder"]
@@ -319,6 +348,8 @@ class Outbox:
             self._unsent[counter] = journal.read()[getattr(self._file, counter) :]
 
     def _save(self) -> None:
+        if self._is_left:
+            return
         write_atomically(self._path, json.dumps(self._file.model_dump(), indent=2) + "\n")
 
 

@@ -22,6 +22,7 @@ class FakeServer:
         self, put: Callable[[str], int] = lambda path: 200, *, multipart: bool = False, version: str = "3.0.0"
     ) -> None:
         self.put, self.multipart, self.version, self.is_away = put, multipart, version, False
+        self.drips = False  # an answer never ends: a byte comes now and then, which no time limit of a read sees
         self.artifact_root = "mlflow-artifacts:"
         self.runs: dict[str, dict[str, Any]] = {}
         self.metrics: list[tuple[str, int]] = []  # name and step of each point
@@ -35,6 +36,14 @@ class FakeServer:
 
             def do_GET(self) -> None:
                 content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                if fake.drips:
+                    self.send_response(200)
+                    self.send_header("Content-Length", "1000000")
+                    self.end_headers()
+                    while fake.drips and not fake.stopping.wait(0.1):
+                        self.wfile.write(b" ")
+                    self.close_connection = True
+                    return
                 status, answer = fake.answer(self.command, self.path, content)
                 if status == 0:
                     fake.stopping.wait()

@@ -108,6 +108,33 @@ def test_an_outage_of_the_whole_server_costs_an_artifact_no_try(tmp_path: Path, 
         assert server.stored == {"note.txt": b"note.txt"}
 
 
+def test_a_server_whose_answer_never_ends_holds_up_no_stage(
+    tmp_path: Path, fake_store: ModuleType, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(outbox, "_ANSWERS_WITHIN_S", 0.5)
+    run_dir, drips_from = tmp_path / "run", ("the first contact", "the second step", "the end")
+    with fake_store.FakeServer() as server:
+        config = Config(tracking=TrackingConfig(uri=server.url, system_metrics_s=0))
+        for step, begin in enumerate(drips_from, start=1):
+            caplog.clear()
+            server.drips = begin == "the first contact"
+            began_s = time.monotonic()
+            with open_tracker(config, run_dir=run_dir) as tracker:
+                tracker.log_metrics({"loss/mask": 0.5}, step=2 * step)
+                if begin == "the second step":
+                    server.drips = True
+                tracker.rewind(2 * step - 1)
+                tracker.log_metrics({"loss/mask": 0.25}, step=2 * step)
+                server.drips |= begin == "the end"
+            assert time.monotonic() - began_s < 5, begin
+            assert "no answer within 0.5 s" in caplog.text, begin
+        server.drips = False
+        stage(server.url, run_dir)
+        assert sorted(set(server.metrics)) == [("loss/mask", step) for step in (2, 4, 6)]
+        assert [run["info"]["status"] for run in server.runs.values()] == ["FINISHED"]
+        assert waiting(run_dir) == []
+
+
 def test_a_part_of_a_large_file_has_the_same_limit(
     tmp_path: Path, fake_store: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
