@@ -3,13 +3,16 @@ MLflow's.
 """
 
 import json
+import threading
 import time
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from components.config import Config, TrackingConfig
+from components.runs.journal import Entry, Journal
 from components.tracking import outbox
 from components.tracking.tracker import open_tracker
 
@@ -133,6 +136,61 @@ def test_a_server_whose_answer_never_ends_holds_up_no_stage(
         assert sorted(set(server.metrics)) == [("loss/mask", step) for step in (2, 4, 6)]
         assert [run["info"]["status"] for run in server.runs.values()] == ["FINISHED"]
         assert waiting(run_dir) == []
+
+
+class HeldServer:
+    """A server that takes lines only when it is let go."""
+
+    uri = experiment = "held"
+
+    def __init__(self) -> None:
+        self.holds, self.goes, self.got = threading.Event(), threading.Event(), list[int]()
+
+    def connect(self, run_ids: list[str], experiment: str) -> str:
+        return "run"
+
+    def send(self, kind: str, arguments: dict[str, Any]) -> None: ...
+
+    def send_metrics(self, entries: list[Entry]) -> None:
+        self.holds.set()
+        assert self.goes.wait(60)
+        self.got += [entry.step for entry in entries]
+
+    def answers(self) -> bool:
+        return True
+
+    def refuses(self, error: Exception) -> bool:
+        return False
+
+
+def test_a_journal_that_is_cut_while_its_lines_are_sent_arrives_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, journal, run_file = HeldServer(), Journal(tmp_path / "log.jsonl"), tmp_path / "mlflow_run.json"
+    box = outbox.Outbox(journal, Journal(tmp_path / "system.jsonl"), run_file, server)
+    for step in (1, 2, 3):
+        box.log(step, {"loss/mask": float(step)})
+    opening = threading.Thread(target=box.open)
+    opening.start()
+    assert server.holds.wait(60)
+    box.rewind(1)
+    box.log(2, {"loss/mask": 0.5})
+    server.goes.set()
+    opening.join(60)
+    assert box.close("FINISHED")
+    assert server.got == [1, 2, 3, 1, 2]  # a step that is sent twice is one point
+    assert json.loads(run_file.read_text())["sent_lines"] == 2
+
+    server = HeldServer()
+    late = outbox.Outbox(journal, Journal(tmp_path / "system.jsonl"), run_file, server)
+    monkeypatch.setattr(outbox, "_ANSWERS_WITHIN_S", 0.1)
+    late.log(3, {"loss/mask": 0.25})
+    late.open()
+    assert not late.close("FINISHED")
+    run_file.write_text("of the next stage")
+    server.goes.set()
+    late._thread.join(60)
+    assert run_file.read_text() == "of the next stage"
 
 
 def test_a_part_of_a_large_file_has_the_same_limit(
