@@ -27,8 +27,8 @@ FLOORS = ("components", "cuda_ops", "model", "pipelines")
 PATTERNS = [
     line for line in (REPOSITORY / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")
 ]
-# Imported where they are there, and done without where they are not.
-OPTIONAL = {"apex", "amp_C", "cv2", "setuptools"}
+# Imported where they are there, or for what asks for an extra of its own.
+OPTIONAL = {"apex", "amp_C", "cv2", "onnx_ir", "onnxruntime", "onnxscript", "setuptools"}
 
 
 @pytest.fixture(autouse=True)

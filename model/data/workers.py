@@ -253,8 +253,10 @@ class _Team:
                 f"no batch came within {self._timeout_s:g} s: a worker hangs on {self._awaited()}, or their disk does "
                 "not answer; if it is only slow, raise data.timeout_s (and train.timeout_s, to twice as much)"
             )
-        connection.wait([worker.sentinel for worker in self._workers], timeout=1)  # the end of one is known soon
+        ended = connection.wait([worker.sentinel for worker in self._workers], timeout=1)  # known soon
         for worker in self._workers:
+            if worker.sentinel in ended:
+                worker.join(1)  # the system closes its files before it has a status
             if worker.exitcode == -signal.SIGKILL:
                 return (
                     f"worker {worker.pid} was killed, as the system does for lack of memory; give it more "
