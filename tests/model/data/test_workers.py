@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
+from multiprocessing.popen_fork import Popen
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,22 @@ def test_a_worker_that_fails_is_an_error_in_seconds(
         next(batches)
     assert time.monotonic() - began < 30
     assert not workers()
+
+
+def test_a_worker_whose_files_close_before_it_has_a_status_is_named_as_killed(
+    index: CocoIndex, data: DataConfig, monkeypatch: pytest.MonkeyPatch
+):
+    poll = Popen.poll
+
+    def poll_late(self: Popen, flag: int = os.WNOHANG) -> int | None:
+        return self.returncode if flag == os.WNOHANG else poll(self, flag)  # as long as nobody waits for the end
+
+    monkeypatch.setattr(Popen, "poll", poll_late)
+    with (
+        pytest.raises(LoaderError, match="was killed"),
+        closing(iter(loader_whose_workers(index, data, die_amid_a_message))) as batches,
+    ):
+        next(batches)
 
 
 @contextmanager
