@@ -217,7 +217,8 @@ def test_signals_to_all_processes_of_a_job_leave_workers_and_a_dead_workers_sign
 
 def _fail_with_workers(index: CocoIndex, data: DataConfig, pids: Any, *, hangs: bool) -> None:
     batches = iter(train_loader(index, data, batch_size=2, seed=0))
-    next(batches)
+    for _ in range(data.workers):  # one of each, which then has begun
+        next(batches)
     own = workers()
     for pid in own if hangs else ():
         os.kill(pid, signal.SIGSTOP)
