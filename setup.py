@@ -161,7 +161,11 @@ setup(
     python_requires=">=3.11",
     classifiers=[f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13, 14)],
     # recipes/ and k8s/job/ contain only YAML; components/ finds them beside itself.
-    packages=[*find_packages(include=["components*", "cuda_ops*", "model*", "pipelines*"]), "recipes", "k8s.job"],
+    packages=[
+        *find_packages(include=["components*", "cuda_ops*", "maskrcnn*", "model*", "pipelines*"]),
+        "recipes",
+        "k8s.job",
+    ],
     package_data={
         "components.reports": ["templates/*"],
         "recipes": ["*.yaml"],

@@ -26,6 +26,7 @@ from model.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
+DEFAULT_PARAMS = Path("params.yaml")
 _OVERRIDE = re.compile(r"\w+(\.\w+)+=")
 _ADDRESS_BYTES = 8 << 30  # predict on a CPU fails with 3 GB, and works with 6
 _REMEDIES = (
@@ -59,9 +60,7 @@ def stage_parser(
     parser = argparse.ArgumentParser(
         prog=f"maskrcnn {stage}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--params", type=path_argument, default=Path("params.yaml"), help="parameter file (%(default)s)"
-    )
+    parser.add_argument("--params", type=path_argument, default=DEFAULT_PARAMS, help="parameter file (%(default)s)")
     if operands:
         parser.add_argument("operands", nargs="*", metavar=operands, help=operands_help)
     parser.add_argument(
@@ -73,7 +72,7 @@ def stage_parser(
     return parser
 
 
-def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+def add_checkpoint(parser: argparse._ActionsContainer) -> None:
     """Let a stage take `--checkpoint`."""
     parser.add_argument("--checkpoint", help="last, best, or a path (last; with train.patience, best)")
 

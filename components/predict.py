@@ -1,11 +1,19 @@
 """Detect and segment objects in images: `maskrcnn predict IMAGE_OR_FOLDER …`.
 
+    maskrcnn predict photo.jpg --weights coco_v2              no training, no parameter file: COCO's 80 classes
+    maskrcnn predict photos --weights runs/bolts --classes bolt,nut --threshold 0.7
+    maskrcnn predict aerial.tif --weights models:/maskrcnn@champion --tile 1024 --masks png --crop
+
 Folders are searched recursively, without hidden files. Writes a drawing of each image, and predictions.json, into
 --output (default: ./predictions). Without images it uses some of the prepared val split, and writes into
 <train.output_dir>/predictions. Until the end, predictions.part.jsonl has the predictions, a line per image. Boxes are
 (x1, y1, x2, y2) and masks COCO run-length encodings; coordinates are in pixels of the EXIF-rotated image.
+
+--weights: coco or coco_v2 (torchvision's), the weights of a detector, a checkpoint, a run's folder, or models:/NAME@ALIAS
+of MLflow. With it, or with the path of a checkpoint, params.yaml may be absent.
 """
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -13,12 +21,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from components.cli import add_checkpoint, parse, path_argument, stage_parser, terminal, user_errors
-from components.config import Config
+from components.cli import (
+    DEFAULT_PARAMS,
+    add_checkpoint,
+    parse_words,
+    path_argument,
+    stage_parser,
+    terminal,
+    user_errors,
+)
+from components.config import Config, PredictConfig
 from components.inference.images import described, find_images, input_path
+from components.inference.networks import require_network
+from components.params import build_config, load_config
 from components.runs.result import final_checkpoint
 from model.data.index import CocoIndex
-from model.engine.pointers import require_checkpoint
+from model.engine.pointers import POINTERS, require_checkpoint
+from model.errors import UserError
+
+# Option → key of `predict`, and its meaning.
+_SETTINGS = {
+    "threshold": ("score_threshold", "lowest score of an object"),
+    "classes": ("classes", "only objects of these classes, such as person,dog"),
+    "masks": ("masks", "masks in predictions.json: rle, polygons, or png for a file each"),
+    "crop": ("crop", "write each object's part of the image, too"),
+    "tile": ("tile_px", "side of tiles in px, in which large images are predicted, too"),
+    "overlap": ("tile_overlap", "part of a tile's side that it shares with the next"),
+}
 
 
 @dataclass(frozen=True)
@@ -37,18 +66,32 @@ class PredictResult:
 
 
 def run(
-    config: Config, inputs: Sequence[Path] = (), *, checkpoint: str | None = None, output: Path | None = None
+    config: Config,
+    inputs: Sequence[Path] = (),
+    *,
+    checkpoint: str | None = None,
+    weights: str | None = None,
+    output: Path | None = None,
 ) -> PredictResult:
     """Predict on images and folders, or by default on `predict.images` images of the val split.
 
     Files that cannot be read are skipped and listed in the result.
 
+    Args:
+        checkpoint: last, best or a path; by default the result of `train.output_dir`.
+        weights: in place of a checkpoint, see components/inference/networks.py; needs inputs.
+
     Raises:
         UserError: if there is no checkpoint, a path does not exist, a folder has no image, a drawing would replace
             an input, another stage writes there, or without inputs no val split is prepared.
     """
-    checkpoint = checkpoint or final_checkpoint(config.train.output_dir, config.train)
-    require_checkpoint(config.train.output_dir, checkpoint)
+    network = weights or checkpoint or final_checkpoint(config.train.output_dir, config.train)
+    if weights is None:
+        require_checkpoint(config.train.output_dir, network)
+    else:
+        require_network(weights)
+        if not inputs:
+            raise UserError("--weights: must be used with images, got none; name images or folders")
     folder = output or (Path("predictions") if inputs else config.train.output_dir / "predictions")
     found = find_images(inputs, folder)
     if not inputs:
@@ -56,14 +99,15 @@ def run(
     from components.inference.predictions import predict
 
     is_own = not inputs and output is None  # a folder given by the user may have other files
-    result = PredictResult(folder, *predict(config, checkpoint, found.sources, folder, is_own=is_own))
-    _print(result, described(found.passed_over))
+    result = PredictResult(folder, *predict(config, network, found.sources, folder, is_own=is_own))
+    _print(result, described(found.passed_over), config.predict.score_threshold)
     return result
 
 
-def _print(result: PredictResult, passed_over: str) -> None:
+def _print(result: PredictResult, passed_over: str, threshold: float) -> None:
     console = terminal()
-    console.print(f"{result.objects} objects in {result.count} images: {result.output}", soft_wrap=True)
+    found = f"{result.objects} objects with a score of {threshold:g} or more"
+    console.print(f"{found} in {result.count} images: {result.output}", soft_wrap=True)
     if passed_over:
         console.print(f"passed over: {passed_over}", soft_wrap=True)
     for image in result.unreadable:
@@ -75,15 +119,44 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = stage_parser(
         "predict", __doc__, operands="IMAGE_OR_FOLDER", operands_help="images, or folders searched recursively"
     )
-    add_checkpoint(parser)
+    network = parser.add_mutually_exclusive_group()
+    add_checkpoint(network)
+    network.add_argument("--weights", help="the network, if not of train.output_dir; see above")
     parser.add_argument("--output", type=path_argument, help="folder for drawings and predictions.json (./predictions)")
+    _add_settings(parser)
     with user_errors():
-        args, config = parse(parser, argv)
-        result = run(
-            config, [input_path(word) for word in args.operands], checkpoint=args.checkpoint, output=args.output
-        )
+        args = parse_words(parser, argv)
+        config = _config(args)
+        inputs = [input_path(word) for word in args.operands]
+        result = run(config, inputs, checkpoint=args.checkpoint, weights=args.weights, output=args.output)
     if result.unreadable:
         sys.exit(1)
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    """Options that are short for overrides of `predict.*`."""
+    for option, (key, text) in _SETTINGS.items():
+        default = PredictConfig.model_fields[key].default
+        shown = f"predict.{key}" if default in ((), False) else f"predict.{key}, {default}"
+        kind: dict[str, Any] = {"action": "store_const", "const": "true"} if default is False else {"metavar": "VALUE"}
+        parser.add_argument(f"--{option}", dest=key, help=f"{text} ({shown})", **kind)
+
+
+def _config(args: argparse.Namespace) -> Config:
+    """The configuration of the parameter file, or the defaults where there is none and none is needed."""
+    given = {key: value for key, _ in _SETTINGS.values() if (value := getattr(args, key)) is not None}
+    if "classes" in given:
+        given["classes"] = json.dumps([name.strip() for name in given["classes"].split(",")], ensure_ascii=False)
+    overrides = [*args.overrides, *(f"predict.{key}={value}" for key, value in given.items())]
+    needs_file = args.weights is None and args.checkpoint in (None, *POINTERS)
+    if needs_file and args.params == DEFAULT_PARAMS and not args.params.exists():
+        raise UserError(
+            f"{args.params}: no such parameter file, which says where the run is; name a network with --weights (coco "
+            "needs no run), or write a parameter file by `maskrcnn recipe shapes_demo`"
+        )
+    if needs_file or args.params.exists() or args.params != DEFAULT_PARAMS:
+        return load_config(args.params, overrides)
+    return build_config({}, overrides)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import pytest
 from pipelines.cli import STAGES
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-FLOORS = ("pipelines", "components", "model", "cuda_ops")  # each may import those to its right
+FLOORS = ("pipelines", "maskrcnn", "components", "model", "cuda_ops")  # each may import those to its right
 FILES = [path for floor in FLOORS for path in sorted((REPOSITORY / floor).rglob("*.py"))]
 SHARED = ("cli", "config", "launch", "params")  # right below components/, beside the stages
 OF_MODEL = (

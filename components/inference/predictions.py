@@ -4,34 +4,35 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.progress import track
 
-from components.config import Config
-from components.inference.entries import Entries, entries_in
+from components.config import Config, PredictConfig
+from components.inference.entries import entries_in
 from components.inference.images import Source
+from components.inference.networks import load_network
+from components.inference.outputs import as_text, write_image
 from components.runs.lock import writing
-from components.runs.trained import Trained, load_trained, open_split, run_around
+from components.runs.trained import Trained, open_split, run_around
 from components.tracking.tracker import open_tracker
 from model.data.file_kinds import why_path_unreadable
 from model.data.index import spread
 from model.data.transforms import UNREADABLE, Pixels, read_image
-from model.files import SlowFileError, replacing, within
+from model.files import SlowFileError, within
 from model.inference.predictor import Object, Predictor
-from model.inference.visualize import draw_objects
+from model.inference.tiles import find_objects
 
 Unreadable = list[dict[str, str]]  # {"file", "reason"}
 
 
 def predict(
-    config: Config, checkpoint: str, sources: Sequence[Source], folder: Path, *, is_own: bool
+    config: Config, network: str, sources: Sequence[Source], folder: Path, *, is_own: bool
 ) -> tuple[int, int, Unreadable]:
     """Predict on images, draw them, and write predictions.json.
 
     Args:
         config: configuration of the stage.
-        checkpoint: `last`, `best` or a path.
+        network: see components/inference/networks.py.
         sources: images; if there are none, `predict.images` images of the val split are taken.
         folder: where drawings and predictions.json go.
         is_own: the folder is the run's: drawings of an earlier checkpoint are removed, and MLflow gets the new ones.
@@ -41,22 +42,26 @@ def predict(
 
     Raises:
         RunInUseError: if another stage writes into the folder, or into the run that it belongs to.
+        UserError: if there is no such network, or it does not know a class of `predict.classes`.
     """
     with writing(run_around(folder, config.train.output_dir), "predict"):
-        return _predict_and_write(config, checkpoint, sources, folder, is_own=is_own)
+        return _predict_and_write(config, load_network(config, network), sources, folder, is_own=is_own)
 
 
 def _predict_and_write(
-    config: Config, checkpoint: str, sources: Sequence[Source], folder: Path, *, is_own: bool
+    config: Config, trained: Trained, sources: Sequence[Source], folder: Path, *, is_own: bool
 ) -> tuple[int, int, Unreadable]:
-    trained = load_trained(config, checkpoint)
+    predictor = Predictor.of(trained.loaded)
+    predictor.require_classes(config.predict.classes)
     sources = sources or _val_images(trained, config.predict.images)
     if is_own:
         shutil.rmtree(folder, ignore_errors=True)
     unreadable: Unreadable = []
     folder.mkdir(parents=True, exist_ok=True)
     with entries_in(folder, trained.name, unreadable) as entries:
-        _predict(trained, config, sources, folder, entries, unreadable)
+        for i, pixels, objects in _found(predictor, trained, config.predict, sources, unreadable):
+            entry = write_image(sources[i], pixels, objects, predictor.class_names, folder, config.predict)
+            entries.add(i, entry)
     if is_own:
         with open_tracker(trained.config, run_dir=config.train.output_dir, metrics_csv=False) as tracker:
             tracker.log_artifact(folder, "predictions")
@@ -71,26 +76,26 @@ def _val_images(trained: Trained, count: int) -> list[Source]:
     ]
 
 
-def _predict(
-    trained: Trained,
-    config: Config,
-    sources: Sequence[Source],
-    folder: Path,
-    entries: Entries,
-    unreadable: Unreadable,
-) -> None:
-    """Draw the objects of each source and add its entry."""
-    settings = config.predict
-    predictor = Predictor.of(trained.loaded)
+def _found(
+    predictor: Predictor, trained: Trained, settings: PredictConfig, sources: Sequence[Source], unreadable: Unreadable
+) -> Iterator[tuple[int, Pixels, list[Object]]]:
+    """Yield the index of each source that can be read with its image and objects."""
 
     def read(source: Source) -> Pixels:
         decode = partial(read_image, source.path, apply_exif=source.apply_exif, pixel_range=predictor.pixel_range)
         return within(trained.config.data.timeout_s, source.path, decode)
 
-    images = _read(sources, unreadable, read)
-    found = predictor.objects(images, batch_size=settings.batch_size, score_threshold=settings.score_threshold)
+    found = find_objects(
+        predictor,
+        _read(sources, unreadable, read),
+        tile_px=settings.tile_px,
+        overlap=settings.tile_overlap,
+        batch_size=settings.batch_size,
+        score_threshold=settings.score_threshold,
+    )
     for i, objects in found:
-        entries.add(i, _describe(sources[i], read(sources[i]), objects, predictor.class_names, folder))
+        wanted = [one for one in objects if not settings.classes or one["class"] in settings.classes]
+        yield i, read(sources[i]), wanted
 
 
 def _read(
@@ -103,26 +108,4 @@ def _read(
         except SlowFileError:  # the next files of this disk would each wait as long
             raise
         except UNREADABLE as error:
-            unreadable.append({"file": _text(source.path), "reason": why_path_unreadable(source.path, error)})
-
-
-def _describe(
-    source: Source, pixels: Pixels, objects: list[Object], class_names: Sequence[str], folder: Path
-) -> dict[str, Any]:
-    """Draw an image's objects; return its entry of predictions.json."""
-    target = folder / source.drawing
-    target.parent.mkdir(parents=True, exist_ok=True)
-    drawing = draw_objects(pixels, objects, class_names)
-    with replacing(target) as partial:
-        drawing.save(partial, quality=92)
-    return {
-        "file": _text(source.path),
-        "drawing": _text(source.drawing),
-        "size": list(pixels.shape[:2]),
-        "detections": objects,
-    }
-
-
-def _text(path: Path) -> str:
-    """Path as JSON and terminals can hold it: bytes of a name that are not UTF-8 are written as `\\udcXX`."""
-    return path.as_posix().encode("utf-8", "backslashreplace").decode()
+            unreadable.append({"file": as_text(source.path), "reason": why_path_unreadable(source.path, error)})

@@ -163,6 +163,7 @@ def _signature(predict: PredictConfig) -> "ModelSignature":
     found = Object(
         [
             Property("label", DataType.long),
+            Property("category_id", DataType.long),
             Property("class", DataType.string),
             Property("score", DataType.double),
             Property("bbox", Array(DataType.double)),

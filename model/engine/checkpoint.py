@@ -7,6 +7,7 @@ of seed and step.
 
 import json
 import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from model.config import ModelConfig
 from model.engine.pointers import BEST, LAST, CheckpointError, find_checkpoint, require_file
 from model.files import make_folder, replacing, write_atomically
 from model.network.mask_rcnn import MaskRCNN
+
+_NEEDED = {"model", "config", "step"}  # keys
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,22 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
         raise CheckpointError(f"{path}: not a readable checkpoint ({error}); use an earlier one beside it") from error
-    if not isinstance(state, dict) or not {"model", "config", "step"} <= state.keys():
+    if not isinstance(state, dict) or not state.keys() >= _NEEDED:
         raise CheckpointError(
             f"{path}: must be a checkpoint of `maskrcnn train` (model, config, step), got something else"
         )
     return state
+
+
+def is_checkpoint(path: Path) -> bool:
+    """True for a checkpoint of ours, False for any other file, such as a state dict."""
+    if not zipfile.is_zipfile(path):
+        return False
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError):
+        return False  # who reads it as weights says why it cannot be read
+    return isinstance(state, dict) and state.keys() >= _NEEDED
 
 
 def load_model(path: Path, device: torch.device) -> LoadedModel:

@@ -7,6 +7,7 @@ so there is nothing to fuse. Modules keep their names, so checkpoints of compile
 import torch
 
 from model.errors import UserError
+from model.network.batch_norm import exclude_from_compilation
 from model.network.mask_rcnn import MaskRCNN
 
 DENSE_PARTS = (
@@ -34,6 +35,7 @@ def compile_parts(model: MaskRCNN, device: torch.device) -> None:
             f"({type(error).__name__}: {reason}); "
             "install a C++ compiler (and Triton for CUDA), or set train.compile to false"
         ) from error
+    exclude_from_compilation(model)
     for name, part in model.named_modules():
         if name in DENSE_PARTS:
             part.compile()

@@ -1,11 +1,13 @@
 """Predictor: from images of any size to the objects in them, for `maskrcnn predict` and registered models.
 
-An object is {"label": 1, 2, …, "class": its name, "score": 0 to 1, "bbox": [x1, y1, x2, y2], "segmentation": COCO RLE
-with text counts}, in pixels of the given image; it has no segmentation if the network has no masks.
+An object is {"label": 1, 2, …, "category_id": COCO's id, "class": its name, "score": 0 to 1, "bbox": [x1, y1, x2, y2],
+"segmentation": COCO RLE with text counts}, in pixels of the given image; it has no segmentation if the network has no
+masks.
 """
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,14 @@ from model.data.collate import collate, smallest_bucket
 from model.data.dataset import Sample
 from model.data.transforms import Pixels, resize_image, resized_size
 from model.engine.checkpoint import LoadedModel, load_model
+from model.errors import UserError
 from model.inference.postprocess import to_coco_results
 from model.inference.predict import predict
 from model.network.mask_rcnn import NAMES_OF_PROPOSALS, MaskRCNN
 from model.structures import Batch, Detections
 
 Object = dict[str, Any]
+_SHOWN = 10  # names of classes in an error
 
 
 class Predictor:
@@ -65,6 +69,19 @@ class Predictor:
     def class_names(self) -> tuple[str, ...]:
         """Class names of labels 1, 2, …; proposals have a single class."""
         return NAMES_OF_PROPOSALS if self._model.task == "proposals" else self._class_names
+
+    def require_classes(self, names: Iterable[str]) -> None:
+        """Refuse names of classes that the network does not know.
+
+        Raises:
+            UserError: if there is one; it names the nearest.
+        """
+        for name in names:
+            if name not in self.class_names:
+                near = get_close_matches(name, self.class_names, n=1, cutoff=0.5)
+                known = ", ".join(self.class_names[:_SHOWN]) + ", …" * (len(self.class_names) > _SHOWN)
+                hint = f"did you mean {near[0]}?" if near else f"it knows {known}"
+                raise UserError(f"classes: must be classes of this network, got {name}; {hint}")
 
     def objects(
         self, images: Iterable[tuple[int, Pixels]], *, batch_size: int, score_threshold: float
@@ -118,8 +135,9 @@ def objects_of(
     objects = []
     for result, outline in zip(bbox_results, outlines, strict=True):
         label, bbox = label_and_bbox(result, category_ids)
+        ids = {"label": label, "category_id": result["category_id"]}
         name = {"class": class_names[label - 1]} if class_names else {}
-        objects.append({"label": label} | name | {"score": result["score"], "bbox": bbox} | outline)
+        objects.append(ids | name | {"score": result["score"], "bbox": bbox} | outline)
     return objects
 
 

@@ -25,7 +25,6 @@ class BatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         return self._normalize(x, is_real, synchronises)
 
-    @torch.compiler.disable  # compilers would have to trace communication and a backward pass written by hand
     def _normalize(self, x: Tensor, is_real: Tensor | None, synchronises: bool) -> Tensor:
         weight, bias, running_mean, running_var = self.weight, self.bias, self.running_mean, self.running_var
         assert running_mean is not None
@@ -56,6 +55,16 @@ class SyncBatchNorm2d(BatchNorm2d):
     """
 
     is_synchronised = True
+
+
+def exclude_from_compilation(model: nn.Module) -> None:
+    """Let torch.compile leave out norms that learn: they communicate, and have a backward pass written by hand.
+
+    `torch.compiler.disable` as a decorator would import the compiler, which takes more than a second, with the network.
+    """
+    for module in model.modules():
+        if isinstance(module, BatchNorm2d):
+            module._normalize = torch.compiler.disable(module._normalize)  # type: ignore[method-assign]
 
 
 def learned_statistics(module: nn.Module) -> dict[str, Tensor]:

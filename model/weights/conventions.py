@@ -21,7 +21,8 @@ DETECTRON2_MEAN = (103.53, 116.28, 123.675)
 DETECTRON2_RESNEXT_STD = (57.375, 57.12, 58.395)
 _OF_A_RUN = ("pixel_order", "pixel_mean", "pixel_std", "stride_in_1x1", "conventions")
 _MEAN_TOLERANCE = 1.0  # 0 to 255; the means of Detectron and Detectron2, for the same weights, differ by 0.9
-_OWN_OLD_NAMES = "roi_heads.mask_head.mask_fcn1.weight"  # torchvision's published detectors have them, ours never
+# torchvision's first published detectors have such names, with batch norms of eps 0; ours never.
+OLD_NAMES = "roi_heads.mask_head.mask_fcn1.weight"
 
 
 def check_conventions(stored: StoredWeights, named: NamedWeights, config: ModelConfig, source: str) -> bool:
@@ -47,11 +48,23 @@ def wanted_conventions(stored: StoredWeights, named: NamedWeights, config: Model
         trained = stored.config.get("model", {})
         return {key: _tuple(trained[key]) for key in _OF_A_RUN if key in trained}
     if named.format in ("torchvision", "openmmlab"):
-        is_published = named.is_body_alone or _OWN_OLD_NAMES in stored.tensors
+        is_published = named.is_body_alone or OLD_NAMES in stored.tensors
         return _torchvisions() | _detectors(named, "torchvision") if is_published else {}
     if named.format == "detectron2":
         return _detectron2s(stored, named, config)
     return _bgr(MSRA_MEAN, (1.0, 1.0, 1.0)) | _strides(config) | _detectors(named, "torchvision")
+
+
+def assumed_conventions(stored: StoredWeights, named: NamedWeights, config: ModelConfig) -> Wanted:
+    """The conventions of a detector: those that the file states, and for the rest the defaults of its library."""
+    if named.format == "torchvision":
+        usual = _torchvisions() | _detectors(named, "torchvision")
+    elif named.format == "detectron2":
+        std = DETECTRON2_RESNEXT_STD if config.backbone.startswith("resnext") else (1.0, 1.0, 1.0)
+        usual = _bgr(DETECTRON2_MEAN, std) | _strides(config) | _detectors(named, "detectron2")
+    else:
+        usual = {}  # always stated
+    return usual | wanted_conventions(stored, named, config)
 
 
 def _detectron2s(stored: StoredWeights, named: NamedWeights, config: ModelConfig) -> Wanted:

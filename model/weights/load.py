@@ -4,20 +4,19 @@
 Detectron(2).
 """
 
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from model.config import TORCHVISIONS_BODIES, TORCHVISIONS_DETECTORS, ModelConfig
 from model.network.layers import FrozenBatchNorm2d
 from model.network.mask_rcnn import MaskRCNN
-from model.weights.conventions import check_conventions
+from model.weights.conventions import OLD_NAMES, check_conventions
 from model.weights.file import StoredWeights, WeightsError, read_stored_weights
 from model.weights.names import DESCRIPTIONS, NamedWeights, rename_weights
+from model.weights.published import COCO_CLASSES, Published, fetch, published_detector
 
 PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
 # Parts that a file may lack as a whole; they start at random then. Parts of file and network are otherwise the same.
@@ -66,13 +65,16 @@ def load_weights(
         from torchvision.models import get_model_weights  # more than a second, which other weights need not pay
 
         version = "IMAGENET1K_V2" if config.weights == "imagenet_v2" else "IMAGENET1K_V1"
-        published = get_model_weights(config.backbone)[version]
-        named = rename_weights(StoredWeights(_fetch(published)), config, str(published))
+        torchvisions = get_model_weights(config.backbone)[version]
+        published = Published(str(torchvisions), torchvisions.url)
+        named = rename_weights(StoredWeights(fetch(published)), config, str(published))
         return fit_weights(model, named, f"torchvision's {published}")
     if config.weights in TORCHVISIONS_DETECTORS:
         return _load_coco(model, config, class_names, category_ids)
     stored = read_stored_weights(Path(config.weights))
     named = rename_weights(stored, config, config.weights)
+    if OLD_NAMES in stored.tensors:
+        absorb_eps(named.tensors)
     has_conventions = check_conventions(stored, named, config, config.weights)
     note = (
         ""
@@ -136,58 +138,31 @@ def _require_fit(
 def _load_coco(
     model: MaskRCNN, config: ModelConfig, class_names: Sequence[str], category_ids: Sequence[int]
 ) -> WeightsReport:
-    from torchvision.models import get_model_weights
-
-    # Each detector was trained separately; for proposals, either would do.
-    detector = "maskrcnn_resnet50_fpn" if config.task == "mask" else "fasterrcnn_resnet50_fpn"
-    is_v2 = config.weights == "coco_v2"
-    published = get_model_weights(f"{detector}_v2" if is_v2 else detector)["COCO_V1"]
-    named = rename_weights(StoredWeights(_fetch(published)), config, str(published))
-    if not is_v2:
-        _absorb_eps(named.tensors)
-    rows = _rows_of_classes(published.meta["categories"], class_names, category_ids)
-    if rows is not None:
-        named.tensors.update({name: _pick_rows(name, value, rows) for name, value in named.tensors.items()})
+    published = published_detector(config.weights, config.task)
+    named = rename_weights(StoredWeights(fetch(published)), config, str(published))
+    if config.weights == "coco":
+        absorb_eps(named.tensors)
+    if all(COCO_CLASSES.get(id) == name for id, name in zip(category_ids, class_names, strict=True)):
+        named.tensors.update(rows_of_classes(named.tensors, category_ids))
     return fit_weights(model, named, f"torchvision's {published}")
 
 
-def _fetch(weights: object) -> dict[str, Tensor]:
-    """Torchvision's file, from the cache or downloaded; a download is checked against its hash."""
-    url = str(weights.url)  # type: ignore[attr-defined]
-    try:
-        return torch.hub.load_state_dict_from_url(url, check_hash=True, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError) as error:  # UnpicklingError: code in the file
-        cache = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
-        raise WeightsError(
-            f"{weights}: cannot be fetched from {url} ({error}); put the file at {cache}, or set model.weights to "
-            "none or a path"
-        ) from error
-
-
-def _absorb_eps(state: dict[str, Tensor]) -> None:
+def absorb_eps(state: dict[str, Tensor]) -> None:
     """Subtract our batch norm's eps from the variances of the first detectors, which were trained with eps 0."""
     for name, value in state.items():
         if name.endswith("running_var"):
             state[name] = value - FrozenBatchNorm2d.eps
 
 
-def _rows_of_classes(
-    categories: Sequence[str], class_names: Sequence[str], category_ids: Sequence[int]
-) -> list[int] | None:
-    """Rows of torchvision's 91-way predictors, indexed by COCO's ids, for our classes; None if the classes differ."""
+def rows_of_classes(state: Mapping[str, Tensor], category_ids: Sequence[int]) -> dict[str, Tensor]:
+    """Rows of torchvision's 91-way predictors, which are indexed by COCO's ids, for these classes."""
     rows = [0, *category_ids]
-    same = all(
-        id < len(categories) and categories[id] == name for id, name in zip(category_ids, class_names, strict=True)
-    )
-    return rows if same else None
-
-
-def _pick_rows(name: str, value: Tensor, rows: list[int]) -> Tensor:
-    if not name.startswith(PREDICTORS):
-        return value
-    if ".bbox_pred." in name:  # four rows per class
-        return value.unflatten(0, (-1, 4))[rows].flatten(0, 1)
-    return value[rows]
+    picked = {}
+    for name, value in state.items():
+        if name.startswith(PREDICTORS):
+            is_boxes = ".bbox_pred." in name  # four rows per class
+            picked[name] = value.unflatten(0, (-1, 4))[rows].flatten(0, 1) if is_boxes else value[rows]
+    return picked
 
 
 def _by_reason(reasons: Mapping[str, str]) -> list[tuple[str, list[str]]]:

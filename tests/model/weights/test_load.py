@@ -1,10 +1,8 @@
 """Initial weights from state dicts."""
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -13,7 +11,7 @@ from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights, maskrcnn
 
 from model.config import ModelConfig
 from model.network.mask_rcnn import MaskRCNN
-from model.weights.load import WeightsError, _fetch, load_weights
+from model.weights.load import WeightsError, load_weights
 
 COCO_NAMES = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
 
@@ -185,42 +183,3 @@ def test_the_second_imagenet_weights_are_the_body_of_that_name(
     report = load_weights(MaskRCNN(config, 2), config, ["cat", "dog"], [1, 2])
     assert report.source == "torchvision's ResNet50_Weights.IMAGENET1K_V2"
     assert set(report.unused) == {"fc.weight", "fc.bias"}
-
-
-class Trap:
-    """Makes a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.path,)
-
-
-@pytest.fixture
-def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Weights as torchvision publishes them: at a URL that ends in the first digits of the file's SHA-256, or of
-    another one.
-    """
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
-
-    def publish(content: object, digest: str = "") -> Any:
-        torch.save(content, tmp_path / "net.pth")
-        digest = digest or hashlib.sha256((tmp_path / "net.pth").read_bytes()).hexdigest()[:8]
-        path = (tmp_path / "net.pth").rename(tmp_path / f"net-{digest}.pth")
-        return SimpleNamespace(url=path.as_uri())
-
-    return publish
-
-
-def test_what_is_fetched_has_the_hash_of_its_name(published: Callable[..., Any], tmp_path: Path) -> None:
-    assert _fetch(published({"w": torch.ones(2)}))["w"].tolist() == [1, 1]
-    with pytest.raises(WeightsError, match=r"cannot be fetched from file:.*net-01234567\.pth.*invalid hash"):
-        _fetch(published({"w": torch.ones(2)}, "01234567"))
-    assert not list((tmp_path / "cache").rglob("*01234567*"))
-
-
-def test_what_is_fetched_runs_nothing(published: Callable[..., Any], tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="cannot be fetched"):
-        _fetch(published({"w": torch.ones(2), "x": Trap(tmp_path / "sprung")}))
-    assert not (tmp_path / "sprung").exists()

@@ -1,0 +1,142 @@
+"""Networks to call from Python; see the package's docstring."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from os import PathLike
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
+
+from maskrcnn.found import Found, Instance
+from maskrcnn.pictures import pixels_of
+
+if TYPE_CHECKING:
+    from model.inference.predictor import Predictor
+_BATCHES = 8  # read ahead by `stream`, so that images of one shape share a batch
+
+
+class Options(TypedDict, total=False):
+    """Options of a call.
+
+    threshold: lowest score of an object (0.5). classes: only objects of these; empty: all. tile: side in pixels of
+    tiles, in which larger images are predicted, too; 0: whole images alone. overlap: part of a tile's side that it
+    shares with the next (0.2). batch_size: images that the network takes at once (4).
+    """
+
+    threshold: float
+    classes: Sequence[str]
+    tile: int
+    overlap: float
+    batch_size: int
+
+
+def load(weights: str | PathLike[str] = "coco", *, device: str = "auto", class_names: Sequence[str] = ()) -> "Model":
+    """Load a network.
+
+    Args:
+        weights: coco, coco_v2 (torchvision's, fetched once); the path of a checkpoint, of a run's folder, or of the
+            weights of a torchvision, Detectron2 or maskrcnn-benchmark detector; models:/NAME@ALIAS of MLflow.
+        device: auto (a GPU if there is one), cpu, cuda or cuda:N.
+        class_names: names of the classes of weights that have none; by default COCO's 80 if the number is theirs.
+
+    Raises:
+        model.errors.UserError: if there is no such network, or it cannot be fetched or read.
+    """
+    from components.inference.networks import load_network
+    from components.params import build_config
+    from model.inference.predictor import Predictor
+
+    config = build_config({"train": {"device": device}})
+    return Model(Predictor.of(load_network(config, str(weights), class_names).loaded))
+
+
+class Model:
+    """A network that finds objects in images; call it."""
+
+    def __init__(self, predictor: "Predictor") -> None:
+        self._predictor = predictor
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self._predictor.class_names
+
+    @overload
+    def __call__(self, images: list[Any] | tuple[Any, ...], **options: Unpack[Options]) -> list[Found]: ...
+
+    @overload
+    def __call__(self, images: Any, **options: Unpack[Options]) -> Found: ...
+
+    def __call__(self, images: Any, **options: Unpack[Options]) -> Found | list[Found]:
+        """Find the objects in an image, or in each of a list.
+
+        Args:
+            images: a path; the bytes of an image file; a picture of Pillow; an array [H, W, 3] (RGB) or [H, W] uint8; a
+                tensor [3, H, W] uint8, or float from 0 to 1; or a list of these.
+            options: see Options.
+
+        Returns:
+            What was found; for a list, a list. EXIF orientation is applied to files and pictures.
+
+        Raises:
+            ValueError: if an image is none of these, or an option is out of range.
+            model.errors.UserError: if a file is none that can be read, or the network has no such class.
+        """
+        is_list = isinstance(images, list | tuple)
+        found = self.stream(images if is_list else [images], **options)
+        return list(found) if is_list else next(found)
+
+    def stream(
+        self,
+        images: Iterable[Any],
+        *,
+        threshold: float = 0.5,
+        classes: Sequence[str] = (),
+        tile: int = 0,
+        overlap: float = 0.2,
+        batch_size: int = 4,
+    ) -> Iterator[Found]:
+        """Find the objects of many images, such as frames of a video: what is found comes in the images' order.
+
+        Images are taken as they are needed, up to eight batches ahead. Options and errors are those of a call.
+        """
+        from model.inference.tiles import find_objects
+
+        _require_options(threshold, tile, overlap, batch_size)
+        self._predictor.require_classes(classes)
+        pixels = (pixels_of(image, self._predictor.pixel_range) for image in images)
+        for part in _parts(pixels, batch_size * _BATCHES):
+            found = find_objects(
+                self._predictor, enumerate(part),
+                tile_px=tile, overlap=overlap, batch_size=batch_size, score_threshold=threshold,
+            )  # fmt: skip
+            objects_of = dict(found)
+            for number, image in enumerate(part):
+                instances = [self._instance(one) for one in objects_of[number]]
+                yield Found([one for one in instances if not classes or one.label in classes], image, self.class_names)
+
+    def _instance(self, one: dict[str, Any]) -> Instance:
+        x1, y1, x2, y2 = one["bbox"]
+        return Instance(
+            label=one["class"],
+            score=one["score"],
+            box=(x1, y1, x2, y2),
+            class_index=one["label"] - 1,
+            category_id=one["category_id"],
+            rle=one.get("segmentation"),
+        )
+
+
+def _require_options(threshold: float, tile: int, overlap: float, batch_size: int) -> None:
+    for name, value, is_right, must in (
+        ("threshold", threshold, 0 <= threshold <= 1, "from 0 to 1"),
+        ("tile", tile, tile >= 0, "0 or a side in pixels"),
+        ("overlap", overlap, 0 < overlap <= 0.9, "above 0 and at most 0.9"),
+        ("batch_size", batch_size, batch_size >= 1, "1 or more"),
+    ):
+        if not is_right:
+            raise ValueError(f"{name}: must be {must}, got {value}")
+
+
+def _parts(images: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of up to `size` images."""
+    while part := list(itertools.islice(images, size)):
+        yield part

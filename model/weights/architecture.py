@@ -1,0 +1,132 @@
+"""Architecture of a detector, read from the names and shapes of its weights.
+
+A state dict says nothing of itself, but its tensors tell body, parts, widths and number of classes. What no tensor
+tells (`pixel_*`, `stride_in_1x1`, `conventions`) is taken from the library whose names these are.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from model.config import ModelConfig
+from model.weights.conventions import assumed_conventions
+from model.weights.file import StoredWeights, WeightsError
+from model.weights.names import BODIES, NamedWeights, rename_weights
+
+_BODY, _RPN, _BOX, _MASK = BODIES[0], "rpn.head.", "roi_heads.box_predictor.", "roi_heads.mask_predictor."
+_PARTS = {"a body": _BODY, "a region proposal network": f"{_RPN}cls_logits.", "a box head": f"{_BOX}cls_score."}
+# Number of blocks of layer3, and outputs and inputs of layer1.0.conv2 → body.
+_RESNETS = {
+    (6, (64, 64)): "resnet50", (23, (64, 64)): "resnet101", (6, (128, 128)): "wide_resnet50_2",
+    (6, (128, 4)): "resnext50_32x4d", (23, (256, 8)): "resnext101_32x8d",
+}  # fmt: skip
+_BASIC_RESNETS = {2: "resnet18", 6: "resnet34"}  # with two convolutions per block
+_CONVNEXTS = {9: "convnext_tiny", 27: "convnext_small"}  # number of blocks of the third stage
+_ANCHORS = {"fpn": 3, "c4": 15, "c5": 15}  # per cell: 3 aspect ratios, of one size or of all 5
+_NORM_IN_FPN = r"fpn_(inner|layer)\d\.1\.|fpn_(lateral|output)\d\.norm\.|fpn_.*_gn_|fpn\.(inner|layer)_blocks\.\d\.1\."
+
+
+def read_architecture(stored: StoredWeights, source: str) -> tuple[ModelConfig, NamedWeights, int]:
+    """Find the network that a file's weights are of.
+
+    Returns:
+        Its configuration, the weights under our names, and the number of classes, background not counted.
+
+    Raises:
+        WeightsError: if the names are of no known format, a part of a detector is absent, or the body is none of ours.
+    """
+    layout = _layout(stored.tensors)
+    named = rename_weights(stored, ModelConfig(**layout), source)
+    state = named.tensors
+    if absent := [part for part, start in _PARTS.items() if not any(name.startswith(start) for name in state)]:
+        raise WeightsError(
+            f"{source}: must hold a whole detector to predict with, but has no {' and no '.join(absent)[2:]}; "
+            "training can start from a part (model.weights=PATH)"
+        )
+    if (anchors := len(state[f"{_RPN}cls_logits.bias"])) != _ANCHORS[layout["features"]]:
+        raise WeightsError(
+            f"{source}: must have {_ANCHORS[layout['features']]} anchors per cell, as usual, to be used without its "
+            f"configuration, got {anchors}"
+        )
+    settings = layout | {"backbone": _backbone(state, source)} | _heads(state, layout)
+    settings |= assumed_conventions(stored, named, ModelConfig(**settings))
+    return ModelConfig(**settings), named, len(state[f"{_BOX}cls_score.bias"]) - 1
+
+
+def _layout(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The settings on which our names of the file's tensors depend."""
+
+    def has(pattern: str) -> bool:
+        return any(re.search(pattern, name) for name in tensors)
+
+    def rows(pattern: str) -> int:
+        return next((len(value) for name, value in tensors.items() if re.search(pattern, name)), 0)
+
+    has_linear = has(r"box_head\.(fc6|fc1)\.|feature_extractor\.fc6\.|^fc6_w$")
+    features = "fpn" if has("fpn") else "c5" if has_linear else "c4"
+    layout: dict[str, Any] = {"weights": "none", "features": features}
+    layout |= {  # of C4 and C5 as in all published ones
+        "c4": {"box_head": "res5", "box_pool_size": 14, "mask_pool_size": 14},
+        "c5": {"res5_dilation": 2},
+        "fpn": {},
+    }[features]
+    convs = r"box_head\.(?:conv)?(\d)\.(?:0\.)?weight$|xconvs\.(\d+)\.weight$|head_conv(\d)_w$"
+    convolutions = [name for name, value in tensors.items() if value.ndim == 4 and re.search(convs, name)]
+    if convolutions:
+        layout |= {"box_head": "conv", "box_head_convs": len(convolutions)}
+    if has(_NORM_IN_FPN) and not has("running_mean"):
+        layout["norm"] = "group_norm"
+    boxes = rows(r"box.?predictor\.bbox_pred\.bias$|^bbox_pred_b$|box\.predictor\.bbox_pred\.bias$")
+    classes = rows(r"predictor\.cls_score\.bias$|^cls_score_b$")
+    layout["class_agnostic_boxes"] = boxes == 4 or (boxes == 8 and classes > 2)
+    return layout
+
+
+def _backbone(state: Mapping[str, Tensor], source: str) -> str:
+    def blocks(stage: str) -> int:
+        start = f"{_BODY}{stage}."
+        return len({name[len(start) :].split(".")[0] for name in state if name.startswith(start)})
+
+    first = state.get(f"{_BODY}layer1.0.conv2.weight")
+    if first is not None:
+        depth, widths = blocks("layer3"), (first.shape[0], first.shape[1])
+        is_basic = f"{_BODY}layer1.0.conv3.weight" not in state
+        found = _BASIC_RESNETS.get(depth) if is_basic else _RESNETS.get((depth, widths))
+    elif any("relative_position" in name for name in state):
+        found = {6: "swin_t"}.get(blocks("features.5"))
+    else:
+        found = _CONVNEXTS.get(blocks("features.5"))
+    if found is None:
+        bodies = ", ".join([*_BASIC_RESNETS.values(), *_RESNETS.values(), *_CONVNEXTS.values(), "swin_t"])
+        raise WeightsError(f"{source}: must have one of these bodies: {bodies}; got one of other depth or width")
+    return found
+
+
+def _heads(state: Mapping[str, Tensor], layout: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of FPN, RPN and heads, from the shapes and the presence of their tensors."""
+    found: dict[str, Any] = {
+        "task": "mask" if any(name.startswith(_MASK) for name in state) else "box",
+        "rpn_convs": 2 if f"{_RPN}conv.1.0.weight" in state else 1,
+    }
+    channels = state[f"{_RPN}conv.0.0.weight"].shape[1]
+    if layout["features"] == "fpn":
+        norm = "backbone.fpn.inner_blocks.0.1."
+        is_batch_norm = f"{norm}running_mean" in state
+        in_heads = "frozen_batch_norm" if is_batch_norm else "group_norm" if f"{norm}weight" in state else "none"
+        found |= {"fpn_channels": channels, "head_norm": in_heads}
+    if layout["features"] != "c4":
+        found["box_head_channels"] = state[f"{_BOX}cls_score.weight"].shape[1]
+        linear = "fc6" if layout.get("box_head", "mlp") == "mlp" else str(layout["box_head_convs"] + 1)
+        inputs = state[f"roi_heads.box_head.{linear}.weight"].shape[1]
+        if layout.get("box_head") == "conv":
+            channels = state["roi_heads.box_head.0.0.weight"].shape[0]
+            found["box_head_conv_channels"] = channels
+        found["box_pool_size"] = math.isqrt(inputs // channels)
+    if found["task"] == "mask":
+        convs = [name for name in state if re.fullmatch(r"roi_heads\.mask_head\.\d\.0\.weight", name)]
+        found["mask_head_convs"] = len(convs)
+        found["mask_head_channels"] = state[f"{_MASK}mask_fcn_logits.weight"].shape[1]
+    return found
