@@ -190,7 +190,7 @@ def _joined(group: Sequence[_View]) -> _View:
     one = best.object | {"bbox": [*boxes[:, :2].min(0).tolist(), *boxes[:, 2:].max(0).tolist()]}
     if "segmentation" in one:
         one["segmentation"] = {"size": list(mask["size"]), "counts": mask["counts"].decode()}
-    return _View(one, mask, any(view.is_cut for view in group), is_joined=True)
+    return _View(one, mask, all(view.is_cut for view in group), is_joined=True)
 
 
 def _without_pieces(views: Sequence[_View]) -> list[_View]:

@@ -112,6 +112,9 @@ def test_a_bar_longer_than_the_overlap_is_joined_by_what_both_tiles_see_of_it() 
     bar = [(1, ellipse(size, 30, 90, 8, 85))]
     (one,) = joined(bar, tile_px=100, overlap=0.2)
     assert one["segmentation"] == rle_of(bar[0][1])
+    tiles = [(tile, seen(bar, tile)) for tile in tiles_of(size, 100, 0.2)]
+    coarse = seen([(1, ellipse(size, 30, 90, 10, 88))], Tile(0, 0, *size))
+    assert join(tiles, coarse, size)[0]["segmentation"] == one["segmentation"], "the finer mask of two"
 
 
 def test_an_object_within_another_stays_whatever_their_classes() -> None:
@@ -125,6 +128,15 @@ def test_an_object_within_another_stays_whatever_their_classes() -> None:
         assert sorted(coco_mask.area(one["segmentation"]) for one in found) == sorted(
             mask.sum() for mask in (outer, inner, large)
         )
+    tiles = [(tile, seen([(1, inner)], tile)) for tile in tiles_of(size, 100, 0.5)]
+    assert len(join(tiles, seen([(1, large)], Tile(0, 0, *size)), size)) == 2, "the whole image shows one of them alone"
+
+
+def test_views_of_two_classes_are_two_objects() -> None:
+    size = (100, 180)
+    first, second = tiles_of(size, 100, 0.2)
+    mask = ellipse(size, 50, 90, 8, 8)
+    assert len(join([(first, seen([(1, mask)], first)), (second, seen([(2, mask)], second))], [], size)) == 2
 
 
 def test_what_a_tile_cuts_off_is_left_out_though_it_was_taken_for_something_smaller() -> None:
