@@ -56,6 +56,7 @@ RUN awk '/^[^ ]/ { kept = /^(setuptools|ninja)==/ } kept' requirements.image.loc
 COPY cuda_ops cuda_ops
 COPY model model
 COPY components components
+COPY maskrcnn maskrcnn
 COPY pipelines pipelines
 COPY recipes recipes
 COPY k8s/job k8s/job

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.config import Config
-from components.params import load_config
+from components.params import build_config, load_config
 from model.errors import UserError
 
 if TYPE_CHECKING:
@@ -89,6 +89,20 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
     """
     args = parse_words(parser, argv)
     return args, load_config(args.params, args.overrides)
+
+
+def read_config(args: argparse.Namespace, overrides: Sequence[str], *, needs_file: bool = True) -> Config:
+    """The configuration of the parameter file that a command line names, or the defaults if it is absent.
+
+    Args:
+        needs_file: an absent file is an error; so is one that was named by --params.
+
+    Raises:
+        ConfigError: if the parameter file or an override cannot be used.
+    """
+    if needs_file or args.params.exists() or args.params != DEFAULT_PARAMS:
+        return load_config(args.params, overrides)
+    return build_config({}, overrides)
 
 
 def parse_words(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -31,7 +31,7 @@ class PredictConfig(Section):
     crop: bool = False  # write each object's part of the image, transparent around its mask
     # Side of tiles for large images, each predicted as an image of its own, beside the whole image. 0: no tiles.
     tile_px: Annotated[int, Field(ge=0)] = 0
-    tile_overlap: Annotated[float, Field(gt=0.0, le=0.9)] = 0.2  # of a tile's side; larger objects may be cut
+    tile_overlap: Annotated[float, Field(gt=0.0, le=0.9)] = 0.2  # part of a tile's side; larger objects may be cut
     batch_size: PositiveInt = 4
     images: PositiveInt = 8  # taken from the val split if no image is named (the DVC stage)
 

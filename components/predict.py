@@ -9,8 +9,8 @@ Folders are searched recursively, without hidden files. Writes a drawing of each
 <train.output_dir>/predictions. Until the end, predictions.part.jsonl has the predictions, a line per image. Boxes are
 (x1, y1, x2, y2) and masks COCO run-length encodings; coordinates are in pixels of the EXIF-rotated image.
 
---weights: coco or coco_v2 (torchvision's), the weights of a detector, a checkpoint, a run's folder, or models:/NAME@ALIAS
-of MLflow. With it, or with the path of a checkpoint, params.yaml may be absent.
+--weights: coco or coco_v2 (torchvision's), the weights of a detector, a checkpoint, a run's folder, or MLflow's
+models:/NAME@ALIAS. With it, or with the path of a checkpoint, params.yaml may be absent.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from components.cli import (
     add_checkpoint,
     parse_words,
     path_argument,
+    read_config,
     stage_parser,
     terminal,
     user_errors,
@@ -33,7 +34,6 @@ from components.cli import (
 from components.config import Config, PredictConfig
 from components.inference.images import described, find_images, input_path
 from components.inference.networks import require_network
-from components.params import build_config, load_config
 from components.runs.result import final_checkpoint
 from model.data.index import CocoIndex
 from model.engine.pointers import POINTERS, require_checkpoint
@@ -154,9 +154,7 @@ def _config(args: argparse.Namespace) -> Config:
             f"{args.params}: no such parameter file, which says where the run is; name a network with --weights (coco "
             "needs no run), or write a parameter file by `maskrcnn recipe shapes_demo`"
         )
-    if needs_file or args.params.exists() or args.params != DEFAULT_PARAMS:
-        return load_config(args.params, overrides)
-    return build_config({}, overrides)
+    return read_config(args, overrides, needs_file=needs_file)
 
 
 if __name__ == "__main__":

@@ -52,6 +52,8 @@ IDLE_CODE = {
         "runs/lock",
         "launch",
         "tracking/outbox",
+        "tracking/registered",  # for models:/ alone
+        "tracking/registry",
         "runs/recipes",
         "runs/result",
         "tracking/tracker",

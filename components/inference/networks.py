@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.config import Config
-from components.params import config_from_dict
 from components.runs.result import final_checkpoint
 from model.config import TORCHVISIONS_DETECTORS, TrainConfig
 from model.engine.pointers import POINTERS, require_checkpoint
@@ -34,8 +33,8 @@ def require_network(word: str) -> None:
         require_checkpoint(path, final_checkpoint(path, TrainConfig()))
         return
     raise UserError(
-        f"--weights: must be {' or '.join(TORCHVISIONS_DETECTORS)}, a file of weights, a checkpoint, a run's folder, or "
-        f"{_REGISTRY}NAME@champion of MLflow, got {word}, which does not exist"
+        f"--weights: must be {' or '.join(TORCHVISIONS_DETECTORS)}, a file of weights, a checkpoint, a run's folder, "
+        f"or {_REGISTRY}NAME@champion of MLflow, got {word}, which does not exist"
     )
 
 
@@ -50,10 +49,10 @@ def load_network(config: Config, word: str, class_names: Sequence[str] = ()) -> 
     Raises:
         UserError: if there is none, or it cannot be fetched or read.
     """
+    from components.inference.detectors import load_detector
     from components.runs.trained import Trained, load_trained
     from model.distributed import pick_device
     from model.engine.checkpoint import is_checkpoint
-    from model.weights.detector import load_detector
 
     if word in POINTERS:
         return load_trained(config, word)
@@ -70,4 +69,4 @@ def load_network(config: Config, word: str, class_names: Sequence[str] = ()) -> 
     if path.is_file() and is_checkpoint(path):
         return load_trained(config, str(path))
     loaded = load_detector(word, pick_device(config.train.device), class_names)
-    return Trained(loaded, config_from_dict(loaded.config, word), word)
+    return Trained.of(loaded, config, word)

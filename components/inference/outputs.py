@@ -1,4 +1,4 @@
-"""What is written of an image's objects: its drawing, masks and crops, and their entries in predictions.json."""
+"""Files of an image's objects: its drawing, masks and crops; and their entries in predictions.json."""
 
 import math
 import shutil

@@ -20,6 +20,14 @@ class Trained:
     config: Config  # the training's, but data paths, data loading and tracking as configured now
     name: str  # the checkpoint's path, below the run's folder where it lies there
 
+    @classmethod
+    def of(cls, loaded: LoadedModel, config: Config, name: str) -> "Trained":
+        """Take up a loaded model, with data paths, data loading and tracking of a configuration."""
+        trained = config_from_dict(loaded.config, str(loaded.path))
+        current = config.loading().model_dump(include={"raw_dir", "prepared_dir", "workers", "timeout_s"})
+        data = trained.data.model_copy(update=current)
+        return cls(loaded, trained.model_copy(update={"data": data, "tracking": config.tracking}), name)
+
 
 def load_trained(config: Config, checkpoint: str) -> Trained:
     """Load a model onto `train.device`; network and image sizes are the checkpoint's own.
@@ -33,12 +41,8 @@ def load_trained(config: Config, checkpoint: str) -> Trained:
     run_dir = config.train.output_dir
     path = require_checkpoint(run_dir, checkpoint)
     loaded = load_model(path, pick_device(config.train.device))
-    trained = config_from_dict(loaded.config, str(path))
-    current = config.loading().model_dump(include={"raw_dir", "prepared_dir", "workers", "timeout_s"})
-    data = trained.data.model_copy(update=current)
     name = path.relative_to(run_dir) if path.is_relative_to(run_dir) else path
-    usable = trained.model_copy(update={"data": data, "tracking": config.tracking})
-    return Trained(loaded, usable, name.as_posix())
+    return Trained.of(loaded, config, name.as_posix())
 
 
 def run_around(folder: Path, run_dir: Path) -> Path:

@@ -41,9 +41,9 @@ class _View:
     """An object as a tile, or several, or the whole image shows it; in the image's pixels."""
 
     object: Object
-    mask: dict[str, Any]  # of the box, if the network has no masks
+    mask: dict[str, Any]  # the box's, if the network has no masks
     is_cut: bool = False  # a tile's edge that is none of the image cuts it
-    is_joined: bool = False  # of several tiles
+    is_joined: bool = False  # several tiles show it
 
 
 def find_objects(
@@ -100,7 +100,7 @@ def join(
         size: the image's.
     """
     groups: list[list[_View]] = []
-    group_of: dict[int, list[_View]] = {}  # by id of a view
+    group_of: dict[int, list[_View]] = {}  # id of a view → its group
     views = [[_view_in_tile(one, tile, size) for one in objects] for tile, objects in found]
     for view in itertools.chain.from_iterable(views):
         group_of[id(view)] = [view]
@@ -155,7 +155,7 @@ def _zone(a: Tile, b: Tile) -> tuple[int, int, int, int] | None:
 def _same(
     ones: Sequence[_View], others: Sequence[_View], zone: tuple[int, int, int, int] | None, size: tuple[int, int]
 ) -> list[tuple[_View, _View]]:
-    """Pairs of views of one object in two tiles: their masks agree in the zone; the best pairs first, each view once."""
+    """Pairs of views of one object in two tiles, whose masks agree in the zone: the best pairs, each view once."""
     if zone is None:
         return []
     pairs = []
@@ -202,7 +202,7 @@ def _is_piece(view: _View, of: _View) -> bool:
     """True if a view is a piece of another, larger one of its class."""
     if view is of or not _may_be_one(view, of):
         return False
-    covered = float(coco_mask.iou([view.mask], [of.mask], [1])[0, 0])  # as for a crowd: of the view's own area
+    covered = float(coco_mask.iou([view.mask], [of.mask], [1])[0, 0])  # the part of the view's own area, as for a crowd
     return covered >= _PIECE and coco_mask.area(of.mask) > coco_mask.area(view.mask)
 
 

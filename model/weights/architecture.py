@@ -26,6 +26,11 @@ _RESNETS = {
 _BASIC_RESNETS = {2: "resnet18", 6: "resnet34"}  # with two convolutions per block
 _CONVNEXTS = {9: "convnext_tiny", 27: "convnext_small"}  # number of blocks of the third stage
 _ANCHORS = {"fpn": 3, "c4": 15, "c5": 15}  # per cell: 3 aspect ratios, of one size or of all 5
+# Settings of C4 and C5 that all published ones have.
+_USUAL: dict[str, dict[str, Any]] = {
+    "c4": {"box_head": "res5", "box_pool_size": 14, "mask_pool_size": 14},
+    "c5": {"res5_dilation": 2},
+}
 _NORM_IN_FPN = r"fpn_(inner|layer)\d\.1\.|fpn_(lateral|output)\d\.norm\.|fpn_.*_gn_|fpn\.(inner|layer)_blocks\.\d\.1\."
 
 
@@ -68,11 +73,7 @@ def _layout(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     has_linear = has(r"box_head\.(fc6|fc1)\.|feature_extractor\.fc6\.|^fc6_w$")
     features = "fpn" if has("fpn") else "c5" if has_linear else "c4"
     layout: dict[str, Any] = {"weights": "none", "features": features}
-    layout |= {  # of C4 and C5 as in all published ones
-        "c4": {"box_head": "res5", "box_pool_size": 14, "mask_pool_size": 14},
-        "c5": {"res5_dilation": 2},
-        "fpn": {},
-    }[features]
+    layout |= _USUAL.get(features, {})
     convs = r"box_head\.(?:conv)?(\d)\.(?:0\.)?weight$|xconvs\.(\d+)\.weight$|head_conv(\d)_w$"
     convolutions = [name for name, value in tensors.items() if value.ndim == 4 and re.search(convs, name)]
     if convolutions:

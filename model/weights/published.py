@@ -16,7 +16,7 @@ from model.config import ModelConfig
 from model.weights.file import WeightsError
 
 _BASE = "https://download.pytorch.org/models/"
-# By COCO's ids, which have gaps. Row 0 of the predictors is the background, and 11 of 91 rows belong to no class.
+# Keys are COCO's ids, which have gaps: of the predictors' 91 rows, row 0 is the background, and 10 belong to no class.
 COCO_CLASSES = {
     1: "person", 2: "bicycle", 3: "car", 4: "motorcycle", 5: "airplane", 6: "bus", 7: "train", 8: "truck", 9: "boat",
     10: "traffic light", 11: "fire hydrant", 13: "stop sign", 14: "parking meter", 15: "bench", 16: "bird", 17: "cat",
@@ -30,7 +30,7 @@ COCO_CLASSES = {
     77: "cell phone", 78: "microwave", 79: "oven", 80: "toaster", 81: "sink", 82: "refrigerator", 84: "book",
     85: "clock", 86: "vase", 87: "scissors", 88: "teddy bear", 89: "hair drier", 90: "toothbrush",
 }  # fmt: skip
-COCO_ROWS = 91  # of torchvision's predictors, the background's included
+COCO_ROWS = 91  # rows of torchvision's predictors
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import tracemalloc
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -17,6 +19,8 @@ from components import predict
 from components.config import Config
 from components.inference.entries import entries_in
 from components.params import save_config
+from model.engine.checkpoint import read_checkpoint
+from model.engine.pointers import last_checkpoint
 from model.errors import UserError
 
 
@@ -236,3 +240,141 @@ def test_path_without_images_is_an_error(config: Config, tmp_path: Path, name: s
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=message):
         predict.run(config, [tmp_path / name])
+
+
+def weights_file(config: Config, path: Path) -> Path:
+    """The weights of the run's checkpoint alone."""
+    checkpoint = last_checkpoint(config.train.output_dir)
+    assert checkpoint is not None
+    torch.save(read_checkpoint(checkpoint)["model"], path)
+    return path
+
+
+def test_in_an_empty_folder_weights_and_an_image_are_enough(
+    config: Config, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = weights_file(config, tmp_path / "weights.pth")
+    checkpoint = last_checkpoint(config.train.output_dir)
+    for words in (
+        ["--weights", str(weights)],
+        ["--weights", str(config.train.output_dir)],
+        ["--checkpoint", str(checkpoint)],
+    ):
+        predict.main([str(photo), *words, "--threshold", "0", "--output", "out"])
+        found = document(tmp_path / "out")
+        assert found["images"][0]["detections"], words
+        assert "objects with a score of 0 or more in 1 images: out" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "weights.pth"]
+
+
+def test_without_parameter_file_and_weights_the_error_names_both(
+    photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words, says in (
+        ([], r"params\.yaml: no such parameter file.*--weights \(coco needs no run\)"),
+        (["--checkpoint", "best"], r"params\.yaml: no such parameter file"),
+        (["--weights", "coco", "--params", "other.yaml"], r"other\.yaml: no such parameter file"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            predict.main([str(photo), *words])
+        assert end.value.code == 2
+        assert re.search(says, capsys.readouterr().err), words
+    with pytest.raises(UserError, match="--weights: must be used with images, got none"):
+        predict.run(Config(), weights="coco")
+
+
+def with_settings(config: Config, **settings: Any) -> Config:
+    return config.model_copy(update={"predict": config.predict.model_copy(update=settings)})
+
+
+def test_masks_are_the_same_in_each_form(config: Config, photo: Path, tmp_path: Path) -> None:
+    forms = {}
+    for masks in ("rle", "polygons", "png"):
+        predict.run(with_settings(config, masks=masks), [photo], output=tmp_path / masks)
+        (forms[masks],) = document(tmp_path / masks)["images"]
+    height, width = forms["rle"]["size"]
+    drawing = forms["png"]["drawing"]
+    assert len(list((tmp_path / "png" / f"{drawing}.masks").iterdir())) == len(forms["rle"]["detections"]) > 3
+    for number, (rle, polygons, png) in enumerate(
+        zip(*(form["detections"] for form in forms.values()), strict=True), 1
+    ):
+        expected = coco_mask.decode(rle["segmentation"])
+        parts = coco_mask.frPyObjects(polygons["segmentation"], height, width) if polygons["segmentation"] else []
+        assert (coco_mask.decode(coco_mask.merge(parts)) == expected).all() if parts else not expected.any()
+        assert png["mask"] == f"{drawing}.masks/{number:03}.png"
+        assert (np.asarray(Image.open(tmp_path / "png" / png["mask"])) == 255 * expected).all()
+        assert "segmentation" not in png
+        assert rle["category_id"] == polygons["category_id"]
+
+
+def test_crops_show_each_object_alone_and_those_of_an_earlier_call_go(
+    config: Config, photo: Path, tmp_path: Path
+) -> None:
+    predict.run(with_settings(config, crop=True), [photo], output=tmp_path)
+    (image,) = document(tmp_path)["images"]
+    pixels = np.asarray(Image.open(photo).convert("RGB"))
+    one = image["detections"][0]
+    crop = np.asarray(Image.open(tmp_path / one["crop"]))
+    x1, y1 = (int(value) for value in one["bbox"][:2])
+    mask = coco_mask.decode(one["segmentation"])[y1 : y1 + crop.shape[0], x1 : x1 + crop.shape[1]]
+    assert (crop[..., 3] == 255 * mask).all()
+    assert (crop[..., :3] == pixels[y1 : y1 + crop.shape[0], x1 : x1 + crop.shape[1]]).all()
+    scores = [found["score"] for found in image["detections"]]
+    predict.run(with_settings(config, crop=True, score_threshold=scores[1]), [photo], output=tmp_path)
+    assert len(list((tmp_path / one["crop"]).parent.iterdir())) == sum(score >= scores[1] for score in scores)
+
+
+def test_only_classes_that_were_asked_for_are_written(
+    config: Config, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predict.run(config, [photo], output=tmp_path / "all")
+    everything = document(tmp_path / "all")["images"][0]["detections"]
+    wanted = everything[0]["class"]
+    assert any(one["class"] != wanted for one in everything)
+    save_config(config, tmp_path / "params.yaml")
+    words = ["--params", str(tmp_path / "params.yaml"), "--output", str(tmp_path / "some"), str(photo)]
+    predict.main([*words, "--classes", f" {wanted} "])
+    assert document(tmp_path / "some")["images"][0]["detections"] == [
+        one for one in everything if one["class"] == wanted
+    ]
+    with pytest.raises(SystemExit):
+        predict.main([*words, "--classes", f"{wanted},{wanted}x"])
+    assert f"classes: must be classes of this network, got {wanted}x; did you mean {wanted}?" in capsys.readouterr().err
+
+
+def test_a_large_image_is_predicted_in_tiles_too(config: Config, photo: Path, tmp_path: Path) -> None:
+    """Nine photos in one: each is seen as large as if it were alone."""
+    Image.fromarray(np.tile(np.asarray(Image.open(photo).convert("RGB")), (3, 3, 1))).save(tmp_path / "large.png")
+    predict.run(config, [tmp_path / "large.png"], output=tmp_path / "whole")
+    height, width = np.asarray(Image.open(photo)).shape[:2]
+    predict.run(with_settings(config, tile_px=max(height, width)), [tmp_path / "large.png"], output=tmp_path / "tiles")
+    whole, tiles = (document(tmp_path / name)["images"][0]["detections"] for name in ("whole", "tiles"))
+    assert len(tiles) > len(whole)
+    assert all(one["segmentation"]["size"] == [3 * height, 3 * width] for one in tiles)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--threshold", "7"], r"override 'predict\.score_threshold=7'"),
+        (["--masks", "jpg"], r"override 'predict\.masks=jpg'"),
+        (["--tile", "-1"], r"override 'predict\.tile_px=-1'"),
+        (["--tile", "512", "--overlap", "0"], r"override 'predict\.tile_overlap=0'"),
+    ],
+)
+def test_an_option_out_of_range_is_named(
+    words: list[str],
+    says: str,
+    photo: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        predict.main([str(photo), "--weights", "coco", *words])
+    assert end.value.code == 2
+    assert re.search(says, capsys.readouterr().err)
+    assert not (tmp_path / "predictions").exists()

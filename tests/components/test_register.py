@@ -386,3 +386,20 @@ def test_a_server_of_the_model_answers_as_predict_does(config: Config, tmp_path:
                 ask(address, body)
             assert refused.value.code == 400
             assert why in refused.value.read().decode()
+
+
+def test_predict_takes_a_registered_model_by_its_name(
+    registered: tuple[Config, RegisterResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, result = registered
+    monkeypatch.chdir(tmp_path)
+    tracking = f"tracking.uri={config.tracking.uri}"
+    image = val_images(config)[0]
+    for word in (f"models:/maskrcnn@{CHAMPION}", result.model_uri):
+        predict.main([str(image), "--weights", word, "--threshold", "0", "--output", str(tmp_path / "out"), tracking])
+        document = json.loads((tmp_path / "out" / "predictions.json").read_text())
+        assert document["checkpoint"] == word
+        assert document["images"][0]["detections"] == predicted(config, [image], tmp_path / "expected")[0]["detections"]
+    for word, says in (("models:/maskrcnn@nobody", "nobody"), ("models:/nothing/1", "nothing")):
+        with pytest.raises(TrackingError, match=f"MLflow at .*{says}"):
+            predict.run(config, [image], weights=word, output=tmp_path / "out")

@@ -1,6 +1,7 @@
 """Objects as people take them: in pixels of their own image, by the name of their class, whatever its id in COCO."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,3 +129,18 @@ def test_objects_have_the_label_of_their_category_and_both_corners_of_their_box(
     named = objects_of(results, masks, (1, 17, 18, 90), ("person", "cat", "dog", "toothbrush"))
     assert [one["class"] for one in named] == ["dog", "toothbrush", "cat"]
     assert [{key: value for key, value in one.items() if key != "class"} for one in named] == found
+
+
+def test_the_threshold_of_a_call_holds_also_below_that_of_the_network_which_keeps_its_own(
+    network: MaskRCNN, images: dict[int, Pixels], tiny_config: Callable[..., ModelConfig]
+) -> None:
+    strict = MaskRCNN(tiny_config(score_threshold=0.9, detections_per_image=40), len(NAMES)).eval()
+    strict.load_state_dict(network.state_dict())
+    options: dict[str, Any] = {"batch_size": 1, "score_threshold": 0.01}
+    (expected, found) = (
+        dict(Predictor(one, DATA, "float32", NAMES, IDS).objects(images.items(), **options))
+        for one in (network, strict)
+    )
+    assert found == expected
+    assert all(found.values())
+    assert strict.roi_heads.config.score_threshold == 0.9

@@ -1,7 +1,6 @@
 """Detectors that torchvision publishes: constants of ours against its own, and what fetching does."""
 
 import hashlib
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,10 +72,9 @@ def test_without_a_network_the_error_says_which_file_goes_where(
     with pytest.raises(WeightsError) as caught:
         fetch(absent)
     place = tmp_path / "hub" / "checkpoints" / "net-89abcdef.pth"
-    assert re.search(
-        rf"Net_Weights.V1: cannot be fetched from file:.*net-89abcdef.pth .*SHA-256 begins with 89abcdef\) and put it at {place}",
-        str(caught.value),
-    )
+    message = str(caught.value)
+    assert message.startswith("Net_Weights.V1: cannot be fetched from file:")
+    assert f"(its SHA-256 begins with 89abcdef) and put it at {place}, or" in message
     place.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"w": torch.ones(2)}, place)
     assert fetch(absent)["w"].tolist() == [1, 1]

@@ -1,6 +1,5 @@
 """Detectors to predict with, of weights alone."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,14 +7,15 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_fpn, maskrcnn_resnet50_fpn
 
+from components.inference.detectors import load_detector
 from model.config import ModelConfig
 from model.network.layers import FrozenBatchNorm2d
 from model.network.mask_rcnn import MaskRCNN
-from model.weights.detector import load_detector
 from model.weights.file import WeightsError
 from model.weights.published import COCO_CLASSES, published_detector
 
 CPU = torch.device("cpu")
+SMALL = ModelConfig(backbone="resnet18", weights="none", fpn_channels=32, box_head_channels=32, mask_head_channels=32)
 SCORES, BOXES = "roi_heads.box_predictor.cls_score.bias", "roi_heads.box_predictor.bbox_pred.bias"
 
 
@@ -47,13 +47,13 @@ def test_coco_is_torchvisions_file_with_the_rows_of_its_80_classes(
 
 
 def test_a_file_of_91_rows_is_cocos_and_one_of_other_classes_gets_names(
-    torchvisions: dict[str, Tensor], tmp_path: Path, tiny_config: Callable[..., ModelConfig]
+    torchvisions: dict[str, Tensor], tmp_path: Path
 ) -> None:
     torch.save(torchvisions, tmp_path / "coco.pth")
     loaded = load_detector(str(tmp_path / "coco.pth"), CPU)
     assert loaded.model.state_dict()[SCORES].tolist() == [0, *COCO_CLASSES]
     assert loaded.class_names[-1] == "toothbrush"
-    torch.save(MaskRCNN(tiny_config(), 3).state_dict(), tmp_path / "own.pth")
+    torch.save(MaskRCNN(SMALL, 3).state_dict(), tmp_path / "own.pth")
     assert load_detector(str(tmp_path / "own.pth"), CPU).class_names == ("class 1", "class 2", "class 3")
     assert load_detector(str(tmp_path / "own.pth"), CPU, ["nut", "bolt", "screw"]).class_names == (
         "nut",
@@ -64,10 +64,8 @@ def test_a_file_of_91_rows_is_cocos_and_one_of_other_classes_gets_names(
         load_detector(str(tmp_path / "own.pth"), CPU, ["nut"])
 
 
-def test_eighty_classes_are_cocos_in_the_order_of_their_ids(
-    tmp_path: Path, tiny_config: Callable[..., ModelConfig]
-) -> None:
-    torch.save(MaskRCNN(tiny_config(), 80).state_dict(), tmp_path / "eighty.pth")
+def test_eighty_classes_are_cocos_in_the_order_of_their_ids(tmp_path: Path) -> None:
+    torch.save(MaskRCNN(SMALL, 80).state_dict(), tmp_path / "eighty.pth")
     loaded = load_detector(str(tmp_path / "eighty.pth"), CPU)
     assert (loaded.class_names[11], loaded.category_ids[11]) == ("stop sign", 13)
 

@@ -1,0 +1,231 @@
+"""The Python door: networks by word, images of any form, and what is found in other tools' forms."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+import maskrcnn
+from model.config import DataConfig, ModelConfig, TrainConfig
+from model.errors import UserError
+from model.network.mask_rcnn import MaskRCNN
+
+CLASSES = ("nut", "bolt", "screw")
+SMALL = {"fpn_channels": 32, "box_head_channels": 32, "mask_head_channels": 32, "mask_head_convs": 1}
+DATA = DataConfig(
+    min_sizes_px=(64,), max_size_px=96, eval_min_size_px=64, eval_max_size_px=96, buckets=((64, 96), (96, 64))
+)
+
+
+def checkpoint(path: Path, **changes: Any) -> Path:
+    """A checkpoint of an untrained network, unsure of all classes."""
+    config = ModelConfig(
+        backbone="resnet18", weights="none", norm="group_norm", detections_per_image=20, **SMALL, **changes
+    )
+    sections = {"model": config, "data": DATA, "train": TrainConfig()}
+    torch.manual_seed(0)
+    state = {
+        "model": MaskRCNN(config, len(CLASSES)).state_dict(),
+        "config": {name: section.model_dump(mode="json") for name, section in sections.items()},
+        "class_names": list(CLASSES),
+        "category_ids": [3, 5, 8],
+        "step": 1,
+        "data_hash": "",
+    }
+    torch.save(state, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> maskrcnn.Model:
+    return maskrcnn.load(checkpoint(tmp_path_factory.mktemp("python") / "net.pt"), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def pixels() -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (80, 120, 3), dtype=np.uint8)
+
+
+def same(one: maskrcnn.Found, other: maskrcnn.Found) -> bool:
+    return list(one) == list(other) and (one.pixels == other.pixels).all()
+
+
+def test_an_image_may_be_given_in_any_form(model: maskrcnn.Model, pixels: NDArray[np.uint8], tmp_path: Path) -> None:
+    Image.fromarray(pixels).save(path := tmp_path / "image.png")
+    found = model(pixels, threshold=0.0)
+    assert len(found) == 20
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    for image in (str(path), path, path.read_bytes(), Image.open(path), tensor, tensor / 255):
+        assert same(model(image, threshold=0.0), found), type(image)
+    gray = pixels[..., 0]
+    assert same(model(gray, threshold=0.0), model(np.stack([gray] * 3, axis=2), threshold=0.0))
+
+
+def test_a_turned_photo_is_upright_as_a_file_and_as_a_picture(
+    model: maskrcnn.Model, pixels: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(path := tmp_path / "turned.png", exif=exif)
+    assert model(path).size == model(Image.open(path)).size == (120, 80)
+
+
+def test_a_list_gives_a_list_in_its_order_and_a_stream_takes_images_as_it_goes(
+    model: maskrcnn.Model, pixels: NDArray[np.uint8]
+) -> None:
+    images = [np.roll(pixels if i % 3 else pixels.transpose(1, 0, 2), i, axis=0) for i in range(7)]
+    alone = [model(image, threshold=0.0) for image in images]
+    found = model(images, threshold=0.0, batch_size=2)
+    assert [one.size for one in found] == [image.shape[:2] for image in images]
+    for one, other in zip(found, alone, strict=True):
+        assert np.allclose(one.boxes, other.boxes, atol=0.01)
+    taken: list[int] = []
+    stream = model.stream((taken.append(i) or image for i, image in enumerate(images)), batch_size=1)
+    next(stream)
+    assert len(taken) < 10
+    assert len(list(stream)) == 6
+    assert model([]) == []
+
+
+def test_an_instance_has_its_mask_in_each_form(model: maskrcnn.Model, pixels: NDArray[np.uint8]) -> None:
+    found = model(pixels, threshold=0.0)
+    assert found.masks is not None
+    assert found.masks.shape == (20, 80, 120)
+    assert found.boxes.shape == (20, 4)
+    assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
+    for one, mask in zip(found, found.masks, strict=True):
+        assert one.label == CLASSES[one.class_index]
+        assert one.category_id == (3, 5, 8)[one.class_index]
+        assert (one.mask == mask).all()
+        parts = [polygon.ravel().tolist() for polygon in one.polygons or []]
+        assert not parts or (coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(parts, 80, 120))) == mask).all()
+        assert bool(parts) == mask.any()
+
+
+def test_results_in_cocos_format_are_those_of_pycocotools(model: maskrcnn.Model, pixels: NDArray[np.uint8]) -> None:
+    found = model(pixels, threshold=0.0)
+    for one, result in zip(found, found.to_coco(image_id=17), strict=True):
+        x1, y1, x2, y2 = one.box
+        assert result == {
+            "image_id": 17, "category_id": one.category_id, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": one.score,
+            "segmentation": one.rle,
+        }  # fmt: skip
+
+
+def test_classes_threshold_and_tiles_choose_what_is_found(model: maskrcnn.Model, pixels: NDArray[np.uint8]) -> None:
+    found = model(pixels, threshold=0.0)
+    label = found[0].label
+    assert list(model(pixels, threshold=0.0, classes=[label])) == [one for one in found if one.label == label]
+    sure = float(np.sort(found.scores)[-5])
+    assert len(model(pixels, threshold=sure)) == 5
+    assert len(model(np.tile(pixels, (3, 3, 1)), threshold=0.0, tile=120)) > 20
+
+
+def test_a_network_without_masks_has_boxes_alone(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
+    found = maskrcnn.load(checkpoint(tmp_path / "net.pt", task="box"))(pixels, threshold=0.0)
+    assert len(found) > 0
+    assert (found.masks, found[0].mask, found[0].polygons, found[0].rle) == (None, None, None, None)
+    assert "segmentation" not in found.to_coco()[0]
+    assert found.draw().size == (600, 400)
+
+
+def test_nothing_found_has_empty_arrays(model: maskrcnn.Model, pixels: NDArray[np.uint8]) -> None:
+    found = model(pixels, threshold=1.0)
+    assert (len(found), found.boxes.shape, found.to_coco()) == (0, (0, 4), [])
+    assert found.masks is not None
+    assert found.masks.shape == (0, 80, 120)
+    assert repr(found) == "<nothing in 120 × 80 px>"
+
+
+def test_a_drawing_and_a_slice_show_what_they_hold(model: maskrcnn.Model, pixels: NDArray[np.uint8]) -> None:
+    found = model(pixels, threshold=0.0)
+    first = found[:1]
+    assert len(first) == 1
+    assert repr(first) == f"<1 {found[0].label} in 120 × 80 px>"
+    plain = np.asarray(model(pixels, threshold=1.0).draw())
+    assert (np.asarray(first.draw()) != plain).any()
+
+
+def test_supervision_gets_what_was_found(
+    model: maskrcnn.Model, pixels: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A class with the fields of supervision's Detections stands for it where it is not installed."""
+    try:
+        import supervision  # noqa: F401
+    except ImportError:
+        stand_in = ModuleType("supervision")
+        stand_in.Detections = lambda **fields: type("Detections", (), fields)  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "supervision", stand_in)
+    found = model(pixels, threshold=0.0)
+    detections = found.to_supervision()
+    assert np.allclose(detections.xyxy, found.boxes)
+    assert (detections.mask == found.masks).all()
+    assert detections.class_id.tolist() == [one.class_index for one in found]
+    assert detections.data["class_name"].tolist() == found.labels
+
+
+@pytest.mark.parametrize(
+    ("image", "says"),
+    [
+        (np.zeros((4, 5, 4), np.uint8), r"\[height, width, 3\] or \[height, width\] uint8, RGB, got \[4, 5, 4\] uint8"),
+        (np.zeros((4, 5, 3), np.float32), "uint8, RGB, got .* float32"),
+        (np.zeros((0, 5, 3), np.uint8), r"got \[0, 5, 3\]"),
+        (torch.zeros(4, 5, 3), r"\[3, height, width\]"),
+        (torch.full((3, 4, 5), 2.0), "values from 0 to 1, got 2 to 2"),
+        (torch.full((3, 4, 5), float("nan")), "values from 0 to 1, got nan"),
+        (torch.zeros(3, 4, 5, dtype=torch.int64), "uint8 or float"),
+        (None, "got NoneType"),
+    ],
+)
+def test_what_is_no_image_is_refused(model: maskrcnn.Model, image: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        model(image)
+
+
+def test_what_cannot_be_read_is_named(model: maskrcnn.Model, tmp_path: Path) -> None:
+    (tmp_path / "notes.jpg").write_text("no image")
+    for image, says in (
+        (tmp_path / "notes.jpg", r"notes\.jpg: must be an image, but"),
+        (tmp_path / "absent.jpg", r"absent\.jpg: must be an image, but does not exist"),
+        ("https://example.org/cat.jpg", "URLs are not fetched"),
+        (b"no image", "images: must be the bytes of an image file, but"),
+    ):
+        with pytest.raises(UserError, match=says):
+            model(image)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("threshold", 1.5), ("tile", -1), ("overlap", 0.0), ("overlap", 1.0), ("batch_size", 0)]
+)
+def test_an_option_out_of_range_is_refused(
+    model: maskrcnn.Model, pixels: NDArray[np.uint8], option: str, value: float
+) -> None:
+    with pytest.raises(ValueError, match=f"^{option}: must be .*, got {value}$"):
+        model(pixels, **{option: value})  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="classes: must be classes of this network, got nutt; did you mean nut"):
+        model(pixels, classes=["nutt"])
+
+
+def test_to_import_it_needs_no_torch() -> None:
+    code = "import sys, maskrcnn; print(*{'torch', 'mlflow', 'components'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert done.stdout.split() == []
+
+
+def test_defaults_are_those_of_the_command() -> None:
+    from components.config import PredictConfig
+
+    settings = PredictConfig()
+    defaults = maskrcnn.Model.stream.__kwdefaults__
+    assert defaults == {
+        "threshold": settings.score_threshold, "classes": settings.classes, "tile": settings.tile_px,
+        "overlap": settings.tile_overlap, "batch_size": settings.batch_size,
+    }  # fmt: skip
