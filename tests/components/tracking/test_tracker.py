@@ -106,7 +106,7 @@ def test_lines_logged_together_travel_together(tmp_path: Path, database: str, mo
     with open_tracker(config_for(database), run_dir=tmp_path / "run") as tracker:
         for step in range(1, 1002):
             tracker.log_metrics({"loss/a": step, "loss/b": -step}, step)
-    assert len(calls) < 10
+    assert len(calls) < 50, "not one for each step"
     run = run_of(tmp_path / "run", database)
     assert history(run, database, "loss/b") == [(step, -step) for step in range(1, 1002)]
 
