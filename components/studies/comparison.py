@@ -1,4 +1,7 @@
-"""Comparison of two studies: parameters that differ, and every score's difference with its interval and p value."""
+"""Comparison of two studies: parameters that differ, and every score's difference with its interval and p value.
+
+Two single runs have intervals over the images of the split instead, without p values.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -7,9 +10,10 @@ from typing import Any
 from components.runs.identity import differences_of_descriptions
 from components.runs.result import Result
 from components.studies.comparison_text import sentences
+from components.studies.image_bootstrap import RESAMPLES, Interval, image_intervals
 from components.studies.intervals import CONFIDENCE, paired_difference, welch_difference
 from components.studies.tables import report_of
-from model.scoring.names import IOU_TYPES
+from model.scoring.names import IOU_TYPES, IouType
 
 Study = dict[str, Any]  # content of stability.json
 
@@ -19,15 +23,25 @@ def study_of(found: Study | Result) -> Study:
     return report_of([found], date="") if isinstance(found, Result) else found
 
 
-def compare(before: tuple[str, Study], after: tuple[str, Study]) -> dict[str, Any]:
-    """Compare two studies, each with its name; components/compare.py has the keys."""
-    (name, one), (other_name, other) = before, after
-    method = _method(one["seeds"], other["seeds"])
+def compare(before: tuple[str, Study | Result], after: tuple[str, Study | Result]) -> dict[str, Any]:
+    """Compare two studies or runs, each with its name; components/compare.py has the keys.
+
+    Raises:
+        UserError: if the kept results of a run are not those that its evaluation.json scores.
+    """
+    (name, found), (other_name, other_found) = before, after
+    one, other = study_of(found), study_of(other_found)
+    over_images: dict[IouType, dict[str, Interval]] = {}
+    reason = ""
+    if isinstance(found, Result) and isinstance(other_found, Result):
+        over_images, reason = image_intervals(found, other_found)
+    method = "images" if over_images else _method(one["seeds"], other["seeds"])
     comparison: dict[str, Any] = {
         "before": {"name": name, "seeds": one["seeds"]},
         "after": {"name": other_name, "seeds": other["seeds"]},
         "method": method,
         "confidence": CONFIDENCE,
+        **({"resamples": RESAMPLES} if over_images else {}),
         "images": one["images"],
         "parameters": differences_of_descriptions([one["config"], other["config"]]),
         "same_training_data": one.get("train_data_hash") == other.get("train_data_hash"),
@@ -37,7 +51,10 @@ def compare(before: tuple[str, Study], after: tuple[str, Study]) -> dict[str, An
             comparison[iou_type] = {
                 score: _score(one[iou_type][score], other[iou_type][score], method) for score in one[iou_type]
             }
-    return comparison | {"sentences": sentences(comparison)}
+            for score, interval in over_images.get(iou_type, {}).items():
+                comparison[iou_type][score]["interval"] = interval
+    missing = [f"No interval over the images either: {reason}."] if reason else []
+    return comparison | {"sentences": sentences(comparison) + missing}
 
 
 def _method(seeds: Sequence[int], other_seeds: Sequence[int]) -> str:
