@@ -122,7 +122,7 @@ def write_label_errors(
     results: Results,
     count: int,
 ) -> None:
-    """Draw up to `count` label errors into <rank>_<image id>.jpg: ground truth, and the detection that contradicts it."""
+    """Draw up to `count` label errors into <rank>_<image id>.jpg: ground truth, and the suspicious detection."""
     folder.mkdir()
     indices = {int(image_id): i for i, image_id in enumerate(index.image_ids)}
     for rank, error in enumerate(analysis["label_errors"]["likeliest"][:count], 1):

@@ -128,22 +128,19 @@ def best_thresholds(checkpoint: Path, run_dir: Path | None = None) -> Thresholds
         ResultError: if it was not evaluated, or another checkpoint was after it, or there is no hit to choose by.
     """
     folder = checkpoint.resolve().parent.parent if run_dir is None else run_dir
+    path = folder / ANALYSIS_FILE
     again = f"run `maskrcnn evaluate train.output_dir={folder} --checkpoint {checkpoint}`"
-    if not (folder / ANALYSIS_FILE).is_file():
-        raise ResultError(
-            f"{folder / ANALYSIS_FILE}: must have the best thresholds of {checkpoint}, but is not there; {again}"
-        )
+    if not path.is_file():
+        raise ResultError(f"{path}: must have the best thresholds of {checkpoint}, but is not there; {again}")
     analysis = read_analysis(folder)
     if (folder / analysis["checkpoint"]).resolve() != checkpoint.resolve():
-        raise ResultError(
-            f"{folder / ANALYSIS_FILE}: must be of {checkpoint}, got the thresholds of {analysis['checkpoint']}; {again}"
-        )
+        raise ResultError(f"{path}: must be of {checkpoint}, got the thresholds of {analysis['checkpoint']}; {again}")
     best = analysis.get("best")
     of_all = best and best["all"]["threshold"]
     if best is None or of_all is None:
         raise ResultError(
-            f"{folder / ANALYSIS_FILE}: must have a best threshold, got none: it needs hotcoco, annotated images, masks or "
-            f"boxes of classes, and a detection that hits; then {again}, or give a threshold as a number"
+            f"{path}: must have a best threshold, got none; it needs hotcoco, annotated images, model.task mask or "
+            f"box, and a detection that hits. Give a threshold as a number, or {again}"
         )
     found = {name: point["threshold"] for name, point in best["per_class"].items()}
     return Thresholds(of_all, {name: of_all if one is None else one for name, one in found.items()})

@@ -53,8 +53,7 @@ def compare(before: tuple[str, Study | Result], after: tuple[str, Study | Result
             }
             for score, interval in over_images.get(iou_type, {}).items():
                 comparison[iou_type][score]["interval"] = interval
-    missing = [f"No interval over the images either: {reason}."] if reason else []
-    return comparison | {"sentences": sentences(comparison) + missing}
+    return comparison | {"sentences": sentences(comparison, reason)}
 
 
 def _method(seeds: Sequence[int], other_seeds: Sequence[int]) -> str:

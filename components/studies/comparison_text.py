@@ -55,9 +55,15 @@ def score_table(comparison: dict[str, Any]) -> Table:
     return table
 
 
-def sentences(comparison: dict[str, Any]) -> list[str]:
-    """Verdicts on the AP of boxes and of masks, and caveats."""
+def sentences(comparison: dict[str, Any], reason: str = "") -> list[str]:
+    """Verdicts on the AP of boxes and of masks, and caveats.
+
+    Args:
+        reason: why two single runs have no interval over the images.
+    """
     lines = [_verdict(comparison, iou_type) for iou_type in IOU_TYPES if iou_type in comparison]
+    if reason:
+        lines.append(f"No interval over the images: {reason}.")
     if comparison["method"] == "images":
         lines.append(_OVER_IMAGES.format(images=comparison["images"], resamples=comparison["resamples"]))
     elif comparison["method"] == "none":

@@ -5,6 +5,7 @@ tell: for that, studies of several seeds are compared.
 Source: Efron (1979), Annals of Statistics 7(1); percentile intervals.
 """
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from rich.progress import track
 
-from components.runs.files import RunData, read_run
-from components.runs.result import Result
+from components.runs.files import prepared_splits
+from components.runs.result import Result, ap_of
 from components.studies.intervals import CONFIDENCE
+from model.data.index import CocoIndex
 from model.errors import UserError
 from model.files import read_json
 from model.scoring.bootstrap import match_images, resampled_ap
@@ -41,11 +43,15 @@ def image_intervals(before: Result, after: Result) -> tuple[dict[IouType, dict[s
     Raises:
         UserError: if a run's results are not those of its evaluation.json.
     """
-    runs = read_run(before.run_dir), read_run(after.run_dir)
-    iou_types = [one for one in IOU_TYPES if all(one in run.scores for run in runs)]
-    if reason := _reason(runs, iou_types):
-        return {}, reason
-    index = next(run.index for run in runs if run.index is not None)
+    runs = before, after
+    iou_types = [one for one in IOU_TYPES if all(one in ap_of(run.evaluation) for run in runs)]
+    for path in (_results_path(run, iou_type) for run in runs for iou_type in iou_types):
+        if not path.is_file():
+            return {}, f"{path} is not there; `maskrcnn evaluate` writes it"
+    index = next((index for run in runs if (index := _evaluated(run))), None)
+    if index is None:
+        places = " and ".join(dict.fromkeys(str(run.config.data.prepared_dir) for run in runs))
+        return {}, f"the evaluated images are not those in {places}; compare where the data are"
     ground_truth = load_ground_truth(index.ground_truth_path)
     images = len(ground_truth.imgs)
     counts = np.random.default_rng(_SEED).multinomial(images, np.full(images, 1 / images), size=RESAMPLES)
@@ -61,29 +67,25 @@ def image_intervals(before: Result, after: Result) -> tuple[dict[IouType, dict[s
     return {iou_type: _intervals(two - one) for iou_type, (one, two) in pairs.items()}, ""
 
 
-def _reason(runs: tuple[RunData, RunData], iou_types: list[IouType]) -> str:
-    """Why there can be no intervals; empty if there can."""
-    for run in runs:
-        for iou_type in iou_types:
-            if run.inference_path(iou_type) is None:
-                return f"{run.run_dir / 'inference'} has no {iou_type}.json; `maskrcnn evaluate` writes it"
-    if all(run.index is None for run in runs):
-        places = " and ".join(dict.fromkeys(str(run.config.get("data.prepared_dir")) for run in runs))
-        return f"the evaluated data are not in {places}; compare where they are"
-    return ""
+def _results_path(run: Result, iou_type: IouType) -> Path:
+    return run.run_dir / "inference" / f"{iou_type}.json"
 
 
-def _resampled(run: RunData, iou_type: IouType, ground_truth: COCO, counts: NDArray[np.int64]) -> Floats:
+def _evaluated(run: Result) -> CocoIndex | None:
+    """The prepared split that a run was evaluated on, if it is there."""
+    splits = prepared_splits(run.config.data.prepared_dir, run.config.evaluate.split)
+    return next((one for one in splits.values() if one.data_hash == run.evaluation["data_hash"]), None)
+
+
+def _resampled(run: Result, iou_type: IouType, ground_truth: COCO, counts: NDArray[np.int64]) -> Floats:
     """AP of a run in each resample, at each IoU threshold."""
-    path, evaluation = run.inference_path(iou_type), run.evaluation
-    assert path is not None
-    assert evaluation is not None
+    path, evaluation = _results_path(run, iou_type), run.evaluation
     results: list[dict[str, Any]] = read_json(path, list[dict[str, Any]], "`maskrcnn evaluate` writes it anew")
     limit = evaluation.get("max_detections") or COCO_MAX_DETECTIONS
     matches = match_images(ground_truth, results, iou_type, limit)
     ap = float(resampled_ap(matches, np.ones((1, counts.shape[1]), dtype=np.int64)).mean())
     expected = evaluation[iou_type]["AP"]
-    if expected is None or abs(ap - expected) > _TOLERANCE:
+    if abs(ap - expected) > _TOLERANCE:
         raise UserError(
             f"{path}: must be the results that evaluation.json scores, with AP {expected}, got AP {ap}; run `maskrcnn "
             f"evaluate train.output_dir={run.run_dir}` again"

@@ -1,7 +1,7 @@
 """AP of resamples of a split's images: each image counts as often as it was drawn.
 
-AP is computed anew for each resample, over all its detections and objects; it is no mean of AP per image. An image drawn
-twice counts as two images. (hotcoco.compare, as of 1.3, counts it once, which makes intervals too narrow.)
+AP is computed anew for each resample, over all its detections and objects; it is no mean of AP per image. An image
+that was drawn twice counts as two images. (hotcoco.compare, as of 1.3, counts it once: too narrow intervals.)
 
 Shapes: B resamples, I images by id, D detections of a class by descending score, H hits among them, T IoU thresholds.
 """
