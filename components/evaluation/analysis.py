@@ -21,7 +21,7 @@ from components.evaluation.detect import Results
 from model.scoring.backends import COCO_LIMITS
 
 IOU = 0.5  # a detection with at least this IoU is a hit
-BINS = 10  # of equal width, for calibration
+BINS = 10  # calibration's intervals of confidence, equally wide
 SUSPECT_SCORE = 0.5  # a detection below it is no evidence of a label error
 _CONFIDENCES = np.linspace(0, 1, 101)
 _MAX_LABEL_ERRORS = 100

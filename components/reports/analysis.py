@@ -15,8 +15,8 @@ _NONE = "No run has an analysis.json of the checkpoint that was scored; `maskrcn
 _NOTES = (
     "Detections of {what}: a hit has an IoU of at least 0.5 with an object of its class. Precision, recall and F1 at a "
     "confidence are those of the detections that score at least as high. The best threshold has the highest F1 on "
-    "these very images, so its F1 on others will be a little lower. The confusions, and precision and recall by crowding, "
-    "are those with each class at its own best threshold.",
+    "these very images, so its F1 on others will be a little lower. The confusions, and precision and recall by "
+    "crowding, are those with each class at its own best threshold.",
     "Calibration: the share of hits among the detections of about the same score, against that score. The expected "
     "calibration error (ECE) is the mean distance of the two over all detections, in ten bins (arXiv:1706.04599).",
     "Likely label errors are detections with a score of at least 0.5 that contradict the annotations: in the place of "

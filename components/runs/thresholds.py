@@ -136,11 +136,28 @@ def best_thresholds(checkpoint: Path, run_dir: Path | None = None) -> Thresholds
     if (folder / analysis["checkpoint"]).resolve() != checkpoint.resolve():
         raise ResultError(f"{path}: must be of {checkpoint}, got the thresholds of {analysis['checkpoint']}; {again}")
     best = analysis.get("best")
-    of_all = best and best["all"]["threshold"]
-    if best is None or of_all is None:
+    if best is None or best["all"]["threshold"] is None:
         raise ResultError(
             f"{path}: must have a best threshold, got none; it needs hotcoco, annotated images, model.task mask or "
             f"box, and a detection that hits. Give a threshold as a number, or {again}"
         )
-    found = {name: point["threshold"] for name, point in best["per_class"].items()}
+    return _thresholds(best)
+
+
+def find_thresholds(checkpoint: Path, run_dir: Path) -> Thresholds | None:
+    """The best thresholds of a checkpoint, where the run's last evaluation was of it and found any.
+
+    Raises:
+        ResultError: if analysis.json is damaged.
+    """
+    analysis = read_analysis(run_dir) if (run_dir / ANALYSIS_FILE).is_file() else {}
+    best = analysis.get("best")
+    if best is None or best["all"]["threshold"] is None:
+        return None
+    return _thresholds(best) if (run_dir / analysis["checkpoint"]).resolve() == checkpoint.resolve() else None
+
+
+def _thresholds(best: dict[str, Any]) -> Thresholds:
+    of_all, per_class = best["all"]["threshold"], best["per_class"]
+    found = {name: point["threshold"] for name, point in per_class.items()}
     return Thresholds(of_all, {name: of_all if one is None else one for name, one in found.items()})

@@ -25,7 +25,7 @@ from model.scoring.names import COCO_MAX_DETECTIONS, IOU_TYPES, IouType
 
 RESAMPLES = 1000
 _SEED = 0
-_TOLERANCE = 1e-6  # of AP, between the kept results and evaluation.json
+_TOLERANCE = 1e-6  # AP of the kept results may differ so much from evaluation.json
 
 Interval = tuple[float, float]
 Floats = NDArray[np.float64]
