@@ -125,8 +125,8 @@ def _analyse(runs: Sequence[RunData], pictures: int) -> Findings:
 
 def _analysis_galleries(runs: Sequence[RunData], pictures: int) -> list[Gallery]:
     """Make galleries of the confusion matrix and of the likeliest label errors of each run."""
-    galleries = []
-    for one in (run for run in runs if run.analysis):
+    galleries: list[Gallery] = []
+    for one in (run for run in runs if run.analysis and pictures):
         budget_bytes = _ANALYSIS_BUDGET_BYTES // len(runs)
         likeliest = one.analysis["label_errors"]["likeliest"]
         drawn = label_errors(one.run_dir, likeliest, count=pictures, budget_bytes=budget_bytes // 2)

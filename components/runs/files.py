@@ -186,7 +186,8 @@ def _analysis(run_dir: Path, evaluation: dict[str, Any] | None) -> dict[str, Any
         return {}
     analysis = read_analysis(run_dir)
     is_whole = analysis.get("best") is not None
-    return analysis if is_whole and analysis["checkpoint"] == evaluation["checkpoint"] else {}
+    is_same = all(analysis[key] == evaluation[key] for key in ("checkpoint", "data_hash"))
+    return analysis if is_whole and is_same else {}
 
 
 def _missing(run_dir: Path, config: dict[str, Any], evaluation: Any, benchmark: Any) -> list[str]:
