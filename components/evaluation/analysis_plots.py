@@ -36,7 +36,8 @@ def write_analysis_plots(analysis: Mapping[str, Any], folder: Path) -> None:
 
 def plot_confusion(analysis: Mapping[str, Any], path: Path) -> None:
     """Plot the confusion matrix: each row's shares as colours, and the numbers if the classes are few."""
-    from matplotlib.figure import Figure  # imported here since it takes a second, and training draws none
+    from matplotlib.colors import PowerNorm  # imported here since it takes a second, and training draws none
+    from matplotlib.figure import Figure
 
     names = [*analysis["confusion"]["classes"], "background"]
     matrix = np.array(analysis["confusion"]["matrix"], dtype=float)
@@ -44,7 +45,8 @@ def plot_confusion(analysis: Mapping[str, Any], path: Path) -> None:
     side = min(3.5 + 0.35 * len(names), _MAX_INCHES)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     panel = figure.subplots()
-    image = panel.imshow(shares, cmap="cividis", vmin=0, vmax=1)
+    scale = PowerNorm(0.5, 0, 1)  # one confusion in a hundred is visible
+    image = panel.imshow(shares, cmap="cividis", norm=scale)
     ticks, size = range(len(names)), min(9.0, 0.55 * 72 * side / len(names))
     panel.set_xticks(ticks, names, rotation=90, fontsize=size)
     panel.set_yticks(ticks, names, fontsize=size)
@@ -55,7 +57,7 @@ def plot_confusion(analysis: Mapping[str, Any], path: Path) -> None:
     )
     if len(names) <= _NUMBERED_CLASSES + 1:
         for row, column in zip(*np.nonzero(matrix), strict=True):
-            color = "black" if shares[row, column] > 0.5 else "white"
+            color = "black" if scale(shares[row, column]) > 0.5 else "white"
             panel.text(column, row, f"{matrix[row, column]:.0f}", ha="center", va="center", color=color, fontsize=size)
     figure.colorbar(image, label="share of the row", shrink=0.8)
     figure.savefig(path, dpi=100)

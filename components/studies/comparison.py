@@ -10,7 +10,6 @@ from typing import Any
 from components.runs.identity import differences_of_descriptions
 from components.runs.result import Result
 from components.studies.comparison_text import sentences
-from components.studies.image_bootstrap import RESAMPLES, Interval, image_intervals
 from components.studies.intervals import CONFIDENCE, paired_difference, welch_difference
 from components.studies.tables import report_of
 from model.scoring.names import IOU_TYPES, IouType
@@ -31,17 +30,21 @@ def compare(before: tuple[str, Study | Result], after: tuple[str, Study | Result
     """
     (name, found), (other_name, other_found) = before, after
     one, other = study_of(found), study_of(other_found)
-    over_images: dict[IouType, dict[str, Interval]] = {}
+    over_images: dict[IouType, dict[str, tuple[float, float]]] = {}
+    resamples: dict[str, int] = {}
     reason = ""
     if isinstance(found, Result) and isinstance(other_found, Result):
+        from components.studies.image_bootstrap import RESAMPLES, image_intervals  # studies do not need its imports
+
         over_images, reason = image_intervals(found, other_found)
+        resamples = {"resamples": RESAMPLES} if over_images else {}
     method = "images" if over_images else _method(one["seeds"], other["seeds"])
     comparison: dict[str, Any] = {
         "before": {"name": name, "seeds": one["seeds"]},
         "after": {"name": other_name, "seeds": other["seeds"]},
         "method": method,
         "confidence": CONFIDENCE,
-        **({"resamples": RESAMPLES} if over_images else {}),
+        **resamples,
         "images": one["images"],
         "parameters": differences_of_descriptions([one["config"], other["config"]]),
         "same_training_data": one.get("train_data_hash") == other.get("train_data_hash"),
