@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from components.runs.result import ResultError
 from model.files import read_json
@@ -70,7 +70,7 @@ class LabelError(BaseModel):
     kind: str
     image_id: int
     annotation_id: int | None
-    # `class` is a keyword of Python, and left out.
+    found_class: str = Field(alias="class")
     annotated_class: str | None
     score: float
 
