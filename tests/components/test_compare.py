@@ -228,14 +228,18 @@ def test_results_of_another_evaluation_are_refused(make_scored_run: Callable[...
         compare.run([one, other])
 
 
-def test_without_the_data_there_is_no_interval_and_it_is_said(make_scored_run: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("what", ["no data", "other data"])
+def test_without_the_data_there_is_no_interval_and_it_is_said(make_scored_run: Callable[..., Path], what: str) -> None:
+    file, pattern, changed = {
+        "no data": ("config.yaml", "prepared_dir: .*", "prepared_dir: elsewhere"),
+        "other data": ("evaluation.json", '"data_hash": "[0-9a-f]*"', '"data_hash": "00"'),
+    }[what]
     runs = [make_scored_run("one", [1]), make_scored_run("other", [])]
     for run_dir in runs:
-        config = (run_dir / "config.yaml").read_text()
-        (run_dir / "config.yaml").write_text(re.sub(r"prepared_dir: .*", "prepared_dir: elsewhere", config))
+        (run_dir / file).write_text(re.sub(pattern, changed, (run_dir / file).read_text()))
     (comparison,) = compare.run(runs)
     assert comparison["method"] == "none"
-    assert "the evaluated images are not those in elsewhere" in comparison["sentences"][2]
+    assert "the evaluated images are not those in " in comparison["sentences"][2]
 
 
 def test_a_run_beside_a_study_says_nothing_about_noise(

@@ -100,6 +100,13 @@ def test_slices_count_objects_and_images(by_hand: dict[str, Any]):
     ]  # fmt: skip
 
 
+def test_a_bin_without_detections_has_no_share_of_hits(by_hand: dict[str, Any]):
+    bins = by_hand["calibration"]["bins"]
+    assert [(one["detections"], one["confidence"], one["hits"]) for one in (bins[2], bins[3], bins[9])] == [
+        (0, None, None), (1, 0.3, 0), (1, 0.9, 1),
+    ]  # fmt: skip
+
+
 def test_without_detections_there_is_no_threshold(by_hand: dict[str, Any], tmp_path: Path):
     truth = {"images": [{"id": 1, "width": 9, "height": 9}], "annotations": [], "categories": [{"id": 1, "name": "a"}]}
     (tmp_path / "truth.json").write_text(json.dumps(truth))
