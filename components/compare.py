@@ -3,7 +3,8 @@
 RUN is the folder of a run or of a stability study with several seeds, such as runs/shapes_demo or
 runs/shapes_demo_stability. Lists the parameters that differ, each score's difference with a 95 % interval and p value
 (Student's paired test if both have the same seeds, else Welch's test), and a verdict. With one seed on a side there is
-no verdict.
+no verdict. Two single runs have an interval over the images of the split: by paired bootstrap, with AP computed anew in
+each resample. It says nothing about other seeds.
 """
 
 import argparse
@@ -29,9 +30,10 @@ def run(run_dirs: Sequence[Path]) -> list[dict[str, Any]]:
     """Compare each run or study with the first.
 
     Returns:
-        One comparison each: {"before", "after": {"name", "seeds"}, "method": paired | welch | none, "confidence",
-        "images", "parameters": key → [before, after], "same_training_data", "bbox" and "segm": score → {"before",
-        "after", "difference", "interval", "p"}, "sentences"}. Scores are means over the seeds; None if undefined.
+        One comparison each: {"before", "after": {"name", "seeds"}, "method": paired | welch | images | none,
+        "confidence", "resamples" (images only), "images", "parameters": key → [before, after], "same_training_data",
+        "bbox" and "segm": score → {"before", "after", "difference", "interval", "p"}, "sentences"}. Scores are means
+        over the seeds; None if undefined.
 
     Raises:
         CompareError: if fewer than two are named, or they were not evaluated on the same data.
@@ -48,7 +50,7 @@ def run(run_dirs: Sequence[Path]) -> list[dict[str, Any]]:
     first, *others = [(name, study_of(one)) for name, one in found]
     for other in others:
         _require_same_evaluation(first, other)
-    return [compare(first, other) for other in others]
+    return [compare(found[0], other) for other in found[1:]]
 
 
 def _read(run_dir: Path) -> dict[str, Any] | Result:

@@ -1,8 +1,9 @@
 """Score a trained model on a prepared split: COCO's box and mask AP, or recall of proposals, with curves and drawings.
 
 By default it scores the last checkpoint of train.output_dir, or with train.patience the best one, with the network and
-image sizes it was trained with. Writes evaluation.json, scores.json, inference/ and plots/ into train.output_dir.
-Scores are fractions, or null without ground truth.
+image sizes it was trained with. Writes evaluation.json, scores.json, analysis.json (best thresholds, confusions,
+calibration, likely label errors), inference/ and plots/ into train.output_dir. Scores are fractions, or null without
+ground truth.
 `evaluate.skip_eval=true` writes predictions without scores.
 """
 

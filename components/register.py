@@ -3,6 +3,7 @@
 The checkpoint that `maskrcnn evaluate` scored last is registered if it reaches registry.min_bbox_ap and
 registry.min_segm_ap. It loads without this package, with
 mlflow.pyfunc.load_model("models:/maskrcnn@champion").predict([bytes of an image file]) or `mlflow models serve`.
+Its best thresholds, as `evaluate` found them, are registered with it.
 The alias `champion` moves to it if it beats the current champion on the same data.
 """
 

@@ -56,6 +56,7 @@ IDLE_CODE = {
         "tracking/registry",
         "runs/recipes",
         "runs/result",
+        "runs/thresholds",  # reads what evaluate wrote
         "tracking/tracker",
         "tracking/monitor",
         "tracking/server",
@@ -127,6 +128,8 @@ def test_a_stage_depends_on_the_code_that_it_runs(stage: str):
         used -= {
             f"components/{name}.py"
             for name in (
+                "evaluation/analysis",
+                "evaluation/analysis_plots",
                 "evaluation/before_after",
                 "evaluate",
                 "evaluation/checkpoint",
@@ -178,7 +181,8 @@ def test_a_seed_of_a_study_lists_what_training_and_evaluation_list():
     without_effect = {"evaluate.drawn_images", "evaluate.skip_eval"}  # on scores; and a study refuses to skip them
     listed = {*STAGES["train"]["params"], *STAGES["evaluate"]["params"], "stability.output_dir"}
     assert set(STUDY["seed"]["params"]) == listed - set_by_the_study - without_effect
-    drawing = {"components/evaluation/before_after.py", "components/evaluation/plots.py"}
+    names = ("analysis", "analysis_plots", "before_after", "plots")  # of drawings and analyses, which change no score
+    drawing = {f"components/evaluation/{name}.py" for name in names}
     deps = {dep for stage in ("train", "evaluate") for dep in STAGES[stage]["deps"] if "train.output_dir" not in dep}
     assert set(STUDY["seed"]["deps"]) == deps - drawing
 

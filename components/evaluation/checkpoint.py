@@ -2,16 +2,21 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+from pycocotools.coco import COCO
 from rich.table import Table
 
 from components.cli import terminal
 from components.config import Config
+from components.evaluation.analysis import analyse
+from components.evaluation.analysis_plots import write_analysis_plots, write_label_errors
 from components.evaluation.detect import Results, detect
 from components.evaluation.files import evaluation_report, write_inference, write_plots, write_scores
-from components.evaluation.score import class_metrics, limits_that_bind, score, score_metrics
+from components.evaluation.score import analysis_metrics, class_metrics, limits_that_bind, score, score_metrics
 from components.runs.figures import number
 from components.runs.lock import require_folder, writing
+from components.runs.thresholds import ANALYSIS_FILE
 from components.runs.trained import Trained, load_trained, open_split
 from components.tracking.tracker import open_tracker
 from model.data.index import CocoIndex
@@ -65,11 +70,15 @@ def _finish(
     require_folder(run_dir)
     write_inference(run_dir / "inference", results, evaluation)
     write_plots(run_dir, results, evaluation, index, ground_truth, config.evaluate.drawn_images)
+    analysis = _analyse(config, index, ground_truth, results) if evaluation else {}
+    origin = {"checkpoint": trained.name, "data_hash": index.data_hash}
+    write_atomically(run_dir / ANALYSIS_FILE, json.dumps(origin | analysis, ensure_ascii=False) + "\n")
     report = evaluation_report(evaluation, results, index, trained.name, config.evaluate)
     report |= {"train_data_hash": trained.loaded.data_hash, "max_iters": trained.loaded.max_iters}
     write_atomically(run_dir / "evaluation.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     write_scores(run_dir, report)
-    _track(config, trained, index, evaluation)
+    metrics = score_metrics(evaluation) | class_metrics(evaluation) | analysis_metrics(analysis) if evaluation else {}
+    _track(config, trained, index, metrics)
     _print(evaluation, run_dir, trained)
     if evaluation is not None:
         limits = config.evaluate.max_detections, trained.config.model.detections_per_image
@@ -78,16 +87,31 @@ def _finish(
     return evaluation
 
 
-def _track(config: Config, trained: Trained, index: CocoIndex, evaluation: CocoEvaluation | None) -> None:
+def _analyse(config: Config, index: CocoIndex, ground_truth: COCO, results: Results) -> dict[str, Any]:
+    """Analyse the results and draw the analysis into plots/; empty for proposals, and without hotcoco."""
+    if results.task == "proposals":
+        return {}
+    try:
+        analysis = analyse(ground_truth, results, config.evaluate.max_detections)
+    except ImportError as error:
+        print(f"warning: no thresholds and no analysis, since hotcoco cannot be imported ({error})")
+        return {}
+    plots = config.train.output_dir / "plots"
+    write_analysis_plots(analysis, plots)
+    write_label_errors(analysis, plots / "label_errors", index, ground_truth, results, config.evaluate.drawn_images)
+    return analysis
+
+
+def _track(config: Config, trained: Trained, index: CocoIndex, metrics: dict[str, float | None]) -> None:
     run_dir, data = config.train.output_dir, trained.config.data
     with open_tracker(trained.config, run_dir=run_dir, metrics_csv=False) as tracker:
         tracker.log_dataset(
             f"{data.source}_{config.evaluate.split}", index.data_hash, data.prepared_dir, context="evaluation"
         )
-        if evaluation is not None:
-            scores = score_metrics(evaluation) | class_metrics(evaluation)
-            tracker.log_metrics(scores, trained.loaded.step)
+        if metrics:
+            tracker.log_metrics(metrics, trained.loaded.step)
         tracker.log_artifact(run_dir / "evaluation.json")
+        tracker.log_artifact(run_dir / ANALYSIS_FILE)
         tracker.log_artifact(run_dir / "plots", "plots")
 
 

@@ -79,7 +79,7 @@ def draw_comparison(
         longer_side_px: size of each of the two; see draw_objects.
     """
     names = class_names or index.class_names
-    panels = _panels(index, i, ground_truth, (found,), names, longer_side_px)
+    panels = image_panels(index, i, ground_truth, (found,), names, longer_side_px)
     return side_by_side(panels, ["ground truth", f"predictions {_NOTE}"])
 
 
@@ -95,11 +95,11 @@ def draw_before_after(
         objects: index of an image in the split → objects before and after.
         class_names: names of the labels of objects.
     """
-    rows = [_panels(index, i, ground_truth, of_image, class_names, _PANEL_PX) for i, of_image in objects.items()]
+    rows = [image_panels(index, i, ground_truth, of_image, class_names, _PANEL_PX) for i, of_image in objects.items()]
     return grid(rows, ["ground truth", f"before training {_NOTE}", f"after training {_NOTE}"])
 
 
-def _panels(
+def image_panels(
     index: CocoIndex,
     i: int,
     ground_truth: COCO,
@@ -107,7 +107,7 @@ def _panels(
     class_names: Sequence[str],
     longer_side_px: int | None,
 ) -> list[Image.Image]:
-    """Image i with its ground truth, and once with each list of objects."""
+    """Image i with its ground truth, and once with each list of objects: those with a score of at least DRAWN_SCORE."""
     pixels = read_indexed(index, i)
     annotations = ground_truth.imgToAnns[int(index.image_ids[i])]
     true = [

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from pycocotools.coco import COCO
 
@@ -88,3 +89,11 @@ def class_metrics(evaluation: CocoEvaluation) -> dict[str, float | None]:
         for name, scores in zip(names, evaluation.per_class.values(), strict=True)
         for iou_type, ap in scores.items()
     }
+
+
+def analysis_metrics(analysis: dict[str, Any]) -> dict[str, float | None]:
+    """Main figures of an analysis by MLflow name: F1, precision and recall at the best threshold for all classes."""
+    if not analysis:
+        return {}
+    kind, figures = analysis["iou_type"], analysis["best"]["all"] | {"ece": analysis["calibration"]["ece"]}
+    return {f"{name}/{kind}": value for name, value in figures.items()}

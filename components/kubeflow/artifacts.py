@@ -96,6 +96,8 @@ def describe_evaluation(metrics: Artifact, page: Artifact, config: Config) -> No
     plots = run_dir / "plots"
     pictures = [
         plots / "precision_recall.png",
+        plots / "f1_curves.png",
+        plots / "confusion_matrix.png",
         plots / "before_after.jpg",
         *_pictures(plots / "predictions"),
     ]

@@ -11,8 +11,9 @@ from markupsafe import Markup, escape
 
 from components.evaluation.error_types import ErrorAnalysis, ErrorTypes
 from components.reports import outcome, setup
+from components.reports.analysis import analysis
 from components.reports.layout import Chapter, Gallery
-from components.reports.pictures import worst_and_best
+from components.reports.pictures import confusion_matrix, label_errors, worst_and_best
 from components.reports.same_data import scoring_warnings, warnings_of
 from components.reports.speed import speed
 from components.runs.files import RunData
@@ -21,9 +22,11 @@ from model.files import write_atomically
 from model.scoring.names import IOU_TYPES
 
 TEMPLATES = Path(__file__).parent / "templates"
-_PICTURE_BUDGET_BYTES = 3_500_000  # limit for pictures, so that the page stays below 5 MB
+# Limits for pictures, so that the page stays below 5 MB.
+_PICTURE_BUDGET_BYTES = 2_500_000  # worst and best images
+_ANALYSIS_BUDGET_BYTES = 1_000_000
 _NO_ERRORS = "No error types; see Environment for what is missing."
-_SCORED = ("scores", "classes", "curves", "sizes", "errors")  # chapters with scores of several runs
+_SCORED = ("scores", "classes", "curves", "sizes", "errors", "analysis")  # chapters with scores of several runs
 _NOT_COMPARABLE = "The scores of these runs must not be compared (see Question)."
 # Dots, slashes and underscores within a name such as data.prepared_dir; not those of 0.025 and images/s.
 _JOINTS = re.compile(r"(?<=\w\w)([/_]|\.(?!\d))(?=\w{3})")
@@ -47,7 +50,7 @@ def write_report(runs: Sequence[RunData], output: Path, question: str, pictures:
         question: question that the report answers; if empty, it is about the runs' differences.
         pictures: number of worst, and of best, images shown per run.
     """
-    chapters = _chapters(runs, question, _analyse(runs, pictures))
+    chapters = _chapters(runs, question, _analyse(runs, pictures), pictures)
     title = " · ".join(one.name for one in runs)
     output.parent.mkdir(parents=True, exist_ok=True)
     markdown = output.with_suffix(".md")
@@ -72,7 +75,7 @@ def render(suffix: str, title: str, runs: Sequence[RunData], chapters: Sequence[
     return template.render(title=title, made=made, names=[one.name for one in runs], chapters=chapters, **parts)
 
 
-def _chapters(runs: Sequence[RunData], question: str, found: Findings) -> list[Chapter]:
+def _chapters(runs: Sequence[RunData], question: str, found: Findings, pictures: int) -> list[Chapter]:
     nearest = {one.name: nearest_recipe(one.config) for one in runs if one.config}
     chapters = [
         replace(setup.question(runs, question), warnings=warnings_of(runs)),
@@ -84,6 +87,7 @@ def _chapters(runs: Sequence[RunData], question: str, found: Findings) -> list[C
         outcome.curves(runs),
         outcome.sizes(runs),
         outcome.errors(runs, found.errors, found.reason or _NO_ERRORS),
+        analysis(runs, _analysis_galleries(runs, pictures)),
         outcome.pictures(found.galleries),
         speed(runs),
         setup.environment(runs),
@@ -117,6 +121,20 @@ def _analyse(runs: Sequence[RunData], pictures: int) -> Findings:
         worst, best = worst_and_best(one.index, results, analysis, count=pictures, budget_bytes=budget_bytes)
         galleries += [Gallery(f"{one.name}: worst", worst), Gallery(f"{one.name}: best", best)]
     return Findings(errors, galleries)
+
+
+def _analysis_galleries(runs: Sequence[RunData], pictures: int) -> list[Gallery]:
+    """Make galleries of the confusion matrix and of the likeliest label errors of each run."""
+    galleries: list[Gallery] = []
+    for one in (run for run in runs if run.analysis and pictures):
+        budget_bytes = _ANALYSIS_BUDGET_BYTES // len(runs)
+        likeliest = one.analysis["label_errors"]["likeliest"]
+        drawn = label_errors(one.run_dir, likeliest, count=pictures, budget_bytes=budget_bytes // 2)
+        galleries += [
+            Gallery(f"{one.name}: confusion matrix", confusion_matrix(one.run_dir, budget_bytes // 2)),
+            Gallery(f"{one.name}: likely label errors", drawn),
+        ]
+    return galleries
 
 
 def _code(text: str) -> Markup:

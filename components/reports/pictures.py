@@ -1,9 +1,12 @@
-"""Pictures of a report: ground truth and predictions of the worst and best images, small enough to be embedded."""
+"""Pictures of a report, small enough to be embedded.
+
+Ground truth and predictions of the worst and best images, and what `evaluate` drew of its analysis.
+"""
 
 import base64
 import io
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from PIL import Image
 
 from components.evaluation.error_types import SURE_SCORE, ErrorAnalysis, ImageScore, extremes, read_results
 from components.evaluation.plots import draw_comparison
+from components.reports.analysis import label_error_caption
 from components.reports.layout import Picture
 from model.data.index import CocoIndex
 from model.inference.predictor import objects_of
@@ -44,9 +48,42 @@ def worst_and_best(
         masks = of_images["segm"][score.image_id] if "segm" in of_images else []
         found = objects_of(of_images["bbox"][score.image_id], masks, index.category_ids)
         drawing = draw_comparison(index, i, ground_truth, found, longer_side_px=_PANEL_PX)
-        return _embedded(drawing, _caption(index, i, score), share)
+        caption = _caption(index, i, score)
+        alt = f"Left: ground truth; right: predictions with a score of at least {SURE_SCORE}. {caption}"
+        return _embedded(drawing, caption, share, alt)
 
     return [picture(score) for score in worst], [picture(score) for score in best]
+
+
+def label_errors(run_dir: Path, errors: Sequence[Mapping[str, Any]], *, count: int, budget_bytes: int) -> list[Picture]:
+    """The drawings of the likeliest label errors that `evaluate` made, up to `count`.
+
+    Args:
+        errors: those of analysis.json, the likeliest first.
+        budget_bytes: limit for all pictures together, in base64.
+    """
+    drawn = [
+        (path, error)
+        for rank, error in enumerate(errors[:count], 1)
+        if (path := run_dir / "plots" / "label_errors" / f"{rank:03}_{error['image_id']}.jpg").is_file()
+    ]
+    share = budget_bytes // max(1, len(drawn))
+    return [
+        _read(path, label_error_caption(error), "Left: ground truth; right: the suspicious detection.", share)
+        for path, error in drawn
+    ]
+
+
+def confusion_matrix(run_dir: Path, budget_bytes: int) -> list[Picture]:
+    """The confusion matrix that `evaluate` drew, if it did."""
+    path = run_dir / "plots" / "confusion_matrix.png"
+    caption = "Confusion matrix at each class's best threshold"
+    return [_read(path, caption, "Colours are shares of a row.", budget_bytes)] if path.is_file() else []
+
+
+def _read(path: Path, caption: str, description: str, max_bytes: int) -> Picture:
+    with Image.open(path) as drawing:
+        return _embedded(drawing.convert("RGB"), caption, max_bytes, f"{description} {caption}")
 
 
 def _caption(index: CocoIndex, i: int, score: ImageScore) -> str:
@@ -61,7 +98,7 @@ def _by_image(results: list[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
     return grouped
 
 
-def _embedded(drawing: Image.Image, caption: str, max_bytes: int) -> Picture:
+def _embedded(drawing: Image.Image, caption: str, max_bytes: int, alt: str) -> Picture:
     """Encode a drawing as WebP in a data URI, as large as max_bytes allows, or else in the smallest size."""
     for width, quality in product(_WIDTHS_PX, _QUALITIES):
         scaled = drawing.copy()
@@ -71,5 +108,4 @@ def _embedded(drawing: Image.Image, caption: str, max_bytes: int) -> Picture:
         text = base64.b64encode(stream.getvalue()).decode()
         if len(text) <= max_bytes:
             break
-    alt = f"Left: ground truth; right: predictions with a score of at least {SURE_SCORE}. {caption}"
     return Picture(f"data:image/webp;base64,{text}", scaled.width, scaled.height, caption, alt)

@@ -3,6 +3,7 @@
 A run may lack any of its files; `missing` then says which, and which command would make them. Scores are fractions.
 """
 
+import contextlib
 import csv
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from pydantic import BaseModel
 from components.params import read_flat
 from components.runs.journal import Entry, read_journal
 from components.runs.result import read_evaluation
+from components.runs.thresholds import ANALYSIS_FILE, read_analysis
 from model.data.index import CocoIndex
 from model.errors import UserError
 from model.files import read_json
@@ -112,6 +114,7 @@ class RunData:
     config: dict[str, Any]  # dotted name → value, of config.yaml
     journal: list[Entry]
     evaluation: dict[str, Any] | None
+    analysis: dict[str, Any]  # analysis.json; empty if there is none of the evaluated checkpoint
     benchmark: dict[str, Any] | None
     environment: dict[str, Any] | None
     precision_recall: dict[str, list[float]]
@@ -167,6 +170,7 @@ def read_run(run_dir: Path) -> RunData:
         config=config,
         journal=journal,
         evaluation=evaluation,
+        analysis=_analysis(run_dir, evaluation),
         benchmark=benchmark,
         environment=_read(run_dir / "environment.json", Environment, "delete it to leave out the environment"),
         precision_recall=_read_columns(run_dir / "plots" / "precision_recall.csv"),
@@ -175,6 +179,15 @@ def read_run(run_dir: Path) -> RunData:
         index=index,
         missing=missing,
     )
+
+
+def _analysis(run_dir: Path, evaluation: dict[str, Any] | None) -> dict[str, Any]:
+    if evaluation is None or not (run_dir / ANALYSIS_FILE).is_file():
+        return {}
+    analysis = read_analysis(run_dir)
+    is_whole = analysis.get("best") is not None
+    is_same = all(analysis[key] == evaluation[key] for key in ("checkpoint", "data_hash"))
+    return analysis if is_whole and is_same else {}
 
 
 def _missing(run_dir: Path, config: dict[str, Any], evaluation: Any, benchmark: Any) -> list[str]:
@@ -200,15 +213,11 @@ def _find_split(
     configured = str(config.get("evaluate.split", "val"))
     if not config or evaluation is None:
         return configured, None
-    hashes = []
-    for split in dict.fromkeys((configured, "val", "train")):
-        try:
-            index = CocoIndex.open(prepared, split)
-        except UserError:
-            continue
+    indices = prepared_splits(prepared, configured)
+    for split, index in indices.items():
         if index.data_hash == evaluation["data_hash"]:
             return split, index
-        hashes.append(f"{split} {index.data_hash[:12]}")
+    hashes = [f"{split} {index.data_hash[:12]}" for split, index in indices.items()]
     found = f"it holds {', '.join(hashes)}" if hashes else "nothing is prepared there"
     missing.append(
         f"The evaluated data ({evaluation['data_hash'][:12]}) are not in {prepared} ({found}), so there are no "
@@ -216,6 +225,15 @@ def _find_split(
         "error types. Run the report where they are."
     )
     return configured, None
+
+
+def prepared_splits(prepared: Path, first: str) -> dict[str, CocoIndex]:
+    """The splits in a folder of prepared data that can be opened, the named one first."""
+    found = {}
+    for split in dict.fromkeys((first, "val", "train")):
+        with contextlib.suppress(UserError):
+            found[split] = CocoIndex.open(prepared, split)
+    return found
 
 
 def _read(path: Path, shape: Any, remedy: str) -> dict[str, Any] | None:

@@ -1,4 +1,7 @@
-"""Comparison of two studies: parameters that differ, and every score's difference with its interval and p value."""
+"""Comparison of two studies: parameters that differ, and every score's difference with its interval and p value.
+
+Two single runs have intervals over the images of the split instead, without p values.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,7 +12,7 @@ from components.runs.result import Result
 from components.studies.comparison_text import sentences
 from components.studies.intervals import CONFIDENCE, paired_difference, welch_difference
 from components.studies.tables import report_of
-from model.scoring.names import IOU_TYPES
+from model.scoring.names import IOU_TYPES, IouType
 
 Study = dict[str, Any]  # content of stability.json
 
@@ -19,15 +22,29 @@ def study_of(found: Study | Result) -> Study:
     return report_of([found], date="") if isinstance(found, Result) else found
 
 
-def compare(before: tuple[str, Study], after: tuple[str, Study]) -> dict[str, Any]:
-    """Compare two studies, each with its name; components/compare.py has the keys."""
-    (name, one), (other_name, other) = before, after
-    method = _method(one["seeds"], other["seeds"])
+def compare(before: tuple[str, Study | Result], after: tuple[str, Study | Result]) -> dict[str, Any]:
+    """Compare two studies or runs, each with its name; components/compare.py has the keys.
+
+    Raises:
+        UserError: if the kept results of a run are not those that its evaluation.json scores.
+    """
+    (name, found), (other_name, other_found) = before, after
+    one, other = study_of(found), study_of(other_found)
+    over_images: dict[IouType, dict[str, tuple[float, float]]] = {}
+    resamples: dict[str, int] = {}
+    reason = ""
+    if isinstance(found, Result) and isinstance(other_found, Result):
+        from components.studies.image_bootstrap import RESAMPLES, image_intervals  # studies do not need its imports
+
+        over_images, reason = image_intervals(found, other_found)
+        resamples = {"resamples": RESAMPLES} if over_images else {}
+    method = "images" if over_images else _method(one["seeds"], other["seeds"])
     comparison: dict[str, Any] = {
         "before": {"name": name, "seeds": one["seeds"]},
         "after": {"name": other_name, "seeds": other["seeds"]},
         "method": method,
         "confidence": CONFIDENCE,
+        **resamples,
         "images": one["images"],
         "parameters": differences_of_descriptions([one["config"], other["config"]]),
         "same_training_data": one.get("train_data_hash") == other.get("train_data_hash"),
@@ -37,7 +54,9 @@ def compare(before: tuple[str, Study], after: tuple[str, Study]) -> dict[str, An
             comparison[iou_type] = {
                 score: _score(one[iou_type][score], other[iou_type][score], method) for score in one[iou_type]
             }
-    return comparison | {"sentences": sentences(comparison)}
+            for score, interval in over_images.get(iou_type, {}).items():
+                comparison[iou_type][score]["interval"] = interval
+    return comparison | {"sentences": sentences(comparison, reason)}
 
 
 def _method(seeds: Sequence[int], other_seeds: Sequence[int]) -> str:

@@ -9,6 +9,12 @@ from components.runs.figures import DASH, interval, number
 from model.scoring.names import IOU_TYPES, TITLES
 
 _SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_OVER_IMAGES = (
+    "The intervals are those of one run each over images, not over seeds: by paired bootstrap over the {images} images "
+    "({resamples} resamples). They tell how much a difference depends on the images that are scored. They do not tell "
+    "how much AP varies from seed to seed: for that, train several seeds with `maskrcnn stability`, and compare the "
+    "folders of two studies."
+)
 _NO_VERDICT = (
     "No verdict: {one} only one seed, and a single run says nothing about how much AP varies from seed to seed. "
     "Train several seeds with `maskrcnn stability`, and compare the folders of two studies."
@@ -29,8 +35,11 @@ def parameter_table(comparison: dict[str, Any]) -> Table | str:
 
 def score_table(comparison: dict[str, Any]) -> Table:
     """Table of six scores of boxes and masks: both means, their difference, its interval and p value."""
-    table = Table(title=f"means over seeds, {comparison['images']} images", title_justify="left")
-    for column in ("", comparison["before"]["name"], comparison["after"]["name"], "difference", "95 % interval", "p"):
+    is_over_images = comparison["method"] == "images"
+    what = "scores of one run each" if is_over_images else "means over seeds"
+    table = Table(title=f"{what}, {comparison['images']} images", title_justify="left")
+    interval_title = "95 % interval over images" if is_over_images else "95 % interval"
+    for column in ("", comparison["before"]["name"], comparison["after"]["name"], "difference", interval_title, "p"):
         table.add_column(column, justify="right" if column else "left", overflow="fold")
     for iou_type in IOU_TYPES:
         for name in _SHOWN if iou_type in comparison else ():
@@ -46,10 +55,18 @@ def score_table(comparison: dict[str, Any]) -> Table:
     return table
 
 
-def sentences(comparison: dict[str, Any]) -> list[str]:
-    """Verdicts on the AP of boxes and of masks, and caveats."""
+def sentences(comparison: dict[str, Any], reason: str = "") -> list[str]:
+    """Verdicts on the AP of boxes and of masks, and caveats.
+
+    Args:
+        reason: why two single runs have no interval over the images.
+    """
     lines = [_verdict(comparison, iou_type) for iou_type in IOU_TYPES if iou_type in comparison]
-    if comparison["method"] == "none":
+    if reason:
+        lines.append(f"No interval over the images: {reason}.")
+    if comparison["method"] == "images":
+        lines.append(_OVER_IMAGES.format(images=comparison["images"], resamples=comparison["resamples"]))
+    elif comparison["method"] == "none":
         single = [side["name"] for side in (comparison["before"], comparison["after"]) if len(side["seeds"]) == 1]
         lines.append(_NO_VERDICT.format(one="both have" if len(single) == 2 else f"{single[0]} has"))
     else:
@@ -68,6 +85,9 @@ def _verdict(comparison: dict[str, Any], iou_type: str) -> str:
     change = number(difference, "+.4f")
     if score["interval"] is None:
         return f"{title}: {after['name']} has {change} against {before['name']}."
+    if comparison["method"] == "images":
+        ends = interval(score["interval"], "+.4f")
+        return f"{title}: {after['name']} has {change} against {before['name']}, 95 % interval over images {ends}."
     if comparison["method"] == "paired":
         how = f"the same {len(before['seeds'])} seeds, paired"
     else:

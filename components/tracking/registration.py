@@ -1,11 +1,14 @@
 """Registration of a checkpoint in MLflow: one version of the model, which becomes the champion if it is better."""
 
 import hashlib
+import json
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from components.config import Config, PredictConfig
+from components.config import Config
 from components.runs.lock import writing
+from components.runs.thresholds import find_thresholds
 from components.runs.trained import Trained, load_trained
 from components.tracking.client import check_server, make_client, tracking_uri
 from components.tracking.registry import Registry, Version, answers, write_model
@@ -38,24 +41,32 @@ def _register(config: Config, checkpoint: Path, scored: Scored) -> tuple[str, bo
     run_id = delivered_run(config.train.output_dir)
     with answers(uri):
         registry = Registry(uri, name)
-        version = _version(registry, run_id, trained, scored, config.predict)
+        version = _version(registry, run_id, trained, scored, config)
         is_champion, verdict = beats(version, registry.champion())
         if is_champion:
             registry.set_champion(version)
     return version.number, is_champion, verdict
 
 
-def _version(registry: Registry, run_id: str, trained: Trained, scored: Scored, predict: PredictConfig) -> Version:
+def _version(registry: Registry, run_id: str, trained: Trained, scored: Scored, config: Config) -> Version:
     """Return the checkpoint's version: a new one, or its existing one with updated scores."""
     with trained.loaded.path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     identity = {"run_id": run_id, "checkpoint_sha256": digest}
+    best = find_thresholds(trained.loaded.path, config.train.output_dir)
+    tags = scored.tags() | ({"best_threshold": repr(best.of_all)} if best else {})
     known = registry.find(identity)
     if known is not None:
-        return registry.retag(known, scored.tags())
+        return registry.retag(known, tags)
     details = {"checkpoint": trained.name, "training.data_hash": trained.loaded.data_hash}
     with TemporaryDirectory() as scratch:
         weights, files = Path(scratch) / "model.pt", Path(scratch) / "files"
         save_weights(trained.loaded, weights)
-        write_model(weights, files, predict)
-        return registry.add(run_id, files, step=trained.loaded.step, tags=identity | details | scored.tags())
+        extra = {}
+        if best:
+            extra["thresholds"] = Path(scratch) / "thresholds.json"
+            extra["thresholds"].write_text(
+                json.dumps(asdict(best), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
+        write_model(weights, files, config.predict, extra)
+        return registry.add(run_id, files, step=trained.loaded.step, tags=identity | details | tags)

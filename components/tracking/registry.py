@@ -124,12 +124,13 @@ def answers(uri: str) -> Iterator[None]:
         raise TrackingError(f"MLflow at {without_password(uri)}: {reason(error)}") from error
 
 
-def write_model(checkpoint: Path, folder: Path, predict: PredictConfig) -> None:
+def write_model(checkpoint: Path, folder: Path, predict: PredictConfig, extra: Mapping[str, Path]) -> None:
     """Write a model for `mlflow.pyfunc.load_model` and `mlflow models serve` into a new folder.
 
     Args:
         checkpoint: file with weights, configuration and classes; see `save_weights`.
         predict: default parameters of requests.
+        extra: further files by name, kept beside the checkpoint in artifacts/.
     """
     from mlflow.pyfunc import save_model
 
@@ -139,7 +140,7 @@ def write_model(checkpoint: Path, folder: Path, predict: PredictConfig) -> None:
         save_model(
             folder,
             python_model=str(_CODE),
-            artifacts={"checkpoint": str(checkpoint)},
+            artifacts={"checkpoint": str(checkpoint)} | {name: str(path) for name, path in extra.items()},
             code_paths=code,
             signature=_signature(predict),
             input_example=([base64.b64encode(_example()).decode()], settings),

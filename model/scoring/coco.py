@@ -161,14 +161,15 @@ def evaluate_proposals(
 
 
 def load_ground_truth(path: Path) -> COCO:
-    """Load a COCO JSON file with pycocotools, its annotations numbered from 1.
+    """Load a COCO JSON file with pycocotools, its annotations numbered from 1; `given_id` is the id in the file.
 
     Raises:
         UserError: if the file is damaged.
     """
     dataset = read_json(path, GroundTruth, "`maskrcnn prepare` writes it anew")
     for number, annotation in enumerate(dataset["annotations"], 1):
-        annotation["id"] = number  # pycocotools ignores matches with id 0
+        # pycocotools ignores matches with id 0.
+        annotation["given_id"], annotation["id"] = annotation.get("id"), number
     return index_dataset(dataset)
 
 

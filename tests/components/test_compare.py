@@ -2,20 +2,25 @@
 
 import json
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pycocotools.coco import COCO
 from scipy import stats
 
 from components import compare
 from components.compare import CompareError
+from components.config import Config
 from components.params import load_config, save_config
 from components.runs.result import ResultError
 from components.studies.intervals import Difference, paired_difference, welch_difference
 from components.studies.summary import summarise
+from model.data.index import CocoIndex
 from model.errors import UserError
+from model.scoring.coco import evaluate_results, load_ground_truth
 from model.scoring.names import SCORE_NAMES
 
 TINY = Path(__file__).with_name("tiny.yaml")
@@ -146,6 +151,95 @@ def test_one_seed_each_says_nothing_about_noise(make_run: Callable[..., Path]) -
         "before": 0.7, "after": 0.8, "difference": pytest.approx(0.1), "interval": None, "p": None,
     }  # fmt: skip
     assert "No verdict: both have only one seed" in comparison["sentences"][-1]
+    assert re.search(r"No interval over the images: .*one/inference/bbox.json is not there", comparison["sentences"][2])
+
+
+@pytest.fixture
+def make_scored_run(make_run: Callable[..., Path], trained_run: Config) -> Callable[..., Path]:
+    """Runs that find a part of the objects of four images, and nothing else."""
+    index = CocoIndex.open(trained_run.data.prepared_dir, "val")
+    truth = load_ground_truth(index.ground_truth_path)
+
+    def make(name: str, missed: Collection[int]) -> Path:
+        """A run that misses the objects of some images, by their index."""
+        chosen = [
+            a
+            for a in truth.anns.values()
+            if index.image_ids.tolist().index(a["image_id"]) not in missed and not a["iscrowd"]
+        ]
+        common = [{key: a[key] for key in ("image_id", "category_id")} | {"score": 0.9} for a in chosen]
+        boxes = [one | {"bbox": a["bbox"]} for one, a in zip(common, chosen, strict=True)]
+        masks = [one | {"segmentation": rle_of(truth, a)} for one, a in zip(common, chosen, strict=True)]
+        scores = evaluate_results(truth, boxes, masks).scores
+        run_dir = make_run(
+            name, 1, 0.5, f"data.prepared_dir={trained_run.data.prepared_dir}", data_hash=index.data_hash, **scores
+        )
+        (run_dir / "inference").mkdir()
+        for iou_type, found in (("bbox", boxes), ("segm", masks)):
+            (run_dir / "inference" / f"{iou_type}.json").write_text(json.dumps(found))
+        return run_dir
+
+    return make
+
+
+def rle_of(truth: COCO, annotation: dict[str, Any]) -> dict[str, Any]:
+    rle = truth.annToRLE(annotation)
+    return {
+        "size": rle["size"],
+        "counts": rle["counts"].decode() if isinstance(rle["counts"], bytes) else rle["counts"],
+    }
+
+
+def test_two_runs_have_an_interval_over_images_that_is_said_to_be_none_over_seeds(
+    make_scored_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of four images the first run misses one: the fewer of that are drawn, the smaller the difference."""
+    one, other = make_scored_run("one", [1]), make_scored_run("other", [])
+    (comparison,) = compare.run([one, other])
+    assert (comparison["method"], comparison["resamples"], comparison["images"]) == ("images", 1000, 4)
+    for iou_type in ("bbox", "segm"):
+        score = comparison[iou_type]["AP"]
+        assert score["after"] == 1
+        assert score["difference"] == pytest.approx(1 - score["before"])
+        low, high = score["interval"]
+        assert low == 0  # a third of the resamples lacks the image
+        assert low < score["difference"] < high <= 1
+        assert score["p"] is None
+        assert comparison[iou_type]["AR100"]["interval"] is None
+    assert "other has +" in comparison["sentences"][0]
+    assert "95 % interval over images +0.0000 to +" in comparison["sentences"][0]
+    assert "over images, not over seeds" in comparison["sentences"][-1]
+    assert compare.run([one, other]) == [comparison]
+    compare.main([str(one), str(other)])
+    assert "scores of one run each, 4 images" in capsys.readouterr().out
+
+
+def test_images_are_drawn_for_both_runs_alike(make_scored_run: Callable[..., Path]) -> None:
+    (comparison,) = compare.run([make_scored_run("one", [1]), make_scored_run("other", [1])])
+    assert comparison["segm"]["AP"]["interval"] == comparison["bbox"]["AP75"]["interval"] == (0, 0)
+
+
+def test_results_of_another_evaluation_are_refused(make_scored_run: Callable[..., Path]) -> None:
+    one, other = make_scored_run("one", [1]), make_scored_run("other", [])
+    (other / "inference" / "segm.json").write_bytes((one / "inference" / "segm.json").read_bytes())
+    with pytest.raises(
+        UserError, match=r"other/inference/segm.json: must be the results that .* scores, with AP 1.0, got"
+    ):
+        compare.run([one, other])
+
+
+@pytest.mark.parametrize("what", ["no data", "other data"])
+def test_without_the_data_there_is_no_interval_and_it_is_said(make_scored_run: Callable[..., Path], what: str) -> None:
+    file, pattern, changed = {
+        "no data": ("config.yaml", "prepared_dir: .*", "prepared_dir: elsewhere"),
+        "other data": ("evaluation.json", '"data_hash": "[0-9a-f]*"', '"data_hash": "00"'),
+    }[what]
+    runs = [make_scored_run("one", [1]), make_scored_run("other", [])]
+    for run_dir in runs:
+        (run_dir / file).write_text(re.sub(pattern, changed, (run_dir / file).read_text()))
+    (comparison,) = compare.run(runs)
+    assert comparison["method"] == "none"
+    assert "the evaluated images are not those in " in comparison["sentences"][2]
 
 
 def test_a_run_beside_a_study_says_nothing_about_noise(

@@ -10,14 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from components import evaluate, train
 from components.config import Config
+from components.evaluation.analysis import analyse
+from components.evaluation.analysis_plots import write_label_errors
+from components.evaluation.detect import Results
 from components.params import save_config
+from components.runs.thresholds import read_analysis
 from model.config import EvaluateConfig, TrainConfig
+from model.data.index import CocoIndex
 from model.errors import UserError
+from model.scoring.coco import load_ground_truth
 from model.scoring.names import SCORE_NAMES
 
 
@@ -36,6 +43,53 @@ def test_report_has_the_promised_keys(evaluated: tuple[evaluate.EvaluateResult, 
     assert json.loads((result.run_dir / "scores.json").read_text()) == shown
     assert report["images"] == 4
     assert report["checkpoint"] == result.checkpoint == "checkpoints/step_0000007.pt"
+
+
+def test_an_analysis_and_its_plots_lie_beside_the_scores(
+    evaluated: tuple[evaluate.EvaluateResult, dict[str, Any]],
+) -> None:
+    result, report = evaluated
+    analysis = read_analysis(result.run_dir)
+    assert {key: analysis[key] for key in ("checkpoint", "data_hash", "iou_type")} == {
+        "checkpoint": report["checkpoint"], "data_hash": report["data_hash"], "iou_type": "segm",
+    }  # fmt: skip
+    assert analysis["best"]["per_class"].keys() == report["per_class"].keys()
+    for name in ("confusion_matrix", "f1_curves", "reliability"):
+        with Image.open(result.run_dir / "plots" / f"{name}.png") as plot:
+            assert min(plot.size) > 400
+
+
+def test_likely_label_errors_are_drawn_the_surest_first(
+    trained_run: Config, evaluated: tuple[evaluate.EvaluateResult, dict[str, Any]], tmp_path: Path
+) -> None:
+    index = CocoIndex.open(trained_run.data.prepared_dir, "val")
+    ground_truth = load_ground_truth(index.ground_truth_path)
+    image_ids = [int(image_id) for image_id in index.image_ids[:3]]
+    common = {"category_id": index.category_ids[0], "bbox": [0.0, 0.0, 3.0, 3.0]}  # no object is so small
+    found = [{"image_id": image_id, "score": 0.6 + 0.1 * k} | common for k, image_id in enumerate(image_ids)]
+    results = Results(found, [], [], "box")
+    analysis = analyse(ground_truth, results, 100)
+    write_label_errors(analysis, tmp_path / "drawn", index, ground_truth, results, 2)
+    names = sorted(path.name for path in (tmp_path / "drawn").iterdir())
+    assert names == [f"001_{image_ids[2]}.jpg", f"002_{image_ids[1]}.jpg"]
+
+
+def test_without_hotcoco_the_scores_are_there_and_a_warning_instead_of_the_analysis(
+    trained_run: Config,
+    evaluated: tuple[evaluate.EvaluateResult, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "hotcoco", None)
+    config = update(
+        update(trained_run, "train", output_dir=tmp_path), "evaluate", backend="pycocotools", drawn_images=0
+    )
+    evaluate.run(config, checkpoint=str(trained_run.train.output_dir / evaluated[0].checkpoint))
+    assert json.loads((tmp_path / "evaluation.json").read_text())["bbox"] == evaluated[1]["bbox"]
+    assert "warning: no thresholds and no analysis, since hotcoco cannot be imported" in capsys.readouterr().out
+    assert "best" not in read_analysis(tmp_path)
+    assert not (tmp_path / "plots" / "f1_curves.png").exists()
 
 
 @pytest.mark.parametrize("task", ["bbox", "segm"])
@@ -79,6 +133,7 @@ def test_skip_eval_writes_predictions_and_no_score(
     assert report["detections"] == len(json.loads((tmp_path / "inference" / "bbox.json").read_text())) > 0
     assert not (tmp_path / "inference" / "coco_results.pth").exists()
     assert list((tmp_path / "plots" / "predictions").iterdir()) == []
+    assert read_analysis(tmp_path).keys() == {"checkpoint", "data_hash"}
 
 
 def test_scores_reach_mlflow(
@@ -98,6 +153,11 @@ def test_scores_reach_mlflow(
         steps = {step for (step,) in database.execute("select step from latest_metrics")}
     assert metrics["ap/bbox"] == evaluated[1]["bbox"]["AP"]
     assert metrics["ar100/segm"] == evaluated[1]["segm"]["AR100"]
+    analysis = read_analysis(evaluated[0].run_dir)
+    assert metrics["ece/segm"] == analysis["calibration"]["ece"]
+    assert metrics["f1/segm"] == analysis["best"]["all"]["f1"]
+    sent = {path.name for path in (tmp_path / "mlartifacts").rglob("*") if path.is_file()}
+    assert {"analysis.json", "confusion_matrix.png", "f1_curves.png", "reliability.png"} <= sent
     assert steps == {7}
     assert len(list((tmp_path / "mlartifacts").rglob("predictions/*.jpg"))) == 2
 

@@ -217,6 +217,28 @@ def test_a_version_says_where_it_is_from(registered: tuple[Config, RegisterResul
     trained = config.train.output_dir / version.tags["checkpoint"]
     assert (files / "artifacts" / "model.pt").stat().st_size < trained.stat().st_size - 3_900_000  # 4 MB of optimizer
     assert not list(files.rglob("*.cpp"))
+    assert "best_threshold" not in version.tags  # an untrained network has no hit to choose it by
+
+
+def test_a_version_has_the_best_thresholds_that_evaluate_found(config: Config) -> None:
+    path = config.train.output_dir / "analysis.json"
+    analysis = json.loads(path.read_text())
+    analysis["best"]["all"]["threshold"] = 0.4
+    analysis["best"]["per_class"]["circle"]["threshold"] = 0.3
+    path.write_text(json.dumps(analysis))
+    register.run(config)
+    client = MlflowClient(tracking_uri=config.tracking.uri)
+    version = client.get_model_version("maskrcnn", "1")
+    assert version.tags["best_threshold"] == "0.4"
+    logged = client.get_logged_model(version.source.rpartition("/")[2])
+    files = Path(logged.artifact_location.removeprefix("file://"))
+    kept = json.loads((files / "artifacts" / "thresholds.json").read_text())
+    assert kept["of_all"] == 0.4
+    assert (kept["per_class"]["circle"], kept["per_class"]["star"]) == (0.3, 0.4)
+    analysis["best"]["all"]["threshold"] = 0.5
+    path.write_text(json.dumps(analysis))
+    register.run(config)
+    assert client.get_model_version("maskrcnn", "1").tags["best_threshold"] == "0.5"
 
 
 def test_a_version_requires_every_package_that_its_code_imports() -> None:

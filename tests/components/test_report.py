@@ -124,8 +124,12 @@ def test_the_first_table_has_the_last_step_and_the_time_of_all(written: report.R
 def test_charts_and_pictures_are_named_for_those_who_do_not_see_them(page: Page) -> None:
     names = [value for tag, name, value in page.attributes if tag == "svg" and name == "aria-label"]
     assert "total loss: first ends at 0.1" in names
-    assert len(names) == 2 + 6  # two logged losses; precision over recall of boxes and masks at three IoUs
+    # Two logged losses; precision over recall of boxes and masks at three IoUs; F1, precision, recall, calibration.
+    assert len(names) == 2 + 6 + 4
     described = [value for tag, name, value in page.attributes if tag == "img" and name == "alt"]
+    matrix = "Colours are shares of a row. Confusion matrix at each class's best threshold"
+    assert matrix in described
+    described.remove(matrix)
     assert len(described) in (1, 2)  # there is no best image where nothing was found
     assert all(re.search(r"\.(jpg|png): F1 \d\.\d\d", text) for text in described)
 
@@ -164,7 +168,7 @@ def test_two_runs_stand_side_by_side_with_their_difference_first(
     assert "| AP50 |" in text
     page = Page((tmp_path / "both.html").read_text())
     lines = [value for tag, name, value in page.attributes if (tag, name) == ("polyline", "data-name")]
-    assert lines.count("first") == lines.count("second") == 8
+    assert lines.count("first") == lines.count("second") == 12
     assert not [tag for tag, _, _ in page.attributes if tag == "img"]
 
 
@@ -173,8 +177,8 @@ def test_runs_on_different_data_are_compared_under_a_warning(
 ) -> None:
     """As `maskrcnn compare` refuses them: on top of the page, at each chapter with scores, and in the terminal."""
     cases = {
-        "scored": ({"data_hash": "0" * 64}, 6),
-        "counted": ({"max_detections": 300}, 6),
+        "scored": ({"data_hash": "0" * 64}, 7),
+        "counted": ({"max_detections": 300}, 7),
         "taught": ({"train_data_hash": "1" * 64}, 1),
         "same": ({}, 0),
     }

@@ -93,6 +93,10 @@ def test_files_and_metrics_are_those_of_the_task(runs: dict[str, Config], task: 
         assert not [column for column in csv.DictReader(file).fieldnames or [] if "mask" in column or "segm" in column]
     curves = run_dir / "plots" / "precision_recall.csv"
     assert curves.is_file() == (task == "box")
+    analysis = json.loads((run_dir / "analysis.json").read_text())
+    assert analysis.get("iou_type") == {"box": "bbox", "proposals": None}[task]
+    for name in ("f1_curves.png", "confusion_matrix.png", "reliability.png", "label_errors"):
+        assert (run_dir / "plots" / name).exists() == (task == "box")
     assert task == "proposals" or curves.read_text().startswith("recall,bbox_50,bbox_75,bbox_mean\n")
     assert len(list((run_dir / "plots" / "predictions").iterdir())) == 2
     with Image.open(run_dir / "plots" / "before_after.jpg") as grid:
