@@ -7,6 +7,7 @@ import re
 import signal
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -171,6 +172,26 @@ def test_a_run_stays_in_its_place_if_the_one_that_would_replace_it_cannot_begin(
             train.run(small_config(shapes, "stays", *words), skip_test=True)
     assert last_checkpoint(first.run_dir) == first.checkpoint
     assert not (shapes / "stays.old-1").exists()
+
+
+def test_a_run_stays_in_its_place_if_an_image_cannot_be_read_before_the_first_step_of_the_next(
+    shapes: Path, without: Callable[[Path], AbstractContextManager[None]]
+) -> None:
+    first = train.run(small_config(shapes, "rests", "train.max_iters=1", "train.lr_steps=[]"), skip_test=True)
+    config = small_config(shapes, "rests", "train.base_lr=0.001")
+    path = CocoIndex.open(config.data.prepared_dir, "val").image_path(0)
+    with without(path), pytest.raises(UserError, match="is gone since"):
+        train.run(config, skip_test=True)
+    assert last_checkpoint(first.run_dir) == first.checkpoint
+    assert not (shapes / "rests.old-1").exists()
+
+
+def test_warm_up_that_takes_all_of_training_is_a_warning(shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for warmup_iters, warnings in ((1, 1), (0, 0)):
+        words = ("train.max_iters=1", "train.lr_steps=[]", f"train.warmup_iters={warmup_iters}")
+        train.run(small_config(shapes, f"warm_{warmup_iters}", *words), skip_test=True)
+        text = "warning: train.warmup_iters: 1 iterations of warm-up take all 1 of training"
+        assert capsys.readouterr().out.count(text) == warnings
 
 
 def test_a_longer_run_continues_a_shorter_one(shapes: Path) -> None:
