@@ -428,4 +428,4 @@ def test_word_that_is_no_mode_is_an_error(
 
 def test_failure_of_a_case_has_its_reason() -> None:
     with pytest.raises(BenchmarkError, match="no_such_device"):
-        in_fresh_process(small_case(device="no_such_device"))
+        in_fresh_process(small_case(device="no_such_device", processes=2))
