@@ -18,7 +18,8 @@ FROM ${PYTHON_IMAGE} AS base-cpu
 
 # The virtual environment with torch, and a compiler.
 FROM base-gpu AS torch-gpu
-# The base's torchrun would start the base's Python, which does not see the environment.
+# The base's torchrun would start the base's Python, which does not see the environment. It stays torch's own, for any
+# script; jobs call components.launch, which has the statuses of the stages.
 RUN python3 -m venv --system-site-packages --without-pip /opt/maskrcnn \
     && printf '#!/bin/sh\nexec python -m torch.distributed.run "$@"\n' > /opt/maskrcnn/bin/torchrun \
     && chmod +x /opt/maskrcnn/bin/torchrun

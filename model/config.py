@@ -315,6 +315,16 @@ class TrainConfig(Section):
             )
 
     @property
+    def warmup_warning(self) -> str:
+        """A sentence if training ends before warm-up does; empty with epochs, whose iterations the data decide."""
+        if not 0 < self.max_iters <= self.warmup_iters:
+            return ""
+        return (
+            f"train.warmup_iters: {self.warmup_iters} iterations of warm-up take all {self.max_iters} of training, so "
+            f"the learning rate never reaches {self.peak_lr:g}; lower train.warmup_iters, or raise train.max_iters"
+        )
+
+    @property
     def peak_lr(self) -> float:
         """Learning rate after warm-up: base_lr scaled to batch_size."""
         return self.base_lr * self.batch_size / self.lr_batch_size

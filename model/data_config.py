@@ -144,7 +144,7 @@ class DataConfig(Section):
             for height, width in ((short, long), (long, short)):
                 if not any(height <= h and width <= w for h, w in self.buckets):
                     raise ValueError(
-                        f"buckets must hold a resized image of {height} × {width} (from {name}), got {self.buckets}; "
-                        f"add [{-(-height // 32) * 32}, {-(-width // 32) * 32}]"
+                        f"buckets must hold a resized image of {height} × {width} (height × width, from {name}), got "
+                        f"{self.buckets}; add [{-(-height // 32) * 32}, {-(-width // 32) * 32}]"
                     )
         return self

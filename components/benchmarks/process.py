@@ -22,7 +22,7 @@ def in_fresh_process(case: Case, *, threads: int | None = None) -> Measurement:
     Raises:
         BenchmarkError: if a process fails; the message has its last error line.
     """
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={case.processes}"]
+    launcher = ["-m", "components.launch", "--standalone", f"--nproc-per-node={case.processes}"]
     command = [
         sys.executable,
         *(launcher if case.processes > 1 else []),

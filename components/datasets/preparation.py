@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from model.data.index import CocoIndex, IndexedImage, images_location, write_ind
 from model.data.layout import SPLITS, Split, split_paths
 from model.data.measure import EXIF_QUARTER_TURNS, ImageFacts, measure_image, measure_images
 from model.data.transforms import UNREADABLE
-from model.files import require_file
+from model.files import SlowFileError, require_file, within
 
 _SHOWN_PROBLEMS = 10
 
@@ -86,20 +87,27 @@ def _size_of(folder: Path, names: FileNames, data: DataConfig, file_name: str) -
 
     Raises:
         Fault: if it cannot be read; the reason why.
+        SlowFileError: if it cannot be read in time.
     """
     path = folder / file_name
     try:
         if not path.exists() and data.on_invalid == "mend" and (near := names.near(file_name)) and near.is_safe:
             path = folder / near.names[0]
-        require_file(path)
-        with Image.open(path) as image:
-            is_turned = image.getexif().get(ExifTags.Base.Orientation) in EXIF_QUARTER_TURNS
-            return image.size if is_turned and data.exif != "ignore" else image.size[::-1]
+        return within(data.timeout_s, path, partial(_displayed_size, path, data))
+    except SlowFileError:
+        raise
     except UNREADABLE:
         fault = measure_image(folder, names, data, ImageRecord(0, file_name, 1, 1))
         if isinstance(fault, Finding):
             raise Fault(fault.kind, fault.text) from None
         return None  # readable after all: it came meanwhile
+
+
+def _displayed_size(path: Path, data: DataConfig) -> tuple[int, int]:
+    require_file(path)
+    with Image.open(path) as image:
+        is_turned = image.getexif().get(ExifTags.Base.Orientation) in EXIF_QUARTER_TURNS
+        return image.size if is_turned and data.exif != "ignore" else image.size[::-1]
 
 
 def _check_images(data: DataConfig, split: Split, coco: CocoFile) -> CheckedSplit:
@@ -150,11 +158,13 @@ def _require_instances(data: DataConfig, files: dict[Split, CocoFile]) -> None:
         return
     _require_usable(data, files)
     dropped = count_kinds(train.findings, "error")
+    remedy = "Repair them" if dropped else "Add annotations"
+    more = f", or raise data.train_limit, which is {data.train_limit} (0 takes all images)" if data.train_limit else ""
     first = next((f"The first: {finding}. " for finding in train.findings if finding.severity == "error"), "")
     reasons = "".join(f", {count} records dropped ({kind})" for kind, count in dropped.items())
     raise AnnotationError(
         f"{train.path}: must have an instance that is not a crowd, got none in {len(train.images)} images{reasons}. "
-        f"{first}Add annotations, or raise data.train_limit."
+        f"{first}{remedy}{more}."
     )
 
 

@@ -15,7 +15,7 @@ from components.evaluation.plots import DRAWN_SCORE
 from model.data.dataset import read_indexed
 from model.data.index import CocoIndex, spread
 from model.data.transforms import Pixels
-from model.files import read_json, write_atomically
+from model.files import read_json
 from model.inference.predictor import Object, Predictor
 
 FILE_NAME = "before.json"
@@ -38,14 +38,14 @@ class Before(BaseModel):
     objects: dict[str, list[BeforeObject]]  # image id → objects
 
 
-def write_before(untrained: Predictor, index: CocoIndex, run_dir: Path) -> None:
-    """Write the network's current detections in IMAGES images, spread over a split."""
+def detect_before(untrained: Predictor, index: CocoIndex) -> str:
+    """Content of before.json: the network's current detections in IMAGES images, spread over a split."""
     found = untrained.objects(_images(index), batch_size=1, score_threshold=DRAWN_SCORE)
     content = {
         "data_hash": index.data_hash,
         "objects": {str(index.image_ids[i]): objects for i, objects in found},
     }
-    write_atomically(run_dir / FILE_NAME, json.dumps(content) + "\n")
+    return json.dumps(content) + "\n"
 
 
 def read_before(run_dir: Path, index: CocoIndex) -> dict[int, list[Object]]:

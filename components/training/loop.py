@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
 from components.config import Config
-from components.evaluation.before_after import write_before
+from components.evaluation.before_after import FILE_NAME, detect_before
 from components.evaluation.score import evaluate_model
 from components.params import save_config
 from components.runs.environment import environment
@@ -96,6 +96,7 @@ class Training:
         if path is not None:
             self._restore(read_checkpoint(path))
         if is_main():
+            before = self._detect_before() if path is None else ""  # reads images, which may fail
             self._move_earlier_run()
             make_folder(self.run_dir)
             save_config(config, self.run_dir / "config.yaml")
@@ -103,8 +104,8 @@ class Training:
                 write_atomically(self.run_dir / BEST, NO_BEST)
             here = {**environment(), "processes": world_size()}
             write_atomically(self.run_dir / "environment.json", json.dumps(here, indent=2) + "\n")
-            if path is None:
-                self._write_before()
+            if before:
+                write_atomically(self.run_dir / FILE_NAME, before)
         self._unread: Step | None = None
         self.ending = Ending(device, config.train.accumulation_steps, reads_late=device.type == "cuda")
         self.log = TrainingLog(config.train.log_period, self.train.max_iters)
@@ -200,11 +201,11 @@ class Training:
         finally:
             window.clear()
 
-    def _write_before(self) -> None:
+    def _detect_before(self) -> str:
         config, index = self.config, self.index
         split = CocoIndex.open(config.data.prepared_dir, config.evaluate.split, config.loading().timeout_s)
         untrained = Predictor(self.model, config.data, config.train.dtype, index.class_names, index.category_ids)
-        write_before(untrained, split, self.run_dir)
+        return detect_before(untrained, split)
 
     def _state(self) -> dict[str, Any]:
         average = {} if self.average is None else {"average": self.average.state_dict()}
@@ -324,12 +325,14 @@ class Training:
         return 0 < self.train.patience <= self.evaluations_since_best
 
     def _print_length(self) -> None:
-        """Print the iterations that train.epochs amounts to."""
+        """Print the iterations that train.epochs amounts to, and a warning if warm-up takes all of them."""
         epochs, train = self.config.train.epochs, self.train
         if epochs:
             steps = f", learning rate lowered after {', '.join(map(str, train.lr_steps))}" if train.lr_steps else ""
             text = f"{epochs:g} epochs of {self.epoch} iterations: {train.max_iters} iterations{steps}"
             self.console.print(text)
+        if train.warmup_warning:
+            self.console.print(f"warning: {train.warmup_warning}", soft_wrap=True)
 
     def _evaluate(self, tracker: Tracker) -> bool:
         """Score the current weights; return True if they are the best so far, by CocoEvaluation.main_score."""

@@ -47,7 +47,10 @@ def _checked_bbox(bbox: Any, size: Size) -> list[float]:
         raise Fault("box without area", f"bbox {show(bbox)} has no area; width and height must be > 0")
     (x1, y1, x2, y2), _ = clip_bbox(bbox, size)
     if x2 <= x1 or y2 <= y1:
-        raise Fault("box outside the image", f"bbox {show(bbox)} lies outside the image of {size[1]} × {size[0]}")
+        raise Fault(
+            "box outside the image",
+            f"bbox {show(bbox)} lies outside the image of {size[1]} × {size[0]} (width × height)",
+        )
     if x2 - x1 < _MIN_SIDE_PX or y2 - y1 < _MIN_SIDE_PX:
         raise Fault("box without area", f"bbox {show(bbox)} has sides below {_MIN_SIDE_PX} px within the image")
     if x2 <= 1 < size[1] and y2 <= 1 < size[0]:

@@ -30,7 +30,9 @@ def smallest_bucket(sizes: Sequence[Size], buckets: Buckets) -> Size:
     height, width = max(size[0] for size in sizes), max(size[1] for size in sizes)
     holding = [bucket for bucket in buckets if bucket[0] >= height and bucket[1] >= width]
     if not holding:
-        raise UserError(f"data.buckets: none of {list(buckets)} holds {height} × {width}; add one that does")
+        raise UserError(
+            f"data.buckets: none of {list(buckets)} holds {height} × {width} (height × width); add one that does"
+        )
     return min(holding, key=lambda bucket: (bucket[0] * bucket[1], bucket))
 
 

@@ -88,8 +88,8 @@ def read_indexed(index: CocoIndex, i: int) -> Pixels:
         raise UserError(_why_unreadable(path, error)) from error
     if pixels.shape[:2] != index.size(i):
         raise UserError(
-            f"{path}: must be as `maskrcnn prepare` saw it, {_by(index.size(i))}, got {_by(pixels.shape[:2])}; "
-            "restore it, or run `maskrcnn prepare` again"
+            f"{path}: must be as `maskrcnn prepare` saw it, {_by(index.size(i))} (height × width), got "
+            f"{_by(pixels.shape[:2])}; restore it, or run `maskrcnn prepare` again"
         )
     return pixels
 

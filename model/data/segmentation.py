@@ -59,7 +59,8 @@ def read_mask(segmentation: Any, size: Size, findings: Findings, *, outline: boo
     if not area:
         are_pixels = any(((xy < 0) | (xy > 1)).any() for xy in polygons)
         hint = "" if are_pixels else "; they must be in pixels, neither fractions of the image nor a mask of 0 and 1"
-        raise Fault("empty mask", f"polygons cover no pixel of the image of {size[1]} × {size[0]}{hint}")
+        text = f"polygons cover no pixel of the image of {size[1]} × {size[0]} (width × height){hint}"
+        raise Fault("empty mask", text)
     return Mask(parts, [xy.astype(np.float32) for xy in polygons], area, _extent(packed))
 
 
@@ -131,12 +132,13 @@ def _rle_mask(rle: dict[str, Any], size: Size, findings: Findings, *, outline: b
         raise Fault("bad RLE", f"RLE: {error}") from error
     total = sum(runs.tolist())
     if total != size[0] * size[1]:
-        raise Fault("bad RLE", f"RLE runs must add up to {size[0]} × {size[1]} pixels, got {total}")
+        text = f"RLE runs must add up to {size[0]} × {size[1]} (height × width) pixels, got {total}"
+        raise Fault("bad RLE", text)
     clean = {"size": list(size), "counts": counts if isinstance(counts, str) else runs.tolist()}
     packed = clean if isinstance(counts, str) else coco_mask.frPyObjects(clean, *size)
     area = int(runs[1::2].sum())
     if not area:
-        raise Fault("empty mask", f"RLE covers no pixel of the image of {size[1]} × {size[0]}")
+        raise Fault("empty mask", f"RLE covers no pixel of the image of {size[0]} × {size[1]} (height × width)")
     polygons = mask_to_polygons(runs_to_mask(runs, size)) if outline else []
     return Mask(clean, polygons, area, _extent(packed))
 

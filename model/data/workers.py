@@ -76,7 +76,7 @@ class Loader(Generic[T]):
             data: number of workers, and how long one may take.
         """
         self._index, self._timeout_s, self._keys = index, data.timeout_s, _Keys(keys)
-        self.torch_loader = DataLoader(  # torch gives each worker one thread; Pillow and simplejpeg start none
+        self.torch_loader = _TorchLoader(  # torch gives each worker one thread; Pillow and simplejpeg start none
             _Batches(index, samples, collate, in_workers=data.workers > 0),
             batch_size=None,
             sampler=self._keys,
@@ -102,6 +102,16 @@ class Loader(Generic[T]):
                 yield batch
         finally:
             team.end()
+
+
+class _TorchLoader(DataLoader[Any]):
+    """torch's loader, which does not warn of more workers than cores: many of them wait for the disk.
+
+    The log says how long steps wait for data, so that data.workers can be set by measurement.
+    """
+
+    def check_worker_number_rationality(self) -> None:
+        """Accept any number of workers."""
 
 
 class _Keys(Sampler[Any]):

@@ -14,7 +14,13 @@ from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["torch._dynamo", "components.train", "components.training.tracked", "components.evaluation.checkpoint"]
+    [
+        "torch._dynamo",
+        "components.train",
+        "components.training.tracked",
+        "components.evaluation.checkpoint",
+        "components.benchmarks.case",
+    ]
 )
 
 

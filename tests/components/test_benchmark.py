@@ -3,7 +3,9 @@
 import json
 import shutil
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from components import benchmark
 from components.benchmarks import phases, scaling, steps
-from components.benchmarks.case import NUM_CLASSES, Case, PeakMemory, build_steps, calibrate, measure, take_turns
+from components.benchmarks.case import (
+    NUM_CLASSES,
+    Case,
+    Measurement,
+    PeakMemory,
+    build_steps,
+    calibrate,
+    measure,
+    take_turns,
+)
 from components.benchmarks.case import _steps as network_steps
 from components.benchmarks.process import BenchmarkError, in_fresh_process
 from components.benchmarks.twin import has_twin, torchvision_images, torchvision_targets, torchvision_twin
@@ -370,7 +381,19 @@ def test_the_floor_counts_the_products_of_forward_and_backward() -> None:
     assert 1.5 < backward.get_total_flops() / forward.get_total_flops() < 2.0
 
 
-def test_scaling_compares_processes_with_one(tmp_path: Path) -> None:
+def test_scaling_compares_processes_with_one(
+    tmp_path: Path, start_ranks: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process is forked with torch loaded; two are started as ever, with torchrun."""
+
+    def forked_if_alone(case: Case, *, threads: int) -> Measurement:
+        if case.processes > 1:
+            return in_fresh_process(case, threads=threads)
+        ranks = start_ranks(1, "benchmarks.case", case.model_dump_json(), threads=threads)
+        assert ranks.wait() == [0], ranks.output()
+        return Measurement.model_validate_json(ranks.output().splitlines()[-1])
+
+    monkeypatch.setattr(scaling, "in_fresh_process", forked_if_alone)
     config = small_config(tmp_path)
     config = config.model_copy(update={"benchmark": config.benchmark.model_copy(update={"steps": 1, "warmup": 0})})
     report = scaling.measure(config)
@@ -405,4 +428,4 @@ def test_word_that_is_no_mode_is_an_error(
 
 def test_failure_of_a_case_has_its_reason() -> None:
     with pytest.raises(BenchmarkError, match="no_such_device"):
-        in_fresh_process(small_case(device="no_such_device"))
+        in_fresh_process(small_case(device="no_such_device", processes=2))

@@ -102,6 +102,7 @@ def test_the_status_of_a_job_is_that_of_its_processes() -> None:
         assert status_of(exit_codes) == status, exit_codes
 
 
+SAVES = "signal.signal(15, lambda *_: (time.sleep(0.5), print('saved'), sys.exit(143)))"
 # What a stage does in rank 1; rank 0 ends because of it.
 ENDS = {
     "an error": ("print('error: an image is gone', file=sys.stderr); sys.exit(2)", "sys.exit(2)"),
@@ -110,7 +111,10 @@ ENDS = {
         "errors.record(bug)()",
         "sys.exit(1)",
     ),
-    "a signal": ("os.kill(os.getppid(), 15); time.sleep(30)", "time.sleep(30)"),
+    "a signal": (
+        f"{SAVES}\n    while not ready.exists(): time.sleep(0.01)\n    os.kill(os.getppid(), 15); time.sleep(30)",
+        f"{SAVES}; ready.touch(); time.sleep(30)",
+    ),
 }
 
 
@@ -126,7 +130,8 @@ def test_torchrun_reports_only_what_no_process_has_reported(kind: str, status: i
     script, output = tmp_path / "stage.py", tmp_path / "output"
     of_rank_1, of_rank_0 = ENDS[kind]
     script.write_text(
-        "import os, signal, sys, time\n"
+        "import os, pathlib, signal, sys, time\n"
+        "ready = pathlib.Path(__file__).with_name('ready')\n"
         "def bug():\n    raise ValueError('deep in the work')\n"
         f"if os.environ['RANK'] == '1':\n    {of_rank_1}\n{of_rank_0}\n"
     )
@@ -139,6 +144,8 @@ def test_torchrun_reports_only_what_no_process_has_reported(kind: str, status: i
     assert "torch/distributed/elastic/multiprocessing/api.py" not in said
     if kind == "an error":
         assert said.count("\n") == said.count("error: an image is gone\n") == 1
+    if kind == "a signal":
+        assert said.count("saved\n") == 2, "each has time to save"
     if kind == "a bug":
         root_cause = said[said.index("Root Cause") :]
         assert "rank      : 1" in root_cause

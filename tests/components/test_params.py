@@ -120,7 +120,7 @@ def test_text_that_looks_like_a_time_stays_as_it_was_written(params: Path):
         ("train.base_lr='0.1'", "got '0.1'"),
         ("data.source=coco2015", "'shapes', 'coco2014', 'coco2017' or 'custom'"),
         ("data.buckets=[[100, 128]]", "multiples of 32"),
-        ("data.buckets=[[96, 128]]", "buckets must hold a resized image of 800 × 1333"),
+        ("data.buckets=[[96, 128]]", "buckets must hold a resized image of 800 × 1333 (height × width"),
         ("train.accumulation_steps=3", "batch_size must be a multiple of accumulation_steps, got 16 and 3"),
         ("train.epochs=12", "train: max_iters must be 0 and lr_steps [] with epochs"),
         (

@@ -4,6 +4,8 @@ import csv
 import json
 import shutil
 import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from model.data.index import CocoIndex
 from model.data.loader import train_loader
 from model.data.synthetic import write_shapes
 from model.errors import UserError
+from model.files import SlowFileError
 from model.inference.colors import class_color
 
 CATEGORIES = [{"id": 7, "name": "猫"}, {"id": 2, "name": "dog"}]
@@ -418,14 +421,31 @@ def test_training_data_without_an_instance_are_refused_before_images_are_opened(
         entry["segmentation"] = []
     missing(custom)
     with pytest.raises(
-        AnnotationError, match=r"got none in 3 images, 3 records dropped \(no segmentation\)\. The first: "
+        AnnotationError,
+        match=r"got none in 3 images, 3 records dropped \(no segmentation\)\. The first: .*Repair them\.$",
     ):
         custom.prepare(on_invalid="skip")
     with pytest.raises(AnnotationError, match="unusable records: 3\n"):
         custom.prepare()
     custom.train["annotations"] = []
-    with pytest.raises(AnnotationError, match=r"got none in 3 images\. Add annotations, or raise data\.train_limit"):
+    with pytest.raises(AnnotationError, match=r"got none in 3 images\. Add annotations\.$"):
         custom.prepare()
+    limited = (
+        r"got none in 2 images\. Add annotations, or raise data\.train_limit, which is 2 \(0 takes all images\)\.$"
+    )
+    with pytest.raises(AnnotationError, match=limited):
+        custom.prepare(train_limit=2)
+
+
+def test_a_size_that_cannot_be_read_in_time_is_an_error(
+    custom: Custom, leased: Callable[[Path], AbstractContextManager[None]]
+):
+    custom.train["images"][0] |= {"height": None, "width": None}
+    with (
+        leased(custom.root / "images_train" / "1.jpg"),
+        pytest.raises(SlowFileError, match=r"1\.jpg: could not be read within 0\.2 s"),
+    ):
+        custom.prepare(timeout_s=0.2)
 
 
 def test_a_failed_run_leaves_the_last_good_one(custom: Custom):

@@ -201,6 +201,13 @@ def test_the_command_line_writes_to_the_named_file(output: Path):
     assert load_config(output).train.seed == 9
 
 
+def test_warm_up_that_takes_all_of_training_is_a_warning(output: Path, capsys: pytest.CaptureFixture[str]):
+    main(["coco_tiny", "--output", str(output)])
+    assert "warning" not in capsys.readouterr().err
+    main(["coco_tiny", "--output", str(output), "train.max_iters=10", "train.lr_steps=[]"])
+    assert "warning: train.warmup_iters: 10 iterations of warm-up take all 10 of" in capsys.readouterr().err
+
+
 def test_a_file_below_a_file_is_an_error_without_a_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit) as exit_:

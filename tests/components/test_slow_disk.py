@@ -9,7 +9,7 @@ import pytest
 
 from components import evaluate, predict, prepare
 from components.config import Config
-from components.evaluation.before_after import write_before
+from components.evaluation.before_after import detect_before
 from components.evaluation.detect import Results
 from components.evaluation.files import write_plots
 from components.inference.programs import sample
@@ -32,7 +32,7 @@ def test_an_image_that_cannot_be_read_in_time_is_an_error_that_names_it_in_every
     stages: list[Callable[[], object]] = [
         lambda: evaluate.run(config),
         lambda: write_plots(tmp_path, Results([], [], [], "box"), None, index, coco, len(index)),
-        lambda: write_before(Predictor.of(checkpoint.loaded), index, tmp_path),
+        lambda: detect_before(Predictor.of(checkpoint.loaded), index),
         lambda: sample(index, data, bucket),
         lambda: predict.run(config, [index.image_path(0)], output=tmp_path / "out"),
         lambda: prepare.run(config.model_copy(update={"data": elsewhere})),

@@ -7,6 +7,7 @@ import re
 import signal
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -173,6 +174,26 @@ def test_a_run_stays_in_its_place_if_the_one_that_would_replace_it_cannot_begin(
     assert not (shapes / "stays.old-1").exists()
 
 
+def test_a_run_stays_in_its_place_if_an_image_cannot_be_read_before_the_first_step_of_the_next(
+    shapes: Path, without: Callable[[Path], AbstractContextManager[None]]
+) -> None:
+    first = train.run(small_config(shapes, "rests", "train.max_iters=1", "train.lr_steps=[]"), skip_test=True)
+    config = small_config(shapes, "rests", "train.base_lr=0.001")
+    path = CocoIndex.open(config.data.prepared_dir, "val").image_path(0)
+    with without(path), pytest.raises(UserError, match="is gone since"):
+        train.run(config, skip_test=True)
+    assert last_checkpoint(first.run_dir) == first.checkpoint
+    assert not (shapes / "rests.old-1").exists()
+
+
+def test_warm_up_that_takes_all_of_training_is_a_warning(shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for warmup_iters, warnings in ((1, 1), (0, 0)):
+        words = ("train.max_iters=1", "train.lr_steps=[]", f"train.warmup_iters={warmup_iters}")
+        train.run(small_config(shapes, f"warm_{warmup_iters}", *words), skip_test=True)
+        text = "warning: train.warmup_iters: 1 iterations of warm-up take all 1 of training"
+        assert capsys.readouterr().out.count(text) == warnings
+
+
 def test_a_longer_run_continues_a_shorter_one(shapes: Path) -> None:
     train.run(small_config(shapes, "longer", "train.max_iters=1"), skip_test=True)
     train.run(small_config(shapes, "longer", "train.max_iters=2"), skip_test=True)
@@ -281,12 +302,13 @@ def test_adamw_and_the_average_of_weights_resume_exactly_and_the_average_is_eval
     adamw = ("train.optimizer=adamw", "train.base_lr=1e-3", "train.weight_decay=0.05")
 
     def averaged(name: str, *overrides: str) -> Config:
-        return small_config(shapes, name, "train.ema_decay=0.5", "train.max_iters=3", *adamw, *overrides)
+        short = ("train.max_iters=2", "train.checkpoint_period=100")  # each checkpoint has 200 MB
+        return small_config(shapes, name, "train.ema_decay=0.5", *short, *adamw, *overrides)
 
     whole, halves = averaged("average"), averaged("average_halved", "train.max_iters=1")
     for config in (whole, halves, averaged("average_halved")):
         train.run(config, skip_test=True)
-    paths = [config.train.output_dir / "checkpoints" / "step_0000003.pt" for config in (whole, halves)]
+    paths = [config.train.output_dir / "checkpoints" / "step_0000002.pt" for config in (whole, halves)]
     one, other = (read_checkpoint(path) for path in paths)
     assert all(torch.equal(other["average"][name], value) for name, value in one["average"].items())
     for number, kept in one["optimizer"]["state"].items():

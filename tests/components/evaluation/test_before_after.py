@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from components.config import Config
-from components.evaluation.before_after import FILE_NAME, read_before, write_before
+from components.evaluation.before_after import FILE_NAME, detect_before, read_before
 from components.evaluation.detect import Results, detect
 from components.evaluation.files import write_plots
 from components.runs.trained import load_trained
@@ -53,8 +53,7 @@ def test_objects_are_those_of_the_network(trained_run: Config, tmp_path: Path, m
     monkeypatch.setattr("components.evaluation.before_after.DRAWN_SCORE", 0.0)  # untrained, none is surer than a half
     loaded = load_trained(trained_run, "last").loaded
     index = CocoIndex.open(trained_run.data.prepared_dir, "val")
-    write_before(Predictor.of(loaded), index, tmp_path)
-    objects = json.loads((tmp_path / FILE_NAME).read_text())["objects"]
+    objects = json.loads(detect_before(Predictor.of(loaded), index))["objects"]
     with torch.inference_mode():
         results = detect(loaded.model, index, trained_run.data, trained_run.evaluate)
     assert results is not None

@@ -125,7 +125,7 @@ NAN = float("nan")
 FAULTS = {
     "no area": ({"bbox": [1, 1, 0, 5]}, "box without area", r"bbox \[1, 1, 0, 5\] has no area"),
     "negative": ({"bbox": [1, 1, 5, -2]}, "box without area", "width and height must be > 0"),
-    "outside": ({"bbox": [10, 1, 5, 5]}, "box outside the image", "lies outside the image of 10 × 8"),
+    "outside": ({"bbox": [10, 1, 5, 5]}, "box outside the image", r"the image of 10 × 8 \(width × height\)"),
     "three numbers": ({"bbox": [1, 1, 5]}, "bad box", "four finite numbers"),
     "box nan": ({"bbox": [1, 1, NAN, 5]}, "bad box", "four finite numbers"),
     "no box": ({"bbox": None}, "bad box", "got None"),
@@ -143,7 +143,11 @@ FAULTS = {
         "bad RLE",
         r"must be the image's \[8, 10\], got \[10, 8\]",
     ),
-    "rle sum": ({"segmentation": {"size": [8, 10], "counts": [40, 20]}}, "bad RLE", "add up to 8 × 10 pixels, got 60"),
+    "rle sum": (
+        {"segmentation": {"size": [8, 10], "counts": [40, 20]}},
+        "bad RLE",
+        r"add up to 8 × 10 \(height × width\) pixels, got 60",
+    ),
     "rle text": ({"segmentation": {"size": [8, 10], "counts": "`"}}, "bad RLE", "end within a number"),
     "rle counts": ({"segmentation": {"size": [8, 10]}}, "bad RLE", "a string or a list, got a NoneType"),
     "rle crowd": ({"segmentation": {"size": [8, 10], "counts": [1]}, "iscrowd": 1}, "bad RLE", "add up to"),

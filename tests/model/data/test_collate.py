@@ -46,7 +46,7 @@ def test_the_smallest_bucket_holds_all_images():
 
 
 def test_an_image_that_no_bucket_holds_is_an_error():
-    with pytest.raises(UserError, match="holds 97 × 64"):
+    with pytest.raises(UserError, match=r"holds 97 × 64 \(height × width\)"):
         smallest_bucket([(97, 64)], BUCKETS)
 
 

@@ -67,7 +67,6 @@ def start_method(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_a_worker_on_an_index_of_118_000_images_grows_by_less_than_50_mib(large_index: CocoIndex, start_method: str):
     assert len(large_index) == IMAGES
     before = {child.pid for child in multiprocessing.active_children()}

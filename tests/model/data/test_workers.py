@@ -71,6 +71,13 @@ def workers() -> list[int]:
     return [child.pid for child in multiprocessing.active_children() if child.pid is not None]
 
 
+def test_more_workers_than_cores_are_no_warning(index: CocoIndex, data: DataConfig, recwarn: pytest.WarningsRecorder):
+    many = data.model_copy(update={"workers": len(os.sched_getaffinity(0)) + 1})
+    with closing(iter(eval_loader(index, many, batch_size=6))) as batches:
+        assert len(next(batches)) == 5
+    assert not [warning for warning in recwarn if "DataLoader" in str(warning.message)]
+
+
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_file_that_is_gone_damaged_or_changed_is_named_by_every_loader(
     index: CocoIndex, data: DataConfig, number: int, without: Callable[[Path], AbstractContextManager[None]]

@@ -27,7 +27,7 @@ from .test_parity import (
 
 THEIRS = {"mask": maskrcnn_resnet50_fpn_v2, "box": fasterrcnn_resnet50_fpn_v2}
 V2: dict[str, Any] = {"weights": "none", "conventions": "torchvision", "box_head": "conv", "rpn_convs": 2}
-PROPOSALS = 100
+PROPOSALS = 70
 
 
 def ours(task: str, norm: str, **changes: Any) -> MaskRCNN:
@@ -76,6 +76,13 @@ def lively(task: str) -> nn.Module:
     return model
 
 
+def halved(record: Record) -> Record:
+    """Every other pixel: our RPN computes its convolutions anew for each sampled anchor, which are all here."""
+    polygons = [[part / 2 for part in parts] for parts in record["polygons"]]
+    image, boxes = record["image"][:, ::2, ::2], record["boxes"] / 2
+    return {"image": image, "boxes": boxes, "labels": record["labels"], "polygons": polygons}
+
+
 def their_losses(theirs: nn.Module, record: Record) -> dict[str, Tensor]:
     height, width = record["image"].shape[1:]
     masks = torch.zeros(len(record["labels"]), height, width, dtype=torch.uint8)
@@ -89,7 +96,7 @@ def their_losses(theirs: nn.Module, record: Record) -> dict[str, Tensor]:
 @pytest.mark.parametrize("task", ["mask", "box"])
 @torch.no_grad()
 def test_detections_losses_and_statistics_are_torchvisions(task: str, coco_records: list[Record]) -> None:
-    record, theirs = coco_records[0], lively(task)
+    record, theirs = halved(coco_records[0]), lively(task)
     size = padded_size([record])
     # As it is fine-tuned, with frozen norms, and then as it is trained from scratch.
     frozen, trained = ours(task, "frozen_batch_norm").train(), ours(task, "batch_norm").train()
