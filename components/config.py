@@ -24,7 +24,8 @@ from model.config import DataConfig, EvaluateConfig, Folder, Fraction, ModelConf
 class PredictConfig(Section):
     """Settings of `maskrcnn predict`: how it reads images and draws on them."""
 
-    score_threshold: Fraction = 0.5  # drawn and written detections
+    # Lowest score of drawn and written detections. best: each class's own, as `maskrcnn evaluate` found it.
+    score_threshold: Fraction | Literal["best"] = 0.5
     classes: tuple[str, ...] = ()  # only objects of these classes; empty: all
     # Masks in predictions.json: COCO RLE; polygons, exact along the pixels' edges; or a PNG file for each object.
     masks: Literal["rle", "polygons", "png"] = "rle"

@@ -1,7 +1,7 @@
 """Detect and segment objects in images: `maskrcnn predict IMAGE_OR_FOLDER …`.
 
     maskrcnn predict photo.jpg --weights coco_v2              no training, no parameter file: COCO's 80 classes
-    maskrcnn predict photos --weights runs/bolts --classes bolt,nut --threshold 0.7
+    maskrcnn predict photos --weights runs/bolts --classes bolt,nut --threshold best
     maskrcnn predict aerial.tif --weights models:/maskrcnn@champion --tile 1024 --masks png --crop
 
 Folders are searched recursively, without hidden files. Writes a drawing of each image, and predictions.json, into
@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from components.cli import (
     DEFAULT_PARAMS,
@@ -41,7 +41,7 @@ from model.errors import UserError
 
 # Option → key of `predict`, and its meaning.
 _SETTINGS = {
-    "threshold": ("score_threshold", "lowest score of an object"),
+    "threshold": ("score_threshold", "lowest score of an object, or best: each class's own, as `evaluate` found it"),
     "classes": ("classes", "only objects of these classes, such as person,dog"),
     "masks": ("masks", "masks in predictions.json: rle, polygons, or png for a file each"),
     "crop": ("crop", "write each object's part of the image, too"),
@@ -104,9 +104,10 @@ def run(
     return result
 
 
-def _print(result: PredictResult, passed_over: str, threshold: float) -> None:
+def _print(result: PredictResult, passed_over: str, threshold: float | Literal["best"]) -> None:
     console = terminal()
-    found = f"{result.objects} objects with a score of {threshold:g} or more"
+    least = "their class's best threshold" if threshold == "best" else f"{threshold:g}"
+    found = f"{result.objects} objects with a score of {least} or more"
     console.print(f"{found} in {result.count} images: {result.output}", soft_wrap=True)
     if passed_over:
         console.print(f"passed over: {passed_over}", soft_wrap=True)

@@ -3,25 +3,25 @@
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 from maskrcnn.found import Found, Instance
 from maskrcnn.pictures import pixels_of
 
 if TYPE_CHECKING:
-    from model.inference.predictor import Predictor
+    from components.inference.networks import Network
 _BATCHES = 8  # read ahead by `stream`, so that images of one shape share a batch
 
 
 class Options(TypedDict, total=False):
     """Options of a call.
 
-    threshold: lowest score of an object (0.5). classes: only objects of these; empty: all. tile: side in pixels of
+    threshold: lowest score of an object (0.5); best: each class's own, as `maskrcnn evaluate` found it. classes: only objects of these; empty: all. tile: side in pixels of
     tiles, in which larger images are predicted, too; 0: whole images alone. overlap: part of a tile's side that it
     shares with the next (0.2). batch_size: images that the network takes at once (4).
     """
 
-    threshold: float
+    threshold: float | Literal["best"]
     classes: Sequence[str]
     tile: int
     overlap: float
@@ -42,17 +42,18 @@ def load(weights: str | PathLike[str] = "coco", *, device: str = "auto", class_n
     """
     from components.inference.networks import load_network
     from components.params import build_config
-    from model.inference.predictor import Predictor
 
     config = build_config({"train": {"device": device}})
-    return Model(Predictor.of(load_network(config, str(weights), class_names).loaded))
+    return Model(load_network(config, str(weights), class_names))
 
 
 class Model:
     """A network that finds objects in images; call it."""
 
-    def __init__(self, predictor: "Predictor") -> None:
-        self._predictor = predictor
+    def __init__(self, network: "Network") -> None:
+        from model.inference.predictor import Predictor
+
+        self._network, self._predictor = network, Predictor.of(network.trained.loaded)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -88,7 +89,7 @@ class Model:
         self,
         images: Iterable[Any],
         *,
-        threshold: float = 0.5,
+        threshold: float | Literal["best"] = 0.5,
         classes: Sequence[str] = (),
         tile: int = 0,
         overlap: float = 0.2,
@@ -101,17 +102,16 @@ class Model:
         from model.inference.tiles import find_objects
 
         _require_options(threshold, tile, overlap, batch_size)
-        self._predictor.require_classes(classes)
+        lowest = self._network.lowest_scores(threshold, classes)
         pixels = (pixels_of(image, self._predictor.pixel_range) for image in images)
         for part in _parts(pixels, batch_size * _BATCHES):
             found = find_objects(
-                self._predictor, enumerate(part),
-                tile_px=tile, overlap=overlap, batch_size=batch_size, score_threshold=threshold,
+                self._predictor, enumerate(part), lowest, tile_px=tile, overlap=overlap, batch_size=batch_size
             )  # fmt: skip
             objects_of = dict(found)
             for number, image in enumerate(part):
                 instances = [self._instance(one) for one in objects_of[number]]
-                yield Found([one for one in instances if not classes or one.label in classes], image, self.class_names)
+                yield Found(instances, image, self.class_names)
 
     def _instance(self, one: dict[str, Any]) -> Instance:
         x1, y1, x2, y2 = one["bbox"]
@@ -125,9 +125,9 @@ class Model:
         )
 
 
-def _require_options(threshold: float, tile: int, overlap: float, batch_size: int) -> None:
+def _require_options(threshold: float | str, tile: int, overlap: float, batch_size: int) -> None:
     for name, value, is_right, must in (
-        ("threshold", threshold, 0 <= threshold <= 1, "from 0 to 1"),
+        ("threshold", threshold, threshold == "best" or 0 <= float(threshold) <= 1, "from 0 to 1, or best"),
         ("tile", tile, tile >= 0, "0 or a side in pixels"),
         ("overlap", overlap, 0 < overlap <= 0.9, "above 0 and at most 0.9"),
         ("batch_size", batch_size, batch_size >= 1, "1 or more"),

@@ -5,11 +5,13 @@ models:/NAME@ALIAS or models:/NAME/VERSION of MLflow's registry
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from components.config import Config
 from components.runs.result import final_checkpoint
+from components.runs.thresholds import Thresholds, best_thresholds
 from model.config import TORCHVISIONS_DETECTORS, TrainConfig
 from model.engine.pointers import POINTERS, require_checkpoint
 from model.errors import UserError
@@ -18,6 +20,49 @@ if TYPE_CHECKING:
     from components.runs.trained import Trained
 
 _REGISTRY = "models:/"
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network, and the thresholds that were registered with it."""
+
+    trained: "Trained"
+    registered: Thresholds | None = None
+    is_checkpoint: bool = True
+
+    def lowest_scores(self, threshold: float | Literal["best"], classes: Sequence[str] = ()) -> dict[str, float]:
+        """The lowest score of each wanted class: a threshold for all, or the class's own with the highest F1.
+
+        Args:
+            classes: names of the wanted classes; empty: all.
+
+        Raises:
+            UserError: if the network does not know a class, or its best thresholds are not known.
+        """
+        from model.inference.predictor import Predictor
+
+        predictor = Predictor.of(self.trained.loaded)
+        predictor.require_classes(classes)
+        wanted = classes or predictor.class_names
+        if threshold != "best":
+            return dict.fromkeys(wanted, threshold)
+        best = self._thresholds()
+        return {name: best.per_class.get(name, best.of_all) for name in wanted}
+
+    def _thresholds(self) -> Thresholds:
+        """The thresholds that `maskrcnn evaluate` found.
+
+        Raises:
+            UserError: if `maskrcnn evaluate` has not found them.
+        """
+        if self.registered is not None:
+            return self.registered
+        if not self.is_checkpoint:
+            raise UserError(
+                "--threshold best: must be used with a checkpoint that `maskrcnn evaluate` has scored, or a model that "
+                f"was registered after it, got {self.trained.name}; give a number"
+            )
+        return best_thresholds(self.trained.loaded.path)
 
 
 def require_network(word: str) -> None:
@@ -38,7 +83,7 @@ def require_network(word: str) -> None:
     )
 
 
-def load_network(config: Config, word: str, class_names: Sequence[str] = ()) -> "Trained":
+def load_network(config: Config, word: str, class_names: Sequence[str] = ()) -> Network:
     """Load the network that a word names onto `train.device`.
 
     Args:
@@ -55,18 +100,18 @@ def load_network(config: Config, word: str, class_names: Sequence[str] = ()) -> 
     from model.engine.checkpoint import is_checkpoint
 
     if word in POINTERS:
-        return load_trained(config, word)
+        return Network(load_trained(config, word))
     require_network(word)
     path = Path(word)
     if word.startswith(_REGISTRY):
-        from components.tracking.registered import fetched_checkpoint
+        from components.tracking.registered import fetched_model
 
-        with fetched_checkpoint(config.tracking, word) as fetched:
-            trained = load_trained(config, str(fetched))
-        return Trained(trained.loaded, trained.config, word)
+        with fetched_model(config.tracking, word) as (checkpoint, thresholds):
+            trained = load_trained(config, str(checkpoint))
+        return Network(Trained(trained.loaded, trained.config, word), thresholds, is_checkpoint=False)
     if path.is_dir():
         path = require_checkpoint(path, final_checkpoint(path, TrainConfig()))
     if path.is_file() and is_checkpoint(path):
-        return load_trained(config, str(path))
+        return Network(load_trained(config, str(path)))
     loaded = load_detector(word, pick_device(config.train.device), class_names)
-    return Trained.of(loaded, config, word)
+    return Network(Trained.of(loaded, config, word), is_checkpoint=False)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from rich.progress import track
 
-from components.config import Config, PredictConfig
+from components.config import Config
 from components.inference.entries import entries_in
 from components.inference.images import Source
-from components.inference.networks import load_network
+from components.inference.networks import Network, load_network
 from components.inference.outputs import as_text, write_image
 from components.runs.lock import writing
 from components.runs.trained import Trained, open_split, run_around
@@ -19,7 +19,7 @@ from model.data.file_kinds import why_path_unreadable
 from model.data.index import spread
 from model.data.transforms import UNREADABLE, Pixels, read_image
 from model.files import SlowFileError, within
-from model.inference.predictor import Object, Predictor
+from model.inference.predictor import Predictor
 from model.inference.tiles import find_objects
 
 Unreadable = list[dict[str, str]]  # {"file", "reason"}
@@ -49,19 +49,33 @@ def predict(
 
 
 def _predict_and_write(
-    config: Config, trained: Trained, sources: Sequence[Source], folder: Path, *, is_own: bool
+    config: Config, network: Network, sources: Sequence[Source], folder: Path, *, is_own: bool
 ) -> tuple[int, int, Unreadable]:
+    settings, trained = config.predict, network.trained
     predictor = Predictor.of(trained.loaded)
-    predictor.require_classes(config.predict.classes)
-    sources = sources or _val_images(trained, config.predict.images)
+    lowest = network.lowest_scores(settings.score_threshold, settings.classes)
+    sources = sources or _val_images(trained, settings.images)
+
+    def read(source: Source) -> Pixels:
+        decode = partial(read_image, source.path, apply_exif=source.apply_exif, pixel_range=predictor.pixel_range)
+        return within(trained.config.data.timeout_s, source.path, decode)
+
     if is_own:
         shutil.rmtree(folder, ignore_errors=True)
     unreadable: Unreadable = []
     folder.mkdir(parents=True, exist_ok=True)
     with entries_in(folder, trained.name, unreadable) as entries:
-        for i, pixels, objects in _found(predictor, trained, config.predict, sources, unreadable):
-            entry = write_image(sources[i], pixels, objects, predictor.class_names, folder, config.predict)
-            entries.add(i, entry)
+        images = _read(sources, unreadable, read)
+        for i, objects in find_objects(
+            predictor,
+            images,
+            lowest,
+            tile_px=settings.tile_px,
+            overlap=settings.tile_overlap,
+            batch_size=settings.batch_size,
+        ):
+            pixels = read(sources[i])
+            entries.add(i, write_image(sources[i], pixels, objects, predictor.class_names, folder, settings))
     if is_own:
         with open_tracker(trained.config, run_dir=config.train.output_dir, metrics_csv=False) as tracker:
             tracker.log_artifact(folder, "predictions")
@@ -74,28 +88,6 @@ def _val_images(trained: Trained, count: int) -> list[Source]:
         Source(index.image_path(i), Path(f"{index.image_ids[i]}.jpg"), bool(index.apply_exif[i]))
         for i in spread(len(index), count)
     ]
-
-
-def _found(
-    predictor: Predictor, trained: Trained, settings: PredictConfig, sources: Sequence[Source], unreadable: Unreadable
-) -> Iterator[tuple[int, Pixels, list[Object]]]:
-    """Yield the index of each source that can be read with its image and objects."""
-
-    def read(source: Source) -> Pixels:
-        decode = partial(read_image, source.path, apply_exif=source.apply_exif, pixel_range=predictor.pixel_range)
-        return within(trained.config.data.timeout_s, source.path, decode)
-
-    found = find_objects(
-        predictor,
-        _read(sources, unreadable, read),
-        tile_px=settings.tile_px,
-        overlap=settings.tile_overlap,
-        batch_size=settings.batch_size,
-        score_threshold=settings.score_threshold,
-    )
-    for i, objects in found:
-        wanted = [one for one in objects if not settings.classes or one["class"] in settings.classes]
-        yield i, read(sources[i]), wanted
 
 
 def _read(

@@ -7,16 +7,20 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from components.config import TrackingConfig
+from components.runs.thresholds import Thresholds
 from components.tracking.client import TrackingError, in_users_tree, make_client, tracking_uri
 from components.tracking.registry import answers
+from model.files import read_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+_FILES = ("checkpoint", "thresholds")  # names in the model
+
 
 @contextmanager
-def fetched_checkpoint(tracking: TrackingConfig, uri: str) -> Iterator[Path]:
-    """Fetch the checkpoint of a registered model; it is there within the context.
+def fetched_model(tracking: TrackingConfig, uri: str) -> Iterator[tuple[Path, Thresholds | None]]:
+    """Fetch the checkpoint of a registered model, which is there within the context, and its best thresholds, if any.
 
     Args:
         uri: models:/NAME@ALIAS or models:/NAME/VERSION.
@@ -35,10 +39,15 @@ def fetched_checkpoint(tracking: TrackingConfig, uri: str) -> Iterator[Path]:
             fetched = mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=scratch, tracking_uri=server)
         folder = Path(fetched)
         artifacts = Model.load(folder).flavors.get("python_function", {}).get("artifacts", {})
-        path = folder / artifacts.get("checkpoint", {}).get("path", "")
-        if not path.is_file():
+        checkpoint, thresholds = (folder / artifacts.get(name, {}).get("path", "") for name in _FILES)
+        if not checkpoint.is_file():
             raise TrackingError(f"{uri}: must be a model of `maskrcnn register`, but has no checkpoint")
-        yield path
+        yield checkpoint, _read(thresholds, uri) if thresholds.is_file() else None
+
+
+def _read(path: Path, uri: str) -> Thresholds:
+    found = read_json(path, Thresholds, f"register {uri} again", TrackingError)
+    return Thresholds(found["of_all"], found["per_class"])
 
 
 def _source(client: "MlflowClient", uri: str) -> str:

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 from components.config import Config
 from components.runs.lock import writing
-from components.runs.thresholds import find_thresholds
+from components.runs.thresholds import best_thresholds, find_thresholds
 from components.runs.trained import Trained, load_trained
 from components.tracking.client import check_server, make_client, tracking_uri
 from components.tracking.registry import Registry, Version, answers, write_model
@@ -68,5 +68,9 @@ def _version(registry: Registry, run_id: str, trained: Trained, scored: Scored, 
             extra["thresholds"].write_text(
                 json.dumps(asdict(best), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
             )
-        write_model(weights, files, config.predict, extra)
+        predict = config.predict
+        if predict.score_threshold == "best":  # the default of requests is one number for all classes
+            best = best_thresholds(trained.loaded.path, config.train.output_dir)
+            predict = predict.model_copy(update={"score_threshold": best.of_all})
+        write_model(weights, files, predict, extra)
         return registry.add(run_id, files, step=trained.loaded.step, tags=identity | details | tags)

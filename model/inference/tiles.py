@@ -7,7 +7,8 @@ Boxes are (x1, y1, x2, y2), sizes (height, width), both in pixels of the image. 
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,22 +50,30 @@ class _View:
 def find_objects(
     predictor: Predictor,
     images: Iterable[tuple[int, Pixels]],
+    lowest_scores: Mapping[str, float],
     *,
     tile_px: int,
     overlap: float,
     batch_size: int,
-    score_threshold: float,
 ) -> Iterator[tuple[int, list[Object]]]:
     """Yield each image's number with its objects as `Predictor.objects` does, found in tiles where an image is larger.
 
     Args:
+        lowest_scores: names of the wanted classes, each with the lowest score of its objects.
         tile_px: side of a tile; 0 for whole images.
         overlap: part of a tile's side that it shares with the next one; objects up to this size are whole in a tile.
     """
-    options: dict[str, Any] = {"batch_size": batch_size, "score_threshold": score_threshold}
-    if not tile_px:
-        yield from predictor.objects(images, **options)
-        return
+    options: dict[str, Any] = {"batch_size": batch_size, "score_threshold": min(lowest_scores.values(), default=1.0)}
+    found = (
+        predictor.objects(images, **options) if not tile_px else _in_tiles(predictor, images, tile_px, overlap, options)
+    )
+    for number, objects in found:
+        yield number, [one for one in objects if one["score"] >= lowest_scores.get(one["class"], math.inf)]
+
+
+def _in_tiles(
+    predictor: Predictor, images: Iterable[tuple[int, Pixels]], tile_px: int, overlap: float, options: dict[str, Any]
+) -> Iterator[tuple[int, list[Object]]]:
     for number, pixels in images:
         size = (pixels.shape[0], pixels.shape[1])
         tiles = tiles_of(size, tile_px, overlap)

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import tracemalloc
 from pathlib import Path
@@ -378,3 +379,28 @@ def test_an_option_out_of_range_is_named(
     assert end.value.code == 2
     assert re.search(says, capsys.readouterr().err)
     assert not (tmp_path / "predictions").exists()
+
+
+def test_each_class_has_its_own_best_threshold(config: Config, photo: Path, tmp_path: Path) -> None:
+    predict.run(config, [photo], output=tmp_path / "all")
+    (everything,) = (image["detections"] for image in document(tmp_path / "all")["images"])
+    label = everything[0]["class"]
+    own = [one["score"] for one in everything if one["class"] == label]
+    others = [one["score"] for one in everything if one["class"] != label]
+    thresholds = {label: own[len(own) // 2], "all": others[len(others) // 2]}
+    run = tmp_path / "run"
+    shutil.copytree(config.train.output_dir, run)
+    point = {"precision": 1.0, "recall": 1.0, "f1": 1.0}
+    best = {
+        "all": point | {"threshold": thresholds["all"]},
+        "per_class": {label: point | {"threshold": thresholds[label]}},
+    }
+    checkpoint = last_checkpoint(run)
+    assert checkpoint is not None
+    analysis = {"checkpoint": checkpoint.relative_to(run).as_posix(), "data_hash": "", "best": best}
+    (run / "analysis.json").write_text(json.dumps(analysis))
+    settings = with_settings(config, score_threshold="best")
+    predict.run(settings, [photo], weights=str(run), output=tmp_path / "best")
+    expected = [one for one in everything if one["score"] >= thresholds.get(one["class"], thresholds["all"])]
+    assert document(tmp_path / "best")["images"][0]["detections"] == expected
+    assert 1 < len(expected) < len(everything)

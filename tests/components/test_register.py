@@ -23,9 +23,11 @@ from typing import Any
 import pytest
 import torch
 from mlflow import MlflowClient
+from mlflow.models import Model
 
 from components import download, evaluate, predict, prepare, register
 from components.config import Config
+from components.inference.networks import load_network
 from components.params import load_config
 from components.register import RegisterResult
 from components.tracking.client import TrackingError
@@ -226,7 +228,7 @@ def test_a_version_has_the_best_thresholds_that_evaluate_found(config: Config) -
     analysis["best"]["all"]["threshold"] = 0.4
     analysis["best"]["per_class"]["circle"]["threshold"] = 0.3
     path.write_text(json.dumps(analysis))
-    register.run(config)
+    register.run(with_values(config, predict={"score_threshold": "best"}))
     client = MlflowClient(tracking_uri=config.tracking.uri)
     version = client.get_model_version("maskrcnn", "1")
     assert version.tags["best_threshold"] == "0.4"
@@ -235,6 +237,9 @@ def test_a_version_has_the_best_thresholds_that_evaluate_found(config: Config) -
     kept = json.loads((files / "artifacts" / "thresholds.json").read_text())
     assert kept["of_all"] == 0.4
     assert (kept["per_class"]["circle"], kept["per_class"]["star"]) == (0.3, 0.4)
+    assert Model.load(files).signature.params.params[0].default == 0.4
+    lowest = load_network(config, f"models:/maskrcnn@{CHAMPION}").lowest_scores("best")
+    assert (lowest["circle"], lowest["star"]) == (0.3, 0.4)
     analysis["best"]["all"]["threshold"] = 0.5
     path.write_text(json.dumps(analysis))
     register.run(config)

@@ -1,5 +1,6 @@
 """Networks by the words of `--weights`."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def checkpoint(trained_run: Config) -> Path:
 
 
 def stem(word: str) -> torch.Tensor:
-    return load_network(build_config({}), word).loaded.model.state_dict()[STEM]
+    return load_network(build_config({}), word).trained.loaded.model.state_dict()[STEM]
 
 
 def test_a_checkpoint_its_run_and_its_weights_alone_are_one_network(checkpoint: Path, tmp_path: Path) -> None:
@@ -36,7 +37,7 @@ def test_a_checkpoint_its_run_and_its_weights_alone_are_one_network(checkpoint: 
     words = [str(path) for path in (tmp_path / "alone.pt", checkpoint.parents[1], tmp_path / "weights.pth")]
     for word in words:
         assert torch.equal(stem(word), state["model"][STEM]), word
-    trained = load_network(build_config({}), words[0])
+    trained = load_network(build_config({}), words[0]).trained
     assert trained.loaded.class_names == tuple(state["class_names"])
     assert trained.config.data.eval_min_size_px == state["config"]["data"]["eval_min_size_px"]
 
@@ -81,6 +82,40 @@ def test_names_of_classes_may_be_given_to_weights_without(checkpoint: Path, tmp_
     state = read_checkpoint(checkpoint)
     torch.save(state["model"], tmp_path / "weights.pth")
     names = [f"kind {number}" for number in range(len(state["class_names"]))]
-    loaded = load_network(build_config({}), str(tmp_path / "weights.pth"), names).loaded
+    loaded = load_network(build_config({}), str(tmp_path / "weights.pth"), names).trained.loaded
     assert loaded.class_names == tuple(names)
     assert isinstance(loaded.model, MaskRCNN)
+
+
+def analysed(checkpoint: Path, folder: Path, per_class: dict[str, float | None]) -> Path:
+    """A run of this checkpoint, which `evaluate` has scored."""
+    shutil.copytree(checkpoint.parents[1], folder)
+    points = {
+        name: {"threshold": value, "precision": 1.0, "recall": 1.0, "f1": 1.0} for name, value in per_class.items()
+    }
+    best = {"all": points["all"], "per_class": {name: point for name, point in points.items() if name != "all"}}
+    document = {"checkpoint": f"checkpoints/{checkpoint.name}", "data_hash": "", "best": best}
+    (folder / "analysis.json").write_text(json.dumps(document))
+    return folder
+
+
+def test_the_best_threshold_is_that_of_each_class(checkpoint: Path, tmp_path: Path) -> None:
+    first, second, *others = read_checkpoint(checkpoint)["class_names"]
+    run = analysed(checkpoint, tmp_path / "run", {"all": 0.4, first: 0.25, second: None})
+    for word in (str(run), str(run / "checkpoints" / checkpoint.name)):
+        lowest = load_network(build_config({}), word).lowest_scores("best")
+        assert lowest == {first: 0.25, second: 0.4} | dict.fromkeys(others, 0.4)
+        assert load_network(build_config({}), word).lowest_scores("best", [second]) == {second: 0.4}
+    assert load_network(build_config({}), str(run)).lowest_scores(0.7, [first]) == {first: 0.7}
+
+
+def test_a_best_threshold_that_nobody_has_found_is_an_error_that_says_what_to_run(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(checkpoint.parents[1], run, ignore=shutil.ignore_patterns("analysis.json"))
+    with pytest.raises(UserError, match=r"analysis\.json: must have the best thresholds .*run `maskrcnn evaluate"):
+        load_network(build_config({}), str(run)).lowest_scores("best")
+    torch.save(read_checkpoint(checkpoint)["model"], tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=r"--threshold best: must be used with a checkpoint .*got .*weights\.pth"):
+        load_network(build_config({}), str(tmp_path / "weights.pth")).lowest_scores("best")
