@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from components.config import TrackingConfig
 from components.runs.thresholds import Thresholds
@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _FILES = ("checkpoint", "thresholds")  # names in the model
+
+
+class _Stored(TypedDict):
+    """Content of thresholds.json."""
+
+    of_all: float
+    per_class: dict[str, float]
 
 
 @contextmanager
@@ -46,8 +53,7 @@ def fetched_model(tracking: TrackingConfig, uri: str) -> Iterator[tuple[Path, Th
 
 
 def _read(path: Path, uri: str) -> Thresholds:
-    found = read_json(path, Thresholds, f"register {uri} again", TrackingError)
-    return Thresholds(found["of_all"], found["per_class"])
+    return Thresholds(**read_json(path, _Stored, f"register {uri} again", TrackingError))
 
 
 def _source(client: "MlflowClient", uri: str) -> str:
