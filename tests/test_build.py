@@ -185,11 +185,14 @@ def test_an_environment_with_another_torch_is_not_taken_for_the_one_asked_for(in
             installed(*asked.split())
 
 
-# setup.py up to where it would build, once for each CUDA_HOME, in a process that has imported torch for all of them.
+# setup.py up to where it would build, once for each CUDA_HOME, in a process that has imported torch for all of them. It
+# does not see pip's toolkit, with which it would compile a kernel after each refusal.
 SET_UP = """
-import os, runpy, sys
+import os, runpy, sys, sysconfig
 import setuptools, torch
 homes, sys.argv = sys.argv[1:], ["setup.py", "--version"]
+path = sysconfig.get_path
+sysconfig.get_path = lambda *names, **options: os.devnull if names == ("purelib",) else path(*names, **options)
 for home in homes:
     child = os.fork()
     if not child:

@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 NOTEBOOK = REPOSITORY / "docs" / "tour.ipynb"
 TINY = [
     "data.shapes.train_images=6", "data.shapes.val_images=3", "data.workers=0", "train.max_iters=3",
-    "train.batch_size=2",
+    "train.batch_size=2", "train.warmup_iters=1",
     "train.lr_steps=[2]", "train.device=cpu", "evaluate.batch_size=3", "evaluate.drawn_images=1",
     "tracking.enabled=false",
     "predict.score_threshold=0", "model.score_threshold=0",
