@@ -79,6 +79,7 @@ def read_coco(
     path: Path,
     limit: int = 0,
     *,
+    chosen: Callable[[list[int]], list[int]] = list,
     masks: bool = True,
     repairs: bool = False,
     size_of: Callable[[str], Size | None] = lambda file_name: None,
@@ -87,6 +88,7 @@ def read_coco(
 
     Args:
         limit: number of images to keep, lowest ids first; 0 keeps all.
+        chosen: of ascending image ids those to keep, before `limit`.
         masks: a segmentation is needed; else a box suffices.
         repairs: repair what can be repaired safely, instead of refusing it.
         size_of: (height, width) of an image file as displayed, None if it cannot be read; asked where the annotation
@@ -113,7 +115,7 @@ def read_coco(
             refused -= {raw_id, record.id}
             if (first := names.setdefault(record.file_name, record.id)) != record.id:
                 findings.warn("file listed twice", f"{show(record.file_name)} is the file of image {first}, too")
-    for image_id in sorted(records)[: limit or None]:
+    for image_id in chosen(sorted(records))[: limit or None]:
         coco.images[image_id] = records[image_id]
         coco.instances[image_id], coco.raw[image_id] = [], []
     ids = [entry.get("image_id") for entry in tree["annotations"] if isinstance(entry, dict)]
