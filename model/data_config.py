@@ -86,7 +86,7 @@ class DataConfig(Section):
     val_images: str = ""
     val_annotations: str = ""
     # For `custom` with one COCO JSON: share of its images that is val; train_images and train_annotations name both
-    # splits then. An image goes by its id and split_seed alone, so that all seeds of a study learn from the same images.
+    # splits then. An image goes by its id and split_seed alone: all seeds of a study learn from the same images.
     val_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     split_seed: Seed = Field(default=0, description="with val_fraction only")
     base_url: str = "http://images.cocodataset.org"
