@@ -8,6 +8,7 @@ problems.csv   what was left out, and why, where something was
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections import Counter, defaultdict
@@ -24,6 +25,7 @@ from components.formats.records import LabelledImage, LabelledSet, Part, annotat
 from model.data.findings import Finding, Findings, count_kinds, write_findings
 from model.data.layout import SPLITS, Split
 from model.data.splitting import val_part
+from model.data.values import CONTROL, is_text
 from model.errors import UserError
 
 DEFAULT_FRACTION = 0.2
@@ -107,8 +109,12 @@ def require_free(dst: Path) -> None:
 
 def _class_names(source: LabelledSet, src: Path, findings: Findings) -> list[str]:
     """The names of the source, each once."""
-    if not all(map(str.strip, source.class_names)):
-        raise UserError(f"{src}: every class must have a name, got {source.class_names}")
+    for name in source.class_names:
+        if not is_text(name) or re.search(CONTROL, name):
+            raise UserError(
+                f"{src}: a class must have a name of one line without control characters, got {name!r}; correct it in "
+                "a copy of the folder"
+            )
     names = list(dict.fromkeys(source.class_names))
     for name in names:
         if (times := source.class_names.count(name)) > 1:
@@ -219,6 +225,8 @@ def _file_names(images: list[LabelledImage], src: Path) -> dict[int, str]:
     for image in images:
         longer = "__".join(part for part in Path(os.path.relpath(image.path, src)).parts if part != "..")
         found[id(image)] = image.path.name if short[image.path.name.casefold()] == 1 else longer
+    if bad := [name for name in found.values() if not is_text(name)]:
+        raise UserError(f"{src}: the name of an image must be UTF-8, got {bad[0]!r}; rename it in a copy of the folder")
     if twice := [name for name, times in Counter(found.values()).items() if times > 1]:
         raise UserError(f"{src}: two images would be called {twice[0]}; rename one of them in a copy of the folder")
     return found

@@ -1,6 +1,7 @@
 """Text, JSON and XML files of other tools: read whole, or a Fault."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -86,7 +87,7 @@ def xml_of(path: Path, root: str) -> ElementTree.Element:
 
 
 def number_of(element: ElementTree.Element, name: str) -> float:
-    """The number in a child element, or else in an attribute.
+    """The finite number in a child element, or else in an attribute.
 
     Raises:
         Fault: if there is none.
@@ -94,9 +95,12 @@ def number_of(element: ElementTree.Element, name: str) -> float:
     child = element.find(name)
     text = child.text if child is not None else element.get(name)
     try:
-        return float(text or "")
-    except ValueError as error:
-        raise Fault("bad number", f"<{element.tag}>: {name} must be a number, got {text!r}") from error
+        value = float(text or "")
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise Fault("bad number", f"<{element.tag}>: {name} must be a number, got {text!r}")
+    return value
 
 
 def _is(name: str) -> str:

@@ -18,11 +18,10 @@ from model.data.bbox import SLACK_PX, Box, clip_bbox, read_bbox
 from model.data.findings import Fault, Finding, Findings
 from model.data.other_formats import name_of_text, name_of_tree
 from model.data.segmentation import Mask, read_mask
-from model.data.values import MAX_PX, Size, distinct, integer, is_text, show, whole
+from model.data.values import CONTROL, MAX_PX, Size, distinct, integer, is_text, show, whole
 from model.errors import UserError
 
 _MAX_PIXELS = 2**28  # in an image; Pillow opens no larger one
-_CONTROL = r"[\x00-\x1f\x7f-\x9f]+"
 _MANY_BEYOND = 0.2  # share of boxes; in a sound data set a few extend beyond the frame
 
 
@@ -197,11 +196,11 @@ def _category(entry: Any, findings: Findings) -> tuple[int, str]:
     name = entry.get("name") if isinstance(entry, dict) else None
     if not is_text(name):
         raise Fault("bad category", "must have an integer id ≥ 0 and a name")
-    if re.search(_CONTROL, name):
+    if re.search(CONTROL, name):
         findings.repairable(
             "control character", f"a name must be one line without control characters, got {show(name)}"
         )
-        name = re.sub(_CONTROL, " ", name).strip()
+        name = re.sub(CONTROL, " ", name).strip()
     if not name:
         raise Fault("bad category", "must have a name")
     return integer(entry.get("id"), "id", "bad category", findings), name

@@ -76,7 +76,7 @@ def test_a_faulty_line_is_named(take: Callable[..., Any], yolo: Path, line: str,
         ("train: images/train\n", "must have `names`"),
         ("names: [a\n", "must be the YAML of a YOLO data set"),
         ("names: [a]\nkpt_shape: [17, 3]\n", r"has keypoints \(kpt_shape\)"),
-        ("names: [a, '']\ntrain: images/train\nval: images/val\n", "every class must have a name"),
+        ("names: [a, '']\ntrain: images/train\nval: images/val\n", "a class must have a name of one line.*got ''"),
     ],
 )
 def test_a_faulty_description_is_named(take: Callable[..., Any], yolo: Path, text: str, reason: str):
