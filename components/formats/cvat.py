@@ -15,12 +15,12 @@ from components.formats.records import (
     LabelledImage,
     LabelledSet,
     Shape,
-    displayed_size,
     ellipse,
     find_file,
     part_of,
     rectangle,
     rle,
+    size_of,
     turned,
 )
 from components.formats.texts import number_of, xml_of
@@ -62,16 +62,16 @@ def _images(path: Path, tree: ElementTree.Element, names: FileNames, findings: F
             root = path.parent
             candidates = [root / folder / name for folder in ("images", f"images/{subset}", "")]
             image = find_file(candidates, names, root, name)
-            size = _stated(entry) or displayed_size(image)
+            size = _size(entry, image)
             shapes = list(_shapes(entry, f"{path}: image {name!r}", size, findings))
             yield LabelledImage(image, size, part_of(subset), shapes, path)
 
 
-def _stated(entry: ElementTree.Element | None) -> Size | None:
+def _size(entry: ElementTree.Element | None, image: Path) -> Size:
+    """The size that an element states, or that of the image file."""
     if entry is None:
-        return None
-    height, width = number_of(entry, "height"), number_of(entry, "width")
-    return (int(height), int(width)) if min(height, width) >= 1 else None
+        return size_of(None, None, image)
+    return size_of(number_of(entry, "height"), number_of(entry, "width"), image)
 
 
 def _frames(path: Path, tree: ElementTree.Element, names: FileNames, findings: Findings) -> Iterator[LabelledImage]:
@@ -87,7 +87,7 @@ def _frames(path: Path, tree: ElementTree.Element, names: FileNames, findings: F
         with findings.record(f"{path}: frame {frame}"):
             endings = (".png", ".PNG", ".jpg", ".JPG", ".jpeg")
             image = find_file([path.parent / "images" / f"{name}{end}" for end in endings], names, path.parent, name)
-            size = _stated(tree.find("meta//original_size")) or displayed_size(image)
+            size = _size(tree.find("meta//original_size"), image)
             shapes = [
                 shape
                 for entry in by_frame[frame]

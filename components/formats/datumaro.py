@@ -7,7 +7,7 @@ plugins/data_formats/datumaro/base.py. Annotations of one label and group are on
 from pathlib import Path
 from typing import Any
 
-from components.formats.records import LabelledImage, LabelledSet, Shape, displayed_size, ellipse, find_file, part_of
+from components.formats.records import LabelledImage, LabelledSet, Shape, ellipse, find_file, part_of, size_of
 from components.formats.texts import json_of, list_of
 from model.data.file_names import FileNames
 from model.data.findings import Fault, Findings
@@ -55,7 +55,8 @@ def _item(entry: Any, path: Path, class_names: list[str], names: FileNames, find
     root, name = path.parents[1], str(media.get("path") or f"{entry['id']}.jpg")
     image = find_file([root / "images" / path.stem / name, root / "images" / name], names, root, name)
     given = [whole(one) for one in media["size"]] if isinstance(media.get("size"), list) else []
-    size = (given[0], given[1]) if len(given) == 2 and given[0] and given[1] else displayed_size(image)
+    height, width = given if len(given) == 2 else (None, None)
+    size = size_of(height, width, image)
     shapes: list[Shape] = []
     for number, one in enumerate(list_of(entry, "annotations"), 1):
         with findings.record(f"{where}: annotation {number}"):

@@ -18,12 +18,12 @@ from components.formats.records import (
     LabelledImage,
     LabelledSet,
     Shape,
-    displayed_size,
     ellipse,
     find_file,
     images_below,
     part_of_path,
     rle,
+    size_of,
 )
 from components.formats.texts import json_of, list_of
 from model.data.file_names import FileNames
@@ -51,8 +51,7 @@ def read(src: Path, findings: Findings) -> LabelledSet:
         with findings.record(str(path)):
             tree = json_of(path, "shapes", "imagePath")
             image, content = _image(path, tree, names, src)
-            given = whole(tree.get("imageHeight")), whole(tree.get("imageWidth"))
-            size = (given[0], given[1]) if given[0] and given[1] else _size(image, content)
+            size = _size(tree, image, content)
             shapes: list[Shape] = []
             for number, entry in enumerate(list_of(tree, "shapes"), 1):
                 with findings.record(f"{path}: shape {number}"):
@@ -84,10 +83,12 @@ def _image(path: Path, tree: dict[str, Any], names: FileNames, src: Path) -> tup
     return path.parent / Path(name).name, content
 
 
-def _size(image: Path, content: bytes | None) -> Size:
-    if content is None:
-        return displayed_size(image)
-    return _decoded(content, "imageData").shape[:2]
+def _size(tree: dict[str, Any], image: Path, content: bytes | None) -> Size:
+    """The size that the JSON file states, or that of the image."""
+    height, width = whole(tree.get("imageHeight")), whole(tree.get("imageWidth"))
+    if content is not None and not (height and width):
+        height, width = _decoded(content, "imageData").shape[:2]
+    return size_of(height, width, image)
 
 
 def _shape(entry: Any, size: Size, findings: Findings) -> Shape | None:

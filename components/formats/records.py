@@ -21,7 +21,7 @@ from model.data.findings import Fault, Findings
 from model.data.measure import EXIF_QUARTER_TURNS
 from model.data.segmentation import Mask, read_mask
 from model.data.transforms import UNREADABLE
-from model.data.values import Size
+from model.data.values import MAX_PIXELS, MAX_PX, Size
 from model.files import require_file
 
 Part = Literal["train", "val", "test", ""]  # empty: the source has no split
@@ -93,6 +93,19 @@ def displayed_size(path: Path) -> Size:
             return image.size if is_turned else image.size[::-1]
     except UNREADABLE as error:
         raise Fault("unreadable image", f"{path}: {why_path_unreadable(path, error)}") from error
+
+
+def size_of(height: float | None, width: float | None, image: Path) -> Size:
+    """(height, width) as stated, or that of the image file where they are not stated.
+
+    Raises:
+        Fault: if they cannot be those of an image, or the file cannot be read.
+    """
+    if not height or not width or min(height, width) < 1:
+        return displayed_size(image)
+    if max(height, width) > MAX_PX or height * width > MAX_PIXELS:
+        raise Fault("too large", f"height and width must be at most {MAX_PIXELS:,} pixels, got {height} and {width}")
+    return int(height), int(width)
 
 
 def pixels_of(path: Path, *modes: str) -> NDArray[np.uint8] | NDArray[np.int32]:

@@ -19,13 +19,13 @@ from components.formats.records import (
     LabelledSet,
     Part,
     Shape,
-    displayed_size,
     find_file,
     images_below,
     part_of,
     part_of_path,
     pixels_of,
     rle,
+    size_of,
 )
 from components.formats.texts import lines_of, number_of, xml_of
 from model.data.file_names import FileNames
@@ -103,9 +103,8 @@ def _parts(folder: Path) -> dict[str, Part]:
 def _size(tree: ElementTree.Element | None, image: Path) -> Size:
     """The size that the XML file states, or else that of the image."""
     words = [] if tree is None else [(tree.findtext(f"size/{name}") or "").strip() for name in ("height", "width")]
-    if words and all(word.isdecimal() and int(word) for word in words):
-        return int(words[0]), int(words[1])
-    return displayed_size(image)
+    height, width = [float(word) if word.isdecimal() else None for word in words] or [None, None]
+    return size_of(height, width, image)
 
 
 def _name(entry: ElementTree.Element) -> str:

@@ -18,10 +18,9 @@ from model.data.bbox import SLACK_PX, Box, clip_bbox, read_bbox
 from model.data.findings import Fault, Finding, Findings
 from model.data.other_formats import name_of_text, name_of_tree
 from model.data.segmentation import Mask, read_mask
-from model.data.values import CONTROL, MAX_PX, Size, distinct, integer, is_text, show, whole
+from model.data.values import CONTROL, MAX_PIXELS, MAX_PX, Size, distinct, integer, is_text, show, whole
 from model.errors import UserError
 
-_MAX_PIXELS = 2**28  # in an image; Pillow opens no larger one
 _MANY_BEYOND = 0.2  # share of boxes; in a sound data set a few extend beyond the frame
 
 
@@ -231,8 +230,8 @@ def _image_record(
         findings.repaired(
             "no size", f"height and width are {show(given[0])} and {show(given[1])}; the file has {height} and {width}"
         )
-    if max(height, width) > MAX_PX or height * width > _MAX_PIXELS:
-        raise Fault("too large", f"height and width must be at most {_MAX_PIXELS:,} pixels, got {height} and {width}")
+    if max(height, width) > MAX_PX or height * width > MAX_PIXELS:
+        raise Fault("too large", f"height and width must be at most {MAX_PIXELS:,} pixels, got {height} and {width}")
     return ImageRecord(image_id, file_name, height, width)
 
 

@@ -80,12 +80,20 @@ def test_what_is_no_object_is_counted(take_extra: Callable[..., Any]):
             "a mask must lie in the image of 64 × 48",
         ),
         ('<mask label="car" rle="a" left="1" top="1" width="2" height="2"/>', "rle must be runs like 3,2,5, got 'a'"),
+        ('<box label="car" xtl="nan" ytl="1" xbr="9" ybr="9"/>', "xtl must be a number, got 'nan'"),
         ('<blob label="car"/>', "<blob> must be one of polygon, box, ellipse, mask"),
     ],
 )
 def test_a_faulty_shape_is_named(take_extra: Callable[..., Any], shape: str, reason: str):
     with pytest.raises(UserError, match=rf"annotations\.xml: (image '0\.png'|object 3).*: .*{reason}"):
         take_extra(shape)
+
+
+def test_a_size_that_no_image_has_is_an_error(tmp_path: Path, exports: ModuleType, take: Callable[..., Any]):
+    path = exports.cvat(tmp_path / "src") / "annotations.xml"
+    path.write_text(path.read_text().replace('height="48"', 'height="9999999"', 1))
+    with pytest.raises(UserError, match=r"image '0\.png': height and width must be at most 268,435,456 pixels"):
+        take("cvat", path.parent)
 
 
 def test_subsets_of_a_project_are_the_split(tmp_path: Path, exports: ModuleType, take: Callable[..., Any]):
