@@ -1,4 +1,4 @@
-"""Damaged exports: an import writes a whole folder that can be read, or ends with an error for the user and no trace."""
+"""Damaged exports: an import writes a whole folder that can be read, or ends with an error and without a trace."""
 
 import json
 import random
