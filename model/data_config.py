@@ -85,6 +85,10 @@ class DataConfig(Section):
     train_annotations: str = ""
     val_images: str = ""
     val_annotations: str = ""
+    # For `custom` with one COCO JSON: share of its images that is val; train_images and train_annotations name both
+    # splits then. An image goes by its id and split_seed alone: all seeds of a study learn from the same images.
+    val_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    split_seed: Seed = Field(default=0, description="with val_fraction only")
     base_url: str = "http://images.cocodataset.org"
     # A record that cannot be used is an error. With on_invalid=skip it is dropped and counted; with on_invalid=mend it
     # is repaired if that is safe, and else dropped.
@@ -117,6 +121,20 @@ class DataConfig(Section):
     workers: NonNegativeInt = 2  # decoding processes; 0 decodes in the training process
     timeout_s: PositiveFloat = 300.0  # maximum wait for an image, or a batch of the workers, before it is an error
     shapes: ShapesConfig = ShapesConfig()
+
+    @model_validator(mode="after")
+    def _one_source_of_val(self) -> "DataConfig":
+        if self.val_fraction and self.source != "custom":
+            raise ValueError(
+                f"val_fraction must be 0 for {self.source}, which has its own val; got {self.val_fraction}"
+            )
+        named = [name for name in ("val_images", "val_annotations") if getattr(self, name)]
+        if self.val_fraction and named:
+            raise ValueError(
+                f"val_fraction takes val from the images of train, but {' and '.join(named)} names others; "
+                f"set one of the two, got val_fraction {self.val_fraction}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _buckets_hold_every_image(self) -> "DataConfig":

@@ -1,9 +1,11 @@
-"""The console script: `maskrcnn <stage> …` is `python -m components.<stage> …` under one name.
+"""The console script: `maskrcnn <stage> …` is `python -m components.<stage> …` under one name;
+`import`, a word of Python, is `components.import_`.
 
 A stage's module, and torch with it, is imported only when that stage is called.
 """
 
 import importlib
+import keyword
 import signal
 import sys
 from collections.abc import Sequence
@@ -14,6 +16,7 @@ from components.launch import handled
 STAGES = {
     "recipe": "write a complete parameter file to params.yaml",
     "download": "fetch, generate or check the raw data set",
+    "import": "take over a data set of YOLO, Pascal VOC, labelme, CVAT, Datumaro, or PNG masks",
     "prepare": "check every image and annotation once; write the index",
     "train": "train from params.yaml; continues where it was interrupted",
     "evaluate": "measure box and mask AP of a checkpoint, overall and per class",
@@ -45,12 +48,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(2)
 
 
+def module_of(stage: str) -> str:
+    """The module of a stage; one that is named like a keyword of Python ends with an underscore (PEP 8)."""
+    floor = "pipelines" if stage == "pipeline" else "components"
+    return f"{floor}.{stage}{'_' * keyword.iskeyword(stage)}"
+
+
 def _run(stage: str, words: Sequence[str]) -> None:
     """Run a stage. Signals are handled from here on, before its imports: as PID 1 of a container they would be lost."""
-    floor = "pipelines" if stage == "pipeline" else "components"
     with handled([signal.SIGTERM, signal.SIGINT], end_process):
         try:
-            importlib.import_module(f"{floor}.{stage}").main(words)
+            importlib.import_module(module_of(stage)).main(words)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
@@ -60,7 +68,7 @@ def _help() -> str:
     lines = [f"  {stage:<10} {purpose}" for stage, purpose in STAGES.items()]
     ending = (
         "`maskrcnn <stage> --help` shows a stage's options. "
-        "All but recipe, compare and report RUN read params.yaml, which recipe writes."
+        "All but recipe, import, compare and report RUN read params.yaml, which recipe writes."
     )
     return "\n".join([USAGE, "", "stages:", *lines, "", ending])
 

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from pipelines.cli import STAGES
+from pipelines.cli import STAGES, module_of
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 KUBEFLOW = REPOSITORY / "docs" / "kubeflow.md"
@@ -79,7 +79,7 @@ def test_command_lines_are_read_by_their_parsers(line: str, tmp_path: Path, monk
     monkeypatch.chdir(REPOSITORY)
     stage, *words = shlex.split(line, comments=True)[1:]
     assert stage in STAGES
-    module = importlib.import_module(f"{'pipelines' if stage == 'pipeline' else 'components'}.{stage}")
+    module = importlib.import_module(module_of(stage))
     if stage == "recipe":
         module.main([*words, *([] if "--list" in words else ["--output", str(tmp_path / "params.yaml")])])
         return

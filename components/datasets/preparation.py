@@ -23,6 +23,7 @@ from model.data.findings import Fault, Finding, count_kinds, write_findings
 from model.data.index import CocoIndex, IndexedImage, images_location, write_index
 from model.data.layout import SPLITS, Split, split_paths
 from model.data.measure import EXIF_QUARTER_TURNS, ImageFacts, measure_image, measure_images
+from model.data.splitting import val_part
 from model.data.transforms import UNREADABLE
 from model.files import SlowFileError, require_file, within
 
@@ -47,6 +48,9 @@ def prepare(data: DataConfig, *, masks: bool = True) -> dict[str, SplitReport]:
         AnnotationError: if the data cannot be used; it lists the first invalid records, and names a file with all.
     """
     files = {split: _read(data, split, masks=masks) for split in SPLITS}
+    if data.val_fraction:  # findings of the file itself were made twice
+        both = set(files["train"].findings)
+        files["val"].findings[:] = [one for one in files["val"].findings if one not in both]
     _require_same_categories(files["train"], files["val"])
     _require_instances(data, files)  # before minutes of decoding
     checked = {split: _check_images(data, split, files[split]) for split in SPLITS}
@@ -76,10 +80,20 @@ def _read(data: DataConfig, split: Split, *, masks: bool) -> CocoFile:
     return read_coco(
         data.raw_dir / paths.annotations,
         {"train": data.train_limit, "val": data.val_limit}[split],
+        chosen=lambda ids: _ids_of_split(data, split, ids),
         masks=masks,
         repairs=data.on_invalid == "mend",
         size_of=lambda file_name: _size_of(folder, names, data, file_name),
     )
+
+
+def _ids_of_split(data: DataConfig, split: Split, ids: list[int]) -> list[int]:
+    """The image ids of a split: all of its own file, or with data.val_fraction a part of the one file."""
+    if not data.val_fraction:
+        return ids
+    where = str(data.raw_dir / split_paths(data, split).annotations)
+    val = val_part([str(one) for one in ids], data.val_fraction, data.split_seed, where=where)
+    return [one for one in ids if (str(one) in val) == (split == "val")]
 
 
 def _size_of(folder: Path, names: FileNames, data: DataConfig, file_name: str) -> tuple[int, int] | None:

@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel
 
 from components.config import TrackingConfig
 from components.runs.thresholds import Thresholds
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 _FILES = ("checkpoint", "thresholds")  # names in the model
 
 
-class _Stored(TypedDict):
+class _Stored(BaseModel):
     """Content of thresholds.json."""
 
     of_all: float

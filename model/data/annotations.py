@@ -18,11 +18,9 @@ from model.data.bbox import SLACK_PX, Box, clip_bbox, read_bbox
 from model.data.findings import Fault, Finding, Findings
 from model.data.other_formats import name_of_text, name_of_tree
 from model.data.segmentation import Mask, read_mask
-from model.data.values import MAX_PX, Size, distinct, integer, is_text, show, whole
+from model.data.values import CONTROL, MAX_PIXELS, MAX_PX, Size, distinct, integer, is_text, show, whole
 from model.errors import UserError
 
-_MAX_PIXELS = 2**28  # in an image; Pillow opens no larger one
-_CONTROL = r"[\x00-\x1f\x7f-\x9f]+"
 _MANY_BEYOND = 0.2  # share of boxes; in a sound data set a few extend beyond the frame
 
 
@@ -79,6 +77,7 @@ def read_coco(
     path: Path,
     limit: int = 0,
     *,
+    chosen: Callable[[list[int]], list[int]] = list,
     masks: bool = True,
     repairs: bool = False,
     size_of: Callable[[str], Size | None] = lambda file_name: None,
@@ -87,6 +86,7 @@ def read_coco(
 
     Args:
         limit: number of images to keep, lowest ids first; 0 keeps all.
+        chosen: of ascending image ids those to keep, before `limit`.
         masks: a segmentation is needed; else a box suffices.
         repairs: repair what can be repaired safely, instead of refusing it.
         size_of: (height, width) of an image file as displayed, None if it cannot be read; asked where the annotation
@@ -113,7 +113,7 @@ def read_coco(
             refused -= {raw_id, record.id}
             if (first := names.setdefault(record.file_name, record.id)) != record.id:
                 findings.warn("file listed twice", f"{show(record.file_name)} is the file of image {first}, too")
-    for image_id in sorted(records)[: limit or None]:
+    for image_id in chosen(sorted(records))[: limit or None]:
         coco.images[image_id] = records[image_id]
         coco.instances[image_id], coco.raw[image_id] = [], []
     ids = [entry.get("image_id") for entry in tree["annotations"] if isinstance(entry, dict)]
@@ -195,11 +195,11 @@ def _category(entry: Any, findings: Findings) -> tuple[int, str]:
     name = entry.get("name") if isinstance(entry, dict) else None
     if not is_text(name):
         raise Fault("bad category", "must have an integer id ≥ 0 and a name")
-    if re.search(_CONTROL, name):
+    if re.search(CONTROL, name):
         findings.repairable(
             "control character", f"a name must be one line without control characters, got {show(name)}"
         )
-        name = re.sub(_CONTROL, " ", name).strip()
+        name = re.sub(CONTROL, " ", name).strip()
     if not name:
         raise Fault("bad category", "must have a name")
     return integer(entry.get("id"), "id", "bad category", findings), name
@@ -230,8 +230,8 @@ def _image_record(
         findings.repaired(
             "no size", f"height and width are {show(given[0])} and {show(given[1])}; the file has {height} and {width}"
         )
-    if max(height, width) > MAX_PX or height * width > _MAX_PIXELS:
-        raise Fault("too large", f"height and width must be at most {_MAX_PIXELS:,} pixels, got {height} and {width}")
+    if max(height, width) > MAX_PX or height * width > MAX_PIXELS:
+        raise Fault("too large", f"height and width must be at most {MAX_PIXELS:,} pixels, got {height} and {width}")
     return ImageRecord(image_id, file_name, height, width)
 
 

@@ -32,7 +32,11 @@ class SplitPaths:
 
 
 def split_paths(data: DataConfig, split: Split) -> SplitPaths:
-    """Paths of a split: the source's own layout, unless `data.<split>_images` or `data.<split>_annotations` is set."""
+    """Paths of a split: the source's own layout, unless `data.<split>_images` or `data.<split>_annotations` is set.
+
+    With `data.val_fraction` both splits have the paths of train.
+    """
+    split = "train" if data.val_fraction else split
     images = {"train": data.train_images, "val": data.val_images}[split]
     annotations = {"train": data.train_annotations, "val": data.val_annotations}[split]
     return SplitPaths(

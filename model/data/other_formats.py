@@ -11,20 +11,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-_DATUMARO = "`datum convert -i FOLDER -if {} -f coco_instances -o OUT` converts it (pip install 'datumaro[cli]')"
+_IMPORT = "`maskrcnn import {} FOLDER OUT` takes the folder over"
 _SUPERANNOTATE = (
     "`python -c \"from superannotate import export_annotation; export_annotation('FOLDER', 'OUT', 'COCO', 'set', "
     "task='instance_segmentation')\"` converts it (pip install superannotate)"
 )
-_SUPERVISION = (
-    "`python -c \"import supervision as sv; sv.DetectionDataset.from_yolo('IMAGES', 'LABELS', 'data.yaml')"
-    ".as_coco(annotations_path='OUT.json')\"` converts the folders of a split (pip install supervision)"
-)
-VOC = (
-    "Pascal VOC's XML, a file for each image; `globox convert FOLDER OUT.json -f pascalvoc -F coco -A` converts their "
-    "boxes, for model.task=box (pip install globox)"
-)
-YOLO = f"YOLO's text, a file for each image; {_SUPERVISION}"
+VOC = f"Pascal VOC's XML, a file for each image; {_IMPORT.format('voc')}"
+YOLO = f"YOLO's text, a file for each image; {_IMPORT.format('yolo')}"
 _LABELBOX = (
     "a file of Labelbox; version 7 of its SDK has no COCOConverter any more, so write COCO JSON from its `labels` with "
     "a script of yours"
@@ -36,7 +29,7 @@ Tree = dict[str, Any]
 _OBJECTS: tuple[tuple[Callable[[Tree], bool], str], ...] = (
     (
         lambda tree: isinstance(tree.get("shapes"), list),
-        "a file of labelme, one for each image; `labelme2coco FOLDER` converts them (pip install labelme2coco)",
+        f"a file of labelme, one for each image; {_IMPORT.format('labelme')}",
     ),
     (
         lambda tree: "_via_img_metadata" in tree or _all(tree.values(), "regions", "filename"),
@@ -44,7 +37,7 @@ _OBJECTS: tuple[tuple[Callable[[Tree], bool], str], ...] = (
     ),
     (
         lambda tree: isinstance(tree.get("items"), list) and "categories" in tree,
-        f"a file of Datumaro; {_DATUMARO.format('datumaro')}",
+        f"a file of Datumaro; {_IMPORT.format('datumaro')}",
     ),
     (
         lambda tree: {"metadata", "instances"} <= tree.keys(),
@@ -63,16 +56,16 @@ _OBJECTS: tuple[tuple[Callable[[Tree], bool], str], ...] = (
 )
 _LISTS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("image_id", "category_id", "score"), "a list of detections (COCO results); ground truth is required"),
-    (("data", "annotations"), "a file of Label Studio; export the project as COCO"),
+    (("data", "annotations"), "a file of Label Studio; export the project as COCO, or as YOLO for `maskrcnn import`"),
     (("metadata", "instances"), f"a list of SuperAnnotate's files; as a file for each image, {_SUPERANNOTATE}"),
     (("image", "annotations"), "a file of CreateML; export the set as COCO from the tool that you label with"),
     (("data_row",), _LABELBOX),
 )
 _TEXTS: tuple[tuple[str, str], ...] = (
-    (r"<annotations\b", f"CVAT's XML; export the task from CVAT as COCO 1.0, or {_DATUMARO.format('cvat')}"),
+    (r"<annotations\b", f"CVAT's XML; {_IMPORT.format('cvat')}"),
     (r"<annotation\b", VOC),
     (r"(\d+([ \t]+-?\d[-.\de]*){4,}[ \t]*(\r?\n|$))+", YOLO),
-    (r"(?m)\A.*?^(names|nc):", f"YOLO's YAML; {_SUPERVISION}"),
+    (r"(?m)\A.*?^(names|nc):", f"YOLO's YAML; {_IMPORT.format('yolo')}"),
     (r"\{.*\}\r?\n\{", f"a JSON object on each line, as Labelbox exports; if it is {_LABELBOX}"),
     (r"[\w ]+(,[\w ]+){3,}\r?\n", "a table (CSV); no common tool converts it without knowing its columns"),
 )

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from model.data.findings import Fault, Findings
 
 MAX_PX = 1_000_000  # limit of a coordinate or a side
+CONTROL = r"[\x00-\x1f\x7f-\x9f]+"  # control characters, which no name of a class may have
+MAX_PIXELS = 2**28  # in an image; Pillow opens no larger one
 _MAX_ID = 2**63 - 1
 _LEVELS = 3  # lists in lists: an object has parts, a part has points, a point has numbers
 

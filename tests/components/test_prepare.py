@@ -307,6 +307,41 @@ def test_limits_take_the_first_images_and_leave_bad_ones_past_them_alone(custom:
     assert (result.splits["train"].images, result.splits["train"].instances, result.splits["val"].images) == (1, 1, 3)
 
 
+def test_one_file_is_split_by_a_fraction_of_its_images(custom: Custom):
+    result = custom.prepare(val_fraction=0.4)
+    train, val = (CocoIndex.open(result.prepared_dir, split).image_ids.tolist() for split in ("train", "val"))
+    assert (sorted(train + val), len(val)) == ([1, 2, 3], 1)
+    assert CocoIndex.open(result.prepared_dir, "val").image_path(0) == custom.root / "images_train" / f"{val[0]}.jpg"
+    first = {split: report.data_hash for split, report in result.splits.items()}
+    other = custom.prepare(val_fraction=0.4, split_seed=2)  # a run on another split has other data
+    assert all(report.data_hash != first[split] for split, report in other.splits.items())
+
+
+def test_limits_of_a_split_file_count_images_of_the_split(custom: Custom):
+    result = custom.prepare(val_fraction=0.4, train_limit=2, val_limit=2)
+    assert [report.images for report in result.splits.values()] == [2, 1]
+
+
+def test_a_fault_of_a_split_file_is_reported_once(custom: Custom):
+    custom.train["annotations"].append(annotation(9, 90))
+    with pytest.raises(AnnotationError, match=r"^unusable records: 1\n.*image_id 9 is not among the images"):
+        custom.prepare(val_fraction=0.4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"val_annotations": "instances_val.json"}, "val_fraction takes val .* but val_annotations names others"),
+        ({"val_images": "a", "val_annotations": "b"}, "val_images and val_annotations names others"),
+        ({"source": "coco2017"}, "val_fraction must be 0 for coco2017, which has its own val"),
+        ({"val_fraction": 1.0}, "less than 1"),
+    ],
+)
+def test_two_sources_of_val_contradict_each_other(changes: dict[str, Any], reason: str):
+    with pytest.raises(ValueError, match=reason):
+        DataConfig(**{"source": "custom", "val_fraction": 0.2} | changes)
+
+
 def test_the_hash_follows_annotations_and_pixels_but_not_the_place(custom: Custom, tmp_path: Path):
     first = custom.prepare().splits["train"].data_hash
     assert custom.prepare(prepared_dir=tmp_path / "again").splits["train"].data_hash == first

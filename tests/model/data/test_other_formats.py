@@ -17,13 +17,13 @@ COCO: dict[str, Any] = {"images": [], "annotations": [], "categories": [{"id": 1
 FORMATS: list[tuple[Any, str]] = [  # content, an object or a text; what the error says
     (
         {"version": "5.2.1", "flags": {}, "shapes": [], "imagePath": "a.jpg", "imageHeight": 9},
-        "labelme, .*; `labelme2coco",
+        "labelme, .*; `maskrcnn import labelme FOLDER OUT`",
     ),
     ({"_via_settings": {}, "_via_img_metadata": {}}, r"VIA\); export it again"),
     ({"a.jpg123": {"filename": "a.jpg", "size": 1, "regions": [], "file_attributes": {}}}, "VIA"),
     (
         {"info": {}, "categories": {"label": {"labels": []}}, "items": [{"id": "a", "annotations": []}]},
-        r"Datumaro; `datum .*pip install 'datumaro\[cli\]'",
+        "Datumaro; `maskrcnn import datumaro",
     ),
     (
         {"metadata": {"name": "a.jpg"}, "instances": [{"type": "polygon"}], "tags": []},
@@ -40,13 +40,13 @@ FORMATS: list[tuple[Any, str]] = [  # content, an object or a text; what the err
     ('{"data_row": {}}\n{"data_row": {}}\n', "a JSON object on each line"),
     (
         '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n  <version>1.1</version>',
-        "CVAT's XML; export the task .*-if cvat",
+        "CVAT's XML; `maskrcnn import cvat",
     ),
     (
         "<annotation>\n  <folder>a</folder><filename>a.jpg</filename>",
-        "Pascal VOC's XML.*`globox convert .*model.task=box",
+        "Pascal VOC's XML.*`maskrcnn import voc",
     ),
-    ("0 0.5 0.5 0.25 0.25\n3 0.1 0.2 0.3 0.4\n", "YOLO's text.*from_yolo"),
+    ("0 0.5 0.5 0.25 0.25\n3 0.1 0.2 0.3 0.4\n", "YOLO's text.*`maskrcnn import yolo"),
     ("0 0.5 0.5 0.25 0.25 0.1 0.2", "YOLO's text"),
     ("train: images\nnc: 2\nnames: [a, b]\n", "YOLO's YAML"),
     ("filename,width,height,class,xmin\na.jpg,1,1,a,0\n", "a table"),
