@@ -32,7 +32,7 @@ SHORT = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """my_dataset in our layout, my_yolo with the same objects, a photo, and COCO weights of random values in a cache."""
+    """my_dataset in our layout, my_yolo with the same objects, a photo, and COCO weights of random values."""
     root = tmp_path_factory.mktemp("coming_from")
     coco_like.write(root / "coco", {"train": 8, "val": 4})
     (root / "my_dataset").mkdir()
