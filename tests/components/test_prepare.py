@@ -284,7 +284,7 @@ def test_missing_files_of_a_custom_set_show_what_is_there(custom: Custom):
         run(Config(data=custom.data()))
     assert "instances_train.json: no such annotation file; put it there, or set data.raw_dir" in str(error.value)
     assert "The folder has images_train/, images_val/, labels/." in str(error.value)
-    assert "Found there: YOLO's text, a file for each image; `python -c" in str(error.value)
+    assert "Found there: YOLO's text, a file for each image; `maskrcnn import yolo" in str(error.value)
     assert "Found there: a file of labelme" in str(error.value)
     assert "download" not in str(error.value)
     with pytest.raises(
