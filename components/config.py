@@ -30,8 +30,9 @@ class PredictConfig(Section):
     # Masks in predictions.json: COCO RLE; polygons, exact along the pixels' edges; or a PNG file for each object.
     masks: Literal["rle", "polygons", "png"] = "rle"
     crop: bool = False  # write each object's part of the image, transparent around its mask
-    # Side of tiles for large images, each predicted as an image of its own, beside the whole image. 0: no tiles.
+    # Side of tiles for large images, each predicted as an image of its own. 0: no tiles.
     tile_px: Annotated[int, Field(ge=0)] = 0
+    tile_whole: bool = True  # with tiles, the whole image is predicted, too, for objects larger than a tile
     tile_overlap: Annotated[float, Field(gt=0.0, le=0.9)] = 0.2  # part of a tile's side; larger objects may be cut
     batch_size: PositiveInt = 4
     images: PositiveInt = 8  # taken from the val split if no image is named (the DVC stage)

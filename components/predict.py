@@ -46,6 +46,7 @@ _SETTINGS = {
     "masks": ("masks", "masks in predictions.json: rle, polygons, or png for a file each"),
     "crop": ("crop", "write each object's part of the image, too"),
     "tile": ("tile_px", "side of tiles in px, in which large images are predicted, too"),
+    "tiles-only": ("tile_whole", "with --tile, do not predict the whole image, too"),
     "overlap": ("tile_overlap", "part of a tile's side that it shares with the next"),
 }
 
@@ -138,8 +139,10 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     """Options that are short for overrides of `predict.*`."""
     for option, (key, text) in _SETTINGS.items():
         default = PredictConfig.model_fields[key].default
-        shown = f"predict.{key}" if default in ((), False) else f"predict.{key}, {default}"
-        kind: dict[str, Any] = {"action": "store_const", "const": "true"} if default is False else {"metavar": "VALUE"}
+        shown = f"predict.{key}" if default in ((), False, True) else f"predict.{key}, {default}"
+        is_flag = isinstance(default, bool)
+        constant = {"action": "store_const", "const": str(not default).lower()}
+        kind: dict[str, Any] = constant if is_flag else {"metavar": "VALUE"}
         parser.add_argument(f"--{option}", dest=key, help=f"{text} ({shown})", **kind)
 
 

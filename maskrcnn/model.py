@@ -16,25 +16,34 @@ _BATCHES = 8  # read ahead by `stream`, so that images of one shape share a batc
 class Options(TypedDict, total=False):
     """Options of a call.
 
-    threshold: lowest score of an object (0.5); best: each class's own, as `maskrcnn evaluate` found it. classes: only objects of these; empty: all. tile: side in pixels of
-    tiles, in which larger images are predicted, too; 0: whole images alone. overlap: part of a tile's side that it
-    shares with the next (0.2). batch_size: images that the network takes at once (4).
+    threshold: lowest score of an object (0.5); best: each class's own, as `maskrcnn evaluate` found it.
+    classes: only objects of these; empty: all.
+    tile: side in pixels of tiles, in which larger images are predicted; 0: whole images alone.
+    overlap: part of a tile's side that it shares with the next (0.2); objects up to it are whole in a tile.
+    whole: with tiles, the whole image is predicted, too, for objects larger than a tile (True).
     """
 
     threshold: float | Literal["best"]
     classes: Sequence[str]
     tile: int
     overlap: float
-    batch_size: int
+    whole: bool
 
 
-def load(weights: str | PathLike[str] = "coco", *, device: str = "auto", class_names: Sequence[str] = ()) -> "Model":
+def load(
+    weights: str | PathLike[str] = "coco",
+    *,
+    device: str = "auto",
+    class_names: Sequence[str] = (),
+    batch_size: int = 4,
+) -> "Model":
     """Load a network.
 
     Args:
         weights: coco, coco_v2 (torchvision's, fetched once); the path of a checkpoint, of a run's folder, or of the
             weights of a torchvision, Detectron2 or maskrcnn-benchmark detector; models:/NAME@ALIAS of MLflow.
         device: auto (a GPU if there is one), cpu, cuda or cuda:N.
+        batch_size: images that the network takes at once.
         class_names: names of the classes of weights that have none; by default COCO's 80 if the number is theirs.
 
     Raises:
@@ -43,17 +52,18 @@ def load(weights: str | PathLike[str] = "coco", *, device: str = "auto", class_n
     from components.inference.networks import load_network
     from components.params import build_config
 
-    config = build_config({"train": {"device": device}})
-    return Model(load_network(config, str(weights), class_names))
+    config = build_config({"train": {"device": device}, "predict": {"batch_size": batch_size}})
+    return Model(load_network(config, str(weights), class_names), batch_size)
 
 
 class Model:
     """A network that finds objects in images; call it."""
 
-    def __init__(self, network: "Network") -> None:
+    def __init__(self, network: "Network", batch_size: int) -> None:
         from model.inference.predictor import Predictor
 
         self._network, self._predictor = network, Predictor.of(network.trained.loaded)
+        self._batch_size = batch_size
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -93,20 +103,21 @@ class Model:
         classes: Sequence[str] = (),
         tile: int = 0,
         overlap: float = 0.2,
-        batch_size: int = 4,
+        whole: bool = True,
     ) -> Iterator[Found]:
         """Find the objects of many images, such as frames of a video: what is found comes in the images' order.
 
         Images are taken as they are needed, up to eight batches ahead. Options and errors are those of a call.
         """
-        from model.inference.tiles import find_objects
+        from model.inference.tiles import Tiling, find_objects
 
-        _require_options(threshold, tile, overlap, batch_size)
+        _require_options(threshold, tile, overlap)
+        tiling = Tiling(tile, overlap, whole) if tile else None
         lowest = self._network.lowest_scores(threshold, classes)
         pixels = (pixels_of(image, self._predictor.pixel_range) for image in images)
-        for part in _parts(pixels, batch_size * _BATCHES):
+        for part in _parts(pixels, self._batch_size * _BATCHES):
             found = find_objects(
-                self._predictor, enumerate(part), lowest, tile_px=tile, overlap=overlap, batch_size=batch_size
+                self._predictor, enumerate(part), lowest, tiling=tiling, batch_size=self._batch_size
             )  # fmt: skip
             objects_of = dict(found)
             for number, image in enumerate(part):
@@ -125,12 +136,11 @@ class Model:
         )
 
 
-def _require_options(threshold: float | str, tile: int, overlap: float, batch_size: int) -> None:
+def _require_options(threshold: float | str, tile: int, overlap: float) -> None:
     for name, value, is_right, must in (
         ("threshold", threshold, threshold == "best" or 0 <= float(threshold) <= 1, "from 0 to 1, or best"),
         ("tile", tile, tile >= 0, "0 or a side in pixels"),
         ("overlap", overlap, 0 < overlap <= 0.9, "above 0 and at most 0.9"),
-        ("batch_size", batch_size, batch_size >= 1, "1 or more"),
     ):
         if not is_right:
             raise ValueError(f"{name}: must be {must}, got {value}")

@@ -20,7 +20,7 @@ from model.data.index import spread
 from model.data.transforms import UNREADABLE, Pixels, read_image
 from model.files import SlowFileError, within
 from model.inference.predictor import Predictor
-from model.inference.tiles import find_objects
+from model.inference.tiles import Tiling, find_objects
 
 Unreadable = list[dict[str, str]]  # {"file", "reason"}
 
@@ -54,6 +54,8 @@ def _predict_and_write(
     settings, trained = config.predict, network.trained
     predictor = Predictor.of(trained.loaded)
     lowest = network.lowest_scores(settings.score_threshold, settings.classes)
+    cut = Tiling(settings.tile_px, settings.tile_overlap, settings.tile_whole)
+    tiling = cut if settings.tile_px else None
     sources = sources or _val_images(trained, settings.images)
 
     def read(source: Source) -> Pixels:
@@ -70,8 +72,7 @@ def _predict_and_write(
             predictor,
             images,
             lowest,
-            tile_px=settings.tile_px,
-            overlap=settings.tile_overlap,
+            tiling=tiling,
             batch_size=settings.batch_size,
         ):
             pixels = read(sources[i])

@@ -1,7 +1,7 @@
 """Large images in overlapping tiles: each tile is an image of its own, and what they show of one object is joined.
 
 Neighbouring tiles share a zone that both see. Objects of one class are one object if their masks agree there; each is
-joined with at most one of a neighbour. The whole image, at the network's usual size, is predicted too, for objects
+joined with at most one of a neighbour. The whole image, at the network's usual size, may be predicted too, for objects
 that are larger than a tile: what tiles show of such an object are pieces, which it replaces.
 Boxes are (x1, y1, x2, y2), sizes (height, width), both in pixels of the image. Masks are COCO RLE.
 """
@@ -21,6 +21,15 @@ from model.inference.predictor import Object, Predictor
 _SAME = 0.5  # IoU of two views of one object
 _PIECE = 0.7  # part of a piece's area that lies in the object that it belongs to
 _EDGE_PX = 2.0  # a box that comes as near to an edge inside the image is cut there
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Division of large images into tiles."""
+
+    side_px: int  # a tile's
+    overlap: float = 0.2  # part of a tile's side that it shares with the next; objects up to it are whole in a tile
+    with_whole: bool = True  # the whole image is predicted, too
 
 
 @dataclass(frozen=True)
@@ -52,36 +61,32 @@ def find_objects(
     images: Iterable[tuple[int, Pixels]],
     lowest_scores: Mapping[str, float],
     *,
-    tile_px: int,
-    overlap: float,
+    tiling: Tiling | None,
     batch_size: int,
 ) -> Iterator[tuple[int, list[Object]]]:
     """Yield each image's number with its objects as `Predictor.objects` does, found in tiles where an image is larger.
 
     Args:
         lowest_scores: names of the wanted classes, each with the lowest score of its objects.
-        tile_px: side of a tile; 0 for whole images.
-        overlap: part of a tile's side that it shares with the next one; objects up to this size are whole in a tile.
+        tiling: for images that are larger than a tile; None for whole images.
     """
     options: dict[str, Any] = {"batch_size": batch_size, "score_threshold": min(lowest_scores.values(), default=1.0)}
-    found = (
-        predictor.objects(images, **options) if not tile_px else _in_tiles(predictor, images, tile_px, overlap, options)
-    )
+    found = predictor.objects(images, **options) if tiling is None else _in_tiles(predictor, images, tiling, options)
     for number, objects in found:
         yield number, [one for one in objects if one["score"] >= lowest_scores.get(one["class"], math.inf)]
 
 
 def _in_tiles(
-    predictor: Predictor, images: Iterable[tuple[int, Pixels]], tile_px: int, overlap: float, options: dict[str, Any]
+    predictor: Predictor, images: Iterable[tuple[int, Pixels]], tiling: Tiling, options: dict[str, Any]
 ) -> Iterator[tuple[int, list[Object]]]:
     for number, pixels in images:
         size = (pixels.shape[0], pixels.shape[1])
-        tiles = tiles_of(size, tile_px, overlap)
+        tiles = tiles_of(size, tiling.side_px, tiling.overlap)
         parts = [pixels[tile.y : tile.y + tile.height, tile.x : tile.x + tile.width] for tile in tiles]
-        found = dict(predictor.objects(enumerate([pixels, *parts] if len(tiles) > 1 else [pixels]), **options))
-        whole = found.pop(0)
-        in_tiles = [(tile, found[i]) for i, tile in enumerate(tiles, 1) if found]
-        yield number, join(in_tiles, whole, size) if in_tiles else whole
+        with_whole = tiling.with_whole and len(tiles) > 1
+        found = dict(predictor.objects(enumerate([*parts, *([pixels] if with_whole else [])]), **options))
+        in_tiles = [(tile, found[i]) for i, tile in enumerate(tiles)]
+        yield number, join(in_tiles, found[len(tiles)] if with_whole else [], size)
 
 
 def tiles_of(size: tuple[int, int], tile_px: int, overlap: float) -> list[Tile]:

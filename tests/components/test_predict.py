@@ -351,8 +351,13 @@ def test_a_large_image_is_predicted_in_tiles_too(config: Config, photo: Path, tm
     predict.run(config, [tmp_path / "large.png"], output=tmp_path / "whole")
     height, width = np.asarray(Image.open(photo)).shape[:2]
     predict.run(with_settings(config, tile_px=max(height, width)), [tmp_path / "large.png"], output=tmp_path / "tiles")
+    save_config(config, tmp_path / "params.yaml")
+    words = ["--params", str(tmp_path / "params.yaml"), "--tile", str(max(height, width)), "--tiles-only"]
+    predict.main([*words, str(tmp_path / "large.png"), "--output", str(tmp_path / "only")])
+    only = document(tmp_path / "only")["images"][0]["detections"]
     whole, tiles = (document(tmp_path / name)["images"][0]["detections"] for name in ("whole", "tiles"))
-    assert len(tiles) > len(whole)
+    assert len(whole) < len(only) <= len(tiles)
+    assert max(one["bbox"][2] - one["bbox"][0] for one in only) <= max(height, width) + 1 or len(only) < len(tiles)
     assert all(one["segmentation"]["size"] == [3 * height, 3 * width] for one in tiles)
 
 

@@ -83,15 +83,15 @@ def test_a_list_gives_a_list_in_its_order_and_a_stream_takes_images_as_it_goes(
 ) -> None:
     images = [np.roll(pixels if i % 3 else pixels.transpose(1, 0, 2), i, axis=0) for i in range(7)]
     alone = [model(image, threshold=0.0) for image in images]
-    found = model(images, threshold=0.0, batch_size=2)
+    found = model(images, threshold=0.0)
     assert [one.size for one in found] == [image.shape[:2] for image in images]
     for one, other in zip(found, alone, strict=True):
         assert np.allclose(one.boxes, other.boxes, atol=0.01)
     taken: list[int] = []
-    stream = model.stream((taken.append(i) or image for i, image in enumerate(images)), batch_size=1)
+    stream = model.stream((taken.append(i) or image for i, image in enumerate(images * 9)))
     next(stream)
-    assert len(taken) < 10
-    assert len(list(stream)) == 6
+    assert len(taken) == 32
+    assert len(list(stream)) == 62
     assert model([]) == []
 
 
@@ -126,7 +126,9 @@ def test_classes_threshold_and_tiles_choose_what_is_found(model: maskrcnn.Model,
     assert list(model(pixels, threshold=0.0, classes=[label])) == [one for one in found if one.label == label]
     sure = float(np.sort(found.scores)[-5])
     assert len(model(pixels, threshold=sure)) == 5
-    assert len(model(np.tile(pixels, (3, 3, 1)), threshold=0.0, tile=120)) > 20
+    large = np.tile(pixels, (3, 3, 1))
+    with_whole, tiles = (len(model(large, threshold=0.0, tile=120, whole=whole)) for whole in (True, False))
+    assert with_whole >= tiles > 20
 
 
 def test_a_network_without_masks_has_boxes_alone(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
@@ -202,9 +204,7 @@ def test_what_cannot_be_read_is_named(model: maskrcnn.Model, tmp_path: Path) -> 
             model(image)
 
 
-@pytest.mark.parametrize(
-    ("option", "value"), [("threshold", 1.5), ("tile", -1), ("overlap", 0.0), ("overlap", 1.0), ("batch_size", 0)]
-)
+@pytest.mark.parametrize(("option", "value"), [("threshold", 1.5), ("tile", -1), ("overlap", 0.0), ("overlap", 1.0)])
 def test_an_option_out_of_range_is_refused(
     model: maskrcnn.Model, pixels: NDArray[np.uint8], option: str, value: float
 ) -> None:
@@ -224,8 +224,9 @@ def test_defaults_are_those_of_the_command() -> None:
     from components.config import PredictConfig
 
     settings = PredictConfig()
+    assert (maskrcnn.load.__kwdefaults__ or {})["batch_size"] == settings.batch_size
     defaults = maskrcnn.Model.stream.__kwdefaults__
     assert defaults == {
         "threshold": settings.score_threshold, "classes": settings.classes, "tile": settings.tile_px,
-        "overlap": settings.tile_overlap, "batch_size": settings.batch_size,
+        "overlap": settings.tile_overlap, "whole": settings.tile_whole,
     }  # fmt: skip
