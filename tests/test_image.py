@@ -28,7 +28,18 @@ PATTERNS = [
     line for line in (REPOSITORY / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")
 ]
 # Imported where they are there, or for what asks for an extra of its own.
-OPTIONAL = {"apex", "amp_C", "cv2", "onnx_ir", "onnxruntime", "onnxscript", "setuptools"}
+OPTIONAL = {
+    "apex",
+    "amp_C",
+    "boto3",
+    "botocore",
+    "cv2",
+    "onnx_ir",
+    "onnxruntime",
+    "onnxscript",
+    "setuptools",
+    "supervision",
+}
 
 
 @pytest.fixture(autouse=True)

@@ -66,7 +66,7 @@ def test_an_empty_value_is_the_empty_text(params: Path):
         ("data.shapes.sead=1", "did you mean data.shapes.seed?"),
         ("evaluate.min_bbox_ap=0.377", "did you mean evaluate.target_bbox_ap?"),
         ("evaluate.min_segm_ap=0.342", "did you mean evaluate.target_segm_ap?"),
-        ("predict.qqq=1", "known: predict.score_threshold, predict.batch_size, "),
+        ("predict.qqq=1", "known: predict.score_threshold, predict.classes, "),
     ],
 )
 def test_an_unknown_key_is_reported_with_the_nearest(params: Path, override: str, reason: str):

@@ -113,7 +113,7 @@ def test_predictions_have_boxes_alone(runs: dict[str, Config], task: str) -> Non
     result = predict.run(config.model_copy(update={"predict": shown}))
     detections = result.images[0]["detections"]
     assert detections
-    assert set(detections[0]) == {"label", "class", "score", "bbox"}
+    assert set(detections[0]) == {"label", "category_id", "class", "score", "bbox"}
     assert task == "box" or {found["class"] for found in detections} == {"object"}
 
 

@@ -234,7 +234,8 @@ def test_two_processes_save_once_at_sigterm_and_go_on_exactly_with_torchrun_whic
 ) -> None:
     """What torchrun itself does at SIGTERM is tested with lighter processes, in test_launch.py."""
     config = small_config(shapes, "by_torchrun", "train.processes=2", "data.workers=1", EVER, *FEW)
-    ranks = start_ranks(2, "train", "--skip-test", "--params", saved_params(shapes, config))
+    as_ranks = small_config(shapes, "by_torchrun", "data.workers=1", EVER, *FEW)  # which start no processes themselves
+    ranks = start_ranks(2, "train", "--skip-test", "--params", saved_params(shapes, as_ranks))
     wait_for_steps(config, 2, lambda: None if ranks.processes[0].is_alive() else ranks.output())
     for pid in [pid for process in ranks.processes for pid in [*children(process.pid), process.pid]]:
         kill(pid, signal.SIGTERM)
