@@ -16,9 +16,10 @@ _BATCHES = 8  # read ahead by `stream`, so that images of one shape share a batc
 class Options(TypedDict, total=False):
     """Options of a call.
 
-    threshold: lowest score of an object (0.5); best: each class's own, as `maskrcnn evaluate` found it. classes: only objects of these; empty: all. tile: side in pixels of
-    tiles, in which larger images are predicted, too; 0: whole images alone. overlap: part of a tile's side that it
-    shares with the next (0.2). batch_size: images that the network takes at once (4).
+    threshold: lowest score of an object (0.5); best: each class's own, as `maskrcnn evaluate` found it. classes: only
+    objects of these; empty: all. tile: side in pixels of tiles, in which larger images are predicted, too; 0: whole
+    images alone. overlap: part of a tile's side that it shares with the next (0.2). batch_size: images that the network
+    takes at once (4).
     """
 
     threshold: float | Literal["best"]
