@@ -218,12 +218,23 @@ def _is_piece(view: _View, of: _View) -> bool:
 def _with_whole(views: Sequence[_View], whole: Sequence[_View]) -> list[_View]:
     """Add what the whole image alone shows as a whole; where tiles do, too, theirs is the finer mask."""
     kept = [view for view in views if not any(_is_better(one, view) for one in whole)]
-    return kept + [one for one in whole if not any(_iou(one, view) >= _SAME for view in kept)]
+    return kept + [one for one in whole if not any(_is_one(one, view) for view in kept)]
 
 
 def _is_better(of_image: _View, view: _View) -> bool:
     """True if tiles show only a piece of an object of the whole image."""
     return view.is_cut and _is_piece(view, of_image) and not (view.is_joined and _iou(view, of_image) >= _SAME)
+
+
+def _is_one(of_image: _View, view: _View) -> bool:
+    """True if two views are one object: by their masks, or, as in the network's own NMS, by their boxes.
+
+    The whole image places an object to a few pixels, so that of a thin one the masks may hardly meet.
+    """
+    if not _may_be_one(of_image, view):
+        return False
+    boxes = ([[x1, y1, x2 - x1, y2 - y1]] for x1, y1, x2, y2 in (of_image.object["bbox"], view.object["bbox"]))
+    return _iou(of_image, view) >= _SAME or float(coco_mask.iou(*boxes, [0])[0, 0]) >= _SAME
 
 
 def _iou(a: _View, b: _View) -> float:

@@ -97,6 +97,17 @@ def test_of_what_both_show_tiles_have_the_finer_mask() -> None:
     assert one["segmentation"] == rle_of(exact)
 
 
+def test_a_thin_object_that_the_whole_image_shows_a_little_beside_is_not_doubled() -> None:
+    size = (100, 180)
+    ys, xs = np.mgrid[:100, :180]
+    thin = (abs(ys - xs + 40) < 4) & (ys > 20) & (ys < 80)
+    aside = np.roll(thin, 6, axis=1)
+    assert (thin & aside).sum() < 0.2 * (thin | aside).sum()
+    tiles = [(tile, seen([(1, thin)], tile)) for tile in tiles_of(size, 100, 0.3)]
+    (one,) = join(tiles, seen([(1, aside)], Tile(0, 0, *size)), size)
+    assert one["segmentation"] == rle_of(thin)
+
+
 def test_neighbours_of_one_class_and_of_two_classes_stay_apart() -> None:
     size = (100, 180)
     left, right = ellipse(size, 50, 80, 12, 8), ellipse(size, 50, 97, 12, 8)
