@@ -219,7 +219,16 @@ def test_what_cannot_be_read_is_named(model: maskrcnn.Model, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("threshold", 1.5), ("tile", -1), ("overlap", 0.0), ("overlap", 1.0), ("batch_size", 0)]
+    ("option", "value"),
+    [
+        ("threshold", 1.5),
+        ("threshold", "sure"),
+        ("tile", -1),
+        ("tile", 31),
+        ("overlap", 0.0),
+        ("overlap", 1.0),
+        ("batch_size", 0),
+    ],
 )
 def test_an_option_out_of_range_is_refused(
     model: maskrcnn.Model, pixels: NDArray[np.uint8], option: str, value: float
