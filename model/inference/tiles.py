@@ -252,9 +252,12 @@ def moved_rle(rle: dict[str, Any], tile: Tile, size: tuple[int, int]) -> dict[st
         rle: of the tile, with text counts.
         size: the image's.
     """
-    mask = coco_mask.decode({"size": rle["size"], "counts": rle["counts"].encode()})  # [height, width]
+    packed = {"size": rle["size"], "counts": rle["counts"].encode()}
+    left, top, width, height = (int(value) for value in coco_mask.toBbox(packed))
+    mask = coco_mask.decode(packed)[top : top + height, left : left + width]
     steps = np.diff(mask.astype(np.int8), axis=0, prepend=0, append=0).T  # [width, height + 1]: 1 begins a run, -1 ends
-    starts, ends = ((tile.x + x) * size[0] + tile.y + y for x, y in (np.nonzero(steps == step) for step in (1, -1)))
+    x0, y0 = tile.x + left, tile.y + top
+    starts, ends = ((x0 + x) * size[0] + y0 + y for x, y in (np.nonzero(steps == step) for step in (1, -1)))
     is_gap = starts[1:] != ends[:-1]  # else a run goes on in the next column
     bounds = np.stack([starts[np.r_[True, is_gap][: len(starts)]], ends[np.r_[is_gap, True][: len(ends)]]], axis=1)
     counts = np.diff(bounds.ravel(), prepend=0, append=size[0] * size[1])

@@ -192,11 +192,14 @@ def test_tiles_cover_the_image_evenly_and_overlap_as_asked(size: tuple[int, int]
 def test_a_mask_is_moved_as_it_is() -> None:
     rng = np.random.default_rng(0)
     for tile in (Tile(0, 0, 20, 30), Tile(7, 11, 20, 30), Tile(20, 0, 20, 30), Tile(0, 20, 40, 30)):
-        part = rng.random((tile.height, tile.width)) < 0.5
-        part[:, 3] = True  # a whole column
-        mask = np.zeros((40, 50), dtype=bool)
-        mask[tile.y : tile.y + tile.height, tile.x : tile.x + tile.width] = part
-        assert moved_rle(rle_of(part), tile, (40, 50)) == rle_of(mask)
+        full = rng.random((tile.height, tile.width)) < 0.5
+        full[:, 3] = True  # a whole column
+        inner = np.zeros_like(full)
+        inner[4:9, 5:12] = full[4:9, 5:12]
+        for part in (full, inner):
+            mask = np.zeros((40, 50), dtype=bool)
+            mask[tile.y : tile.y + tile.height, tile.x : tile.x + tile.width] = part
+            assert moved_rle(rle_of(part), tile, (40, 50)) == rle_of(mask)
     assert moved_rle(rle_of(np.zeros((20, 30), dtype=bool)), Tile(5, 5, 20, 30), (40, 50)) == rle_of(
         np.zeros((40, 50), bool)
     )
