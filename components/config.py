@@ -20,6 +20,14 @@ from pydantic import (
 
 from model.config import DataConfig, EvaluateConfig, Folder, Fraction, ModelConfig, Section, Seed, TrainConfig
 
+MIN_TILE_PX = 32  # smaller tiles show no object, and a photo would have millions of them
+
+
+def _no_tiles_or_large_ones(tile_px: int) -> int:
+    if 0 != tile_px < MIN_TILE_PX:
+        raise ValueError(f"must be 0, for no tiles, or at least {MIN_TILE_PX}")
+    return tile_px
+
 
 class PredictConfig(Section):
     """Settings of `maskrcnn predict`: how it reads images and draws on them."""
@@ -31,7 +39,7 @@ class PredictConfig(Section):
     masks: Literal["rle", "polygons", "png"] = "rle"
     crop: bool = False  # write each object's part of the image, transparent around its mask
     # Side of tiles for large images, each predicted as an image of its own. 0: no tiles.
-    tile_px: Annotated[int, Field(ge=0)] = 0
+    tile_px: Annotated[int, AfterValidator(_no_tiles_or_large_ones)] = 0
     tile_whole: bool = True  # with tiles, the whole image is predicted, too, for objects larger than a tile
     tile_overlap: Annotated[float, Field(gt=0.0, le=0.9)] = 0.2  # part of a tile's side; larger objects may be cut
     batch_size: PositiveInt = 4

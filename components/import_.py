@@ -41,13 +41,12 @@ def run(kind: str, src: Path, dst: Path, options: ImportOptions | None = None) -
     if not src.is_dir():
         found = "is a file; unpack an archive first, and name its folder" if src.exists() else "does not exist"
         raise UserError(f"{src}: must be the folder of a data set, but {found}")
-    if dst.exists() or dst.is_symlink():
-        raise UserError(f"{dst}: must not exist; name a new folder, or move this one away")
     if dst.resolve().is_relative_to(src.resolve()):
         raise UserError(f"{dst}: must lie outside of {src}, which stays as it is")
     from components.formats import cvat, datumaro, labelme, png_masks, voc, yolo
-    from components.formats.coco_folder import take_over
+    from components.formats.coco_folder import require_free, take_over
 
+    require_free(dst)
     readers = {
         "yolo": yolo.read,
         "voc": voc.read,

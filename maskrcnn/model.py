@@ -137,13 +137,19 @@ class Model:
 
 
 def _require_options(threshold: float | str, tile: int, overlap: float) -> None:
+    from components.config import MIN_TILE_PX
+
     for name, value, is_right, must in (
-        ("threshold", threshold, threshold == "best" or 0 <= float(threshold) <= 1, "from 0 to 1, or best"),
-        ("tile", tile, tile >= 0, "0 or a side in pixels"),
+        ("threshold", threshold, _is_threshold(threshold), "from 0 to 1, or best"),
+        ("tile", tile, tile == 0 or tile >= MIN_TILE_PX, f"0, for no tiles, or at least {MIN_TILE_PX}"),
         ("overlap", overlap, 0 < overlap <= 0.9, "above 0 and at most 0.9"),
     ):
         if not is_right:
             raise ValueError(f"{name}: must be {must}, got {value}")
+
+
+def _is_threshold(value: float | str) -> bool:
+    return value == "best" if isinstance(value, str) else 0 <= value <= 1
 
 
 def _parts(images: Iterator[Any], size: int) -> Iterator[list[Any]]:

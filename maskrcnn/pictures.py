@@ -73,9 +73,8 @@ def _of_array(array: NDArray[Any]) -> NDArray[np.uint8]:
             f"images: an array must be [height, width, 3] or [height, width] uint8, RGB, got {[*array.shape]} "
             f"{array.dtype}; OpenCV's BGR becomes RGB by image[..., ::-1]"
         )
-    return (
-        np.repeat(array[..., None], 3, 2) if is_gray else np.array(array, order="C")
-    )  # a copy, as callers reuse theirs
+    # A copy: callers reuse their arrays for the next frame, before this one is predicted.
+    return np.repeat(array[..., None], 3, 2) if is_gray else np.array(array, order="C")
 
 
 def _of_tensor(tensor: "Tensor") -> NDArray[np.uint8]:
@@ -95,4 +94,4 @@ def _of_tensor(tensor: "Tensor") -> NDArray[np.uint8]:
                 "it is before it is normalised"
             )
         tensor = tensor.mul(255).round().to(torch.uint8)
-    return np.ascontiguousarray(tensor.permute(1, 2, 0).cpu().numpy())
+    return np.array(tensor.permute(1, 2, 0).cpu().numpy(), order="C")  # a copy, as of an array

@@ -3,7 +3,8 @@
 Colours are distinct in gray print too, and with each kind of colour blindness: cividis, and those of Okabe and Ito.
 """
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,16 +15,19 @@ from pycocotools.coco import COCO
 from components.evaluation.detect import Results
 from components.evaluation.plots import image_panels
 from model.data.index import CocoIndex
+from model.inference.fonts import families_for, shortened
 from model.inference.predictor import Object, objects_of
 from model.inference.visualize import side_by_side
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 _LINES = ("-", "-.", ":", "--", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
 _NUMBERED_CLASSES = 15  # a larger matrix has no room for numbers
 _MAX_INCHES = 20.0
+_SHOWN_CHARS = 24  # characters of a class name
 _KINDS = {"wrong_label": "wrong label?", "missing_annotation": "missing annotation?"}
 
 
@@ -39,7 +43,8 @@ def plot_confusion(analysis: Mapping[str, Any], path: Path) -> None:
     from matplotlib.colors import PowerNorm  # imported here since it takes a second, and training draws none
     from matplotlib.figure import Figure
 
-    names = [*analysis["confusion"]["classes"], "background"]
+    classes = analysis["confusion"]["classes"]
+    names = [*(shortened(name, _SHOWN_CHARS) for name in classes), "background"]
     matrix = np.array(analysis["confusion"]["matrix"], dtype=float)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = min(3.5 + 0.35 * len(names), _MAX_INCHES)
@@ -48,8 +53,8 @@ def plot_confusion(analysis: Mapping[str, Any], path: Path) -> None:
     scale = PowerNorm(0.5, 0, 1)  # one confusion in a hundred is visible
     image = panel.imshow(shares, cmap="cividis", norm=scale)
     ticks, size = range(len(names)), min(9.0, 0.55 * 72 * side / len(names))
-    panel.set_xticks(ticks, names, rotation=90, fontsize=size)
-    panel.set_yticks(ticks, names, fontsize=size)
+    panel.set_xticks(ticks, names, rotation=90, fontsize=size, **_as_written(classes))
+    panel.set_yticks(ticks, names, fontsize=size, **_as_written(classes))
     panel.set(
         xlabel="predicted (background: missed)",
         ylabel="annotated (background: false alarm)",
@@ -60,7 +65,7 @@ def plot_confusion(analysis: Mapping[str, Any], path: Path) -> None:
             color = "black" if scale(shares[row, column]) > 0.5 else "white"
             panel.text(column, row, f"{matrix[row, column]:.0f}", ha="center", va="center", color=color, fontsize=size)
     figure.colorbar(image, label="share of the row", shrink=0.8)
-    figure.savefig(path, dpi=100)
+    _save(figure, path)
 
 
 def plot_curves(analysis: Mapping[str, Any], path: Path) -> None:
@@ -79,8 +84,9 @@ def plot_curves(analysis: Mapping[str, Any], path: Path) -> None:
             panel.axvline(best["threshold"], color="0.4", linestyle=(0, (1, 1)), label=label)
         panel.set(title="F1" if score == "f1" else score, xlabel="confidence", xlim=(0, 1), ylim=(0, 1.02))
         panel.grid(alpha=0.3)
-    panel.legend(fontsize="small", loc="lower left")
-    figure.savefig(path, dpi=100)
+    for text in panel.legend(fontsize="small", loc="lower left").get_texts():
+        text.update(_as_written(found["per_class"]))
+    _save(figure, path)
 
 
 def _plot_classes(panel: "Axes", found: Mapping[str, Any], score: str) -> None:
@@ -88,7 +94,8 @@ def _plot_classes(panel: "Axes", found: Mapping[str, Any], score: str) -> None:
     is_colored = len(found["per_class"]) <= len(_COLORS)
     for k, (name, curves) in enumerate(found["per_class"].items()):
         if is_colored:
-            style: dict[str, Any] = {"color": _COLORS[k], "linestyle": _LINES[k], "label": name}
+            label = shortened(name, _SHOWN_CHARS)
+            style: dict[str, Any] = {"color": _COLORS[k], "linestyle": _LINES[k], "label": label}
         else:
             style = {"color": "0.75", "linewidth": 0.7, "label": "" if k else "each class"}
         panel.plot(found["confidence"], _gaps(curves[score]), **style)
@@ -113,7 +120,7 @@ def plot_reliability(analysis: Mapping[str, Any], path: Path) -> None:
     upper.legend(fontsize="small", loc="upper left")
     lower.bar(edges, [one["detections"] for one in found["bins"]], width, align="edge", color="0.6", edgecolor="k")
     lower.set(xlabel="confidence", ylabel="detections")
-    figure.savefig(path, dpi=100)
+    _save(figure, path)
 
 
 def write_label_errors(
@@ -137,6 +144,17 @@ def write_label_errors(
 def _suspect(index: CocoIndex, i: int, ground_truth: COCO, found: list[Object], question: str) -> Image.Image:
     panels = image_panels(index, i, ground_truth, (found,), index.class_names, None)
     return side_by_side(panels, ["ground truth", question])
+
+
+def _as_written(names: Collection[str]) -> dict[str, Any]:
+    """Properties of text that shows names of classes in any script, and one such as `$x$` as it is."""
+    return {"parse_math": False, "fontfamily": families_for(names)}
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # families_for has said so
+        figure.savefig(path, dpi=100)
 
 
 def _gaps(values: Sequence[float | None]) -> list[float]:

@@ -80,7 +80,8 @@ def _frames(path: Path, tree: ElementTree.Element, names: FileNames, findings: F
     for track in tree.iterfind("track"):
         for entry in track:
             if entry.get("outside") != "1":
-                entry.set("label", track.get("label") or "")
+                for name in ("label", "group_id"):  # a track has them, its shapes do not
+                    entry.set(name, track.get(name) or "")
                 by_frame.setdefault(int(number_of(entry, "frame")), []).append(entry)
     for frame in sorted(by_frame):
         name = f"frame_{frame:06}"
@@ -110,7 +111,7 @@ def _shapes(
             if not label:
                 raise Fault("no label", f"a {entry.tag} must have a label")
             shape = _READERS[entry.tag](entry, size)
-            yield Shape(label, shape.segmentation, shape.box, None if group in (None, "0") else group)
+            yield Shape(label, shape.segmentation, shape.box, None if group in (None, "", "0") else group)
 
 
 def _polygon(entry: ElementTree.Element, size: Size) -> Shape:

@@ -86,13 +86,15 @@ def _names(path: Path, names: Any) -> list[str]:
 
 
 def _images(path: Path, tree: dict[str, Any], part: str) -> Iterator[Path]:
-    """The images of a part: those of folders, or of lists of paths."""
+    """The images of a part: those of folders, or of lists of paths, which Windows may have written."""
     entries = tree[part] if isinstance(tree[part], list) else [tree[part]]
-    base = Path(str(tree.get("path") or "."))
-    for entry in map(str, entries):
+    base = Path(_with_slashes(tree.get("path") or "."))
+    for entry in map(_with_slashes, entries):
         # Roboflow writes `../train/images` for the folder beside data.yaml, and Ultralytics takes it so.
         tried = [path.parent / base / entry, base / entry, path.parent / entry, path.parent / entry.removeprefix("../")]
         found = next((one for one in tried if one.exists()), None)
+        if found is None and part == "test":  # left out anyway; Roboflow names it also where there is none
+            continue
         if found is None:
             raise UserError(
                 f"{path}: {part}: there is no {tried[0]}; correct `path` ({base}) or `{part}` ({entry}) in a copy of it"
@@ -100,9 +102,13 @@ def _images(path: Path, tree: dict[str, Any], part: str) -> Iterator[Path]:
         if found.is_dir():
             yield from images_below(found)
             continue
-        for line in lines_of(found, "the path of an image"):
+        for line in map(_with_slashes, lines_of(found, "the path of an image")):
             named = [found.parent / line, path.parent / base / line, path.parent / line]
             yield next((one for one in named if one.is_file()), named[0])
+
+
+def _with_slashes(path: Any) -> str:
+    return str(path).replace("\\", "/")
 
 
 def _listed(src: Path) -> tuple[list[str], list[tuple[Part, Path]]]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from components.runs.trained import Trained
 
 _REGISTRY = "models:/"
+_SHOWN = 3  # names of classes in an error
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,16 @@ def load_network(config: Config, word: str, class_names: Sequence[str] = ()) -> 
         class_names: names of the classes of weights that have none.
 
     Raises:
-        UserError: if there is none, or it cannot be fetched or read.
+        UserError: if there is none, it cannot be fetched or read, or has other names of classes of its own.
     """
+    network = _load(config, word, class_names)
+    own = network.trained.loaded.class_names
+    if class_names and tuple(class_names) != own:
+        raise UserError(f"class_names: must be left out, as {word} has names of its own: {', '.join(own[:_SHOWN])}, …")
+    return network
+
+
+def _load(config: Config, word: str, class_names: Sequence[str]) -> Network:
     from components.inference.detectors import load_detector
     from components.runs.trained import Trained, load_trained
     from model.distributed import pick_device
@@ -109,9 +118,10 @@ def load_network(config: Config, word: str, class_names: Sequence[str] = ()) -> 
         with fetched_model(config.tracking, word) as (checkpoint, thresholds):
             trained = load_trained(config, str(checkpoint))
         return Network(Trained(trained.loaded, trained.config, word), thresholds, is_checkpoint=False)
-    if path.is_dir():
-        path = require_checkpoint(path, final_checkpoint(path, TrainConfig()))
-    if path.is_file() and is_checkpoint(path):
-        return Network(load_trained(config, str(path)))
+    if word not in TORCHVISIONS_DETECTORS:  # a folder of data is often called coco
+        if path.is_dir():
+            path = require_checkpoint(path, final_checkpoint(path, TrainConfig()))
+        if is_checkpoint(path):
+            return Network(load_trained(config, str(path)))
     loaded = load_detector(word, pick_device(config.train.device), class_names)
     return Network(Trained.of(loaded, config, word), is_checkpoint=False)

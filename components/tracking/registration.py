@@ -53,12 +53,12 @@ def _version(registry: Registry, run_id: str, trained: Trained, scored: Scored, 
     with trained.loaded.path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     identity = {"run_id": run_id, "checkpoint_sha256": digest}
-    best = find_thresholds(trained.loaded.path, config.train.output_dir)
-    tags = scored.tags() | ({"best_threshold": repr(best.of_all)} if best else {})
     known = registry.find(identity)
     if known is not None:
-        return registry.retag(known, tags)
+        return registry.retag(known, scored.tags())  # not best_threshold: it is that of the version's file
+    best = find_thresholds(trained.loaded.path, config.train.output_dir)
     details = {"checkpoint": trained.name, "training.data_hash": trained.loaded.data_hash}
+    tags = identity | details | scored.tags() | ({"best_threshold": repr(best.of_all)} if best else {})
     with TemporaryDirectory() as scratch:
         weights, files = Path(scratch) / "model.pt", Path(scratch) / "files"
         save_weights(trained.loaded, weights)
@@ -73,4 +73,4 @@ def _version(registry: Registry, run_id: str, trained: Trained, scored: Scored, 
             best = best_thresholds(trained.loaded.path, config.train.output_dir)
             predict = predict.model_copy(update={"score_threshold": best.of_all})
         write_model(weights, files, predict, extra)
-        return registry.add(run_id, files, step=trained.loaded.step, tags=identity | details | tags)
+        return registry.add(run_id, files, step=trained.loaded.step, tags=tags)

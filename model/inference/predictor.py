@@ -7,7 +7,6 @@ masks.
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -100,24 +99,9 @@ class Predictor:
         """
         batches = batched_by_bucket(map(self._sample, images), self._data, batch_size)
         device = next(self._model.parameters()).device
-        with self._threshold(score_threshold):
-            for batch, detections in predict(self._model, batches, device, self._dtype):
-                yield from self._by_image(batch, detections, score_threshold).items()
-
-    @contextmanager
-    def _threshold(self, score_threshold: float) -> Iterator[None]:
-        """Let the network look for all objects of this score and no others, whatever model.score_threshold says."""
-        heads = self._model.roi_heads
-        if heads is None:
-            yield
-            return
-        own = heads.config
-        below = float(np.nextafter(np.float32(score_threshold), np.float32(0)))  # it keeps what is above
-        heads.config = own.model_copy(update={"score_threshold": below})
-        try:
-            yield
-        finally:
-            heads.config = own
+        below = float(np.nextafter(np.float32(score_threshold), np.float32(0)))  # the network keeps what is above
+        for batch, detections in predict(self._model, batches, device, self._dtype, below):
+            yield from self._by_image(batch, detections, score_threshold).items()
 
     def _sample(self, image: tuple[int, Pixels]) -> Sample:
         number, pixels = image

@@ -223,12 +223,23 @@ def _is_piece(view: _View, of: _View) -> bool:
 def _with_whole(views: Sequence[_View], whole: Sequence[_View]) -> list[_View]:
     """Add what the whole image alone shows as a whole; where tiles do, too, theirs is the finer mask."""
     kept = [view for view in views if not any(_is_better(one, view) for one in whole)]
-    return kept + [one for one in whole if not any(_iou(one, view) >= _SAME for view in kept)]
+    return kept + [one for one in whole if not any(_is_one(one, view) for view in kept)]
 
 
 def _is_better(of_image: _View, view: _View) -> bool:
     """True if tiles show only a piece of an object of the whole image."""
     return view.is_cut and _is_piece(view, of_image) and not (view.is_joined and _iou(view, of_image) >= _SAME)
+
+
+def _is_one(of_image: _View, view: _View) -> bool:
+    """True if two views are one object: by their masks, or, as in the network's own NMS, by their boxes.
+
+    The whole image places an object to a few pixels, so that of a thin one the masks may hardly meet.
+    """
+    if not _may_be_one(of_image, view):
+        return False
+    boxes = ([[x1, y1, x2 - x1, y2 - y1]] for x1, y1, x2, y2 in (of_image.object["bbox"], view.object["bbox"]))
+    return _iou(of_image, view) >= _SAME or float(coco_mask.iou(*boxes, [0])[0, 0]) >= _SAME
 
 
 def _iou(a: _View, b: _View) -> float:
@@ -246,9 +257,12 @@ def moved_rle(rle: dict[str, Any], tile: Tile, size: tuple[int, int]) -> dict[st
         rle: of the tile, with text counts.
         size: the image's.
     """
-    mask = coco_mask.decode({"size": rle["size"], "counts": rle["counts"].encode()})  # [height, width]
+    packed = {"size": rle["size"], "counts": rle["counts"].encode()}
+    left, top, width, height = (int(value) for value in coco_mask.toBbox(packed))
+    mask = coco_mask.decode(packed)[top : top + height, left : left + width]
     steps = np.diff(mask.astype(np.int8), axis=0, prepend=0, append=0).T  # [width, height + 1]: 1 begins a run, -1 ends
-    starts, ends = ((tile.x + x) * size[0] + tile.y + y for x, y in (np.nonzero(steps == step) for step in (1, -1)))
+    x0, y0 = tile.x + left, tile.y + top
+    starts, ends = ((x0 + x) * size[0] + y0 + y for x, y in (np.nonzero(steps == step) for step in (1, -1)))
     is_gap = starts[1:] != ends[:-1]  # else a run goes on in the next column
     bounds = np.stack([starts[np.r_[True, is_gap][: len(starts)]], ends[np.r_[is_gap, True][: len(ends)]]], axis=1)
     counts = np.diff(bounds.ravel(), prepend=0, append=size[0] * size[1])

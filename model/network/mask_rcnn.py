@@ -40,8 +40,11 @@ class MaskRCNN(nn.Module):
         """Move to a device, with weights in the memory format of the activations; see `normalize`."""
         return self.to(device).to(memory_format=torch.channels_last)
 
-    def forward(self, batch: Batch) -> dict[str, Tensor] | Detections:
+    def forward(self, batch: Batch, score_threshold: float | None = None) -> dict[str, Tensor] | Detections:
         """Losses by name (`LOSSES` of the task) in training, `Detections` in evaluation.
+
+        Args:
+            score_threshold: detections score above it; by default above model.score_threshold. Proposals have none.
 
         Raises:
             ValueError: if the model is in training mode and the batch has no targets.
@@ -52,7 +55,7 @@ class MaskRCNN(nn.Module):
         proposals, rpn_losses = self.rpn(features, batch)
         if self.roi_heads is None:
             return rpn_losses if self.training else as_detections(proposals)
-        detections, roi_losses = self.roi_heads(features, proposals, batch)
+        detections, roi_losses = self.roi_heads(features, proposals, batch, score_threshold)
         return detections if detections is not None else rpn_losses | roi_losses
 
     def normalize(self, batch: Batch) -> Tensor:

@@ -57,7 +57,7 @@ class RoIHeads(nn.Module):
             self.mask_predictor = MaskPredictor(mask_channels, config.mask_head_channels, num_classes)
 
     def forward(
-        self, features: list[Tensor], proposals: Proposals, batch: Batch
+        self, features: list[Tensor], proposals: Proposals, batch: Batch, score_threshold: float | None = None
     ) -> tuple[Detections | None, dict[str, Tensor]]:
         pyramid = features[:4]  # P6 serves the RPN alone
         if self.training:
@@ -66,7 +66,7 @@ class RoIHeads(nn.Module):
             box_features, mask_features = self.pool_rois(pyramid, rois, batch)
             losses = self.box_losses(box_features, rois, batch.targets)
             return None, losses | (self.mask_losses(mask_features, rois, batch.targets) if self.has_masks else {})
-        boxes, scores, labels, num_detections = self.detect(pyramid, proposals, batch)
+        boxes, scores, labels, num_detections = self.detect(pyramid, proposals, batch, score_threshold)
         mask_probs = None
         if self.has_masks:
             pooled = self.pool(pyramid, boxes, batch, self.config.mask_pool_size)
@@ -178,23 +178,26 @@ class RoIHeads(nn.Module):
         return [self.res5(pooled.flatten(0, 1)).unflatten(0, pooled.shape[:2]) for pooled in heads]
 
     def detect(
-        self, pyramid: list[Tensor], proposals: Proposals, batch: Batch
+        self, pyramid: list[Tensor], proposals: Proposals, batch: Batch, score_threshold: float | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Boxes [N, D, 4], scores [N, D], labels [N, D] and their number [N].
 
         Unlike training, this waits for the device twice; see `rows_needed`.
         """
-        candidates = self.candidates(pyramid, proposals, batch)
+        candidates = self.candidates(pyramid, proposals, batch, score_threshold)
         return keep_best(candidates, self.config.nms_iou, self.config.detections_per_image)
 
-    def candidates(self, pyramid: list[Tensor], proposals: Proposals, batch: Batch) -> Candidates:
-        """Every (proposal, class) pair that scores above model.score_threshold, best first."""
+    def candidates(
+        self, pyramid: list[Tensor], proposals: Proposals, batch: Batch, score_threshold: float | None = None
+    ) -> Candidates:
+        """Every (proposal, class) pair that scores above a threshold, by default model.score_threshold; best first."""
         config = self.config
+        threshold = config.score_threshold if score_threshold is None else score_threshold
         logits, deltas = self.box_logits(self.pool(pyramid, proposals.boxes, batch, config.box_pool_size))
         scores = logits.softmax(2)[..., 1:]  # [N, P, C]
         is_real = torch.arange(scores.shape[1], device=scores.device) < proposals.num_proposals[:, None]
         classes = scores.shape[2]
-        scores = scores.masked_fill(~(is_real[..., None] & (scores > config.score_threshold)), -torch.inf).flatten(1)
+        scores = scores.masked_fill(~(is_real[..., None] & (scores > threshold)), -torch.inf).flatten(1)
         most = rows_needed((scores > -torch.inf).sum(1), scores.shape[1])
         scores, indices = scores.sort(dim=1, descending=True, stable=True)
         scores, indices = scores[:, :most], indices[:, :most]  # [N, Q] of (proposal, class) pairs

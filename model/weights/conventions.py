@@ -22,7 +22,7 @@ DETECTRON2_RESNEXT_STD = (57.375, 57.12, 58.395)
 _OF_A_RUN = ("pixel_order", "pixel_mean", "pixel_std", "stride_in_1x1", "conventions")
 _MEAN_TOLERANCE = 1.0  # 0 to 255; the means of Detectron and Detectron2, for the same weights, differ by 0.9
 # torchvision's first published detectors have such names, with batch norms of eps 0; ours never.
-OLD_NAMES = "roi_heads.mask_head.mask_fcn1.weight"
+OLD_NAMES = "backbone.fpn.inner_blocks.0.weight"
 
 
 def check_conventions(stored: StoredWeights, named: NamedWeights, config: ModelConfig, source: str) -> bool:

@@ -367,6 +367,7 @@ def test_a_large_image_is_predicted_in_tiles_too(config: Config, photo: Path, tm
         (["--threshold", "7"], r"override 'predict\.score_threshold=7'"),
         (["--masks", "jpg"], r"override 'predict\.masks=jpg'"),
         (["--tile", "-1"], r"override 'predict\.tile_px=-1'"),
+        (["--tile", "1"], r"override 'predict\.tile_px=1'.*must be 0, for no tiles, or at least 32"),
         (["--tile", "512", "--overlap", "0"], r"override 'predict\.tile_overlap=0'"),
     ],
 )

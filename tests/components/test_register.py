@@ -243,7 +243,8 @@ def test_a_version_has_the_best_thresholds_that_evaluate_found(config: Config) -
     analysis["best"]["all"]["threshold"] = 0.5
     path.write_text(json.dumps(analysis))
     register.run(config)
-    assert client.get_model_version("maskrcnn", "1").tags["best_threshold"] == "0.5"
+    again = client.get_model_version("maskrcnn", "1").tags["best_threshold"]
+    assert again == repr(load_network(config, "models:/maskrcnn/1").registered.of_all) == "0.4", "tag and file agree"
 
 
 def test_a_version_requires_every_package_that_its_code_imports() -> None:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -93,6 +94,21 @@ def test_a_list_gives_a_list_in_its_order_and_a_stream_takes_images_as_it_goes(
     assert len(taken) == 32
     assert len(list(stream)) == 62
     assert model([]) == []
+
+
+def test_a_stream_keeps_frames_of_which_its_caller_reuses_the_memory(
+    model: maskrcnn.Model, pixels: NDArray[np.uint8]
+) -> None:
+    """Such as the buffer of a camera, whose frames are read ahead; as a tensor it may share the array's memory."""
+    buffer = pixels.copy()
+
+    def frames(as_given: Callable[[NDArray[np.uint8]], Any]) -> Iterator[Any]:
+        for value in (0, 100, 200):
+            buffer[:] = value
+            yield as_given(buffer)
+
+    for as_given in (np.asarray, lambda array: torch.from_numpy(array).permute(2, 0, 1)):
+        assert [one.pixels.max() for one in model.stream(frames(as_given))] == [0, 100, 200]
 
 
 def test_an_instance_has_its_mask_in_each_form(model: maskrcnn.Model, pixels: NDArray[np.uint8]) -> None:
@@ -204,7 +220,17 @@ def test_what_cannot_be_read_is_named(model: maskrcnn.Model, tmp_path: Path) -> 
             model(image)
 
 
-@pytest.mark.parametrize(("option", "value"), [("threshold", 1.5), ("tile", -1), ("overlap", 0.0), ("overlap", 1.0)])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("threshold", 1.5),
+        ("threshold", "sure"),
+        ("tile", -1),
+        ("tile", 31),
+        ("overlap", 0.0),
+        ("overlap", 1.0),
+    ],
+)
 def test_an_option_out_of_range_is_refused(
     model: maskrcnn.Model, pixels: NDArray[np.uint8], option: str, value: float
 ) -> None:

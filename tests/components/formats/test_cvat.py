@@ -135,6 +135,21 @@ def test_a_video_has_a_shape_for_each_frame_in_which_a_track_is_seen(
     assert found.objects("2.PNG")[0]["segmentation"] == [[2, 0, 11, 0, 9, 9]]
 
 
+def test_tracks_of_one_label_and_group_are_one_object(tmp_path: Path, exports: ModuleType, take: Callable[..., Any]):
+    for frame in range(2):
+        exports.save_picture(tmp_path / "src" / "images" / f"frame_{frame:06}.png", frame)
+    tracks = "".join(
+        f'<track id="{x}" label="car" {group}>'
+        + "".join(f'<polygon frame="{i}" outside="0" points="{x},0;{x + 9},0;{x},9"/>' for i in range(2))
+        + "</track>"
+        for x, group in ((0, 'group_id="4"'), (20, 'group_id="4"'), (40, ""))
+    )
+    (tmp_path / "src" / "annotations.xml").write_text(f"<annotations>{tracks}</annotations>")
+    found = take("cvat", tmp_path / "src", val_fraction=0.5)
+    for frame in range(2):
+        assert [len(one["segmentation"]) for one in found.objects(f"{frame}.png")] == [2, 1]
+
+
 def test_a_folder_without_xml_is_named(tmp_path: Path, take: Callable[..., Any]):
     (tmp_path / "src").mkdir()
     with pytest.raises(UserError, match=r"src: must have CVAT's annotations.xml, has no XML file"):

@@ -26,6 +26,13 @@ def test_lists_of_images_and_of_folders_are_followed_and_test_is_left_out(take: 
     assert found.report.rule == "the split is that of the source; 4 images of test are left out"
 
 
+def test_paths_of_windows_are_followed_and_a_test_that_is_not_there_is_none(take: Callable[..., Any], yolo: Path):
+    (yolo / "train.txt").write_text(".\\images\\train\\0.png\nimages\\train\\1.png\n")
+    (yolo / "data.yaml").write_text("train: train.txt\nval: images\\val\ntest: ../test/images\nnames: [car, dog]\n")
+    found = take("yolo", yolo)
+    assert (found.files("train"), found.files("val")) == (["0.png", "1.png"], ["4.png"])
+
+
 def test_an_image_without_labels_has_no_objects_and_labels_without_an_image_are_counted(
     take: Callable[..., Any], yolo: Path
 ):

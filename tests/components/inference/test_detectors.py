@@ -8,6 +8,8 @@ from torch import Tensor
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_fpn, maskrcnn_resnet50_fpn
 
 from components.inference.detectors import load_detector
+from components.inference.networks import load_network
+from components.params import build_config
 from model.config import ModelConfig
 from model.network.layers import FrozenBatchNorm2d
 from model.network.mask_rcnn import MaskRCNN
@@ -35,7 +37,9 @@ def test_coco_is_torchvisions_file_with_the_rows_of_its_80_classes(
     cache = published_detector("coco", "mask").cache
     cache.parent.mkdir(parents=True)
     torch.save(torchvisions, cache)
-    loaded = load_detector("coco", CPU)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "coco").mkdir()  # a data set's folder does not stand in the way
+    loaded = load_network(build_config({"train": {"device": "cpu"}}), "coco").trained.loaded
     assert (loaded.class_names, loaded.category_ids) == (tuple(COCO_CLASSES.values()), tuple(COCO_CLASSES))
     state = loaded.model.state_dict()
     assert state[SCORES].tolist() == [0, *COCO_CLASSES]

@@ -85,6 +85,9 @@ def test_names_of_classes_may_be_given_to_weights_without(checkpoint: Path, tmp_
     loaded = load_network(build_config({}), str(tmp_path / "weights.pth"), names).trained.loaded
     assert loaded.class_names == tuple(names)
     assert isinstance(loaded.model, MaskRCNN)
+    assert load_network(build_config({}), str(checkpoint), state["class_names"]).trained.loaded.category_ids
+    with pytest.raises(UserError, match=r"class_names: must be left out, as .*\.pt has names of its own: "):
+        load_network(build_config({}), str(checkpoint), names)
 
 
 def analysed(checkpoint: Path, folder: Path, per_class: dict[str, float | None]) -> Path:

@@ -1,6 +1,6 @@
 """Objects as people take them: in pixels of their own image, by the name of their class, whatever its id in COCO."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -144,3 +144,16 @@ def test_the_threshold_of_a_call_holds_also_below_that_of_the_network_which_keep
     assert found == expected
     assert all(found.values())
     assert strict.roi_heads.config.score_threshold == 0.9
+
+
+def test_calls_with_several_thresholds_may_overlap(network: MaskRCNN, images: dict[int, Pixels]) -> None:
+    """As in a server's threads, or where one program reads two of them in turn."""
+    predictor = Predictor(network, DATA, "float32", NAMES, IDS)
+
+    def found(threshold: float) -> Iterator[Any]:
+        return predictor.objects(images.items(), batch_size=1, score_threshold=threshold)
+
+    expected = dict(found(0.01))
+    low, high = found(0.01), found(0.99)
+    assert dict(one for pair in zip(low, high, strict=True) for one in pair[:1]) == expected
+    assert dict(found(0.01)) == expected

@@ -97,6 +97,17 @@ def test_of_what_both_show_tiles_have_the_finer_mask() -> None:
     assert one["segmentation"] == rle_of(exact)
 
 
+def test_a_thin_object_that_the_whole_image_shows_a_little_beside_is_not_doubled() -> None:
+    size = (100, 180)
+    ys, xs = np.mgrid[:100, :180]
+    thin = (abs(ys - xs + 40) < 4) & (ys > 20) & (ys < 80)
+    aside = np.roll(thin, 6, axis=1)
+    assert (thin & aside).sum() < 0.2 * (thin | aside).sum()
+    tiles = [(tile, seen([(1, thin)], tile)) for tile in tiles_of(size, 100, 0.3)]
+    (one,) = join(tiles, seen([(1, aside)], Tile(0, 0, *size)), size)
+    assert one["segmentation"] == rle_of(thin)
+
+
 def test_neighbours_of_one_class_and_of_two_classes_stay_apart() -> None:
     size = (100, 180)
     left, right = ellipse(size, 50, 80, 12, 8), ellipse(size, 50, 97, 12, 8)
@@ -181,11 +192,14 @@ def test_tiles_cover_the_image_evenly_and_overlap_as_asked(size: tuple[int, int]
 def test_a_mask_is_moved_as_it_is() -> None:
     rng = np.random.default_rng(0)
     for tile in (Tile(0, 0, 20, 30), Tile(7, 11, 20, 30), Tile(20, 0, 20, 30), Tile(0, 20, 40, 30)):
-        part = rng.random((tile.height, tile.width)) < 0.5
-        part[:, 3] = True  # a whole column
-        mask = np.zeros((40, 50), dtype=bool)
-        mask[tile.y : tile.y + tile.height, tile.x : tile.x + tile.width] = part
-        assert moved_rle(rle_of(part), tile, (40, 50)) == rle_of(mask)
+        full = rng.random((tile.height, tile.width)) < 0.5
+        full[:, 3] = True  # a whole column
+        inner = np.zeros_like(full)
+        inner[4:9, 5:12] = full[4:9, 5:12]
+        for part in (full, inner):
+            mask = np.zeros((40, 50), dtype=bool)
+            mask[tile.y : tile.y + tile.height, tile.x : tile.x + tile.width] = part
+            assert moved_rle(rle_of(part), tile, (40, 50)) == rle_of(mask)
     assert moved_rle(rle_of(np.zeros((20, 30), dtype=bool)), Tile(5, 5, 20, 30), (40, 50)) == rle_of(
         np.zeros((40, 50), bool)
     )

@@ -26,7 +26,7 @@ RGB = {
     "pixel_std": (58.395, 57.12, 57.375),
     "stride_in_1x1": False,
 }
-OLD = "roi_heads.mask_head.mask_fcn1.weight"
+OLD = "backbone.fpn.inner_blocks.0.weight"  # of Mask R-CNN and of Faster R-CNN
 
 
 def check(format: Any, tensors: dict[str, Tensor], model: ModelConfig, stored: dict[str, Any]) -> bool:
