@@ -7,7 +7,7 @@ masks.
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from copy import copy
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -100,24 +100,21 @@ class Predictor:
         """
         batches = batched_by_bucket(map(self._sample, images), self._data, batch_size)
         device = next(self._model.parameters()).device
-        with self._threshold(score_threshold):
-            for batch, detections in predict(self._model, batches, device, self._dtype):
-                yield from self._by_image(batch, detections, score_threshold).items()
+        for batch, detections in predict(self._looking_for(score_threshold), batches, device, self._dtype):
+            yield from self._by_image(batch, detections, score_threshold).items()
 
-    @contextmanager
-    def _threshold(self, score_threshold: float) -> Iterator[None]:
-        """Let the network look for all objects of this score and no others, whatever model.score_threshold says."""
-        heads = self._model.roi_heads
-        if heads is None:
-            yield
-            return
-        own = heads.config
+    def _looking_for(self, score_threshold: float) -> MaskRCNN:
+        """The network, set to look for all objects of this score and no others, whatever model.score_threshold says.
+
+        It shares all weights with ours, which stays as it is, since calls of other thresholds may run in other threads.
+        """
+        if self._model.roi_heads is None:
+            return self._model
+        model, heads = copy(self._model), copy(self._model.roi_heads)
         below = float(np.nextafter(np.float32(score_threshold), np.float32(0)))  # it keeps what is above
-        heads.config = own.model_copy(update={"score_threshold": below})
-        try:
-            yield
-        finally:
-            heads.config = own
+        heads.config = heads.config.model_copy(update={"score_threshold": below})
+        model._modules = self._model._modules | {"roi_heads": heads}
+        return model
 
     def _sample(self, image: tuple[int, Pixels]) -> Sample:
         number, pixels = image
