@@ -20,6 +20,14 @@ from pydantic import (
 
 from model.config import DataConfig, EvaluateConfig, Folder, Fraction, ModelConfig, Section, Seed, TrainConfig
 
+MIN_TILE_PX = 32  # side of a tile; smaller ones would be millions, each enlarged until it shows nothing
+
+
+def _tile(side_px: int) -> int:
+    if 0 < side_px < MIN_TILE_PX:
+        raise ValueError(f"must be 0 or at least {MIN_TILE_PX}")
+    return side_px
+
 
 class PredictConfig(Section):
     """Settings of `maskrcnn predict`: how it reads images and draws on them."""
@@ -30,8 +38,8 @@ class PredictConfig(Section):
     # Masks in predictions.json: COCO RLE; polygons, exact along the pixels' edges; or a PNG file for each object.
     masks: Literal["rle", "polygons", "png"] = "rle"
     crop: bool = False  # write each object's part of the image, transparent around its mask
-    # Side of tiles for large images, each predicted as an image of its own. 0: no tiles.
-    tile_px: Annotated[int, Field(ge=0)] = 0
+    # Side of tiles for large images, 32 px or more, each predicted as an image of its own. 0: no tiles.
+    tile_px: Annotated[int, Field(ge=0), AfterValidator(_tile)] = 0
     tile_whole: bool = True  # with tiles, the whole image is predicted, too, for objects larger than a tile
     tile_overlap: Annotated[float, Field(gt=0.0, le=0.9)] = 0.2  # part of a tile's side; larger objects may be cut
     batch_size: PositiveInt = 4

@@ -8,7 +8,7 @@
         print(one.label, one.score, one.box, one.mask.sum())
     found.draw().save("drawing.jpg")
 
-To import it takes no time; torch is imported by `load`. docs/python.md has more uses.
+To import it takes no time; torch is imported by `load`. docs/predict.md has more uses.
 """
 
 from maskrcnn.found import Found, Instance

@@ -92,7 +92,7 @@ def load_network(config: Config, word: str, class_names: Sequence[str] = ()) -> 
         class_names: names of the classes of weights that have none.
 
     Raises:
-        UserError: if there is none, or it cannot be fetched or read.
+        UserError: if there is none, or it cannot be fetched or read, or class_names are given and it has its own.
     """
     from components.inference.detectors import load_detector
     from components.runs.trained import Trained, load_trained
@@ -103,15 +103,20 @@ def load_network(config: Config, word: str, class_names: Sequence[str] = ()) -> 
         return Network(load_trained(config, word))
     require_network(word)
     path = Path(word)
-    if word.startswith(_REGISTRY):
+    if path.is_dir():
+        path = require_checkpoint(path, final_checkpoint(path, TrainConfig()))
+    is_registered, is_trained = word.startswith(_REGISTRY), path.is_file() and is_checkpoint(path)
+    if class_names and (is_registered or is_trained or word in TORCHVISIONS_DETECTORS):
+        raise UserError(
+            f"class_names: must be given for weights without names of classes alone, but {word} has its own"
+        )
+    if is_registered:
         from components.tracking.registered import fetched_model
 
         with fetched_model(config.tracking, word) as (checkpoint, thresholds):
             trained = load_trained(config, str(checkpoint))
         return Network(Trained(trained.loaded, trained.config, word), thresholds, is_checkpoint=False)
-    if path.is_dir():
-        path = require_checkpoint(path, final_checkpoint(path, TrainConfig()))
-    if path.is_file() and is_checkpoint(path):
+    if is_trained:
         return Network(load_trained(config, str(path)))
     loaded = load_detector(word, pick_device(config.train.device), class_names)
     return Network(Trained.of(loaded, config, word), is_checkpoint=False)
