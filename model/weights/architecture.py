@@ -20,7 +20,7 @@ from model.weights.names import BODIES, NamedWeights, rename_weights
 _BODY, _RPN, _BOX, _MASK = BODIES[0], "rpn.head.", "roi_heads.box_predictor.", "roi_heads.mask_predictor."
 _PARTS = {"a body": _BODY, "a region proposal network": f"{_RPN}cls_logits.", "a box head": f"{_BOX}cls_score."}
 # Number of blocks of layer3, and outputs and inputs of layer1.0.conv2 → body.
-_RESNETS = {
+_RESNETS: dict[tuple[int, tuple[int, ...]], str] = {
     (6, (64, 64)): "resnet50", (23, (64, 64)): "resnet101", (6, (128, 128)): "wide_resnet50_2",
     (6, (128, 4)): "resnext50_32x4d", (23, (256, 8)): "resnext101_32x8d",
 }  # fmt: skip
