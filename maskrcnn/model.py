@@ -1,7 +1,10 @@
 """Networks to call from Python; see the package's docstring."""
 
 import itertools
+import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from numbers import Real
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
@@ -18,7 +21,7 @@ class Options(TypedDict, total=False):
 
     threshold: lowest score of an object (0.5); best: each class's own, as `maskrcnn evaluate` found it.
     classes: only objects of these; empty: all.
-    tile: side in pixels of tiles, in which larger images are predicted; 0: whole images alone.
+    tile: side in pixels of tiles, 32 or more, in which larger images are predicted; 0: whole images alone.
     overlap: part of a tile's side that it shares with the next (0.2); objects up to it are whole in a tile.
     whole: with tiles, the whole image is predicted, too, for objects larger than a tile (True).
     """
@@ -52,8 +55,10 @@ def load(
     from components.inference.networks import load_network
     from components.params import build_config
 
+    if isinstance(class_names, str):
+        raise ValueError(f"class_names: must be a list of names, got {class_names!r}")
     config = build_config({"train": {"device": device}, "predict": {"batch_size": batch_size}})
-    return Model(load_network(config, str(weights), class_names), batch_size)
+    return Model(load_network(config, os.fsdecode(weights), class_names), batch_size)
 
 
 class Model:
@@ -111,9 +116,9 @@ class Model:
         """
         from model.inference.tiles import Tiling, find_objects
 
-        _require_options(threshold, tile, overlap)
-        tiling = Tiling(tile, overlap, whole) if tile else None
-        lowest = self._network.lowest_scores(threshold, classes)
+        _require_options(threshold, classes, tile, overlap)
+        tiling = Tiling(int(tile), overlap, whole) if tile else None
+        lowest = self._network.lowest_scores(threshold, tuple(classes))
         pixels = (pixels_of(image, self._predictor.pixel_range) for image in images)
         for part in _parts(pixels, self._batch_size * _BATCHES):
             found = find_objects(
@@ -136,20 +141,24 @@ class Model:
         )
 
 
-def _require_options(threshold: float | str, tile: int, overlap: float) -> None:
+def _require_options(threshold: Any, classes: Any, tile: Any, overlap: Any) -> None:
     from components.config import MIN_TILE_PX
 
+    is_list = isinstance(classes, Iterable) and not isinstance(classes, str | bytes)
     for name, value, is_right, must in (
-        ("threshold", threshold, _is_threshold(threshold), "from 0 to 1, or best"),
-        ("tile", tile, tile == 0 or tile >= MIN_TILE_PX, f"0, for no tiles, or at least {MIN_TILE_PX}"),
-        ("overlap", overlap, 0 < overlap <= 0.9, "above 0 and at most 0.9"),
-    ):
+        ("threshold", threshold, threshold == "best" or (_is_number(threshold) and 0 <= threshold <= 1),
+         "from 0 to 1, or best"),
+        ("classes", classes, is_list, "a list of names"),
+        ("tile", tile, _is_number(tile) and int(tile) == tile and (tile == 0 or tile >= MIN_TILE_PX),
+         f"0 or a side of at least {MIN_TILE_PX} pixels"),
+        ("overlap", overlap, _is_number(overlap) and 0 < overlap <= 0.9, "above 0 and at most 0.9"),
+    ):  # fmt: skip
         if not is_right:
             raise ValueError(f"{name}: must be {must}, got {value}")
 
 
-def _is_threshold(value: float | str) -> bool:
-    return value == "best" if isinstance(value, str) else 0 <= value <= 1
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _parts(images: Iterator[Any], size: int) -> Iterator[list[Any]]:

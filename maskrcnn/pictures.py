@@ -1,5 +1,6 @@
 """Pixels of whatever a caller has for an image."""
 
+import os
 from collections.abc import Sequence
 from io import BytesIO
 from os import PathLike
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor
 
 
@@ -22,17 +24,15 @@ def pixels_of(image: Any, pixel_range: Sequence[float] = ()) -> NDArray[np.uint8
         ValueError: if it is none of these, or an array of another shape or type.
         UserError: if a file cannot be read as an image.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
     from torch import Tensor
-
-    from model.data.transforms import to_rgb
 
     if isinstance(image, str | PathLike):
         return _of_file(image, pixel_range)
     if isinstance(image, bytes | bytearray):
         return _of_bytes(bytes(image), pixel_range)
     if isinstance(image, Image.Image):
-        return to_rgb(ImageOps.exif_transpose(image), pixel_range)
+        return _of_picture(image, pixel_range)
     if isinstance(image, Tensor):
         return _of_tensor(image)
     if isinstance(image, np.ndarray):
@@ -46,13 +46,28 @@ def _of_file(path: "str | PathLike[str]", pixel_range: Sequence[float]) -> NDArr
     from model.data.transforms import UNREADABLE, read_image
     from model.errors import UserError
 
-    path = input_path(str(path))
+    path = input_path(os.fsdecode(path))
     if not path.exists():
         raise UserError(f"{path}: must be an image, but does not exist")
     try:
         return read_image(path, pixel_range=pixel_range)
     except UNREADABLE as error:
         raise UserError(f"{path}: must be an image, but {why_path_unreadable(path, error)}") from error
+
+
+def _of_picture(picture: "Image", pixel_range: Sequence[float]) -> NDArray[np.uint8]:
+    from PIL import ImageOps
+
+    from model.data.transforms import UNREADABLE, to_rgb
+    from model.errors import UserError
+
+    if 0 in picture.size:
+        raise ValueError(f"images: a picture must have a pixel, got one of {picture.width} × {picture.height} px")
+    try:
+        return to_rgb(ImageOps.exif_transpose(picture), pixel_range)
+    except UNREADABLE as error:  # Pillow reads the file of a picture when its pixels are needed
+        name = getattr(picture, "filename", "") or f"a picture of mode {picture.mode}"
+        raise UserError(f"images: {name} must be a picture that can be read as RGB, but {error}") from error
 
 
 def _of_bytes(content: bytes, pixel_range: Sequence[float]) -> NDArray[np.uint8]:

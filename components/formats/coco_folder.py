@@ -67,6 +67,9 @@ def take_over(
     _require_usable(findings, src, options)
     if not images:
         raise UserError(f"{src}: must have labelled images, has none{_reason(findings)}")
+    names_in_src = (os.path.relpath(image.path, src) for image in images)
+    if bad := next((name for name in names_in_src if not is_text(name)), None):
+        raise UserError(f"{src}: the name of an image must be UTF-8, got {bad!r}; rename it in a copy of the folder")
     parts, rule = _split(images, src, options, findings)
     _require_usable(findings, src, options)
     if not names or not any(objects[id(image)] for image in parts["train"]):
@@ -225,8 +228,6 @@ def _file_names(images: list[LabelledImage], src: Path) -> dict[int, str]:
     for image in images:
         longer = "__".join(part for part in Path(os.path.relpath(image.path, src)).parts if part != "..")
         found[id(image)] = image.path.name if short[image.path.name.casefold()] == 1 else longer
-    if bad := [name for name in found.values() if not is_text(name)]:
-        raise UserError(f"{src}: the name of an image must be UTF-8, got {bad[0]!r}; rename it in a copy of the folder")
     if twice := [name for name, times in Counter(found.values()).items() if times > 1]:
         raise UserError(f"{src}: two images would be called {twice[0]}; rename one of them in a copy of the folder")
     return found

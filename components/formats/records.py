@@ -122,6 +122,14 @@ def pixels_of(path: Path, *modes: str) -> NDArray[np.uint8] | NDArray[np.int32]:
         raise Fault("unreadable image", f"{path}: {why_path_unreadable(path, error)}") from error
 
 
+def is_file(path: Path) -> bool:
+    """True for a file; False also for a name that no file can have, at which `Path.is_file` fails."""
+    try:
+        return path.is_file()
+    except OSError:  # too long
+        return False
+
+
 def find_file(candidates: Iterable[Path], names: FileNames, root: Path, name: str) -> Path:
     """The first candidate that exists, or else the one file below `root` that the name safely means.
 
@@ -129,7 +137,7 @@ def find_file(candidates: Iterable[Path], names: FileNames, root: Path, name: st
         Fault: if there is none.
     """
     for path in candidates:
-        if path.is_file():
+        if is_file(path):
             return path
     near = names.near(name)
     if near and near.is_safe:

@@ -19,6 +19,7 @@ from components.formats.records import (
     Shape,
     displayed_size,
     images_below,
+    is_file,
     part_of_path,
 )
 from components.formats.texts import lines_of, text_of
@@ -104,7 +105,7 @@ def _images(path: Path, tree: dict[str, Any], part: str) -> Iterator[Path]:
             continue
         for line in map(_with_slashes, lines_of(found, "the path of an image")):
             named = [found.parent / line, path.parent / base / line, path.parent / line]
-            yield next((one for one in named if one.is_file()), named[0])
+            yield next((one for one in named if is_file(one)), named[0])
 
 
 def _with_slashes(path: Any) -> str:
@@ -127,7 +128,7 @@ def _labels_of(image: Path) -> Path | None:
     places = [number for number, word in enumerate(parts) if word == "images"]
     beside = image.with_suffix(".txt")
     elsewhere = Path(*parts[: places[-1]], "labels", *beside.parts[places[-1] + 1 :]) if places else beside
-    return next((path for path in (elsewhere, beside) if path.is_file()), None)
+    return next((path for path in (elsewhere, beside) if is_file(path)), None)
 
 
 def _shapes(path: Path, size: Size, names: list[str], findings: Findings) -> Iterator[Shape]:

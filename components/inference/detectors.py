@@ -47,6 +47,8 @@ def load_detector(weights: str, device: torch.device, class_names: Sequence[str]
 def _classes(count: int, class_names: Sequence[str], weights: str) -> dict[int, str]:
     """Names of classes by COCO's ids."""
     if class_names:
+        if len(set(class_names)) != len(class_names):
+            raise WeightsError(f"{weights}: class_names must be unique, got {', '.join(class_names)}")
         if len(class_names) != count:
             raise WeightsError(f"{weights}: class_names must name its {count} classes, got {len(class_names)}")
         return dict(enumerate(class_names, 1))

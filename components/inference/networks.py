@@ -79,7 +79,7 @@ def require_network(word: str) -> None:
         require_checkpoint(path, final_checkpoint(path, TrainConfig()))
         return
     raise UserError(
-        f"--weights: must be {' or '.join(TORCHVISIONS_DETECTORS)}, a file of weights, a checkpoint, a run's folder, "
+        f"weights: must be {' or '.join(TORCHVISIONS_DETECTORS)}, a file of weights, a checkpoint, a run's folder, "
         f"or {_REGISTRY}NAME@champion of MLflow, got {word}, which does not exist"
     )
 

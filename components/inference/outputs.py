@@ -17,6 +17,8 @@ from model.inference.outlines import mask_of, polygons_of
 from model.inference.predictor import Object
 from model.inference.visualize import draw_objects
 
+KINDS = ("crops", "masks")  # folders beside a drawing: photo.jpg.crops
+
 
 def write_image(
     source: Source,
@@ -31,12 +33,15 @@ def write_image(
     drawing.parent.mkdir(parents=True, exist_ok=True)
     _save(draw_objects(pixels, objects, class_names), drawing, quality=92)
     detections = [dict(one) for one in objects]
+    crops, masks = (drawing.with_name(f"{drawing.name}.{kind}") for kind in KINDS)
+    for parts in (crops, masks):  # those of an earlier call
+        shutil.rmtree(parts, ignore_errors=True)
     if settings.crop:
-        parts = _emptied(drawing, "crops")
+        crops.mkdir()
         for number, (one, entry) in enumerate(zip(objects, detections, strict=True), 1):
-            entry["crop"] = as_text(_save(crop(pixels, one), parts / f"{number:03}.png").relative_to(folder))
-    if settings.masks == "png":
-        parts = _emptied(drawing, "masks")
+            entry["crop"] = as_text(_save(crop(pixels, one), crops / f"{number:03}.png").relative_to(folder))
+    if settings.masks == "png" and any("segmentation" in one for one in objects):
+        masks.mkdir()
     for number, entry in enumerate(detections, 1):
         if "segmentation" not in entry or settings.masks == "rle":
             continue
@@ -44,7 +49,7 @@ def write_image(
             entry["segmentation"] = [polygon.ravel().tolist() for polygon in polygons_of(entry["segmentation"])]
         else:
             picture = Image.fromarray(mask_of(entry["segmentation"]).astype(np.uint8) * 255)
-            entry["mask"] = as_text(_save(picture, parts / f"{number:03}.png").relative_to(folder))
+            entry["mask"] = as_text(_save(picture, masks / f"{number:03}.png").relative_to(folder))
             del entry["segmentation"]
     size = list(pixels.shape[:2])
     return {"file": as_text(source.path), "drawing": as_text(source.drawing), "size": size, "detections": detections}
@@ -61,14 +66,6 @@ def crop(pixels: Pixels, one: Object) -> Image.Image:
     if "segmentation" in one:
         part.putalpha(Image.fromarray(mask_of(one["segmentation"])[y1:y2, x1:x2].astype(np.uint8) * 255))
     return part
-
-
-def _emptied(drawing: Path, kind: str) -> Path:
-    """The folder of an image's masks or crops, without those of an earlier call."""
-    folder = drawing.with_name(f"{drawing.name}.{kind}")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    return folder
 
 
 def _save(picture: Image.Image, path: Path, **options: Any) -> Path:

@@ -57,6 +57,8 @@ def why_path_unreadable(path: Path, error: Exception) -> str:
     """Say why a file cannot be read or decoded, and what to do."""
     if isinstance(error, OSError) and error.strerror:  # Pillow's own errors have none
         return error.strerror
+    if "\0" in str(path):  # in a list of names, such as one in UTF-16
+        return "a file's name has no NUL character"
     with path.open("rb") as file:
         return why_unreadable(file.read(_HEAD_BYTES), error)
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import ValidationError
 from torch import Tensor
 
 from model.config import ModelConfig
@@ -19,7 +20,7 @@ from model.weights.names import BODIES, NamedWeights, rename_weights
 _BODY, _RPN, _BOX, _MASK = BODIES[0], "rpn.head.", "roi_heads.box_predictor.", "roi_heads.mask_predictor."
 _PARTS = {"a body": _BODY, "a region proposal network": f"{_RPN}cls_logits.", "a box head": f"{_BOX}cls_score."}
 # Number of blocks of layer3, and outputs and inputs of layer1.0.conv2 → body.
-_RESNETS = {
+_RESNETS: dict[tuple[int, tuple[int, ...]], str] = {
     (6, (64, 64)): "resnet50", (23, (64, 64)): "resnet101", (6, (128, 128)): "wide_resnet50_2",
     (6, (128, 4)): "resnext50_32x4d", (23, (256, 8)): "resnext101_32x8d",
 }  # fmt: skip
@@ -51,14 +52,37 @@ def read_architecture(stored: StoredWeights, source: str) -> tuple[ModelConfig, 
             f"{source}: must hold a whole detector to predict with, but has no {' and no '.join(absent)[2:]}; "
             "training can start from a part (model.weights=PATH)"
         )
-    if (anchors := len(state[f"{_RPN}cls_logits.bias"])) != _ANCHORS[layout["features"]]:
+    if (anchors := _side(state, f"{_RPN}cls_logits.bias", 0, source)) != _ANCHORS[layout["features"]]:
         raise WeightsError(
             f"{source}: must have {_ANCHORS[layout['features']]} anchors per cell, as usual, to be used without its "
             f"configuration, got {anchors}"
         )
-    settings = layout | {"backbone": _backbone(state, source)} | _heads(state, layout)
-    settings |= assumed_conventions(stored, named, ModelConfig(**settings))
-    return ModelConfig(**settings), named, len(state[f"{_BOX}cls_score.bias"]) - 1
+    settings = layout | {"backbone": _backbone(state, source)} | _heads(state, layout, source)
+    settings |= assumed_conventions(stored, named, _config(settings, source))
+    return _config(settings, source), named, _side(state, f"{_BOX}cls_score.bias", 0, source, least=2) - 1
+
+
+def _config(settings: Mapping[str, Any], source: str) -> ModelConfig:
+    try:
+        return ModelConfig(**settings)
+    except ValidationError as error:
+        raise WeightsError(f"{source}: must be of a network that we have, but: {error.errors()[0]['msg']}") from error
+
+
+def _side(state: Mapping[str, Tensor], name: str, axis: int, source: str, least: int = 1) -> int:
+    """Length of a tensor along an axis.
+
+    Raises:
+        WeightsError: if the tensor is absent, or has no such axis or a shorter one.
+    """
+    shape = state[name].shape if name in state else None
+    if shape is None or len(shape) <= axis or shape[axis] < least:
+        got = "no such tensor" if shape is None else f"a shape of {tuple(shape)}"
+        raise WeightsError(
+            f"{source}: must hold a whole detector to predict with; of {name} axis {axis} must be at least {least} "
+            f"long, got {got}; the file is damaged, or another network's"
+        )
+    return shape[axis]
 
 
 def _layout(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -68,7 +92,7 @@ def _layout(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         return any(re.search(pattern, name) for name in tensors)
 
     def rows(pattern: str) -> int:
-        return next((len(value) for name, value in tensors.items() if re.search(pattern, name)), 0)
+        return next((len(value) for name, value in tensors.items() if value.ndim and re.search(pattern, name)), 0)
 
     has_linear = has(r"box_head\.(fc6|fc1)\.|feature_extractor\.fc6\.|^fc6_w$")
     features = "fpn" if has("fpn") else "c5" if has_linear else "c4"
@@ -93,7 +117,7 @@ def _backbone(state: Mapping[str, Tensor], source: str) -> str:
 
     first = state.get(f"{_BODY}layer1.0.conv2.weight")
     if first is not None:
-        depth, widths = blocks("layer3"), (first.shape[0], first.shape[1])
+        depth, widths = blocks("layer3"), tuple(first.shape[:2])
         is_basic = f"{_BODY}layer1.0.conv3.weight" not in state
         found = _BASIC_RESNETS.get(depth) if is_basic else _RESNETS.get((depth, widths))
     elif any("relative_position" in name for name in state):
@@ -106,28 +130,28 @@ def _backbone(state: Mapping[str, Tensor], source: str) -> str:
     return found
 
 
-def _heads(state: Mapping[str, Tensor], layout: Mapping[str, Any]) -> dict[str, Any]:
+def _heads(state: Mapping[str, Tensor], layout: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Settings of FPN, RPN and heads, from the shapes and the presence of their tensors."""
     found: dict[str, Any] = {
         "task": "mask" if any(name.startswith(_MASK) for name in state) else "box",
         "rpn_convs": 2 if f"{_RPN}conv.1.0.weight" in state else 1,
     }
-    channels = state[f"{_RPN}conv.0.0.weight"].shape[1]
+    channels = _side(state, f"{_RPN}conv.0.0.weight", 1, source)
     if layout["features"] == "fpn":
         norm = "backbone.fpn.inner_blocks.0.1."
         is_batch_norm = f"{norm}running_mean" in state
         in_heads = "frozen_batch_norm" if is_batch_norm else "group_norm" if f"{norm}weight" in state else "none"
         found |= {"fpn_channels": channels, "head_norm": in_heads}
     if layout["features"] != "c4":
-        found["box_head_channels"] = state[f"{_BOX}cls_score.weight"].shape[1]
+        found["box_head_channels"] = _side(state, f"{_BOX}cls_score.weight", 1, source)
         linear = "fc6" if layout.get("box_head", "mlp") == "mlp" else str(layout["box_head_convs"] + 1)
-        inputs = state[f"roi_heads.box_head.{linear}.weight"].shape[1]
+        inputs = _side(state, f"roi_heads.box_head.{linear}.weight", 1, source)
         if layout.get("box_head") == "conv":
-            channels = state["roi_heads.box_head.0.0.weight"].shape[0]
+            channels = _side(state, "roi_heads.box_head.0.0.weight", 0, source)
             found["box_head_conv_channels"] = channels
-        found["box_pool_size"] = math.isqrt(inputs // channels)
+        found["box_pool_size"] = max(math.isqrt(inputs // channels), 1)
     if found["task"] == "mask":
         convs = [name for name in state if re.fullmatch(r"roi_heads\.mask_head\.\d\.0\.weight", name)]
         found["mask_head_convs"] = len(convs)
-        found["mask_head_channels"] = state[f"{_MASK}mask_fcn_logits.weight"].shape[1]
+        found["mask_head_channels"] = _side(state, f"{_MASK}mask_fcn_logits.weight", 1, source)
     return found

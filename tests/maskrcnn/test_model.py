@@ -1,5 +1,6 @@
 """The Python door: networks by word, images of any form, and what is found in other tools' forms."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -64,7 +65,8 @@ def test_an_image_may_be_given_in_any_form(model: maskrcnn.Model, pixels: NDArra
     found = model(pixels, threshold=0.0)
     assert len(found) == 20
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)
-    for image in (str(path), path, path.read_bytes(), Image.open(path), tensor, tensor / 255):
+    entry = next(os.scandir(tmp_path))
+    for image in (str(path), path, entry, path.read_bytes(), Image.open(path), tensor, tensor / 255):
         assert same(model(image, threshold=0.0), found), type(image)
     gray = pixels[..., 0]
     assert same(model(gray, threshold=0.0), model(np.stack([gray] * 3, axis=2), threshold=0.0))
@@ -109,6 +111,31 @@ def test_a_stream_keeps_frames_of_which_its_caller_reuses_the_memory(
 
     for as_given in (np.asarray, lambda array: torch.from_numpy(array).permute(2, 0, 1)):
         assert [one.pixels.max() for one in model.stream(frames(as_given))] == [0, 100, 200]
+
+
+def test_a_threshold_holds_for_its_own_call_alone(model: maskrcnn.Model, pixels: NDArray[np.uint8]) -> None:
+    """One thread or task may be in the middle of a call, with another threshold, when another begins."""
+    alone = [len(model(pixels, threshold=threshold)) for threshold in (0.0, 0.9)]
+    calls = [
+        model._predictor.objects([(0, pixels), (1, pixels)], batch_size=1, score_threshold=threshold)
+        for threshold in (0.0, 0.9)
+    ]
+    in_turn = [[len(objects) for _, objects in pair] for pair in zip(*calls, strict=True)]
+    assert in_turn == [alone, alone]
+    assert alone[0] > alone[1]
+
+
+def test_names_of_classes_are_for_weights_without_them(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "net.pt")
+    with pytest.raises(
+        UserError, match=r"class_names: must be left out, as .*net\.pt has names of its own: nut, bolt, screw"
+    ):
+        maskrcnn.load(path, class_names=["a", "b", "c"])
+    torch.save(torch.load(path)["model"], path)
+    with pytest.raises(UserError, match="class_names must be unique, got a, a, b"):
+        maskrcnn.load(path, class_names=["a", "a", "b"])
+    with pytest.raises(ValueError, match="class_names: must be a list of names, got 'abc'"):
+        maskrcnn.load(path, class_names="abc")
 
 
 def test_an_instance_has_its_mask_in_each_form(model: maskrcnn.Model, pixels: NDArray[np.uint8]) -> None:
@@ -201,6 +228,7 @@ def test_supervision_gets_what_was_found(
         (torch.full((3, 4, 5), float("nan")), "values from 0 to 1, got nan"),
         (torch.zeros(3, 4, 5, dtype=torch.int64), "uint8 or float"),
         (None, "got NoneType"),
+        (Image.new("RGB", (0, 5)), "must have a pixel, got one of 0 × 5 px"),
     ],
 )
 def test_what_is_no_image_is_refused(model: maskrcnn.Model, image: Any, says: str) -> None:
@@ -208,31 +236,31 @@ def test_what_is_no_image_is_refused(model: maskrcnn.Model, image: Any, says: st
         model(image)
 
 
-def test_what_cannot_be_read_is_named(model: maskrcnn.Model, tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_named(model: maskrcnn.Model, pixels: NDArray[np.uint8], tmp_path: Path) -> None:
     (tmp_path / "notes.jpg").write_text("no image")
+    Image.fromarray(pixels).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:2000])
     for image, says in (
         (tmp_path / "notes.jpg", r"notes\.jpg: must be an image, but"),
         (tmp_path / "absent.jpg", r"absent\.jpg: must be an image, but does not exist"),
         ("https://example.org/cat.jpg", "URLs are not fetched"),
         (b"no image", "images: must be the bytes of an image file, but"),
+        (
+            Image.open(tmp_path / "cut.png"),
+            r"images: .*cut\.png must be a picture that can be read as RGB, but .*trunc",
+        ),
     ):
         with pytest.raises(UserError, match=says):
             model(image)
 
 
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("threshold", 1.5),
-        ("threshold", "sure"),
-        ("tile", -1),
-        ("tile", 31),
-        ("overlap", 0.0),
-        ("overlap", 1.0),
+@pytest.mark.parametrize(("option", "value"), [
+        ("threshold", 1.5), ("threshold", None), ("threshold", "high"), ("tile", -1), ("tile", 1), ("tile", 99.5),
+        ("tile", "1024"), ("overlap", 0.0), ("overlap", 1.0), ("overlap", None), ("classes", "nut"), ("classes", None),
     ],
-)
-def test_an_option_out_of_range_is_refused(
-    model: maskrcnn.Model, pixels: NDArray[np.uint8], option: str, value: float
+)  # fmt: skip
+def test_an_option_of_another_kind_or_range_is_refused(
+    model: maskrcnn.Model, pixels: NDArray[np.uint8], option: str, value: Any
 ) -> None:
     with pytest.raises(ValueError, match=f"^{option}: must be .*, got {value}$"):
         model(pixels, **{option: value})  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 """YOLO's files: data.yaml in its forms, lines, images without labels."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -117,3 +118,17 @@ def test_a_folder_without_names_of_classes_is_refused(tmp_path: Path, take: Call
     (tmp_path / "src").mkdir()
     with pytest.raises(UserError, match=r"must have data.yaml, classes.txt or obj.names"):
         take("yolo", tmp_path / "src")
+
+
+def test_names_that_no_file_can_have_are_images_that_cannot_be_read(take: Callable[..., Any], yolo: Path):
+    (yolo / "train.txt").write_text(f"images/train/0.png\nimages/train/1\0.png\n{'a' * 5000}.png\n")
+    (yolo / "data.yaml").write_text("train: train.txt\nval: images/val\nnames: [car, dog]\n")
+    found = take("yolo", yolo, on_invalid="skip")
+    assert (found.files("train"), found.counts("error")) == (["0.png"], {"unreadable image": 2})
+
+
+def test_a_name_that_is_not_utf_8_is_refused_also_where_the_split_is_drawn(take: Callable[..., Any], yolo: Path):
+    image = yolo / "images" / "train" / "0.png"
+    image.rename(os.fsdecode(os.fsencode(image.parent) + b"/\xff.png"))
+    with pytest.raises(UserError, match=r"the name of an image must be UTF-8, got .*rename it"):
+        take("yolo", yolo, val_fraction=0.5)

@@ -1,5 +1,6 @@
 """Architectures read from weights alone, for each layout and each library's names."""
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -108,3 +109,17 @@ def test_what_is_no_whole_detector_of_a_known_kind_is_refused() -> None:
         WeightsError, match=r"a test: must have one of these bodies: resnet18, .*swin_t; got one of other"
     ):
         read_architecture(StoredWeights(deeper), "a test")
+
+
+@pytest.mark.parametrize("layout", ["fpn", "gn"])
+def test_a_damaged_tensor_is_named_whichever_it_is(layout: str) -> None:
+    state = on_meta(ModelConfig(**(R50 | LAYOUTS[layout])))
+    names = [name for name in state if name.startswith(("rpn.", "roi_heads."))]
+    for name in (*names, "backbone.body.layer1.0.conv2.weight"):
+        for damaged in (None, torch.empty(()), torch.empty(1, 0, 1, 1)):
+            changed = without(state, name) | ({} if damaged is None else {name: damaged})
+            with contextlib.suppress(WeightsError):  # no other error; other tensors are compared after this
+                read_architecture(StoredWeights(changed), "a test")
+    for absent in ("rpn.head.conv.0.0.weight", "roi_heads.box_predictor.cls_score.bias"):
+        with pytest.raises(WeightsError, match=f"a test: must hold a whole detector .*{absent} .*no such tensor"):
+            read_architecture(StoredWeights(without(state, absent)), "a test")
