@@ -92,15 +92,15 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
 
 
 def read_config(args: argparse.Namespace, overrides: Sequence[str], *, needs_file: bool = True) -> Config:
-    """The configuration of the parameter file that a command line names, or the defaults if it is absent.
+    """The configuration of the parameter file that a command line names; or the defaults.
 
     Args:
-        needs_file: an absent file is an error; so is one that was named by --params.
+        needs_file: if not, params.yaml is read only if --params names it: another program's may lie there.
 
     Raises:
         ConfigError: if the parameter file or an override cannot be used.
     """
-    if needs_file or args.params.exists() or args.params != DEFAULT_PARAMS:
+    if needs_file or args.params is not DEFAULT_PARAMS:
         return load_config(args.params, overrides)
     return build_config({}, overrides)
 

@@ -10,7 +10,8 @@ Folders are searched recursively, without hidden files. Writes a drawing of each
 (x1, y1, x2, y2) and masks COCO run-length encodings; coordinates are in pixels of the EXIF-rotated image.
 
 --weights: coco or coco_v2 (torchvision's), the weights of a detector, a checkpoint, a run's folder, or MLflow's
-models:/NAME@ALIAS. With it, or with the path of a checkpoint, params.yaml may be absent.
+models:/NAME@ALIAS. With it, params.yaml is read only if --params names it; with the path of a checkpoint, it may be
+absent.
 """
 
 import argparse
@@ -109,7 +110,8 @@ def _print(result: PredictResult, passed_over: str, threshold: float | Literal["
     console = terminal()
     least = "their class's best threshold" if threshold == "best" else f"{threshold:g}"
     found = f"{result.objects} objects with a score of {least} or more"
-    console.print(f"{found} in {result.count} images: {result.output}", soft_wrap=True)
+    images = "1 image" if result.count == 1 else f"{result.count} images"
+    console.print(f"{found} in {images}: {result.output}", soft_wrap=True)
     if passed_over:
         console.print(f"passed over: {passed_over}", soft_wrap=True)
     for image in result.unreadable:
@@ -152,13 +154,18 @@ def _config(args: argparse.Namespace) -> Config:
     if "classes" in given:
         given["classes"] = json.dumps([name.strip() for name in given["classes"].split(",")], ensure_ascii=False)
     overrides = [*args.overrides, *(f"predict.{key}={value}" for key, value in given.items())]
-    needs_file = args.weights is None and args.checkpoint in (None, *POINTERS)
+    needs_file = args.weights is None and (args.checkpoint in (None, *POINTERS) or args.params.exists())
     if needs_file and args.params == DEFAULT_PARAMS and not args.params.exists():
         raise UserError(
             f"{args.params}: no such parameter file, which says where the run is; name a network with --weights (coco "
             "needs no run), or write a parameter file by `maskrcnn recipe shapes_demo`"
         )
-    return read_config(args, overrides, needs_file=needs_file)
+    config = read_config(args, overrides, needs_file=needs_file)
+    if not config.predict.tile_px and (args.tile_whole or args.tile_overlap):
+        raise UserError(
+            "--overlap and --tiles-only: must be used with --tile, such as --tile 1024, but there are no tiles"
+        )
+    return config
 
 
 if __name__ == "__main__":

@@ -59,11 +59,13 @@ class Found(Sequence[Instance]):
     def __getitem__(self, i: int) -> Instance: ...
 
     @overload
-    def __getitem__(self, i: slice) -> "Found": ...
+    def __getitem__(self, i: slice | list[int] | NDArray[Any]) -> "Found": ...
 
-    def __getitem__(self, i: int | slice) -> "Instance | Found":
-        if isinstance(i, slice):
-            return Found(self._instances[i], self.pixels, self.class_names)
+    def __getitem__(self, i: int | slice | list[int] | NDArray[Any]) -> "Instance | Found":
+        """One instance; or those of a slice, of numbers, or of a condition such as `found.scores > 0.9`."""
+        if isinstance(i, slice | list | np.ndarray):
+            chosen = np.arange(len(self))[i].tolist()
+            return Found([self._instances[k] for k in chosen], self.pixels, self.class_names)
         return self._instances[i]
 
     def __len__(self) -> int:
@@ -132,8 +134,10 @@ class Found(Sequence[Instance]):
         Raises:
             ImportError: if supervision is not installed.
         """
-        import supervision
-
+        try:
+            import supervision
+        except ImportError as error:
+            raise ImportError("to_supervision needs the package supervision; pip install supervision") from error
         return supervision.Detections(
             xyxy=self.boxes,
             mask=self.masks,

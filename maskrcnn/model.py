@@ -3,6 +3,7 @@
 import itertools
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from numbers import Real
 from os import PathLike
@@ -50,6 +51,7 @@ def load(
         class_names: names of the classes of weights that have none; by default COCO's 80 if the number is theirs.
 
     Raises:
+        ValueError: if there is no such device.
         model.errors.UserError: if there is no such network, or it cannot be fetched or read.
     """
     from components.inference.networks import load_network
@@ -57,6 +59,7 @@ def load(
 
     if isinstance(class_names, str):
         raise ValueError(f"class_names: must be a list of names, got {class_names!r}")
+    _require_device(device)
     config = build_config({"train": {"device": device}, "predict": {"batch_size": batch_size}})
     return Model(load_network(config, os.fsdecode(weights), class_names), batch_size)
 
@@ -69,6 +72,9 @@ class Model:
 
         self._network, self._predictor = network, Predictor.of(network.trained.loaded)
         self._batch_size = batch_size
+
+    def __repr__(self) -> str:
+        return f"<Model {self._network.trained.name}: {len(self.class_names)} classes>"
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -116,6 +122,8 @@ class Model:
         """
         from model.inference.tiles import Tiling, find_objects
 
+        if isinstance(images, str | bytes | PathLike):
+            raise ValueError(f"images: must be several to stream, got {images!r}; call the model with a single one")
         _require_options(threshold, classes, tile, overlap)
         tiling = Tiling(int(tile), overlap, whole) if tile else None
         lowest = self._network.lowest_scores(threshold, tuple(classes))
@@ -139,6 +147,15 @@ class Model:
             category_id=one["category_id"],
             rle=one.get("segmentation"),
         )
+
+
+def _require_device(device: str) -> None:
+    import torch
+
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise ValueError(f"device: must be auto, cpu, cuda or cuda:N, got {device}")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device: must be cpu or auto where torch finds no GPU, as here, got {device}")
 
 
 def _require_options(threshold: Any, classes: Any, tile: Any, overlap: Any) -> None:

@@ -14,6 +14,7 @@ SUFFIXES = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".webp"),
     *(".avif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
 }
+KINDS = ("crops", "masks")  # folders of numbered pictures beside a drawing: photo.jpg.crops
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 
@@ -80,7 +81,20 @@ def find_images(inputs: Sequence[Path], output: Path) -> Inputs:
     }
     if replaced:
         raise UserError(f"--output {output}: drawings must not replace the images; set another folder")
+    _require_own_folders(result.sources, output)
     return result
+
+
+def _require_own_folders(sources: Sequence[Source], output: Path) -> None:
+    """Refuse images and drawings in folders that crops and masks of others go to."""
+    folders = {(output / f"{source.drawing}.{kind}").resolve() for source in sources for kind in KINDS}
+    for source in sources:
+        for path in (source.path, output / source.drawing):
+            if path.resolve().parent in folders:
+                raise UserError(
+                    f"{path}: must not be where the crops or masks of another image go; leave it out, or set another "
+                    "--output"
+                )
 
 
 def described(passed_over: Counter[str]) -> str:

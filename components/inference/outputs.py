@@ -1,8 +1,8 @@
 """Files of an image's objects: its drawing, masks and crops; and their entries in predictions.json."""
 
 import math
-import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,12 @@ import numpy as np
 from PIL import Image
 
 from components.config import PredictConfig
-from components.inference.images import Source
+from components.inference.images import KINDS, Source
 from model.data.transforms import Pixels
 from model.files import replacing
 from model.inference.outlines import mask_of, polygons_of
 from model.inference.predictor import Object
 from model.inference.visualize import draw_objects
-
-KINDS = ("crops", "masks")  # folders beside a drawing: photo.jpg.crops
 
 
 def write_image(
@@ -34,14 +32,14 @@ def write_image(
     _save(draw_objects(pixels, objects, class_names), drawing, quality=92)
     detections = [dict(one) for one in objects]
     crops, masks = (drawing.with_name(f"{drawing.name}.{kind}") for kind in KINDS)
-    for parts in (crops, masks):  # those of an earlier call
-        shutil.rmtree(parts, ignore_errors=True)
+    for parts in (crops, masks):  # an earlier call's
+        _clear(parts)
     if settings.crop:
-        crops.mkdir()
+        crops.mkdir(exist_ok=True)
         for number, (one, entry) in enumerate(zip(objects, detections, strict=True), 1):
             entry["crop"] = as_text(_save(crop(pixels, one), crops / f"{number:03}.png").relative_to(folder))
     if settings.masks == "png" and any("segmentation" in one for one in objects):
-        masks.mkdir()
+        masks.mkdir(exist_ok=True)
     for number, entry in enumerate(detections, 1):
         if "segmentation" not in entry or settings.masks == "rle":
             continue
@@ -66,6 +64,16 @@ def crop(pixels: Pixels, one: Object) -> Image.Image:
     if "segmentation" in one:
         part.putalpha(Image.fromarray(mask_of(one["segmentation"])[y1:y2, x1:x2].astype(np.uint8) * 255))
     return part
+
+
+def _clear(folder: Path) -> None:
+    """Remove the numbered pictures of a folder, and the folder if nothing else is there."""
+    if folder.is_dir():
+        for path in folder.glob("*.png"):
+            if path.stem.isdecimal():
+                path.unlink()
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _save(picture: Image.Image, path: Path, **options: Any) -> Path:

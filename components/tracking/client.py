@@ -19,7 +19,7 @@ from model.errors import UserError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_SQLITE = "sqlite:///"
+SQLITE = "sqlite:///"
 
 
 class TrackingError(UserError):
@@ -43,10 +43,10 @@ def allowed(uri: str) -> Iterator[None]:
 @contextmanager
 def locked(uri: str) -> Iterator[None]:
     """Lock a local database within the context, since its first user creates or migrates the tables."""
-    if not uri.startswith(_SQLITE):
+    if not uri.startswith(SQLITE):
         yield
         return
-    path = Path(uri.removeprefix(_SQLITE))
+    path = Path(uri.removeprefix(SQLITE))
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(path.name + ".lock")):
         yield
@@ -60,8 +60,8 @@ def tracking_uri(tracking: TrackingConfig) -> str:
 
 def in_users_tree(uri: str) -> str:
     """The URI of a local database that outlasts a DVC experiment: a relative path starts in the user's tree."""
-    path = uri.removeprefix(_SQLITE)
-    return uri if path == uri else f"{_SQLITE}{in_working_tree(Path(path))}"
+    path = uri.removeprefix(SQLITE)
+    return uri if path == uri else f"{SQLITE}{in_working_tree(Path(path))}"
 
 
 def experiment_name(tracking: TrackingConfig) -> str:
@@ -164,7 +164,7 @@ def check_server(uri: str, least: int, purpose: str) -> None:
 
 def artifacts_beside(uri: str) -> str | None:
     """Folder `mlartifacts` beside a local database; None for a server, which has its own location."""
-    path = uri.removeprefix(_SQLITE)
+    path = uri.removeprefix(SQLITE)
     return None if path == uri else (Path(path).resolve().parent / "mlartifacts").as_uri()
 
 

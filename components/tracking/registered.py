@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from components.config import TrackingConfig
 from components.runs.thresholds import Thresholds
-from components.tracking.client import TrackingError, in_users_tree, make_client, tracking_uri
+from components.tracking.client import SQLITE, TrackingError, in_users_tree, make_client, tracking_uri
 from components.tracking.registry import answers
 from model.files import read_json
 
@@ -38,6 +38,11 @@ def fetched_model(tracking: TrackingConfig, uri: str) -> Iterator[tuple[Path, Th
         TrackingError: if MLflow cannot be reached, has no such model, or has one that is not of `maskrcnn register`.
     """
     server = in_users_tree(tracking_uri(tracking))
+    if server.startswith(SQLITE) and not Path(server.removeprefix(SQLITE)).is_file():
+        raise TrackingError(
+            f"{uri}: must be in MLflow's registry, but {server} does not exist; set MLFLOW_TRACKING_URI, or "
+            "tracking.uri, to the server or database that has it"
+        )
     client = make_client(server)
     import mlflow
     from mlflow.models import Model

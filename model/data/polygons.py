@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def mask_to_polygons(mask: NDArray[np.generic]) -> list[NDArray[np.float32]]:
+def mask_to_polygons(mask: NDArray[np.generic], *, reverses_holes: bool = False) -> list[NDArray[np.float32]]:
     """Trace the outline of a mask: one polygon per ring, or a single keyholed polygon if there are holes.
 
     Args:
         mask: [height, width], any dtype; non-zero is inside.
+        reverses_holes: holes run the other way round than outlines, so that the polygon's area, and what programs fill
+            that go by its direction, are right too.
 
     Returns:
         Polygons [V, 2] float32, (x, y) in pixels, first vertex not repeated; their union under the even-odd rule is the
@@ -23,6 +25,8 @@ def mask_to_polygons(mask: NDArray[np.generic]) -> list[NDArray[np.float32]]:
     inside = np.pad(np.asarray(mask) != 0, 1)
     rings = _rings(inside)
     if any(_is_hole(ring, inside) for ring in rings):
+        if reverses_holes:
+            rings = [np.concatenate([r[:1], r[:0:-1]]) if _is_hole(r, inside) else r for r in rings]
         return [_keyhole(rings)]
     return rings
 

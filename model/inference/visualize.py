@@ -16,6 +16,7 @@ from pycocotools import mask as coco_mask
 
 from model.inference.colors import Color, class_color
 from model.inference.fonts import font_for, shortened
+from model.inference.outlines import cropped_mask
 
 Corners = tuple[float, float, float, float]  # xyxy
 
@@ -70,7 +71,7 @@ def draw_objects(
     surest_first = sorted(objects, key=lambda one: -one.get("score", 0.0))
     for one in surest_first[::-1]:  # the surest on top
         if one.get("segmentation") is not None:
-            _draw_mask(canvas, coco_mask.decode(one["segmentation"]), class_color(one["label"]), style)
+            _draw_mask(canvas, one["segmentation"], class_color(one["label"]), style)
     draw = ImageDraw.Draw(canvas)
     for one in surest_first[::-1]:
         draw.rectangle((one["bbox"] * factors).tolist(), outline=class_color(one["label"]), width=style.line)
@@ -109,15 +110,21 @@ def grid(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str]) -> Image.
     return joined
 
 
-def _draw_mask(canvas: Image.Image, mask: NDArray[np.uint8], color: Color, style: _Style) -> None:
+def _draw_mask(canvas: Image.Image, rle: Mapping[str, Any], color: Color, style: _Style) -> None:
     """Fill a mask with a translucent colour and give it a solid outline."""
-    if not mask.any():
-        return
-    area = Image.fromarray(mask * np.uint8(255)).resize(canvas.size, Image.Resampling.NEAREST)
-    left, upper, right, lower = area.getbbox() or (0, 0, 0, 0)
     margin = style.line + 1  # the outline filter needs pixels outside the mask's edge
-    frame = (max(left - margin, 0), max(upper - margin, 0), right + margin, lower + margin)
-    area = area.crop(frame)
+    if canvas.size == tuple(rle["size"][::-1]):
+        mask, left, upper = cropped_mask(rle)
+        area = Image.fromarray(mask.astype(np.uint8) * 255)
+    else:
+        whole = Image.fromarray(coco_mask.decode(rle) * np.uint8(255)).resize(canvas.size, Image.Resampling.NEAREST)
+        left, upper, *_ = box = whole.getbbox() or (0, 0, 0, 0)
+        area = whole.crop(box)
+    if 0 in area.size:
+        return
+    frame = (max(left - margin, 0), max(upper - margin, 0))
+    size = (left - frame[0] + area.width + margin, upper - frame[1] + area.height + margin)
+    area = area.crop((frame[0] - left, frame[1] - upper, frame[0] - left + size[0], frame[1] - upper + size[1]))
     inside = area.filter(ImageFilter.MinFilter(2 * (style.line // 2) + 1))
     opacity = Image.composite(area.point(lambda value: int(value * _FILL)), area, inside)
     canvas.paste(color, frame, opacity)

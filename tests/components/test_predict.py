@@ -265,7 +265,7 @@ def test_in_an_empty_folder_weights_and_an_image_are_enough(
         predict.main([str(photo), *words, "--threshold", "0", "--output", "out"])
         found = document(tmp_path / "out")
         assert found["images"][0]["detections"], words
-        assert "objects with a score of 0 or more in 1 images: out" in capsys.readouterr().out
+        assert "objects with a score of 0 or more in 1 image: out" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "weights.pth"]
 
 
@@ -410,3 +410,42 @@ def test_each_class_has_its_own_best_threshold(config: Config, photo: Path, tmp_
     expected = [one for one in everything if one["score"] >= thresholds.get(one["class"], thresholds["all"])]
     assert document(tmp_path / "best")["images"][0]["detections"] == expected
     assert 1 < len(expected) < len(everything)
+
+
+def test_with_weights_another_programs_parameter_file_is_not_read(
+    config: Config, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text("train: {lr: 0.1}\nprepare: yes\n")
+    words = [str(photo), "--weights", str(config.train.output_dir), "--threshold", "0"]
+    predict.main([*words, "--output", "out"])
+    assert document(tmp_path / "out")["images"][0]["detections"]
+    with pytest.raises(SystemExit) as end:
+        predict.main([*words, "--params", "./params.yaml", "train.base_lr=1"])
+    assert end.value.code == 2
+
+
+def test_images_where_crops_go_are_refused_and_other_files_there_stay(
+    config: Config, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    some = with_settings(config, crop=True)
+    predict.run(some, [photo], output=tmp_path / "out")
+    crops = tmp_path / "out" / f"{photo.name}.crops"
+    crop = min(crops.iterdir())
+    for inputs in ([photo, crop], [photo, crops]):
+        with pytest.raises(UserError, match=r"001\.png: must not be where the crops or masks of another image go"):
+            predict.run(some, inputs, output=tmp_path / "out")
+    assert crop.is_file()
+    (crops / "notes.txt").write_text("mine")
+    predict.run(config, [photo], output=tmp_path / "out")
+    assert [path.name for path in crops.iterdir()] == ["notes.txt"]
+
+
+def test_settings_of_tiles_without_tiles_are_refused(
+    photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in (["--tiles-only"], ["--overlap", "0.3"]):
+        with pytest.raises(SystemExit):
+            predict.main([str(photo), "--weights", "coco", *words])
+        assert "--overlap and --tiles-only: must be used with --tile" in capsys.readouterr().err

@@ -431,3 +431,13 @@ def test_predict_takes_a_registered_model_by_its_name(
     for word, says in (("models:/maskrcnn@nobody", "nobody"), ("models:/nothing/1", "nothing")):
         with pytest.raises(TrackingError, match=f"MLflow at .*{says}"):
             predict.run(config, [image], weights=word, output=tmp_path / "out")
+
+
+def test_a_name_where_there_is_no_registry_is_an_error_and_makes_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(TrackingError, match=r"models:/maskrcnn@champion: must be in MLflow's registry, but sqlite:"):
+        load_network(Config(), "models:/maskrcnn@champion")
+    assert list(tmp_path.iterdir()) == []

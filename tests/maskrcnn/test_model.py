@@ -284,3 +284,23 @@ def test_defaults_are_those_of_the_command() -> None:
         "threshold": settings.score_threshold, "classes": settings.classes, "tile": settings.tile_px,
         "overlap": settings.tile_overlap, "whole": settings.tile_whole,
     }  # fmt: skip
+
+
+def test_instances_are_chosen_by_a_condition_or_by_numbers(model: maskrcnn.Model, pixels: NDArray[np.uint8]) -> None:
+    found = model(pixels, threshold=0.0)
+    sure = found[found.scores >= found.scores[4]]
+    assert list(sure) == list(found[:5]) == list(found[[0, 1, 2, 3, 4]])
+    assert len(found[found.scores > 1]) == 0
+    assert found[-1] == list(found)[-1]
+
+
+def test_a_device_that_is_not_here_and_a_path_to_stream_are_refused(model: maskrcnn.Model, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="device: must be auto, cpu, cuda or cuda:N, got gpu"):
+        maskrcnn.load("coco", device="gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(
+            ValueError, match="device: must be cpu or auto where torch finds no GPU, as here, got cuda:1"
+        ):
+            maskrcnn.load("coco", device="cuda:1")
+    with pytest.raises(ValueError, match="images: must be several to stream, got 'clip'"):
+        next(model.stream("clip"))

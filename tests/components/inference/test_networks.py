@@ -60,7 +60,7 @@ def test_of_a_run_with_patience_the_best_checkpoint_is_used(checkpoint: Path, tm
 
 def test_what_names_no_network_is_refused_before_torch_is_needed(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"--weights: must be coco or coco_v2, a file .*got coco_v3, which does not exist"
+        UserError, match=r"weights: must be coco or coco_v2, a file .*got coco_v3, which does not exist"
     ):
         require_network("coco_v3")
     with pytest.raises(CheckpointError, match="has no last checkpoint"):
