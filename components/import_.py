@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.cli import path_argument, user_errors
-from components.formats.options import ImportOptions
+from components.formats.options import ImportOptions, require_free
 from model.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,10 +43,10 @@ def run(kind: str, src: Path, dst: Path, options: ImportOptions | None = None) -
         raise UserError(f"{src}: must be the folder of a data set, but {found}")
     if dst.resolve().is_relative_to(src.resolve()):
         raise UserError(f"{dst}: must lie outside of {src}, which stays as it is")
-    from components.formats import cvat, datumaro, labelme, png_masks, voc, yolo
-    from components.formats.coco_folder import require_free, take_over
-
     require_free(dst)
+    from components.formats import cvat, datumaro, labelme, png_masks, voc, yolo
+    from components.formats.coco_folder import take_over
+
     readers = {
         "yolo": yolo.read,
         "voc": voc.read,

@@ -20,7 +20,7 @@ from typing import Any
 
 from rich.progress import track
 
-from components.formats.options import ImportOptions
+from components.formats.options import ImportOptions, require_free
 from components.formats.records import LabelledImage, LabelledSet, Part, annotations_of
 from model.data.findings import Finding, Findings, count_kinds, write_findings
 from model.data.layout import SPLITS, Split
@@ -98,16 +98,6 @@ def take_over(
         require_free(dst)  # again, since copying takes minutes
         folder.rename(dst)
     return ImportReport(reports, names, rule, findings.all)
-
-
-def require_free(dst: Path) -> None:
-    """Refuse a destination that exists.
-
-    Raises:
-        UserError: if it does.
-    """
-    if dst.exists() or dst.is_symlink():
-        raise UserError(f"{dst}: must not exist; name a new folder, or move this one away")
 
 
 def _class_names(source: LabelledSet, src: Path, findings: Findings) -> list[str]:
