@@ -21,7 +21,9 @@ def make_images() -> None:
     if not pause.exists():
         code = build.source("kubernetes") / "build" / "pause" / "linux" / "pause.c"
         subprocess.run(["gcc", "-Os", "-static", "-DVERSION=1", "-o", str(pause), str(code)], check=True)
-    tools = {f"/bin/{name}": "busybox" for name in ("sh", "mkdir", "rm", "cat", "sleep", "wget", "nslookup", "nc", "id")}
+    tools = {
+        f"/bin/{name}": "busybox" for name in ("sh", "mkdir", "rm", "cat", "sleep", "wget", "nslookup", "nc", "id")
+    }
     for name, files, entrypoint, links, user in (
         ("pause", {"/pause": pause}, ["/pause"], {}, "65535:65535"),
         ("busybox", {"/bin/busybox": shell}, ["/bin/sh"], tools, "0:0"),
@@ -35,7 +37,9 @@ def make_images() -> None:
         ),
     ):
         if not (IMAGES / f"{name}.tar").exists():
-            write_image(IMAGES / f"{name}.tar", f"{PREFIX}/{name}:1", files, entrypoint=entrypoint, links=links, user=user)
+            write_image(
+                IMAGES / f"{name}.tar", f"{PREFIX}/{name}:1", files, entrypoint=entrypoint, links=links, user=user
+            )
 
 
 def archives() -> list[Path]:

@@ -25,7 +25,11 @@ def build(name: str) -> None:
     """Build the programs of a table into BIN, if they are not there yet."""
     table = SOURCES[name]
     stamp, digest = CACHE / "built" / name, hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
-    if stamp.exists() and stamp.read_text() == digest and all((BIN / program).exists() for program in table["packages"]):
+    if (
+        stamp.exists()
+        and stamp.read_text() == digest
+        and all((BIN / program).exists() for program in table["packages"])
+    ):
         return
     began_s = time.monotonic()
     folder = _module(name, table)

@@ -157,20 +157,8 @@ def _parts() -> list[tuple[str, list[str], Callable[[], bool]]]:
             ["kubelet", conf["node"], f"--config={STATE}/kubelet.yaml", f"--root-dir={KUBELET}", *_names()],
             lambda: _succeeds("kubectl", "get", f"node/{NODE}"),
         ),
-        (
-            "kube-proxy",
-            ["kube-proxy", conf["kube-proxy"], f"--hostname-override={NODE}", f"--cluster-cidr={POD_CIDR}"]
-            + ["--conntrack-max-per-core=0", "--conntrack-min=0", "--conntrack-tcp-timeout-established=0s"]
-            + ["--conntrack-tcp-timeout-close-wait=0s", "--metrics-bind-address=127.0.0.1:10249"],
-            lambda: True,
-        ),
-        (
-            "kube-router",  # enforces NetworkPolicies, and does nothing else
-            ["kube-router", conf["kube-router"], f"--hostname-override={NODE}", "--run-firewall=true"]
-            + ["--run-router=false", "--run-service-proxy=false", "--run-loadbalancer=false"]
-            + [f"--service-cluster-ip-range={SERVICE_CIDR}", "--health-port=0"],
-            lambda: True,
-        ),
+        ("kube-proxy", _kube_proxy(conf["kube-proxy"]), lambda: True),
+        ("kube-router", _kube_router(conf["kube-router"]), lambda: True),
     ]
 
 
@@ -180,10 +168,43 @@ def _names() -> list[str]:
 
 def _etcd() -> list[str]:
     url = "http://127.0.0.1:2379"
-    # The data are thrown away with the cluster, so nothing needs to reach the disk.
-    return ["etcd", f"--data-dir={STATE}/etcd", f"--listen-client-urls={url}", f"--advertise-client-urls={url}"] + [
+    return [
+        "etcd",
+        f"--data-dir={STATE}/etcd",
+        f"--listen-client-urls={url}",
+        f"--advertise-client-urls={url}",
         "--listen-peer-urls=http://127.0.0.1:2380",
-        "--unsafe-no-fsync",
+        "--unsafe-no-fsync",  # the data are thrown away with the cluster
+    ]
+
+
+def _kube_proxy(kubeconfig: str) -> list[str]:
+    return [
+        "kube-proxy",
+        kubeconfig,
+        f"--hostname-override={NODE}",
+        f"--cluster-cidr={POD_CIDR}",
+        "--metrics-bind-address=127.0.0.1:10249",
+        # The limits of connection tracking are the machine's, not the node's.
+        "--conntrack-max-per-core=0",
+        "--conntrack-min=0",
+        "--conntrack-tcp-timeout-established=0s",
+        "--conntrack-tcp-timeout-close-wait=0s",
+    ]
+
+
+def _kube_router(kubeconfig: str) -> list[str]:
+    """Enforces NetworkPolicies, and does nothing else."""
+    return [
+        "kube-router",
+        kubeconfig,
+        f"--hostname-override={NODE}",
+        f"--service-cluster-ip-range={SERVICE_CIDR}",
+        "--run-firewall=true",
+        "--run-router=false",
+        "--run-service-proxy=false",
+        "--run-loadbalancer=false",
+        "--health-port=0",
     ]
 
 
