@@ -5,7 +5,6 @@ The job is watched from a resource version, and read anew whenever the watch end
 kept, because a failed job's pods may be deleted with it.
 """
 
-import re
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -118,10 +117,8 @@ class Follower:
             failures.append(Failure("waiting", "", f"the queue has not admitted it: {message}"))
         self._current = [failure for failure in failures if failure.kind in ("stuck", "unschedulable", "waiting")]
         for failure in failures:
-            # Repeated warnings differ by numbers, such as ids of requests.
-            key = f"{failure.pod}: {re.sub('[0-9]+', '', failure.text)}" if failure.kind == "waiting" else failure.text
-            if key not in self._reported:
-                self._reported[key] = failure
+            if failure.key not in self._reported:
+                self._reported[failure.key] = failure
                 self._say(failure.text)
 
     def _report_suspension(self, job: Json) -> None:

@@ -136,32 +136,40 @@ def kubectl(cluster: Kubectl, tmp_path: Path) -> Iterator[Kubectl]:
     try:
         for file in ("launcher", "trainer"):
             own("apply", "--server-side", "-f", str(ROOT / "k8s" / "base" / f"{file}.yaml"))
-        for claim in ("data", "runs"):
-            (tmp_path / claim).mkdir()
-            (tmp_path / claim).chmod(0o777)  # the pods' user is another one, and no fsGroup applies to a folder
-            own.apply(*_claim(name, claim, tmp_path / claim))
+        folders = {claim: tmp_path / claim for claim in ("data", "runs")}
+        for folder in folders.values():
+            folder.mkdir()
+            folder.chmod(0o777)  # the pods' user is another one, and no fsGroup applies to a folder
+        # A claim that comes before its volume is looked at again only after 15 s.
+        own.apply(*(_volume(name, claim, folder) for claim, folder in folders.items()))
+        own.apply(*(_claim(name, claim) for claim in folders))
+        own("wait", "--for=jsonpath={.status.phase}=Bound", "--timeout=60s", "pvc/data", "pvc/runs")
         yield own
     finally:
         own("delete", "namespace", name, "--wait=false")
         own("delete", "persistentvolume", f"{name}-data", f"{name}-runs", "--wait=false", "--ignore-not-found")
 
 
-def _claim(namespace: str, name: str, folder: Path) -> list[Json]:
-    """A claim and its volume, a folder of this machine, which is the node."""
-    spec = {"accessModes": ["ReadWriteMany"], "storageClassName": "", "volumeName": f"{namespace}-{name}"}
-    volume = {
-        "accessModes": spec["accessModes"],
+def _volume(namespace: str, claim: str, folder: Path) -> Json:
+    """Volume for a claim: a folder of this machine, which is the node."""
+    spec = {
+        "accessModes": ["ReadWriteMany"],
         "capacity": {"storage": "1Gi"},
-        "claimRef": {"namespace": namespace, "name": name},
+        "claimRef": {"namespace": namespace, "name": claim},
         "hostPath": {"path": str(folder), "type": "Directory"},
     }
-    return [
-        {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": spec["volumeName"]}, "spec": volume},
-        {
-            **{"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}},
-            "spec": {**spec, "resources": {"requests": {"storage": "1Gi"}}},
-        },
-    ]
+    metadata = {"name": f"{namespace}-{claim}"}
+    return {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": metadata, "spec": spec}
+
+
+def _claim(namespace: str, name: str) -> Json:
+    spec = {
+        "accessModes": ["ReadWriteMany"],
+        "storageClassName": "",
+        "volumeName": f"{namespace}-{name}",
+        "resources": {"requests": {"storage": "1Gi"}},
+    }
+    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": spec}
 
 
 @pytest.fixture(params=["pytorchjob", "trainjob"])

@@ -41,11 +41,11 @@ def forms() -> ModuleType:
 
 
 @pytest.mark.parametrize("name", [*forms().FORMS, *FORMS])
-def test_every_form_is_accepted(kubectl: Kubectl, name: str):
+def test_every_form_is_accepted(cluster: Kubectl, name: str):
     module = forms()
     job = module.manifest(*{**module.FORMS, **FORMS}[name])
-    job["metadata"]["namespace"] = kubectl.namespace
-    kubectl("create", "--dry-run=server", "--validate=strict", "-f", "-", text=json.dumps(job))
+    job["metadata"]["namespace"] = cluster.namespace
+    cluster("create", "--dry-run=server", "--validate=strict", "-f", "-", text=json.dumps(job))
 
 
 def refused(kubectl: Kubectl, job: dict[str, Any]) -> str:
@@ -59,13 +59,13 @@ def refused(kubectl: Kubectl, job: dict[str, Any]) -> str:
     return done.stderr
 
 
-def test_the_webhooks_refuse_what_our_rules_refuse(kubectl: Kubectl):
+def test_the_webhooks_refuse_what_our_rules_refuse(cluster: Kubectl):
     module = forms()
     job = module.manifest()
     job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]["name"] = "main"
-    assert "pytorch" in refused(kubectl, job)
+    assert "pytorch" in refused(cluster, job)
     job = module.manifest("cluster.api=trainjob")
     job["spec"]["trainer"]["env"].append({"name": "PET_NNODES", "value": "2"})
-    assert "PET_NNODES" in refused(kubectl, job)
+    assert "PET_NNODES" in refused(cluster, job)
     job = module.manifest("cluster.api=trainjob", "cluster.runtime=none")
-    assert "none" in refused(kubectl, job)
+    assert "none" in refused(cluster, job)

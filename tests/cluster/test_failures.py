@@ -41,7 +41,7 @@ def test_a_second_command_finds_the_job(launcher: Launcher):
 
 def test_an_image_that_is_not_there(launcher: Launcher):
     ended = launcher.run("true", "cluster.image=localhost/none/maskrcnn:1", "cluster.stuck_timeout_s=10")
-    assert ended.status == 1
+    assert ended.status == 2
     assert "could not start within cluster.stuck_timeout_s=10" in ended.error
     assert "check cluster.image, cluster.image_pull_secret" in ended.error
     assert ended.seconds < 60
@@ -49,17 +49,17 @@ def test_an_image_that_is_not_there(launcher: Launcher):
 
 
 def test_more_cores_than_any_node_has(launcher: Launcher):
-    ended = launcher.run("true", "cluster.cpu=512", "cluster.pending_timeout_s=10")
-    assert ended.status == 1
-    assert "did not start within cluster.pending_timeout_s=10" in ended.error
+    ended = launcher.run("true", "cluster.cpu=512", "cluster.pending_timeout_s=30")
+    assert ended.status == 2
+    assert "did not start within cluster.pending_timeout_s=30" in ended.error
     assert "unschedulable: " in ended.error
     assert "Insufficient cpu" in ended.error
     assert launcher.jobs() == launcher.pods() == []
 
 
 def test_a_gpu_where_there_is_none(launcher: Launcher):
-    ended = launcher.run("true", "cluster.gpus_per_node=1", "cluster.pending_timeout_s=10")
-    assert ended.status == 1
+    ended = launcher.run("true", "cluster.gpus_per_node=1", "cluster.pending_timeout_s=30")
+    assert ended.status == 2
     assert "Insufficient nvidia.com/gpu" in ended.error
 
 
@@ -68,22 +68,22 @@ def test_a_quota_that_is_exhausted(launcher: Launcher):
     launcher.kubectl.apply(quota)
     wait_until(lambda: launcher.kubectl.json("get", "resourcequota", "team").get("status", {}).get("hard"))
     ended = launcher.run("true", "cluster.pending_timeout_s=20")
-    assert ended.status == 1
+    assert ended.status == 2
     assert "no pod was created: " in ended.error
     assert "exceeded quota: team" in ended.error
 
 
 def test_a_secret_that_is_missing(launcher: Launcher):
     ended = launcher.run("true", "cluster.secrets=[KEY=store/access-key]", "cluster.stuck_timeout_s=10")
-    assert ended.status == 1
+    assert ended.status == 2
     assert 'CreateContainerConfigError: secret "store" not found; check the secrets in cluster.secrets' in ended.error
     assert launcher.jobs() == launcher.pods() == []
 
 
 def test_a_claim_that_is_missing(launcher: Launcher):
     volumes = "cluster.volumes=['data:/workspace/data', 'results:/workspace/runs']"
-    ended = launcher.run("true", volumes, "cluster.pending_timeout_s=10")
-    assert ended.status == 1
+    ended = launcher.run("true", volumes, "cluster.pending_timeout_s=30")
+    assert ended.status == 2
     assert 'persistentvolumeclaim "results" not found' in ended.error
     assert launcher.jobs() == launcher.pods() == []
 
@@ -103,28 +103,28 @@ def test_a_volume_that_cannot_be_mounted(launcher: Launcher):
         ended = launcher.run("true", volumes, "cluster.pending_timeout_s=30")
     finally:
         launcher.kubectl("delete", "persistentvolume", name, "--wait=false")
-    assert ended.status == 1
+    assert ended.status == 2
     assert "FailedMount: " in ended.error
     assert "hostPath type check failed: /nowhere is not a directory" in ended.error
 
 
 def test_memory_that_runs_out(launcher: Launcher):
     ended = launcher.run("echo begun; tail /dev/zero", "cluster.restarts=0")
-    assert ended.status == 1
+    assert ended.status == 2
     assert "OOMKilled: it needed more than cluster.memory" in ended.error
     assert launcher.jobs() == ["maskrcnn-try"], "it stays to be looked at"
 
 
 def test_an_error_of_the_configuration(launcher: Launcher):
     ended = launcher.run("echo error: train.base_lr; exit 2", "cluster.restarts=0")
-    assert ended.status == 1
+    assert ended.status == 2
     assert "\nerror: train.base_lr\n" in ended.said
     assert "exit code 2, an error of the configuration or the data; the log says which" in ended.error
     assert launcher.jobs() == ["maskrcnn-try"]
 
 
 def test_a_failed_job_is_replaced(launcher: Launcher):
-    assert launcher.run("exit 1", "cluster.restarts=0").status == 1
+    assert launcher.run("exit 1", "cluster.restarts=0").status == 2
     ended = launcher.run("echo again", "cluster.restarts=0")
     assert ended.status == 0
     assert "maskrcnn-try exists and has failed; replacing it" in ended.said
@@ -145,7 +145,7 @@ def test_a_signal_deletes_the_job(launcher: Launcher, number: signal.Signals):
 
 def test_a_job_that_takes_too_long_is_deleted(launcher: Launcher):
     ended = launcher.run(FOREVER, "cluster.run_timeout_s=5")
-    assert ended.status == 1
+    assert ended.status == 2
     assert "did not end within cluster.run_timeout_s=5" in ended.error
     assert launcher.jobs() == launcher.pods() == []
 
@@ -155,7 +155,7 @@ def test_a_job_that_someone_deletes(launcher: Launcher):
     wait_until(lambda: "Running" in launcher.kubectl("get", "pods"))
     launcher.kubectl("delete", launcher.kind, "maskrcnn-try", "--wait=false")
     ended = launcher.finish(process)
-    assert ended.status == 1
+    assert ended.status == 2
     assert "was deleted by someone else before it ended" in ended.error
 
 

@@ -86,9 +86,9 @@ def test_a_job_waits_for_its_turn(launcher: Launcher, queue: Kubectl):
 
 
 def test_a_job_larger_than_the_queue(launcher: Launcher, queue: Kubectl):
-    ended = launcher.run("true", *QUEUED, "cluster.memory=2Gi", "cluster.pending_timeout_s=10")
-    assert ended.status == 1
-    assert "did not start within cluster.pending_timeout_s=10: it is suspended" in ended.error
+    ended = launcher.run("true", *QUEUED, "cluster.memory=2Gi", "cluster.pending_timeout_s=30")
+    assert ended.status == 2
+    assert "did not start within cluster.pending_timeout_s=30: it is suspended" in ended.error
     assert "insufficient" in ended.error
     assert launcher.jobs() == []
 
