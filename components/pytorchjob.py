@@ -21,7 +21,7 @@ from components.cluster.api import ClusterError, JobApi
 from components.cluster.description import default_run_id, describe
 from components.cluster.log import LogFollower
 from components.cluster.manifest import DIGEST, RUN_ID, Manifest, build, to_yaml
-from components.cluster.watch import Follower, JobFailedError, JobTimeoutError, condition
+from components.cluster.watch import Follower, JobFailedError, JobGivenUpError, JobTimeoutError, condition
 from components.config import Config
 from components.launch import STATUS_OF_SIGTERM, handled
 
@@ -53,6 +53,7 @@ def run(config: Config, *, run_id: str = "", skip_test: bool = False, out: TextI
         ClusterError: if the API server cannot be reached or refuses a request.
         JobFailedError: if the job failed or was deleted by someone else.
         JobTimeoutError: if the job took too long; it is deleted then.
+        JobGivenUpError: if a TrainJob failed more often than `cluster.restarts` allows; it is deleted then.
         SystemExit: with status 143 on SIGTERM, after deleting the job.
     """
     began_s = time.monotonic()
@@ -70,8 +71,10 @@ def run(config: Config, *, run_id: str = "", skip_test: bool = False, out: TextI
         try:
             was_adopted = _submit(api, manifest, say)
             _follow(api, name, say, write)
-        except (JobTimeoutError, KeyboardInterrupt, SystemExit) as error:
-            reason = "timed out" if isinstance(error, JobTimeoutError) else "cancelled"
+        except (JobGivenUpError, KeyboardInterrupt, SystemExit) as error:
+            reason = "cancelled"
+            if isinstance(error, JobGivenUpError):
+                reason = "timed out" if isinstance(error, JobTimeoutError) else "it fails again and again"
             say(f"{name} is being deleted: {reason}")
             is_gone = api.delete(name)
             say(f"{name} is deleted" if is_gone else f"{name} is marked as deleted, its pods are still ending")

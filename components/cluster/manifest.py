@@ -79,8 +79,9 @@ def _pytorchjob(job: Description) -> Manifest:
 
 def _replicas(job: Description, number: int) -> Manifest:
     # OnFailure, not ExitCode: when a node is lost, torchrun exits with 1 on the others too, which ExitCode takes as
-    # final.
-    return {"replicas": number, "restartPolicy": "OnFailure", "template": _pod(job)}
+    # final. With OnFailure and no restart allowed, a container would be restarted before the operator ends the job.
+    policy = "OnFailure" if job.cluster.restarts else "Never"
+    return {"replicas": number, "restartPolicy": policy, "template": _pod(job)}
 
 
 def _trainjob(job: Description) -> Manifest:

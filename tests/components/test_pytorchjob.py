@@ -18,7 +18,7 @@ import pytest
 from components import pytorchjob
 from components.cluster import watch
 from components.cluster.api import ClusterError
-from components.cluster.watch import JobFailedError, JobTimeoutError
+from components.cluster.watch import JobFailedError, JobGivenUpError, JobTimeoutError
 from components.config import Config
 from components.params import load_config
 
@@ -519,3 +519,27 @@ def test_a_train_job_is_followed_the_same_way(make_cluster: Make):
     assert "step 1" in said
     assert result.name == NAME
     assert cluster.calls[0] == ("create", "trainjobs")
+
+
+def test_a_train_job_that_fails_more_often_than_it_may_is_deleted(make_cluster: Make):
+    def operator(cluster: Cluster, job: str) -> None:
+        pod = cluster.pod(job, "node-0", phase="Running")
+        cluster.pods[pod]["metadata"]["labels"] = {
+            "jobset.sigs.k8s.io/jobset-name": job,
+            "batch.kubernetes.io/job-completion-index": "0",
+        }
+        cluster.log(pod, "error: train.base_lr")
+        end = {"terminated": {"exitCode": 2, "reason": "Error", "finishedAt": "2026-01-01T00:00:01Z"}}
+        status = {"name": "node", "restartCount": 1, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}
+        cluster.pods[pod]["status"]["containerStatuses"] = [{**status, "lastState": end}]
+        cluster.change(job)
+
+    cluster = make_cluster(operator)
+    out = io.StringIO()
+    with pytest.raises(JobGivenUpError) as error:
+        pytorchjob.run(config("cluster.api=trainjob", restarts=1), run_id="try-1", out=out)
+    assert "more often than cluster.restarts=1 allows for 1 nodes\n  pod maskrcnn-try-1-node-0-0: " in str(error.value)
+    assert "exit code 2" in str(error.value)
+    assert f"{NAME} is being deleted: it fails again and again" in out.getvalue()
+    assert log_lines(out.getvalue()) == ["error: train.base_lr"]
+    assert cluster.jobs == {}

@@ -308,6 +308,11 @@ def test_a_node_that_fails_begins_anew(overrides: list[str]):
         assert "restartPolicy" not in pod, "it is the operator's to set"
 
 
+def test_without_restarts_no_container_begins_anew():
+    (replica,) = manifest("cluster.restarts=0")["spec"]["pytorchReplicaSpecs"].values()
+    assert replica["restartPolicy"] == "Never"
+
+
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
