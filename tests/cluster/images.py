@@ -13,6 +13,7 @@ import argparse
 import ast
 import contextlib
 import hashlib
+import inspect
 import os
 import shutil
 import subprocess
@@ -23,11 +24,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import build as programs
 import torch_index
 from settings import BIN, CACHE, ROOT
 from settings import IMAGES as ARCHIVES
 
-SOURCES = Path(__file__).with_name("images")
+HERE = Path(__file__).resolve().parent
+SOURCES = HERE / "images"
 PYTHON_BASE = "localhost/python-of-debian:12"
 PYTHON = "3.11"  # Debian 12's
 # In images of ours, an empty folder for settings of pip, which a build mounts.
@@ -35,7 +38,16 @@ SETTINGS = "/etc/pip.d"
 # Left out of file systems, as in the slim images of Debian.
 DOCUMENTATION = ("usr/share/doc", "usr/share/man", "usr/share/info", "usr/share/locale")
 SLIM = "".join(f"path-exclude /{folder}/*\n" for folder in DOCUMENTATION) + "path-include /usr/share/doc/*/copyright\n"
-PIP_OPTIONS = {"index-url", "extra-index-url", "trusted-host", "proxy", "timeout", "default-timeout", "retries", "no-index"}
+PIP_OPTIONS = {
+    "index-url",
+    "extra-index-url",
+    "trusted-host",
+    "proxy",
+    "timeout",
+    "default-timeout",
+    "retries",
+    "no-index",
+}
 
 
 def run(*words: str | Path, **options: object) -> None:
@@ -86,7 +98,7 @@ def scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
-def build(name: str, context: Path, file: Path, *options: str | Path) -> None:
+def by_file(name: str, context: Path, file: Path, *options: str | Path) -> None:
     """Build an image by a Containerfile. Steps run with the machine's network and without a container runtime."""
     command = ("build", "--isolation", "chroot", "--layers", "--file", file, "--tag", name)
     buildah(*command, *options, context)
@@ -116,7 +128,7 @@ def python_base() -> None:
         return
     with scratch() as folder:
         root_file_system("bookworm", ["python3", "python3-venv"], folder / "rootfs.tar")
-        build(PYTHON_BASE, folder, file)
+        by_file(PYTHON_BASE, folder, file)
     mark.write_text(file.read_text())
 
 
@@ -141,7 +153,7 @@ def maskrcnn(name: str) -> None:
             index = f"file://{SETTINGS}/torch"
         for argument in ("VARIANT=cpu", f"PYTHON_IMAGE={PYTHON_BASE}", f"TORCH_INDEX={index}", f"COMMIT={commit()}"):
             options += ["--build-arg", argument]
-        build(name, ROOT, ROOT / "Dockerfile", *options)
+        by_file(name, ROOT, ROOT / "Dockerfile", *options)
 
 
 def mlflow(name: str) -> None:
@@ -152,7 +164,7 @@ def mlflow(name: str) -> None:
         pins = [line.removesuffix("\\") for line in lock if "==" in line and not line.startswith((" ", "mlflow"))]
         (folder / "constraints.txt").write_text("".join(f"{pin}\n" for pin in pins), encoding="utf-8")
         arguments = ["--build-arg", f"PYTHON_IMAGE={PYTHON_BASE}", "--build-arg", f"MLFLOW={version}"]
-        build(name, folder, SOURCES / "mlflow.Containerfile", *pip_settings(settings), *arguments)
+        by_file(name, folder, SOURCES / "mlflow.Containerfile", *pip_settings(settings), *arguments)
 
 
 def postgres(name: str) -> None:
@@ -160,15 +172,16 @@ def postgres(name: str) -> None:
     with scratch() as folder:
         root_file_system("trixie", [], folder / "rootfs.tar")
         shutil.copy(SOURCES / "postgres.sh", folder)
-        build(name, folder, SOURCES / "postgres.Containerfile")
+        by_file(name, folder, SOURCES / "postgres.Containerfile")
 
 
 def store(name: str) -> None:
-    """Build an image of the program `weed`, which tests/cluster/build.py made."""
+    """Build an image of SeaweedFS' one program, from its sources."""
+    programs.build("seaweedfs")
     with scratch() as folder:
         shutil.copy(BIN / "weed", folder)
         (folder / "tmp").mkdir(mode=0o1777)
-        build(name, folder, SOURCES / "store.Containerfile")
+        by_file(name, folder, SOURCES / "store.Containerfile")
 
 
 @dataclass(frozen=True)
@@ -196,12 +209,14 @@ def sent() -> tuple[Path, ...]:
 
 
 IMAGES = {
-    "maskrcnn": Image("docker.io/library/maskrcnn:1-cpu", maskrcnn, (SOURCES / "python.Containerfile",)),
+    "maskrcnn": Image(
+        "docker.io/library/maskrcnn:1-cpu", maskrcnn, (SOURCES / "python.Containerfile", HERE / "torch_index.py")
+    ),
     "postgres": Image(
         "docker.io/library/postgres:17.6", postgres, (SOURCES / "postgres.Containerfile", SOURCES / "postgres.sh")
     ),
     "store": Image(
-        "docker.io/chrislusf/seaweedfs:4.47", store, (SOURCES / "store.Containerfile", BIN / "weed")
+        "docker.io/chrislusf/seaweedfs:4.47", store, (SOURCES / "store.Containerfile", HERE / "sources.toml")
     ),
     "mlflow": Image(
         "ghcr.io/mlflow/mlflow:v3.14.0-full",
@@ -212,10 +227,12 @@ IMAGES = {
 
 
 def digest(key: str) -> str:
-    """A digest of what an image is made from."""
-    inputs = (*IMAGES[key].inputs, *(sent() if key == "maskrcnn" else ()), Path(__file__), Path(torch_index.__file__))
-    total = hashlib.sha256(IMAGES[key].name.encode())
-    for path in inputs:
+    """A digest of what an image is made from: its name, the code that makes it, and its inputs."""
+    image = IMAGES[key]
+    total = hashlib.sha256(image.name.encode())
+    for code in (image.build, by_file, root_file_system):
+        total.update(inspect.getsource(code).encode())
+    for path in (*image.inputs, *(sent() if key == "maskrcnn" else ())):
         total.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
     return total.hexdigest()
 

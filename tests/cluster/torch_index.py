@@ -189,7 +189,9 @@ def build(lock: Path, python: str, cache: Path) -> Path:
     shutil.rmtree(index / "downloads")
     shutil.rmtree(index / "torch" / "work")
     for page in ("torch", "torchvision"):
-        links = "".join(f'<a href="{path.name.replace("+", "%2B")}">{path.name}</a>\n' for path in (index / page).glob("*.whl"))
+        links = "".join(
+            f'<a href="{path.name.replace("+", "%2B")}">{path.name}</a>\n' for path in (index / page).glob("*.whl")
+        )
         (index / page / "index.html").write_text(f"<!DOCTYPE html>\n<html><body>\n{links}</body></html>\n")
     mark.write_text(digest)
     print(f"{made.name}: {made.stat().st_size / 2**20:.0f} MiB")
