@@ -157,14 +157,11 @@ def maskrcnn(name: str) -> None:
 
 
 def mlflow(name: str) -> None:
-    """Build MLflow's server in the version of the name, with its dependencies in the locked versions."""
+    """Build MLflow's server in the version of the name."""
     version = name.partition(":v")[2].partition("-")[0]
-    with scratch() as settings, scratch() as folder:
-        lock = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
-        pins = [line.removesuffix("\\") for line in lock if "==" in line and not line.startswith((" ", "mlflow"))]
-        (folder / "constraints.txt").write_text("".join(f"{pin}\n" for pin in pins), encoding="utf-8")
+    with scratch() as folder:
         arguments = ["--build-arg", f"PYTHON_IMAGE={PYTHON_BASE}", "--build-arg", f"MLFLOW={version}"]
-        by_file(name, folder, SOURCES / "mlflow.Containerfile", *pip_settings(settings), *arguments)
+        by_file(name, SOURCES, SOURCES / "mlflow.Containerfile", *pip_settings(folder), *arguments)
 
 
 def postgres(name: str) -> None:
@@ -221,7 +218,7 @@ IMAGES = {
     "mlflow": Image(
         "ghcr.io/mlflow/mlflow:v3.14.0-full",
         mlflow,
-        (SOURCES / "mlflow.Containerfile", SOURCES / "python.Containerfile", ROOT / "requirements.lock"),
+        (SOURCES / "mlflow.Containerfile", SOURCES / "python.Containerfile"),
     ),
 }
 
