@@ -33,8 +33,9 @@ LABELS = {
 }
 OURS = set(LABELS) - {"stranger"}
 Json = dict[str, Any]
-# The labels of a pod beside ours, or an address in another namespace or outside the cluster: (namespace, IP).
-Place = dict[str, str] | tuple[str, str]
+# The labels of a pod beside ours, or an address in another namespace or outside the cluster: (namespace, IP), and the
+# labels of its pod, if any.
+Place = dict[str, str] | tuple[str, str] | tuple[str, str, dict[str, str]]
 OUTSIDE: Place = ("", "203.0.113.7")
 by_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
 
@@ -66,15 +67,14 @@ def matches(selector: Json, labels: dict[str, str]) -> bool:
 
 
 def is_peer(peer: Json, theirs: Place) -> bool:
-    assert set(peer) in ({"podSelector"}, {"namespaceSelector"}, {"ipBlock"}), "what this test understands"
+    assert set(peer) <= {"podSelector", "namespaceSelector"} or set(peer) == {"ipBlock"}, "what this test understands"
     if isinstance(theirs, dict):
-        return "podSelector" in peer and matches(peer["podSelector"], theirs)
-    namespace, address = theirs
+        return "namespaceSelector" not in peer and "podSelector" in peer and matches(peer["podSelector"], theirs)
+    namespace, address, labels = theirs if len(theirs) == 3 else (*theirs, {})
     if "ipBlock" in peer:
         return ipaddress.ip_address(address) in ipaddress.ip_network(peer["ipBlock"]["cidr"])
-    return "namespaceSelector" in peer and matches(
-        peer["namespaceSelector"], {"kubernetes.io/metadata.name": namespace}
-    )
+    is_there = matches(peer.get("namespaceSelector", {}), {"kubernetes.io/metadata.name": namespace})
+    return "namespaceSelector" in peer and is_there and matches(peer.get("podSelector", {}), labels)
 
 
 def passes(
@@ -162,6 +162,19 @@ def test_pods_get_out_of_the_namespace_by_the_ports_that_they_need_alone(overlay
         assert gets_out(documents, who, ("kubeflow", "10.0.0.9"), ASKED) == (ASKED if is_pipeline else ports), who
     is_free = gets_out(documents, "stranger", OUTSIDE, ASKED) == ASKED
     assert is_free is (overlay == "pipelines"), "others of Kubeflow Pipelines' own namespace are not ours to bind"
+
+
+@by_overlay
+def test_training_alone_reaches_the_status_server_of_kubeflow_trainer_and_nothing_else_there(overlay: str):
+    documents, asked = resolved(overlay), ASKED | {(10443, "TCP"), (9443, "TCP")}
+    for namespace in ("kubeflow-system", "kubeflow"):
+        # Labels of its Deployment in the manifests and in the chart.
+        for name in ("trainer", "kubeflow-trainer"):
+            manager = (namespace, "10.0.0.9", {NAME: name, COMPONENT: "manager"})
+            assert gets_out(documents, "trainer", manager, asked) == {(10443, "TCP")}
+        assert gets_out(documents, "trainer", (namespace, "10.0.0.9", {COMPONENT: "store"}), asked) == set()
+        assert (10443, "TCP") not in gets_out(documents, "launcher", manager, asked)
+    assert gets_out(documents, "trainer", ("team-b", "10.0.0.9", {COMPONENT: "manager"}), asked) == set()
 
 
 PARAMETERS = {
