@@ -1,8 +1,8 @@
 """Progress of a TrainJob: percentage, remaining time and metrics, sent to the status server of Kubeflow Trainer.
 
 With its feature gate TrainJobStatus, Trainer 2.3 or later names the server to training pods by three variables: its
-URL, the file of its CA, and the file of a token; the kubelet renews both files while training runs. The state then
-stands in the job: kubectl get trainjob NAME -o jsonpath={.status.trainerStatus}. Without the variables, nothing is sent.
+URL, the file of its CA, and the file of a token; the kubelet renews both files while training runs. Without the
+variables, nothing is sent. The job has the state: kubectl get trainjob NAME -o jsonpath={.status.trainerStatus}.
 
 A thread sends the latest state now and then, so no step waits for the server; states in between are left out. A server
 that does not answer or refuses costs one warning, and a few seconds at the end of training.
