@@ -51,7 +51,7 @@ class JobApi:
         self._refused = self._kubernetes.client.ApiException
         self._jobs = self._kubernetes.client.CustomObjectsApi(client)
         self._core = self._kubernetes.client.CoreV1Api(client)
-        group, version, plural, self._pod_label = _RESOURCES[cluster.api]
+        group, version, plural, self._pod_label = _RESOURCES[cluster.job_api]
         self._where = {"group": group, "version": version, "namespace": cluster.namespace, "plural": plural}
         self._plural = plural
 
@@ -202,8 +202,8 @@ class JobApi:
             "operator (cluster.api)",
         }.get(error.status, "")
         if "unknown field" in message:
-            advice = f"the operator of this cluster is too old: cluster.api={self.cluster.api} needs "
-            advice += _NEEDS[self.cluster.api]
+            advice = f"the operator of this cluster is too old: cluster.api={self.cluster.job_api} needs "
+            advice += _NEEDS[self.cluster.job_api]
         text = f"{self._server}: {what} {self._plural} in {namespace}: {error.status} {error.reason}: {message}"
         return f"{text}; {advice}" if advice else text
 

@@ -31,7 +31,7 @@ def build(job: Description) -> Manifest:
     Raises:
         ManifestError: if the webhook would refuse it.
     """
-    manifest = _pytorchjob(job) if job.cluster.api == "pytorchjob" else _trainjob(job)
+    manifest = _pytorchjob(job) if job.cluster.job_api == "pytorchjob" else _trainjob(job)
     check(manifest)
     return manifest
 
@@ -124,7 +124,8 @@ def _name(manifest: Manifest, job: Description) -> None:
 def digest(job: Description) -> str:
     """Digest of a job, to distinguish jobs of one name: everything but the launcher's time limits."""
     waits = {"context", "pending_timeout_s", "stuck_timeout_s", "run_timeout_s", "api_timeout_s", "poll_s"}
-    identity = [job.name, job.command, job.env, job.cluster.model_dump(mode="json", exclude=waits)]
+    cluster = job.cluster.model_dump(mode="json", exclude=waits) | {"api": job.cluster.job_api}
+    identity = [job.name, job.command, job.env, cluster]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 

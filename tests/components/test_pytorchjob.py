@@ -262,7 +262,7 @@ def test_the_reason_of_the_queue_is_reported_and_its_time_is_no_running_time(mak
         cluster.wait_for_a_look()
         succeed(cluster, job)
 
-    words = ("cluster.scheduler=kueue", "cluster.queue=team")
+    words = ("cluster.api=pytorchjob", "cluster.scheduler=kueue", "cluster.queue=team")
     for version, status in (("v1beta2", 0), ("v1beta1", 0), ("v1beta2", 403)):
         cluster = make_cluster(operator)
         cluster.kueue_version = version
