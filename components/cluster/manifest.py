@@ -80,11 +80,11 @@ def _pytorchjob(job: Description) -> Manifest:
 def _replicas(job: Description, number: int) -> Manifest:
     # OnFailure, not ExitCode: when a node is lost, torchrun exits with 1 on the others too, which ExitCode takes as
     # final.
-    return {"replicas": number, "restartPolicy": "OnFailure", "template": _pod(job)}
+    return {"replicas": number, "restartPolicy": "OnFailure", "template": pod_template(job)}
 
 
 def _trainjob(job: Description) -> Manifest:
-    cluster, manifest, pod = job.cluster, _template("trainjob"), _pod(job)
+    cluster, manifest, pod = job.cluster, _template("trainjob"), pod_template(job)
     spec, container = manifest["spec"], pod["spec"]["containers"][0]
     _name(manifest, job)
     spec["runtimeRef"]["name"] = cluster.runtime
@@ -129,8 +129,8 @@ def digest(job: Description) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _pod(job: Description) -> Manifest:
-    """Pod template of a node."""
+def pod_template(job: Description) -> Manifest:
+    """Make the pod of a node; a TrainJob's runtime adds to it."""
     cluster, pod = job.cluster, _template("pod")
     spec, resources = pod["spec"], {"cpu": canonical(str(cluster.cpu)), "memory": cluster.memory}
     if cluster.gpus_per_node:
