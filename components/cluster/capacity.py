@@ -41,10 +41,10 @@ class Demand:
 
 
 def show(resource: str, amount: Decimal) -> str:
-    """Write an amount with at most four digits; bytes in Gi or Mi."""
+    """Write an amount; bytes in the largest unit that keeps them whole, Gi or Mi, and else in Mi."""
     if not resource.endswith(("memory", "storage")):
         return f"{amount.normalize():f}"
-    return f"{amount / 2**30:.4g}Gi" if abs(amount) >= 2**30 else f"{amount / 2**20:.4g}Mi"
+    return f"{amount // 2**30}Gi" if amount % 2**30 == 0 else f"{round(amount / 2**20, 1).normalize():f}Mi"
 
 
 def quotas(found: Iterable[Json], demand: Demand, parse: Parse) -> Iterable[Finding]:
@@ -156,16 +156,20 @@ def nodes(found: list[Json], demand: Demand, pod: Json, parse: Parse) -> tuple[F
     room = sum(
         min(int(_allocatable(node, parse)[name] // amount) for name, amount in demand.each.items()) for node in fitting
     )
-    wanted = f"{demand.pods} pod{'s' if demand.pods > 1 else ''} of {demand}"
+    wanted = f"{_counted(demand.pods, 'pod')} of {demand}"
     if room >= demand.pods:
-        text = f"{len(fitting)} of {len(found)} can hold a pod; empty, they have room for {room}, wanted {wanted}"
+        text = f"{len(fitting)} of {len(found)} can hold pods, {room} if nothing else runs; the job has {wanted}"
         return Finding("ok", "nodes", text), len(fitting)
     reasons = [f"{name} {reason}" for name, reason in obstacles.items() if reason]
     more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
-    text = f"must have room for {wanted}, got room for {room} on {len(found)} nodes, if they were empty"
+    text = f"must have room for {wanted}, got room for {room} on {_counted(len(found), 'node')}, if nothing else runs"
     why = f": {'; '.join(reasons[:3])}{more}" if reasons else ""
     advice = "request less (section cluster), unless an autoscaler adds nodes"
     return Finding("fault", "nodes", f"{text}{why}; {advice}"), len(fitting)
+
+
+def _counted(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def claim(found: Json, *, read_only: bool, pods: int, fitting_nodes: int | None) -> tuple[Level, str]:

@@ -1,5 +1,6 @@
 """Findings of the preflight: one line each, with what was found and what to do."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -42,8 +43,8 @@ def served(api: JobApi, group_version: str, plural: str, advice: str) -> Finding
 
 def summary(findings: Sequence[Finding]) -> str:
     """Number of findings of each level."""
-    numbers = {level: sum(finding.level == level for finding in findings) for level in ("ok", "warning", "fault")}
-    plural = {"warning": "warnings", "fault": "faults"}
-    parts = [f"{number} {plural.get(level, level) if number != 1 else level}" for level, number in numbers.items()]
-    unknown = sum(finding.level == "unknown" for finding in findings)
-    return ", ".join(parts) + (f", {unknown} not looked at" if unknown else "")
+    numbers = Counter(finding.level for finding in findings)
+    parts = [f"{numbers['ok']} ok"]
+    parts += [f"{numbers[level]} {level}{'' if numbers[level] == 1 else 's'}" for level in ("warning", "fault")]
+    parts += [f"{numbers['unknown']} unknown"] if numbers["unknown"] else []
+    return ", ".join(parts)

@@ -20,7 +20,7 @@ from components.cluster.manifest import Manifest, build, pod_template
 Json = dict[str, Any]
 _DRY: dict[str, str] = {"dryRun": "All", "fieldValidation": "Strict"}
 _INIT_CONTAINER = {"name": "init-pytorch", "image": "alpine:3.10"}  # the operator's, for pod security
-_SMALL = {"cpu": "100m", "memory": "1Gi"}  # the probe, and MLflow's client
+_SMALL = {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}}
 _GONE_S = 60  # until a deleted pod is gone
 
 
@@ -126,7 +126,7 @@ def _probing(job: Description) -> Manifest:
     words = ("tini", "--", "python", "-c", program, json.dumps(asked))
     pod["spec"]["containers"][0] |= {
         "command": [word.replace("$(", "$$(") for word in words],  # Kubernetes would expand $(NAME)
-        "resources": {"requests": _SMALL, "limits": _SMALL},
+        "resources": _SMALL,
     }
     return pod
 
