@@ -23,7 +23,13 @@ SMALL = (
     *("train.log_period=1", "train.batch_size=4", "train.deterministic=true", "evaluate.batch_size=4"),
     *("tracking.enabled=false",),
 )
-POD = (f"cluster.image={IMAGE}", "cluster.cpu=1", "cluster.memory=3Gi", "cluster.shm=512Mi", "cluster.env=[OMP_NUM_THREADS=2]")
+POD = (
+    f"cluster.image={IMAGE}",
+    "cluster.cpu=1",
+    "cluster.memory=3Gi",
+    "cluster.shm=512Mi",
+    "cluster.env=[OMP_NUM_THREADS=2]",
+)
 TWO = (*POD, "cluster.nodes=2")
 
 
