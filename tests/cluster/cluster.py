@@ -1,4 +1,4 @@
-"""Starts and stops the test cluster: `python tests/cluster/cluster.py up | down | status | load ARCHIVE …`.
+"""Starts and stops the test cluster: `python tests/cluster/cluster.py up | down | load ARCHIVE … | inside COMMAND …`.
 
 The node runs in namespaces of its own (node.py), with one wire to this machine: nothing listens outside of them. `up`
 builds what is missing, and tells the time of each step; `down` leaves the cache alone, and nothing else.
@@ -167,8 +167,16 @@ def main(words: Sequence[str]) -> None:
             up()
         case ["down"]:
             down()
+        case ["load", "images"]:
+            import images  # it needs packages that starting does not
+
+            load([images.archive(name) for name in images.IMAGES])
         case ["load", *archives]:
             load([Path(archive) for archive in archives])
+        case ["kubeconfig"]:
+            print(KUBECONFIG)
+        case ["bin"]:
+            print(BIN)
         case ["inside", *command]:
             print(inside(*command), end="")
         case _:
