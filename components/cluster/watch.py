@@ -225,7 +225,7 @@ def _nodes(job: Json) -> int:
 
 
 def _failures(pod: Json) -> int:
-    """How often a pod's containers have ended with an error; none if the pod itself is over, and replaced."""
+    """Number of times that a pod's containers ended with an error; none if the pod itself is over, and replaced."""
     status = pod.get("status", {})
     containers = status.get("containerStatuses", []) if status.get("phase") != "Failed" else []
     restarts = sum(container.get("restartCount", 0) for container in containers)

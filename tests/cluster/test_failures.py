@@ -169,3 +169,9 @@ def test_a_pod_that_is_deleted_is_replaced(launcher: Launcher):
     ended = launcher.finish(process)
     assert ended.status == 0
     assert "\nresumed\n" in ended.said
+
+
+@pytest.mark.parametrize("launcher", ["pytorchjob"], indirect=True)  # a TrainJob has no such time
+def test_a_finished_job_goes_after_its_time(launcher: Launcher):
+    assert launcher.run("true", "cluster.ttl_s=3").status == 0
+    wait_until(lambda: launcher.jobs() == launcher.pods() == [])
