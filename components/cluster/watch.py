@@ -169,8 +169,8 @@ class Follower:
         nodes, failed = _nodes(job), sum(map(_failures, pods))
         if job.get("kind") == "TrainJob" and failed > self._cluster.restarts * nodes:
             text = (
-                f"TrainJob {job['metadata']['name']} failed: its containers ended with an error {failed} times, more "
-                f"often than cluster.restarts={self._cluster.restarts} allows for {nodes} nodes"
+                f"TrainJob {job['metadata']['name']} failed: failures of its containers must be at most cluster.restarts "
+                f"× nodes = {self._cluster.restarts} × {nodes}, got {failed}"
             )
             raise JobGivenUpError(self._with_reasons(text))
 
