@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SHELL = "localhost/maskrcnn-cluster/shell:1"  # of shell.py: runs what the variable DO says
 Json = dict[str, Any]
+_DELETE = "apiVersion: any\nkind: {kind}\nmetadata:\n  name: any\n$patch: delete\n"
 
 
 @dataclass(frozen=True)
@@ -189,3 +190,33 @@ def launcher(request: pytest.FixtureRequest, kubectl: Kubectl, tmp_path: Path) -
     for process in launcher.started:
         process.kill()
         process.wait()
+
+
+@pytest.fixture(scope="session")
+def applied(cluster: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Kubectl]]:
+    """Give a function that applies an overlay, or `base`, to a namespace of its own, with the secret of the docs.
+
+    Its argument `without` leaves out kinds of objects, such as the servers where the policies alone are of interest.
+    """
+    made: dict[tuple[str, ...], Kubectl] = {}
+
+    def apply(overlay: str, *, without: Sequence[str] = ()) -> Kubectl:
+        key = (overlay, *without)
+        if key not in made:
+            name = f"test-{overlay}-{uuid.uuid4().hex[:6]}"
+            made[key] = Kubectl(cluster.kubeconfig, name)
+            folder = tmp_path_factory.mktemp(overlay)
+            source = ROOT / "k8s" / ("base" if overlay == "base" else f"overlays/{overlay}")
+            drop = [{"target": {"kind": kind}, "patch": _DELETE.format(kind=kind)} for kind in without]
+            kustomization = {"namespace": name, "resources": [os.path.relpath(source, folder)], "patches": drop}
+            (folder / "kustomization.yaml").write_text(json.dumps(kustomization))
+            cluster("create", "namespace", name)
+            passwords = ("database-password", "access-key", "secret-key")
+            literals = [f"--from-literal={password}={uuid.uuid4().hex}" for password in passwords]
+            made[key]("create", "secret", "generic", "mlflow", *literals)
+            made[key]("apply", "--server-side", "--validate=strict", "-k", str(folder))
+        return made[key]
+
+    yield apply
+    for one in made.values():
+        one("delete", "namespace", one.namespace, "--wait=false")

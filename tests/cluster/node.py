@@ -63,6 +63,7 @@ evictionHard:
   memory.available: 100Mi
   nodefs.available: 1%
   imagefs.available: 1%
+evictionPressureTransitionPeriod: 10s
 imageGCHighThresholdPercent: 100
 failSwapOn: false
 resolvConf: {STATE}/resolv.conf

@@ -14,7 +14,7 @@ import pytest
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).resolve().parents[2]
-IMAGE = "localhost/maskrcnn:cluster"  # of images.py
+IMAGE = "maskrcnn:1-cpu"  # of images.py
 Launcher = Any  # of conftest.py
 # The demo, with fewer and smaller images, and time to interfere.
 SMALL = (
@@ -23,13 +23,19 @@ SMALL = (
     *("train.log_period=1", "train.batch_size=4", "train.deterministic=true", "evaluate.batch_size=4"),
     *("tracking.enabled=false",),
 )
-POD = (f"cluster.image={IMAGE}", "cluster.cpu=1", "cluster.memory=3Gi", "cluster.shm=512Mi", "cluster.env=[]")
+POD = (
+    f"cluster.image={IMAGE}",
+    "cluster.cpu=1",
+    "cluster.memory=3Gi",
+    "cluster.shm=512Mi",
+    "cluster.env=[OMP_NUM_THREADS=2]",
+)
 TWO = (*POD, "cluster.nodes=2")
 
 
 def maskrcnn(launcher: Launcher, *words: str) -> None:
     """Run a stage on this machine, with the folders that the pods see."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
     command = [sys.executable, "-m", "pipelines.cli", *words, *SMALL]
     subprocess.run(command, cwd=launcher.folder, env=environment, check=True, timeout=600)
 
