@@ -200,7 +200,7 @@ class ClusterConfig(Section):
     queue: LabelOrNone = ""
     node_selector: tuple[NodeLabel, ...] = ()  # label=value
     tolerations: tuple[Toleration, ...] = ()  # key:Effect, or key=value:Effect
-    restarts: NonNegativeInt = 3  # of each node's container before the job fails; the launcher counts a TrainJob's
+    restarts: NonNegativeInt = 3  # restarts per node before the job fails; the launcher counts those of a TrainJob
     grace_s: Annotated[int, Field(ge=30)] = 120  # from SIGTERM to SIGKILL: a checkpoint must be written in it
     ttl_s: PositiveInt = 86400  # time for which a finished PyTorchJob is kept
     pending_timeout_s: PositiveInt = 3600  # until the first pod runs; in a queue too, also later

@@ -100,11 +100,12 @@ def _trainjob(job: Description) -> Manifest:
         "resourcesPerNode": container["resources"],
         "env": _merged([buffering, *container["env"]]),
     }
-    patch = {
-        name: value
-        for name, value in pod["spec"].items()
-        if name not in ("containers", "automountServiceAccountToken", "enableServiceLinks")  # not allowed in a patch
-    }
+    left_out = {"containers", "automountServiceAccountToken", "enableServiceLinks"}  # not allowed in a patch
+    if cluster.scheduler == "kueue":
+        # Kueue up to 0.19 has Trainer 2.2's types, and drops what 2.3 added when it admits the job. Trainer would then
+        # change the template of the JobSet, which is immutable, and the job would never start.
+        left_out.add("terminationGracePeriodSeconds")
+    patch = {name: value for name, value in pod["spec"].items() if name not in left_out}
     patch["containers"] = [
         {"name": "node", "securityContext": container["securityContext"], "volumeMounts": container["volumeMounts"]}
     ]

@@ -169,8 +169,8 @@ class Follower:
         nodes, failed = _nodes(job), sum(map(_failures, pods))
         if job.get("kind") == "TrainJob" and failed > self._cluster.restarts * nodes:
             text = (
-                f"TrainJob {job['metadata']['name']} failed: its containers ended with an error {failed} times, more "
-                f"often than cluster.restarts={self._cluster.restarts} allows for {nodes} nodes"
+                f"TrainJob {job['metadata']['name']} failed: failures of its containers must be at most cluster.restarts "
+                f"× nodes = {self._cluster.restarts} × {nodes}, got {failed}"
             )
             raise JobGivenUpError(self._with_reasons(text))
 
@@ -225,7 +225,7 @@ def _nodes(job: Json) -> int:
 
 
 def _failures(pod: Json) -> int:
-    """How often a pod's containers have ended with an error; none if the pod itself is over, and replaced."""
+    """Number of times that a pod's containers ended with an error; none if the pod itself is over, and replaced."""
     status = pod.get("status", {})
     containers = status.get("containerStatuses", []) if status.get("phase") != "Failed" else []
     restarts = sum(container.get("restartCount", 0) for container in containers)

@@ -7,7 +7,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,7 @@ class Launcher:
     kubeconfig: Path  # with those of the Role `launcher`
     api: str
     folder: Path
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     @property
     def kind(self) -> str:
@@ -87,11 +88,13 @@ class Launcher:
             f"cluster.env={json.dumps([f'DO={do}'])}",
         ]
         environment = {**os.environ, "KUBECONFIG": str(self.kubeconfig), "PYTHONPATH": str(ROOT)}
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "pipelines.cli", "pytorchjob", "--run-id", run_id, *values, *overrides],
             **{"cwd": self.folder, "env": environment, "text": True},
             **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT},
         )
+        self.started.append(process)
+        return process
 
     def run(self, do: str, *overrides: str, run_id: str = "try", timeout_s: float = 240) -> Ended:
         """Run it to its end."""
@@ -174,15 +177,19 @@ def _claim(namespace: str, name: str) -> Json:
 
 
 @pytest.fixture(params=["pytorchjob", "trainjob"])
-def launcher(request: pytest.FixtureRequest, kubectl: Kubectl, tmp_path: Path) -> Launcher:
-    """The launcher in a test's namespace, for each API."""
+def launcher(request: pytest.FixtureRequest, kubectl: Kubectl, tmp_path: Path) -> Iterator[Launcher]:
+    """The launcher in a test's namespace, for each API; none outlives its test."""
     config = kubectl.json("config", "view", "--raw", "--minify")
     config["users"] = [{"name": "launcher", "user": {"token": kubectl("create", "token", "launcher").strip()}}]
     config["contexts"][0]["context"]["user"] = "launcher"
     path = tmp_path / "kubeconfig"
     path.write_text(json.dumps(config))
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-    return Launcher(kubectl, path, request.param, tmp_path)
+    launcher = Launcher(kubectl, path, request.param, tmp_path)
+    yield launcher
+    for process in launcher.started:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,8 @@
 
     write_image(Path("coredns.tar"), "localhost/team/coredns:1", {"/coredns": BIN / "coredns"}, entrypoint=["/coredns"])
 
-The archive is an OCI image layout in a tar file, as containerd, Docker and skopeo read it. Equal files give equal bytes.
+The archive is an OCI image layout in a tar file, as containerd, Docker and skopeo read it. Equal files give equal
+bytes.
 Source: github.com/opencontainers/image-spec, version 1.1.
 """
 

@@ -112,7 +112,8 @@ def test_memory_that_runs_out(launcher: Launcher):
     ended = launcher.run("echo begun; tail /dev/zero", "cluster.restarts=0")
     assert ended.status == 2
     assert "OOMKilled: it needed more than cluster.memory" in ended.error
-    assert launcher.jobs() == ["maskrcnn-try"], "it stays to be looked at"
+    if launcher.api == "pytorchjob":
+        assert launcher.jobs() == ["maskrcnn-try"], "it stays to be looked at"
 
 
 def test_an_error_of_the_configuration(launcher: Launcher):
@@ -120,9 +121,10 @@ def test_an_error_of_the_configuration(launcher: Launcher):
     assert ended.status == 2
     assert "\nerror: train.base_lr\n" in ended.said
     assert "exit code 2, an error of the configuration or the data; the log says which" in ended.error
-    assert launcher.jobs() == ["maskrcnn-try"]
+    assert launcher.jobs() == (["maskrcnn-try"] if launcher.api == "pytorchjob" else [])
 
 
+@pytest.mark.parametrize("launcher", ["pytorchjob"], indirect=True)  # a TrainJob that fails so is deleted at once
 def test_a_failed_job_is_replaced(launcher: Launcher):
     assert launcher.run("exit 1", "cluster.restarts=0").status == 2
     ended = launcher.run("echo again", "cluster.restarts=0")
@@ -169,3 +171,9 @@ def test_a_pod_that_is_deleted_is_replaced(launcher: Launcher):
     ended = launcher.finish(process)
     assert ended.status == 0
     assert "\nresumed\n" in ended.said
+
+
+@pytest.mark.parametrize("launcher", ["pytorchjob"], indirect=True)  # a TrainJob has no such time
+def test_a_finished_job_goes_after_its_time(launcher: Launcher):
+    assert launcher.run("true", "cluster.ttl_s=3").status == 0
+    wait_until(lambda: launcher.jobs() == launcher.pods() == [])

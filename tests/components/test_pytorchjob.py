@@ -544,7 +544,7 @@ def test_a_train_job_that_fails_more_often_than_it_may_is_deleted(make_cluster: 
     out = io.StringIO()
     with pytest.raises(JobGivenUpError) as error:
         pytorchjob.run(config("cluster.api=trainjob", restarts=1), run_id="try-1", out=out)
-    assert "more often than cluster.restarts=1 allows for 1 nodes\n  pod maskrcnn-try-1-node-0-0: " in str(error.value)
+    assert "at most cluster.restarts × nodes = 1 × 1, got 2\n  pod maskrcnn-try-1-node-0-0: " in str(error.value)
     assert "exit code 2" in str(error.value)
     assert f"{NAME} is being deleted: it fails again and again" in out.getvalue()
     assert log_lines(out.getvalue()) == ["error: train.base_lr"]

@@ -98,12 +98,15 @@ def test_a_misspelt_field_at_any_depth_fails(kubernetes_schema: ModuleType, name
 
 @by_form
 def test_a_pod_can_checkpoint_in_peace_and_uses_its_memory(overrides: list[str]):
-    for pod in pods(manifest(*overrides)):
+    job = manifest(*overrides)
+    # Kueue reads a TrainJob with the types of Trainer 2.2, which lack this field; the runtime has it then.
+    grace_s = None if job["kind"] == "TrainJob" and "cluster.scheduler=kueue" in overrides else 120
+    for pod in pods(job):
         container = pod["containers"][0]
         volumes = {volume["name"]: volume for volume in pod["volumes"]}
         assert volumes["shm"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "8Gi"}
         assert container["resources"]["limits"] == container["resources"]["requests"]
-        assert pod["terminationGracePeriodSeconds"] == 120
+        assert pod.get("terminationGracePeriodSeconds") == grace_s
         env = {variable["name"]: variable.get("value") for variable in container["env"]}
         assert env["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "110"
         assert container["securityContext"]["readOnlyRootFilesystem"] is True

@@ -59,5 +59,5 @@ def test_a_train_job_that_fails_again_and_again_is_given_up():
     look(0, ("Failed", 0, ended), ("Running", 0, running))  # an evicted pod, and its successor
     look(0, ("Running", 9, running), kind="PyTorchJob")
     for restarts, pod in ((3, ("Running", 7, running)), (3, ("Running", 6, waiting)), (0, ("Running", 0, ended))):
-        with pytest.raises(watch.JobGivenUpError, match=f"more often than cluster.restarts={restarts} allows for 2"):
+        with pytest.raises(watch.JobGivenUpError, match=f"cluster.restarts × nodes = {restarts} × 2, got"):
             look(restarts, pod, ("Running", 0, running))
