@@ -122,7 +122,7 @@ def root_file_system(suite: str, packages: Sequence[str], tar: Path) -> None:
 
 
 def python_base() -> None:
-    """Build what stands in for python:3.12-slim-bookworm, unless it is in the storage: Debian 12 with its Python 3.11."""
+    """Build the stand-in for python:3.12-slim-bookworm, unless the storage has it: Debian 12 with its Python 3.11."""
     file, mark = SOURCES / "python.Containerfile", CACHE / "buildah" / "python-base"
     if mark.is_file() and mark.read_text() == file.read_text():
         return
@@ -142,7 +142,7 @@ def commit() -> str:
 
 
 def maskrcnn(name: str) -> None:
-    """Build this project's image for CPUs by its own Dockerfile, with torch of TORCH_INDEX, or else made from PyPI's."""
+    """Build this project's image for CPUs by its Dockerfile, with torch of TORCH_INDEX, or else made from PyPI's."""
     with scratch() as folder:
         options = pip_settings(folder)
         index = os.environ.get("TORCH_INDEX")
@@ -256,12 +256,12 @@ def build_all(keys: Sequence[str] = tuple(IMAGES)) -> dict[str, Path]:
         if archive(key).is_file() and mark.is_file() and mark.read_text() == digest(key):
             print(f"{key}: up to date")
             continue
-        begin = time.monotonic()
+        begin, made_from = time.monotonic(), digest(key)
         if key in ("maskrcnn", "mlflow"):
             python_base()
         IMAGES[key].build(IMAGES[key].name)
         export(key)
-        mark.write_text(digest(key))
+        mark.write_text(made_from)
         size = archive(key).stat().st_size / 2**20
         print(f"{key}: {IMAGES[key].name}, {size:.0f} MiB compressed, built in {time.monotonic() - begin:.0f} s")
     return {IMAGES[key].name: archive(key) for key in keys}

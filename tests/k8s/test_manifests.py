@@ -293,3 +293,16 @@ def test_on_one_machine_the_servers_leave_the_cores_to_training(overlay: str):
     pods = pod_specs(resolved(overlay))
     requests = {name: spec["containers"][0]["resources"]["requests"]["cpu"] for name, spec in pods.items()}
     assert requests == {"mlflow": "50m", "postgres": "50m", "store": "50m"}
+
+
+def test_mlflow_names_its_driver_of_postgresql():
+    """SQLAlchemy takes psycopg2 for postgresql:// up to 2.0, and psycopg from 2.1 on, which MLflow's image lacks."""
+    (container,) = pod_specs(base())["mlflow"]["containers"]
+    values = {variable["name"]: variable.get("value") for variable in container["env"]}
+    assert values["MLFLOW_BACKEND_STORE_URI"].startswith("postgresql+psycopg2://")
+
+
+def test_probes_have_patience_with_a_node_that_trains_on_all_its_cores():
+    """Kubernetes' default of one second made MLflow unready, and its service unreachable, on a busy node."""
+    for name, spec in pod_specs(base()).items():
+        assert spec["containers"][0]["readinessProbe"]["timeoutSeconds"] >= 5, name
