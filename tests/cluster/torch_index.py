@@ -1,4 +1,4 @@
-"""An index of packages with torch for CPUs, where PyTorch's own index cannot be reached, for the Dockerfile's TORCH_INDEX.
+"""An index with torch for CPUs, for the Dockerfile's TORCH_INDEX where PyTorch's own index cannot be reached.
 
 PyPI has torch for Linux with CUDA only, which needs 3.3 GB of NVIDIA's libraries to be imported. The wheel made here is
 PyPI's, unpacked and packed again: its code for CPUs is the same to the last byte, so training gives the same numbers.
@@ -138,7 +138,7 @@ def repack(wheels: dict[str, Path], folder: Path) -> Path:
     """
     work = folder / "work"
     work.mkdir(parents=True, exist_ok=True)
-    name, version, tags = re.fullmatch(r"(\w+)-([\w.]+)-(.+)\.whl", wheels["torch"].name).groups()  # type: ignore[union-attr]
+    name, version, tags = wheels["torch"].stem.split("-", 2)
     old, new = f"{name}-{version}.dist-info/", f"{name}-{version}+cpu.dist-info"
     path = folder / f"{name}-{version}+cpu-{tags}.whl"
     writer = WheelWriter(path, new)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
+from uvicorn import main as command
 
 from components.cluster.description import describe
 from components.cluster.manifest import build
@@ -294,3 +295,34 @@ def test_on_one_machine_the_servers_leave_the_cores_to_training(overlay: str):
     pods = pod_specs(resolved(overlay))
     requests = {name: spec["containers"][0]["resources"]["requests"]["cpu"] for name, spec in pods.items()}
     assert requests == {"mlflow": "50m", "postgres": "50m", "store": "50m"}
+
+
+def test_mlflow_names_its_driver_of_postgresql():
+    """SQLAlchemy takes psycopg2 for postgresql:// up to 2.0, and psycopg from 2.1 on, which MLflow's image lacks."""
+    (container,) = pod_specs(base())["mlflow"]["containers"]
+    values = {variable["name"]: variable.get("value") for variable in container["env"]}
+    assert values["MLFLOW_BACKEND_STORE_URI"].startswith("postgresql+psycopg2://")
+
+
+def test_probes_have_patience_with_a_node_that_trains_on_all_its_cores():
+    """Kubernetes' default of one second made MLflow unready, and its service unreachable, on a busy node."""
+    for name, spec in pod_specs(base()).items():
+        assert spec["containers"][0]["readinessProbe"]["timeoutSeconds"] >= 5, name
+
+
+def test_the_store_opens_s3_and_none_of_its_doors_without_a_login():
+    """WebDAV, the catalogs and the administration are on by default, and so are reports to its makers."""
+    (container,) = pod_specs(base())["store"]["containers"]
+    assert set(container["args"]) == {
+        *("-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"),
+    }
+    assert [port["containerPort"] for port in container["ports"]] == [8333]
+
+
+def test_mlflows_workers_have_time_to_start_on_a_busy_node():
+    """After uvicorn's default of 5 seconds they were killed while they imported MLflow, over and over."""
+    (container,) = pod_specs(base())["mlflow"]["containers"]
+    values = {variable["name"]: variable.get("value") for variable in container["env"]}
+    assert int(values["UVICORN_TIMEOUT_WORKER_HEALTHCHECK"]) >= 60
+    assert command.context_settings["auto_envvar_prefix"] == "UVICORN"
+    assert "timeout_worker_healthcheck" in [option.name for option in command.params]
