@@ -2,7 +2,7 @@
 # are compiled for the GPUs of this machine; FORCE_CUDA=1 compiles them without a GPU, for TORCH_CUDA_ARCH_LIST.
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-slow test-family fuzz gpu-test gpu-check gpu-kit sanitize mutate floor lint ui bench \
-  screenshots tour image image-cpu lock sbom audit clean
+  screenshots tour image image-cpu cluster cluster-test cluster-down lock sbom audit clean
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check
@@ -56,7 +56,7 @@ export TORCH_CUDA_ARCH_LIST ?= $(GPUS)
 endif
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 venv: $(VENV)/.built  ## create .venv with the locked packages; PYTHON=… is the interpreter, TORCH=cpu omits CUDA
 
@@ -155,6 +155,20 @@ image image-cpu:
 	  --build-arg COMMIT="$$(git rev-parse --verify HEAD 2> /dev/null)$$( \
 	    git diff --name-only HEAD -- $(CODE) 2> /dev/null | sed 's/.*/-dirty/;q')" \
 	  --tag $(IMAGE) .
+
+CLUSTER := $(BIN)/python tests/cluster
+cluster: venv  ## build from sources and start Kubernetes with the training operators, as root (docs/cluster.md)
+	$(CLUSTER)/cluster.py up
+	$(CLUSTER)/operators.py up
+	$(CLUSTER)/images.py
+	$(CLUSTER)/cluster.py load images
+
+cluster-test: venv  ## run the tests on that cluster
+	PATH="$$($(CLUSTER)/cluster.py bin):$$PATH" KUBECONFIG="$$($(CLUSTER)/cluster.py kubeconfig)" \
+	  $(BIN)/python -m pytest -m cluster tests/cluster
+
+cluster-down: venv  ## stop that cluster, and leave nothing but what was built
+	$(CLUSTER)/cluster.py down
 
 COMPILE = $(BIN)/uv pip compile setup.py --universal --python-version 3.11 --generate-hashes --no-annotate \
   --no-emit-index-url --quiet --custom-compile-command "make lock" --output-file

@@ -226,7 +226,7 @@ def test_the_job_that_an_overlay_is_for_is_valid_there(kubernetes_schema: Module
     if overlay != "pipelines":  # whose namespace is that of Kubeflow Pipelines
         level = find(documents, "Namespace", "maskrcnn")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"]
         assert level == ("restricted" if overlay == "restricted" else "baseline")
-    for replica in job["spec"]["pytorchReplicaSpecs"].values():
+    for replica in job["spec"].get("pytorchReplicaSpecs", {}).values():  # none in the TrainJob for Kueue
         assert kubernetes_schema.violations(replica["template"]["spec"]) == []
     if config.cluster.queue:
         kind = {"kueue": "LocalQueue", "volcano": "Queue"}[config.cluster.scheduler]
@@ -286,3 +286,11 @@ def test_overlays_change_what_they_say():
     assert small == {"data": claim, "runs": claim}
     assert {spec["storageClassName"] for spec in shared.values()} == {"shared-ssd"}
     assert shared["runs"]["accessModes"] == ["ReadWriteMany"]
+
+
+@pytest.mark.parametrize("overlay", ["cpu-dev", "pipelines"])
+def test_on_one_machine_the_servers_leave_the_cores_to_training(overlay: str):
+    """A node of two cores, with its own pods, must hold them and a training pod of one core."""
+    pods = pod_specs(resolved(overlay))
+    requests = {name: spec["containers"][0]["resources"]["requests"]["cpu"] for name, spec in pods.items()}
+    assert requests == {"mlflow": "50m", "postgres": "50m", "store": "50m"}
