@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Thread
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,8 +20,9 @@ from kubeflow_trainer_api.models import TrainerV1alpha1UpdateTrainJobStatusReque
 from components import download, prepare, train
 from components.config import Config
 from components.params import load_config
+from components.tracking.tracker import NullTracker
 from components.training import loop, progress
-from components.training.progress import Progress, Reporter, StatusServer, status_server
+from components.training.progress import Progress, Reporter, StatusServer, reported, status_server
 from model.engine.checkpoint import save_checkpoint
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
@@ -160,6 +161,14 @@ def test_a_training_reports_its_way_from_nothing_to_the_end_or_to_where_it_break
     assert not named.refused
 
 
+def test_a_training_that_stops_before_its_last_step_is_complete_all_the_same(named: Server) -> None:
+    stopped: Any = SimpleNamespace(step=3, train=SimpleNamespace(max_iters=10), is_complete=False)
+    with reported(NullTracker(), stopped):
+        wait(lambda: len(named.taken) == 1)
+        stopped.is_complete = True  # at evaluate.target_bbox_ap, after the last metrics
+    assert [state["progressPercentage"] for state in named.taken] == [30, 100]
+
+
 def test_a_server_that_hangs_costs_no_step_and_a_bounded_time_at_the_end(
     server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -173,7 +182,7 @@ def test_a_server_that_hangs_costs_no_step_and_a_bounded_time_at_the_end(
     assert 0.2 < time.monotonic() - began < 2
 
 
-def test_a_server_that_refuses_costs_one_warning_until_it_takes_a_state_again(
+def test_a_server_that_refuses_costs_one_warning_each_time_that_it_begins_to(
     server: Server, often: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
@@ -186,9 +195,13 @@ def test_a_server_that_refuses_costs_one_warning_until_it_takes_a_state_again(
     assert warning.endswith("does not take the progress of this training, which goes on: 403 Forbidden: Forbidden")
     server.token_file.write_text("of-another-job")  # renewed, as the kubelet does each hour
     reporter.report(Progress(4, 10, remaining_s=2.1))
+    wait(lambda: len(server.taken) == 1)
+    assert len(caplog.messages) == 1
+    server.token = "of-try-1"
+    reporter.report(Progress(5, 10))
     reporter.close()
     assert (server.taken[0]["progressPercentage"], server.taken[0]["estimatedRemainingSeconds"]) == (40, 3)
-    assert len(caplog.messages) == 1
+    assert len(caplog.messages) == 2
 
 
 def test_states_are_sent_seldom_the_last_at_once(server: Server) -> None:
@@ -203,7 +216,12 @@ def test_states_are_sent_seldom_the_last_at_once(server: Server) -> None:
     reporter.close()
     reporter.close()
     assert time.monotonic() - began < 2
-    assert [state["metrics"]["step"] for state in server.taken] == ["1", "10"]
+    assert [state["metrics"]["step"] for state in server.taken] == ["1", "10"], "the last once"
+    second = Reporter(server.client())
+    second.report(Progress(3, 10))
+    wait(lambda: len(server.taken) == 3)
+    second.close()
+    assert len(server.taken) == 3, "nothing new at the end"
 
 
 def test_values_that_the_api_server_would_refuse_are_left_out(server: Server) -> None:
@@ -270,9 +288,7 @@ def test_a_server_that_is_named_wrongly_is_a_warning(
     assert words in caplog.text
 
 
-def test_without_a_server_in_the_environment_nothing_is_sent(
-    data: Path, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_server_in_the_environment_nothing_is_sent(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KUBEFLOW_TRAINER_SERVER_URL", raising=False)
     monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_TOKEN", str(server.token_file))
     assert status_server() is None
