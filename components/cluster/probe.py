@@ -10,16 +10,31 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 _CONNECT_S, _ASK_S = 10, 90
+_PATIENCE_S = 30  # network plugins apply policies to a new pod within some seconds, and refuse until then
 
 
 def say(level: str, subject: str, text: str) -> None:
     """Write a finding."""
     print(json.dumps({"level": level, "subject": subject, "text": text}), flush=True)
+
+
+def patiently(call: Callable[[], Any], until_s: float) -> Any:
+    """Return the answer to a call that may fail at first."""
+    while True:
+        try:
+            return call()
+        except OSError:
+            if time.monotonic() > until_s:
+                raise
+            time.sleep(1)
 
 
 def look_up(uri: str) -> bool:
@@ -28,15 +43,17 @@ def look_up(uri: str) -> bool:
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     if parts.scheme in getproxies() and not proxy_bypass(host):
         return True  # by a proxy, which looks it up
+    until_s = time.monotonic() + _PATIENCE_S
     try:
-        addresses = sorted({str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)})
+        found = patiently(lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), until_s)
+        addresses = sorted({str(info[4][0]) for info in found})
     except OSError as error:
         advice = "check cluster.tracking_uri, that its Service exists, and that the network policies open DNS"
         say("fault", "DNS from a pod", f"{host}: {error}; {advice}")
         return False
     say("ok", "DNS from a pod", f"{host} is {', '.join(addresses)}")
     try:
-        socket.create_connection((host, port), timeout=_CONNECT_S).close()
+        patiently(lambda: socket.create_connection((host, port), timeout=_CONNECT_S), until_s).close()
     except OSError as error:
         advice = "check that MLflow runs, and that the network policies let the pods reach it"
         say("fault", "MLflow from a pod", f"{host}:{port}: {error}; {advice}")
