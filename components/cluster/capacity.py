@@ -21,10 +21,10 @@ _OURS = ("NotBestEffort", "NotTerminating")
 
 @dataclass(frozen=True)
 class Demand:
-    """What a job needs."""
+    """Resources that a job needs."""
 
     pods: int
-    each: Mapping[str, Decimal]  # of a pod; requests equal limits
+    each: Mapping[str, Decimal]  # resources of one pod; requests equal limits
     jobs: str  # resource and group of the job, as quotas count objects
 
     def of(self, key: str) -> Decimal | None:

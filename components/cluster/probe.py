@@ -42,7 +42,7 @@ def look_up(uri: str) -> bool:
     parts = urlsplit(uri)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     if parts.scheme in getproxies() and not proxy_bypass(host):
-        return True  # by a proxy, which looks it up
+        return True  # a proxy looks the name up and connects
     until_s = time.monotonic() + _PATIENCE_S
     try:
         found = patiently(lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), until_s)
