@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -89,7 +90,9 @@ def test_a_pod_that_cannot_start_is_a_fault_and_goes(make_cluster: Make, reason:
         cluster.pods[pod]["status"] = {"phase": "Pending", "containerStatuses": [waiting]}
 
     cluster = start(make_cluster, kubelet)
+    began_s = time.monotonic()
     (fault,) = check(stuck_timeout_s=seconds)
+    assert time.monotonic() - began_s < 25, "what does not change by itself is not waited for"
     assert fault.startswith("fault    pod: ")
     assert words in fault
     assert NAME not in cluster.pods
