@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 _CONNECT_S, _ASK_S = 10, 90
-_PATIENCE_S = 30  # network plugins apply policies to a new pod within some seconds, and refuse until then
+# Network plugins take some seconds to apply policies to a new pod. Until then it may reach more than later, or less.
+_SETTLE_S, _PATIENCE_S = 5, 30
 
 
 def say(level: str, subject: str, text: str) -> None:
@@ -96,8 +97,10 @@ def look_at_volume(path: str, must_write: bool) -> None:
 def main() -> None:
     """Look at what the argument names: {"uri": of MLflow or empty, "volumes": [[path, is written to], …]}."""
     asked = json.loads(sys.argv[1])
-    if asked["uri"] and look_up(asked["uri"]):
-        ask_mlflow(asked["uri"])
+    if asked["uri"]:
+        time.sleep(_SETTLE_S)
+        if look_up(asked["uri"]):
+            ask_mlflow(asked["uri"])
     for path, must_write in asked["volumes"]:
         look_at_volume(path, must_write)
 

@@ -316,7 +316,7 @@ def server(space: Space) -> Iterator[None]:
         "args": ["--allowed-hosts=mlflow:5000", "--workers=1"],
         "workingDir": "/tmp",
         "readinessProbe": {"httpGet": {"path": "/health", "port": 5000}, "periodSeconds": 2, "timeoutSeconds": 10},
-        "resources": {"requests": {"cpu": "200m", "memory": "300Mi"}},  # without any it has no part of a busy processor
+        "resources": {"requests": {"cpu": "90m", "memory": "300Mi"}},  # without any it has no part of a busy processor
     }
     service = {"selector": labels, "ports": [{"name": "http", "port": 5000}]}
     spec = {"containers": [container], "enableServiceLinks": False, "terminationGracePeriodSeconds": 1}

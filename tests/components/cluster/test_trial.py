@@ -141,7 +141,7 @@ def test_an_account_that_may_not_start_pods_is_not_at_fault(make_cluster: Make):
 def run_probe(uri: str, *volumes: tuple[Path, bool], **env: str) -> list[Finding]:
     """What the program finds as it runs in the pod: from its text alone."""
     asked = {"uri": uri, "volumes": [[str(path), must_write] for path, must_write in volumes]}
-    program = Path(probe.__file__).read_text().replace("_PATIENCE_S = 30", "_PATIENCE_S = 1")
+    program = Path(probe.__file__).read_text().replace("_PATIENCE_S = 5, 30", "_PATIENCE_S = 0, 1")
     command = [sys.executable, "-c", program, json.dumps(asked)]
     environment = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env={**environment, **env})
