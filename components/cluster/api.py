@@ -263,8 +263,8 @@ class JobApi:
             r" cannot \S+ resource ": f"bind the Role of k8s/base/launcher.yaml in {namespace} to the account that "
             "runs this",
             # Trainer's webhook, and Kueue's
-            r"must be created before the TrainJob|runtime '\S+' not found": "cluster.runtime must name a runtime of this cluster: "
-            "kubectl get clustertrainingruntimes",
+            r"must be created before the TrainJob|runtime '\S+' not found": "cluster.runtime must name a runtime of "
+            "this cluster: kubectl get clustertrainingruntimes",
             r"denied (the )?request": "an admission policy of the cluster refuses the job: change what the policy "
             "names, or ask the cluster's administrators",
             r"exceeded quota": "wait for other jobs to end, request less (section cluster), or have the quota raised: "

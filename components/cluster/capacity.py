@@ -21,10 +21,10 @@ _OURS = ("NotBestEffort", "NotTerminating")
 
 @dataclass(frozen=True)
 class Demand:
-    """What a job needs."""
+    """Resources that a job needs."""
 
     pods: int
-    each: Mapping[str, Decimal]  # of a pod; requests equal limits
+    each: Mapping[str, Decimal]  # resources of one pod; requests equal limits
     jobs: str  # resource and group of the job, as quotas count objects
 
     def of(self, key: str) -> Decimal | None:
@@ -119,7 +119,9 @@ def obstacle(node: Json, demand: Demand, pod: Json, parse: Parse) -> str:
     for taint in spec.get("taints", []):
         if taint["effect"] != "PreferNoSchedule" and not any(_tolerates(t, taint) for t in pod.get("tolerations", [])):
             value = f"={taint['value']}" if taint.get("value") else ""
-            return f"has the taint {taint['key']}{value}:{taint['effect']} (cluster.tolerations)"
+            is_condition = taint["key"].startswith("node.kubernetes.io/")  # such as disk-pressure
+            key = "kubectl describe node" if is_condition else "cluster.tolerations"
+            return f"has the taint {taint['key']}{value}:{taint['effect']} ({key})"
     has = _allocatable(node, parse)
     short = [
         f"{show(name, has.get(name, Decimal(0)))} of {name}"
@@ -164,7 +166,7 @@ def nodes(found: list[Json], demand: Demand, pod: Json, parse: Parse) -> tuple[F
     more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
     text = f"must have room for {wanted}, got room for {room} on {_counted(len(found), 'node')}, if nothing else runs"
     why = f": {'; '.join(reasons[:3])}{more}" if reasons else ""
-    advice = "request less (section cluster), unless an autoscaler adds nodes"
+    advice = "request less (section cluster) or change the nodes, unless an autoscaler adds some"
     return Finding("fault", "nodes", f"{text}{why}; {advice}"), len(fitting)
 
 

@@ -17,7 +17,7 @@ class Finding:
 
     level: Level
     subject: str
-    text: str  # what was found, and after a semicolon what to do
+    text: str  # the answer, and after a semicolon what to do
 
     def __str__(self) -> str:
         return f"{self.level:<8} {self.subject}: {self.text}"

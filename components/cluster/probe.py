@@ -10,11 +10,16 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 _CONNECT_S, _ASK_S = 10, 90
+# Network plugins take some seconds to apply policies to a new pod. Until then it may reach more than later, or less.
+_SETTLE_S, _PATIENCE_S = 5, 30
 
 
 def say(level: str, subject: str, text: str) -> None:
@@ -22,21 +27,34 @@ def say(level: str, subject: str, text: str) -> None:
     print(json.dumps({"level": level, "subject": subject, "text": text}), flush=True)
 
 
+def patiently(call: Callable[[], Any], until_s: float) -> Any:
+    """Return the answer to a call that may fail at first."""
+    while True:
+        try:
+            return call()
+        except OSError:
+            if time.monotonic() > until_s:
+                raise
+            time.sleep(1)
+
+
 def look_up(uri: str) -> bool:
     """Look up the server's name and connect to it; return True unless that fails."""
     parts = urlsplit(uri)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     if parts.scheme in getproxies() and not proxy_bypass(host):
-        return True  # by a proxy, which looks it up
+        return True  # a proxy looks the name up and connects
+    until_s = time.monotonic() + _PATIENCE_S
     try:
-        addresses = sorted({str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)})
+        found = patiently(lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), until_s)
+        addresses = sorted({str(info[4][0]) for info in found})
     except OSError as error:
         advice = "check cluster.tracking_uri, that its Service exists, and that the network policies open DNS"
         say("fault", "DNS from a pod", f"{host}: {error}; {advice}")
         return False
     say("ok", "DNS from a pod", f"{host} is {', '.join(addresses)}")
     try:
-        socket.create_connection((host, port), timeout=_CONNECT_S).close()
+        patiently(lambda: socket.create_connection((host, port), timeout=_CONNECT_S), until_s).close()
     except OSError as error:
         advice = "check that MLflow runs, and that the network policies let the pods reach it"
         say("fault", "MLflow from a pod", f"{host}:{port}: {error}; {advice}")
@@ -79,8 +97,10 @@ def look_at_volume(path: str, must_write: bool) -> None:
 def main() -> None:
     """Look at what the argument names: {"uri": of MLflow or empty, "volumes": [[path, is written to], …]}."""
     asked = json.loads(sys.argv[1])
-    if asked["uri"] and look_up(asked["uri"]):
-        ask_mlflow(asked["uri"])
+    if asked["uri"]:
+        time.sleep(_SETTLE_S)
+        if look_up(asked["uri"]):
+            ask_mlflow(asked["uri"])
     for path, must_write in asked["volumes"]:
         look_at_volume(path, must_write)
 

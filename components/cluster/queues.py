@@ -47,7 +47,7 @@ def kueue(api: JobApi, demand: Demand, labels: dict[str, str] | None) -> Iterato
     whole = api.request("GET", f"/apis/{KUEUE}/{version}/clusterqueues/{of}")
     if whole.status == 200:
         yield cluster_queue(whole.body, demand, labels, api.quantity)
-    elif whole.status != 404:  # of which the LocalQueue's condition has the reason
+    elif whole.status != 404:  # the LocalQueue's condition names one that is missing
         yield unseen(f"queue {of} (ClusterQueue)", whole, "get clusterqueues")
 
 
@@ -99,7 +99,7 @@ def _too_small(spec: Json, resource: str, demand: Demand, parse: Parse) -> str:
     for flavor in (flavor for group in spec.get("resourceGroups", []) for flavor in group["flavors"]):
         for quota in (quota for quota in flavor["resources"] if quota["name"] == resource):
             if "borrowingLimit" not in quota and (spec.get("cohortName") or spec.get("cohort")):
-                return ""  # what a cohort lends is not known here
+                return ""  # the amount that a cohort lends is not known here
             most.append(parse(quota["nominalQuota"]) + parse(quota.get("borrowingLimit", "0")))
     needed = demand.each[resource] * demand.pods
     if not most:

@@ -18,8 +18,8 @@ class JobKind:
     group: str
     version: str
     plural: str
-    pod_label: str  # of the job's pods; its value is the job's name
-    operator: str  # what serves the API, in the version that the job needs
+    pod_label: str  # label of the job's pods; its value is the job's name
+    operator: str  # program that serves the API, in the version that the job needs
 
 
 JOB_KINDS = {
@@ -43,7 +43,7 @@ class Permission:
     verb: str
     group: str  # empty: the core API
     resource: str  # with a subresource after a slash
-    loss: str = ""  # what is missing without it; empty: jobs cannot be launched
+    loss: str = ""  # the thing that is missing without it; empty: jobs cannot be launched
 
     def __str__(self) -> str:
         return f"{self.verb} {self.resource}{f'.{self.group}' if self.group else ''}"

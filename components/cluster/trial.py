@@ -143,14 +143,14 @@ def _follow(api: JobApi, path: str) -> list[Finding]:
         failures = find_failures(name, [pod.body], events)
         if phase in ("Succeeded", "Failed"):
             found = _read(api, name)
-            return found if found and phase == "Succeeded" else [*found, *_reasons(failures, "ended without a result")]
+            return found if phase == "Succeeded" else [*found, *_reasons(failures, "it failed")]
         # A pull that failed once is tried again; the others change only when someone changes something.
-        stuck = [one for one in failures if one.kind == "stuck" and "ErrImagePull:" not in one.text]
-        if stuck:
+        stuck = [one for one in failures if one.kind == "stuck"]
+        if any(f"{name}: ErrImagePull:" not in one.text for one in stuck):
             return _reasons(stuck, "")
         if time.monotonic() > until_s:
             why = f"did not end within cluster.stuck_timeout_s={api.cluster.stuck_timeout_s}: "
-            return _reasons(failures, why + waiting_reason([pod.body], 1))
+            return _reasons(stuck or failures[-1:], why + waiting_reason([pod.body], 1))
         time.sleep(min(1, api.cluster.poll_s))
 
 
@@ -160,17 +160,19 @@ def _reasons(failures: list[Failure], otherwise: str) -> list[Finding]:
 
 def _read(api: JobApi, name: str) -> list[Finding]:
     """Findings in the probe's log; each of its lines is JSON behind a time stamp."""
-    found = []
+    found, last = [], "nothing"
     try:
         log = b"".join(api.read_log(name, "pytorch", since_s=None, follow=False)).decode(errors="replace")
     except LogCutError as error:
         return [Finding("unknown", "pod", f"its log cannot be read: {error}")]
-    for line in log.splitlines():
+    for line in (line.partition(" ")[2] for line in log.splitlines()):
         try:
-            found.append(Finding(**json.loads(line.partition(" ")[2])))
-        except (ValueError, TypeError):
-            continue  # a warning of a library
-    return found
+            found.append(Finding(**json.loads(line)))
+        except (ValueError, TypeError):  # a warning of a library
+            last = line
+    return found or [
+        Finding("fault", "pod", f"must write its findings, got {last}; check that cluster.image has python")
+    ]
 
 
 def _delete(api: JobApi, path: str) -> bool:

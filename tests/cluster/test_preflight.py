@@ -5,6 +5,7 @@ account with all rights and by the launcher's.
 import base64
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ pytest.importorskip("kubernetes", reason="needs kubernetes, of the extra `pipeli
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).resolve().parents[2]
 CLAIMS = {"data": "ReadWriteMany", "runs": "ReadWriteOnce"}
-IMAGE = "localhost/maskrcnn:1-cpu"
+IMAGE = "maskrcnn:1-cpu"  # of the Dockerfile, as images.py builds it
 Json = dict[str, Any]
 
 
@@ -37,7 +38,7 @@ class Space:
 
     def kubectl(self, *words: str, text: str | None = None) -> str:
         command = ["kubectl", f"--kubeconfig={self.admin}", f"--namespace={self.name}", *words]
-        done = subprocess.run(command, input=text, check=False, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, input=text, check=False, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
         return done.stdout
 
@@ -301,3 +302,72 @@ def test_the_command_ends_with_1_on_a_fault_and_counts(space: Space, tmp_path: P
 
     assert status() == (0, "8 ok, 0 warnings, 0 faults, 2 unknown")
     assert status("cluster.service_account=absent") == (1, "7 ok, 0 warnings, 1 fault, 2 unknown")
+
+
+@pytest.fixture(scope="module")
+def server(space: Space) -> Iterator[None]:
+    """MLflow from the job's own image, and the network policies of k8s/base."""
+    network = str(ROOT / "k8s" / "base" / "network.yaml")
+    labels = {"app.kubernetes.io/name": "mlflow"}
+    container = {
+        "name": "mlflow",
+        "image": IMAGE,
+        "command": ["mlflow", "server", "--host=0.0.0.0", "--backend-store-uri=sqlite:////tmp/mlflow.db"],
+        "args": ["--allowed-hosts=mlflow:5000", "--workers=1"],
+        "workingDir": "/tmp",
+        "readinessProbe": {"httpGet": {"path": "/health", "port": 5000}, "periodSeconds": 2, "timeoutSeconds": 10},
+        "resources": {"requests": {"cpu": "90m", "memory": "300Mi"}},  # without any it has no part of a busy processor
+    }
+    service = {"selector": labels, "ports": [{"name": "http", "port": 5000}]}
+    spec = {"containers": [container], "enableServiceLinks": False, "terminationGracePeriodSeconds": 1}
+    with space.planted("Pod", "mlflow", labels=labels, spec=spec), space.planted("Service", "mlflow", spec=service):
+        space.kubectl("apply", "--server-side", "-f", network)
+        space.kubectl("wait", "--for=condition=Ready", "pod/mlflow", "--timeout=240s")
+        yield
+
+
+def from_pod(space: Space, *overrides: str) -> dict[str, tuple[str, str]]:
+    """What the pod finds; it is gone afterwards."""
+    found = {one.subject: (one.level, one.text) for one in space.check(*overrides, from_pod=True)}
+    assert "maskrcnn-try-check" not in space.kubectl("get", "pods", "-o", "name")
+    return {subject.removesuffix(" from a pod"): one for subject, one in found.items() if " from a pod" in subject}
+
+
+def test_a_pod_sees_dns_mlflow_and_the_volumes_as_training_will(space: Space, server: None):
+    found = from_pod(space, "cluster.tracking_uri=http://mlflow:5000")
+    assert {level for level, _ in found.values()} == {"ok"}
+    assert found["MLflow"] == ("ok", "http://mlflow:5000 answers")
+    assert found["volume /workspace/runs"][1].startswith("writable, ")
+    other_name = from_pod(space, f"cluster.tracking_uri=http://mlflow.{space.name}:5000")
+    assert other_name["MLflow"][0] == "fault"
+    assert "Invalid Host header" in other_name["MLflow"][1], "the name is not among --allowed-hosts"
+
+
+def test_a_pod_sees_what_network_policies_close(space: Space, server: None):
+    space.kubectl("delete", "networkpolicy", "tracking")
+    (level, text) = from_pod(space)["MLflow"]  # timed out, or refused, as the network plugin has it
+    assert (level, "check that MLflow runs, and that the network policies let" in text) == ("fault", True), text
+    space.kubectl("delete", "networkpolicy", "dns")
+    (level, text) = from_pod(space)["DNS"]
+    assert (level, "Temporary failure in name resolution" in text) == ("fault", True), text
+
+
+def test_a_pod_whose_image_or_secret_is_missing_says_so_and_goes(space: Space):
+    for words, fault in (
+        (["cluster.image=localhost/absent:1"], "ImagePullBackOff: "),
+        (["cluster.secrets=[KEY=absent/key]"], 'CreateContainerConfigError: secret "absent" not found'),
+    ):
+        assert [text for text in faults(space.check(*words, from_pod=True)) if fault in text]
+        assert "maskrcnn-try-check" not in space.kubectl("get", "pods", "-o", "name")
+
+
+def test_a_check_that_is_cancelled_leaves_no_pod(space: Space, tmp_path: Path):
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words = [*space.words("cluster.image=localhost/absent:1", "cluster.stuck_timeout_s=100"), "--run-id", "try"]
+    command = [sys.executable, "-m", "pipelines.cli", "pytorchjob", "--check-pod", *words]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment)
+    space.kubectl("wait", "--for=create", "pod/maskrcnn-try-check", "--timeout=60s")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    assert "maskrcnn-try-check" not in space.kubectl("get", "pods", "-o", "name")

@@ -174,7 +174,8 @@ def test_secrets_are_named_and_never_written():
 def test_the_launcher_cannot_read_secrets_nor_change_pods():
     for rule in find(base(), "Role", "launcher")["rules"]:
         assert "*" not in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]
-        assert not {"secrets", "pods/exec", "roles", "serviceaccounts"} & set(rule["resources"])
+        assert not {"secrets", "pods/exec", "roles", "serviceaccounts/token"} & set(rule["resources"])
+        assert "serviceaccounts" not in rule["resources"] or rule["verbs"] == ["get"]
         assert rule["apiGroups"] != [""] or set(rule["verbs"]) <= {"get", "list"}
     assert find(base(), "RoleBinding", "launcher")["subjects"] == [{"kind": "ServiceAccount", "name": "launcher"}]
     assert not [document for document in base() if document["kind"].startswith("ClusterRole")]

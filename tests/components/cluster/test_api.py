@@ -71,6 +71,14 @@ FORBIDDEN = {  # words of API servers → what the advice names
         'pytorchjobs "a" is forbidden: unable to create new content in '
         "namespace maskrcnn because it is being terminated"
     ): "is gone",
+    (
+        'pods "a" is forbidden: violates PodSecurity "restricted:latest": allowPrivilegeEscalation != false '
+        '(container "init-pytorch" must set securityContext.allowPrivilegeEscalation=false)'
+    ): "cluster.form=elastic",
+    (
+        'pods "a" is forbidden: error looking up service account maskrcnn/absent: serviceaccount "absent" not found'
+    ): "cluster.service_account",
+    "admission webhook \"vtrainjob.kb.io\" denied the request: runtime 'absent' not found": "cluster.runtime must name",
     "<html>blocked by the proxy</html>": "blocked by the proxy",
 }
 

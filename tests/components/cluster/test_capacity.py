@@ -95,6 +95,8 @@ def taint(value: str = "", effect: str = "NoSchedule") -> Json:
          "b has the taint gpu=x:NoSchedule (cluster.tolerations)"),
         (node("b", taints=[taint()]), {"tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoExecute"}]},
          "b has the taint gpu:NoSchedule (cluster.tolerations)"),
+        (node("b", taints=[taint() | {"key": "node.kubernetes.io/disk-pressure"}]), {},
+         "b has the taint node.kubernetes.io/disk-pressure:NoSchedule (kubectl describe node)"),
         (node("b"), {"nodeSelector": {"pool": "train"}}, ""),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""`maskrcnn pytorchjob --check` against a server on loopback, by the real client: each fault, and what is said of it."""
+"""`maskrcnn pytorchjob --check` against a server on loopback, by the real client: each fault, and its finding."""
 
 import os
 import time

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -77,22 +78,34 @@ def test_the_pod_is_the_jobs_but_small_and_what_it_says_is_found(make_cluster: M
 @pytest.mark.parametrize(
     ("reason", "seconds", "words"),
     [
-        ("ImagePullBackOff", 30, "ImagePullBackOff: not found; check cluster.image"),
-        ("CreateContainerConfigError", 30, "CreateContainerConfigError: not found; check the secrets"),
-        ("ErrImagePull", 0.5, "ErrImagePull: not found; check cluster.image"),
+        ("ImagePullBackOff", 30, "ImagePullBackOff: ErrImagePull: not found; check cluster.image"),
+        ("CreateContainerConfigError", 30, "CreateContainerConfigError: ErrImagePull: not found; check the secrets"),
+        ("ErrImagePull", 0.5, "ErrImagePull: ErrImagePull: not found; check cluster.image"),
         ("ContainerCreating", 0.5, "did not end within cluster.stuck_timeout_s=0.5: pod maskrcnn-try-1-check: Cont"),
     ],
 )
 def test_a_pod_that_cannot_start_is_a_fault_and_goes(make_cluster: Make, reason: str, seconds: float, words: str):
     def kubelet(cluster: Cluster, pod: str) -> None:
-        waiting = {"name": "pytorch", "state": {"waiting": {"reason": reason, "message": "not found"}}}
+        waiting = {"name": "pytorch", "state": {"waiting": {"reason": reason, "message": "ErrImagePull: not found"}}}
         cluster.pods[pod]["status"] = {"phase": "Pending", "containerStatuses": [waiting]}
 
     cluster = start(make_cluster, kubelet)
+    began_s = time.monotonic()
     (fault,) = check(stuck_timeout_s=seconds)
+    assert time.monotonic() - began_s < 25, "what does not change by itself is not waited for"
     assert fault.startswith("fault    pod: ")
     assert words in fault
     assert NAME not in cluster.pods
+
+
+def test_a_pod_without_findings_is_a_fault_with_the_end_of_its_log(make_cluster: Make):
+    def kubelet(cluster: Cluster, pod: str) -> None:
+        cluster.log(pod, "hello", "a shell that knows no python")
+        cluster.pods[pod]["status"] = {"phase": "Succeeded"}
+
+    start(make_cluster, kubelet)
+    (fault,) = check()
+    assert "must write its findings, got a shell that knows no python; check that cluster.image has python" in fault
 
 
 def test_a_pod_that_dies_is_a_fault_with_its_exit_code_and_one_that_was_left_is_replaced(make_cluster: Make):
@@ -103,7 +116,7 @@ def test_a_pod_that_dies_is_a_fault_with_its_exit_code_and_one_that_was_left_is_
 
     cluster = start(make_cluster, kubelet)
     cluster.pods[NAME] = {"metadata": {"name": NAME, "labels": {}}, "status": {"phase": "Failed"}}
-    (fault,) = check()
+    _, fault = check()
     assert "ended with exit code 127, the image has no tini, or no python" in fault
     assert NAME not in cluster.pods
 
@@ -128,7 +141,8 @@ def test_an_account_that_may_not_start_pods_is_not_at_fault(make_cluster: Make):
 def run_probe(uri: str, *volumes: tuple[Path, bool], **env: str) -> list[Finding]:
     """What the program finds as it runs in the pod: from its text alone."""
     asked = {"uri": uri, "volumes": [[str(path), must_write] for path, must_write in volumes]}
-    command = [sys.executable, "-c", Path(probe.__file__).read_text(), json.dumps(asked)]
+    program = Path(probe.__file__).read_text().replace("_PATIENCE_S = 5, 30", "_PATIENCE_S = 0, 1")
+    command = [sys.executable, "-c", program, json.dumps(asked)]
     environment = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env={**environment, **env})
     return [Finding(**json.loads(line)) for line in done.stdout.splitlines()]
