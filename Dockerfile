@@ -39,21 +39,23 @@ RUN python3 -m venv /opt/maskrcnn \
         --requirement /tmp/torch.txt
 
 # hadolint ignore=DL3006
-FROM torch-${VARIANT} AS build
+FROM torch-${VARIANT} AS dependencies
 # NVIDIA's image sets PIP_CONSTRAINT to pin all of its packages. We keep only its torch and what is compiled against it.
 ENV PATH=/opt/maskrcnn/bin:${PATH} \
     PIP_CONSTRAINT="" \
     PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
-# Two layers: the dependencies change rarely, the code often.
 COPY setup.py pyproject.toml requirements.image.lock README.md LICENSE .ci/image_requirements.py ./
-# Files whose hash is not in the lock are refused. Packages without a wheel are built by the locked setuptools.
+# Files whose hash is not in the lock are refused. Packages without a wheel are built by the locked setuptools, which
+# has no dependencies: --no-deps also keeps pip from complaining that torch's are not there yet.
 RUN awk '/^[^ ]/ { kept = /^(setuptools|ninja)==/ } kept' requirements.image.lock > /tmp/build.txt \
-    && python -m pip install --require-hashes --requirement /tmp/build.txt \
+    && python -m pip install --require-hashes --no-deps --requirement /tmp/build.txt \
     && python image_requirements.py /tmp/requirements \
     && python -m pip install --require-hashes --no-build-isolation --requirement /tmp/requirements/run.txt \
         --constraint /tmp/requirements/constraints.txt
+
+FROM dependencies AS build
 COPY cuda_ops cuda_ops
 COPY model model
 COPY components components
@@ -67,10 +69,11 @@ ARG CUDA_ARCHITECTURES="8.0 8.6 9.0 10.0+PTX"
 ARG MAX_JOBS=4
 RUN FORCE_CUDA="$([ "${VARIANT}" = gpu ] && echo 1 || echo 0)" TORCH_CUDA_ARCH_LIST="${CUDA_ARCHITECTURES}" \
     MAX_JOBS="${MAX_JOBS}" \
-    python -m pip install --verbose --no-deps --no-build-isolation .
+    python -m pip wheel --verbose --no-deps --no-build-isolation --wheel-dir /wheels .
 # Outside the source tree, so that the installed library is the one that is checked against its references.
 WORKDIR /
-RUN python -c 'from cuda_ops import library; assert library.HAS_CPU' && python -m cuda_ops && maskrcnn --version
+RUN python -m pip install --no-deps --no-index /wheels/*.whl \
+    && python -c 'from cuda_ops import library; assert library.HAS_CPU' && python -m cuda_ops && maskrcnn --version
 
 # hadolint ignore=DL3006
 FROM base-${VARIANT} AS runtime
@@ -78,7 +81,10 @@ FROM base-${VARIANT} AS runtime
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends tini \
     && rm -rf /var/lib/apt/lists/*
-COPY --from=build /opt/maskrcnn /opt/maskrcnn
+# Two layers: the dependencies change rarely, the code often, so most pushes and pulls are of a few megabytes.
+COPY --from=dependencies /opt/maskrcnn /opt/maskrcnn
+RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
+    PIP_CONSTRAINT="" /opt/maskrcnn/bin/python -m pip install --no-cache-dir --no-deps --no-index /wheels/*.whl
 WORKDIR /workspace
 COPY --chown=1000:1000 params.yaml ./
 RUN mkdir -p data runs && chown 1000:1000 . data runs

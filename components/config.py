@@ -167,7 +167,9 @@ Image = Annotated[str, Field(pattern=rf"^(({_HOST}/)?{_PART}(/{_PART})*{_VERSION
 class ClusterConfig(Section):
     """Settings of `maskrcnn pytorchjob`: training on Kubernetes. Requests equal limits: nothing is overcommitted."""
 
-    api: Literal["pytorchjob", "trainjob"] = "pytorchjob"  # kubeflow.org/v1, or Kubeflow Trainer's v1alpha1
+    # kubeflow.org/v1, or Kubeflow Trainer's v1alpha1. auto: trainjob with kueue, whose support of PyTorchJobs is
+    # ending; otherwise pytorchjob.
+    api: Literal["auto", "pytorchjob", "trainjob"] = "auto"
     # For a PyTorchJob. In `master_worker` the operator adds an init container, which the pod-security level
     # "restricted" refuses.
     form: Literal["elastic", "master_worker"] = "elastic"
@@ -198,7 +200,7 @@ class ClusterConfig(Section):
     queue: LabelOrNone = ""
     node_selector: tuple[NodeLabel, ...] = ()  # label=value
     tolerations: tuple[Toleration, ...] = ()  # key:Effect, or key=value:Effect
-    restarts: NonNegativeInt = 3  # restarts of each node's container before a PyTorchJob fails
+    restarts: NonNegativeInt = 3  # of each node's container before the job fails; the launcher counts a TrainJob's
     grace_s: Annotated[int, Field(ge=30)] = 120  # from SIGTERM to SIGKILL: a checkpoint must be written in it
     ttl_s: PositiveInt = 86400  # time for which a finished PyTorchJob is kept
     pending_timeout_s: PositiveInt = 3600  # until the first pod runs; in a queue too, also later
@@ -213,16 +215,30 @@ class ClusterConfig(Section):
             raise ValueError(f"min_nodes must be at most nodes, got {self.min_nodes} > {self.nodes}")
         if _bytes(self.shm) >= _bytes(self.memory):
             raise ValueError(f"shm must be less than memory, which holds it, got {self.shm} and {self.memory}")
-        elastic = self.api == "pytorchjob" and self.form == "elastic"
+        elastic = self.job_api == "pytorchjob" and self.form == "elastic"
+        with_api = f"api: {self.api}{' and scheduler: kueue' if self.api == 'auto' else ''}"
         if self.min_nodes and not elastic:
-            raise ValueError("min_nodes must be 0 but for an elastic PyTorchJob; others have a fixed number of nodes")
-        if self.api == "trainjob" and self.form != "elastic":
-            raise ValueError("form must be elastic with api: trainjob, which knows no other; got master_worker")
+            raise ValueError(
+                "min_nodes must be 0 but for an elastic PyTorchJob; others have a fixed number of nodes; got "
+                f"{self.min_nodes} with form: {self.form}, {with_api}"
+            )
+        if self.job_api == "trainjob" and self.form != "elastic":
+            raise ValueError(
+                f"form must be elastic with {with_api}, since a TrainJob has no other; got {self.form}; "
+                "api: pytorchjob has it"
+            )
         if self.api == "trainjob" and self.scheduler == "volcano":
             raise ValueError("scheduler must not be volcano with api: trainjob, whose runtime decides on gangs")
         if (self.scheduler == "default") == bool(self.queue):
             raise ValueError(f"queue must be named for kueue and volcano, and for them alone, got {self.queue!r}")
         return self
+
+    @property
+    def job_api(self) -> Literal["pytorchjob", "trainjob"]:
+        """API of the job: `api`, with `auto` resolved."""
+        if self.api == "auto":
+            return "trainjob" if self.scheduler == "kueue" else "pytorchjob"
+        return self.api
 
 
 class Config(Section):

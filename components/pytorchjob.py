@@ -1,6 +1,7 @@
 """Train on Kubernetes: submit a PyTorchJob (or a TrainJob), follow it to its end, and report why it failed if it does.
 
     maskrcnn pytorchjob cluster.image=registry/maskrcnn:1 cluster.nodes=2 cluster.gpus_per_node=8 --dry-run
+    maskrcnn pytorchjob --check    # asks the cluster whether it would run the job
 
 The job's name comes from the run id, so the same command finds the same job: it follows one that runs or has succeeded,
 and replaces one that failed, which continues from its last checkpoint. Rank 0's log is printed here. SIGTERM and Ctrl-C
@@ -18,14 +19,18 @@ from typing import TextIO
 
 from components.cli import parse, stage_parser, user_errors
 from components.cluster.api import ClusterError, JobApi
-from components.cluster.description import default_run_id, describe
+from components.cluster.description import Description, default_run_id, describe
+from components.cluster.findings import Finding, summary
 from components.cluster.log import LogFollower
 from components.cluster.manifest import DIGEST, RUN_ID, Manifest, build, to_yaml
-from components.cluster.watch import Follower, JobFailedError, JobTimeoutError, condition
+from components.cluster.preflight import Preflight
+from components.cluster.trial import look_from_a_pod
+from components.cluster.watch import Follower, JobFailedError, JobGivenUpError, JobTimeoutError, condition
 from components.config import Config
 from components.launch import STATUS_OF_SIGTERM, handled
 
 _LOG_END_S = 30
+_CHECK_S = 20  # without an answer of the API server, if it is only asked
 _TRIES = 3  # attempts to create a job while others create or delete it
 
 
@@ -53,6 +58,7 @@ def run(config: Config, *, run_id: str = "", skip_test: bool = False, out: TextI
         ClusterError: if the API server cannot be reached or refuses a request.
         JobFailedError: if the job failed or was deleted by someone else.
         JobTimeoutError: if the job took too long; it is deleted then.
+        JobGivenUpError: if a TrainJob failed more often than `cluster.restarts` allows; it is deleted then.
         SystemExit: with status 143 on SIGTERM, after deleting the job.
     """
     began_s = time.monotonic()
@@ -70,8 +76,10 @@ def run(config: Config, *, run_id: str = "", skip_test: bool = False, out: TextI
         try:
             was_adopted = _submit(api, manifest, say)
             _follow(api, name, say, write)
-        except (JobTimeoutError, KeyboardInterrupt, SystemExit) as error:
-            reason = "timed out" if isinstance(error, JobTimeoutError) else "cancelled"
+        except (JobGivenUpError, KeyboardInterrupt, SystemExit) as error:
+            reason = "cancelled"
+            if isinstance(error, JobGivenUpError):
+                reason = "timed out" if isinstance(error, JobTimeoutError) else "it fails again and again"
             say(f"{name} is being deleted: {reason}")
             is_gone = api.delete(name)
             say(f"{name} is deleted" if is_gone else f"{name} is marked as deleted, its pods are still ending")
@@ -81,15 +89,62 @@ def run(config: Config, *, run_id: str = "", skip_test: bool = False, out: TextI
     return PyTorchJobResult(name, cluster.namespace, run_id, was_adopted, time.monotonic() - began_s)
 
 
+def check(
+    config: Config,
+    *,
+    run_id: str = "",
+    skip_test: bool = False,
+    from_pod: bool = False,
+    on_finding: Callable[[Finding], None] | None = None,
+) -> list[Finding]:
+    """Ask the cluster whether it would run the job of `config`, and submit nothing.
+
+    Args:
+        run_id, skip_test: as for `run`.
+        from_pod: also start a pod of the job's image, which looks at MLflow and the volumes; it is deleted at the end.
+        on_finding: called with each finding as it is found.
+
+    Returns:
+        All findings. The job could run if none is a fault.
+
+    Raises:
+        ConfigError, ManifestError: if the job could not run with this configuration.
+        ClusterError: if there is no usable kubeconfig.
+        SystemExit: with status 143 on SIGTERM, after deleting the pod.
+    """
+    job = _describe(config, run_id=run_id, skip_test=skip_test)
+    build(job)
+    cluster = config.cluster
+    api = JobApi(cluster.model_copy(update={"api_timeout_s": min(cluster.api_timeout_s, _CHECK_S)}))
+    found: list[Finding] = []
+
+    def add(finding: Finding) -> None:
+        found.append(finding)
+        if on_finding:
+            on_finding(finding)
+
+    for finding in Preflight(api, job).findings():
+        add(finding)
+    if from_pod and found[0].level != "fault":  # else nothing answers
+        with _signals_raise():
+            for finding in look_from_a_pod(api, job):
+                add(finding)
+    return found
+
+
 def make_manifest(config: Config, *, run_id: str = "", skip_test: bool = False) -> Manifest:
     """Make the manifest that `run` submits.
 
     Raises:
         ConfigError, ManifestError: if the job could not run with this configuration.
     """
+    return build(_describe(config, run_id=run_id, skip_test=skip_test))
+
+
+def _describe(config: Config, *, run_id: str, skip_test: bool = False) -> Description:
     mlflow_run_id = os.environ.get("MLFLOW_RUN_ID", "")
     run_id = run_id or mlflow_run_id or default_run_id(config)
-    return build(describe(config, run_id, mlflow_run_id=mlflow_run_id, skip_test=skip_test))
+    return describe(config, run_id, mlflow_run_id=mlflow_run_id, skip_test=skip_test)
 
 
 def _submit(api: JobApi, manifest: Manifest, say: Callable[[str], None]) -> bool:
@@ -157,11 +212,29 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--run-id", default="", help="run id, which determines the job's name (MLFLOW_RUN_ID, or a digest)"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the manifest without submitting it")
+    parser.add_argument(
+        "--check", action="store_true", help="ask the cluster whether it would run the job; status 1 if it would not"
+    )
+    parser.add_argument(
+        "--check-pod",
+        action="store_true",
+        help="--check, and start a pod of the image for a moment, which looks at DNS, MLflow and the volumes",
+    )
     parser.add_argument("--skip-test", action="store_true", help="do not evaluate after training")
     with user_errors():
         args, config = parse(parser, argv)
         if args.dry_run:
             print(to_yaml(make_manifest(config, run_id=args.run_id, skip_test=args.skip_test)), end="")
+        elif args.check or args.check_pod:
+            found = check(
+                config,
+                run_id=args.run_id,
+                skip_test=args.skip_test,
+                from_pod=args.check_pod,
+                on_finding=lambda one: print(one, flush=True),
+            )
+            print(summary(found))
+            sys.exit(any(finding.level == "fault" for finding in found))
         else:
             run(config, run_id=args.run_id, skip_test=args.skip_test)
 

@@ -5,13 +5,15 @@ there is one process, and nothing here communicates. Every process must call eve
 module, in the same order.
 """
 
+import math
 import os
 import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -56,6 +58,7 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device, processes = torch.device(name), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if device.type != "cuda":
+        _share_cores()
         return device
     if device.index is not None and processes > 1:
         raise UserError(
@@ -85,8 +88,6 @@ def process_group(device: torch.device, timeout_s: float) -> Iterator[None]:
     if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    if device.type != "cuda":
-        _share_cores()
     # Results and decisions, which are not GPU tensors, use gloo, which needs no GPU memory.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
@@ -96,11 +97,33 @@ def process_group(device: torch.device, timeout_s: float) -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def available_cores(control_groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may use: those of its affinity, at most the CPU limit of its container, rounded up.
+
+    Args:
+        control_groups: where a container sees its own control group, of version 2 or 1.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # ValueError: the quota is `max`
+        quota, period = (control_groups / "cpu.max").read_text().split()
+        return min(cores, math.ceil(int(quota) / int(period)))
+    with suppress(OSError):
+        quota, period = ((control_groups / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return min(cores, math.ceil(int(quota) / int(period))) if int(quota) > 0 else cores
+    return cores
+
+
 def _share_cores() -> None:
-    """Divide the machine's cores among its processes, unless OMP_NUM_THREADS is set (torchrun's default is 1)."""
-    if os.environ.get("OMP_NUM_THREADS", "1") == "1":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    """Divide the available cores among this machine's processes, unless OMP_NUM_THREADS is set.
+
+    torch looks at the machine's cores alone: in a container that may use two of 64, 64 threads would wait for each
+    other. torchrun sets OMP_NUM_THREADS to 1 for several processes, which is not a wish.
+    """
+    processes, wish = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), os.environ.get("OMP_NUM_THREADS", "")
+    if wish and (processes == 1 or wish != "1"):
+        return
+    share = max(1, available_cores() // processes)
+    torch.set_num_threads(share if processes > 1 else min(share, torch.get_num_threads()))
 
 
 def data_parallel(model: nn.Module) -> nn.Module:

@@ -32,6 +32,7 @@ _CRDS: dict[str, Any] = {
     },
     "scheduling.volcano.sh/v1beta1/Queue": {"weight": int, "reclaimable": bool, "capability": {"*": str}},
 }
+_KSERVE = ("minReplicas", "deploymentStrategy", "labels")  # fields of a predictor beside those of a pod, as far as used
 
 
 def faults(manifest: Json) -> list[str]:
@@ -53,6 +54,8 @@ def _round_trip(manifest: Json) -> Any:
         job = TrainerV1alpha1TrainJob.from_dict(manifest)
         assert job is not None
         return job.to_dict()
+    if manifest["kind"] == "InferenceService":
+        return _inference_service(manifest)
     if manifest["kind"] == "PyTorchJob":
         from kubeflow.training.api_client import ApiClient
 
@@ -61,6 +64,25 @@ def _round_trip(manifest: Json) -> Any:
         version = manifest["apiVersion"].split("/")[-1]
         client, model = kubernetes.client.ApiClient(), f"{version[0].upper()}{version[1:]}{manifest['kind']}"
     return client.sanitize_for_serialization(client.deserialize(_Response(manifest), model))
+
+
+def _inference_service(manifest: Json) -> Json:
+    """The part of an InferenceService of KServe that its API knows: its predictor is a pod's spec, and a bit more."""
+    predictor = manifest.get("spec", {}).get("predictor", {})
+    pod = {key: value for key, value in predictor.items() if key not in _KSERVE}
+    spec = {
+        "replicas": predictor.get("minReplicas"),
+        "strategy": predictor.get("deploymentStrategy"),
+        "selector": {},
+        "template": {"metadata": {"labels": predictor.get("labels")}, "spec": pod},
+    }
+    metadata = manifest.get("metadata", {})
+    back = _round_trip({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": spec})
+    spec = back["spec"]
+    known = (spec.get("replicas"), spec.get("strategy"), spec["template"]["metadata"].get("labels"))
+    more = {key: value for key, value in zip(_KSERVE, known, strict=True) if key in predictor}
+    names = {key: manifest[key] for key in ("apiVersion", "kind")}
+    return {**names, "metadata": back["metadata"], "spec": {"predictor": {**spec["template"]["spec"], **more}}}
 
 
 class _Response:

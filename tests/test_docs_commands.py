@@ -115,7 +115,7 @@ def test_shell_blocks_are_shell(document: Path):
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 @pytest.mark.parametrize("page", ["docs/serving.md", "components/tracking/pyfunc.py"])
 def test_the_request_of_the_served_model_has_room_for_a_photo(page: str, tmp_path: Path):
-    """The lines are run as they stand; only the port is another."""
+    """The lines are run as they stand; only the ports are others."""
     received: list[bytes] = []
 
     class Model(BaseHTTPRequestHandler):
@@ -136,13 +136,13 @@ def test_the_request_of_the_served_model_has_room_for_a_photo(page: str, tmp_pat
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         try:
-            script = "\n".join(lines).replace(":5001", f":{server.server_port}")
+            script = re.sub(r"(?<=127\.0\.0\.1:)\d+", str(server.server_port), "\n".join(lines))
             subprocess.run(["bash", "-euc", script], cwd=tmp_path, check=True, capture_output=True)
         finally:
             server.shutdown()
             thread.join()
-    (request,) = received
-    assert base64.b64decode(json.loads(request)["inputs"][0]) == photo
+    assert len(received) == text.count("curl ")
+    assert all(base64.b64decode(json.loads(request)["inputs"][0]) == photo for request in received)
 
 
 def test_documents_with_commands_are_found():

@@ -64,6 +64,7 @@ IDLE_CODE = {
         "tracking/uploads",
         "tracking/reason",
         "training/log",
+        "training/progress",
     )
 }
 IDLE_CODE |= {f"model/{name}.py" for name in ("config", "data_config", "errors", "files")}

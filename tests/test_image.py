@@ -228,12 +228,28 @@ def test_what_is_locked_for_the_image_is_what_setup_declares_and_all_that_is_ins
     assert not {"pytest", "mypy", "uv"} & locked
     commands = [part for run in instructions(dockerfile, "RUN") for part in run.split("&&") if "pip install" in part]
     unhashed = [command for command in commands if "--require-hashes" not in command]
-    assert len(commands) == 4
-    # PyTorch's index for CPUs has other files than those with hashes in the lock; the last one is this project.
-    assert [("TORCH_INDEX" in command, command.strip().endswith(" .")) for command in unhashed] == [
+    assert len(commands) == 5
+    # PyTorch's index for CPUs has other files than those with hashes in the lock; the others install this project.
+    assert [
+        ("TORCH_INDEX" in command, command.strip().endswith("--no-index /wheels/*.whl")) for command in unhashed
+    ] == [
         (True, False),
         (False, True),
+        (False, True),
     ]
+
+
+def test_a_change_of_the_code_leaves_the_layer_of_the_dependencies_alone(dockerfile: Any):
+    """All that the stage of the dependencies copies is what they are installed from; the code comes in a layer of its
+    own.
+    """
+    copied = [copy.split()[:-1] for copy in instructions(dockerfile, "COPY", stage="dependencies")]
+    assert copied == [["setup.py", "pyproject.toml", "requirements.image.lock", "README.md", "LICENSE",
+                       ".ci/image_requirements.py"]]  # fmt: skip
+    steps = [f"{step['instruction']} {step['value']}" for step in dockerfile.structure]
+    large = steps.index("COPY --from=dependencies /opt/maskrcnn /opt/maskrcnn")
+    assert steps[large + 1].startswith("RUN --mount=type=bind,from=build,source=/wheels,target=/wheels ")
+    assert not [step for step in steps if step.startswith("COPY --from=build")]
 
 
 def with_dependencies(names: set[str]) -> set[str]:

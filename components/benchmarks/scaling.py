@@ -4,7 +4,6 @@ Weak scaling keeps the batch per process constant, strong scaling the total batc
 each has an equal share of the cores, the same in every row, so that the efficiency shows the cost of communication.
 """
 
-import os
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from components.benchmarks.process import in_fresh_process
 from components.benchmarks.steps import first_case
 from components.config import Config
 from components.params import ConfigError
+from model.distributed import available_cores
 
 
 def measure(config: Config) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def measure(config: Config) -> dict[str, Any]:
     largest = max(counts)
     if uneven := [count for count in counts if largest % count]:
         raise ConfigError(f"benchmark.processes: each must divide the largest, {largest}, got {uneven[0]}")
-    threads = max(1, (os.cpu_count() or 1) // largest)
+    threads = max(1, available_cores() // largest)
     report: dict[str, Any] = {"dtype": case.dtype, "threads_per_process": threads}
     measured: dict[tuple[int, int], float] = {}  # processes and batch of each → seconds per step
     for kind in ("weak", "strong"):

@@ -7,8 +7,10 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -17,6 +19,7 @@ from urllib3.exceptions import HTTPError
 from components.cluster.failures import not_admitted
 from components.cluster.log import LogCutError
 from components.cluster.manifest import Manifest
+from components.cluster.resources import JOB_KINDS, KUEUE, KUEUE_VERSIONS
 from components.cluster.watch import WatchEndedError
 from components.config import ClusterConfig
 from model.errors import UserError
@@ -24,20 +27,27 @@ from model.errors import UserError
 Json = dict[str, Any]
 _TIMES: dict[str, Any] = {"_request_timeout": (5, 30)}  # seconds to connect, and to answer
 _RAW: dict[str, Any] = {"_preload_content": False, **_TIMES}
+_AWAY = "A job that has started continues; run the same command to follow it again"
+_AUTHENTICATED: dict[str, Any] = {"auth_settings": ["BearerToken"], "_return_http_data_only": True, **_RAW}
 _LOG_READ_S = 60  # without a line, the log is requested again after this time: the connection may be dead
-_RESOURCES = {  # group, version, plural, label of the pods
-    "pytorchjob": ("kubeflow.org", "v1", "pytorchjobs", "training.kubeflow.org/job-name"),
-    "trainjob": ("trainer.kubeflow.org", "v1alpha1", "trainjobs", "jobset.sigs.k8s.io/jobset-name"),
-}
-_KUEUE_VERSIONS = ("v1beta2", "v1beta1")  # the second before Kueue 0.15
-_NEEDS = {
-    "pytorchjob": "training operator 1.9 or later",
-    "trainjob": "Kubeflow Trainer 2.3 or later (cluster.api=pytorchjob needs the training operator instead)",
-}
 
 
 class ClusterError(UserError):
     """The API server cannot be used as configured, or refuses a request."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Answer of the API server to a request; a status of 400 or more is a refusal."""
+
+    status: int
+    body: Json
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def message(self) -> str:
+        """The server's words in a refusal."""
+        return str(self.body.get("message", ""))
 
 
 class JobApi:
@@ -47,13 +57,40 @@ class JobApi:
         self.cluster = cluster
         self._kubernetes = _import_kubernetes()
         client = self._kubernetes.client.ApiClient(_connection(self._kubernetes, cluster.context))
-        self._server = client.configuration.host
+        self._client, self.server = client, client.configuration.host
         self._refused = self._kubernetes.client.ApiException
         self._jobs = self._kubernetes.client.CustomObjectsApi(client)
         self._core = self._kubernetes.client.CoreV1Api(client)
-        group, version, plural, self._pod_label = _RESOURCES[cluster.api]
-        self._where = {"group": group, "version": version, "namespace": cluster.namespace, "plural": plural}
-        self._plural = plural
+        self._kind = kind = JOB_KINDS[cluster.job_api]
+        self._where = {
+            "group": kind.group,
+            "version": kind.version,
+            "namespace": cluster.namespace,
+            "plural": kind.plural,
+        }
+
+    def request(
+        self, method: str, path: str, body: Json | None = None, *, query: Mapping[str, str] | None = None
+    ) -> Answer:
+        """Send any request and return its answer, a refusal too.
+
+        Raises:
+            ClusterError: if the server is unavailable for `cluster.api_timeout_s`.
+        """
+
+        def call() -> Answer:
+            try:
+                raw = self._client.call_api(
+                    *(path, method), query_params=[*(query or {}).items()], body=body, **_AUTHENTICATED
+                )
+            except self._refused as error:
+                if 400 <= error.status < 500 and error.status != 429:
+                    return Answer(error.status, {"message": _message(error) or error.reason})
+                raise
+            words = (re.search(r'"(.*)"', value) for value in raw.headers.getlist("Warning"))  # 299 - "words"
+            return Answer(raw.status, json.loads(raw.data), tuple(match[1] for match in words if match))
+
+        return self._ask(f"{method} {path}", call, away="Check its address in the kubeconfig, and the network")
 
     def create(self, manifest: Manifest) -> bool:
         """Create the job; return False if one of this name exists."""
@@ -111,7 +148,7 @@ class JobApi:
 
     def pods(self, name: str) -> list[Json]:
         """List the job's pods."""
-        selector = f"{self._pod_label}={name}"
+        selector = f"{self._kind.pod_label}={name}"
         return self._items(
             "list pods", lambda: self._core.list_namespaced_pod(self.cluster.namespace, label_selector=selector, **_RAW)
         )
@@ -129,10 +166,10 @@ class JobApi:
         uid = job["metadata"].get("uid")
         if self.cluster.scheduler != "kueue" or not uid:
             return ""
-        for version in _KUEUE_VERSIONS:
+        for version in KUEUE_VERSIONS:
             call = partial(
                 self._jobs.list_namespaced_custom_object,
-                *("kueue.x-k8s.io", version, self.cluster.namespace, "workloads"),
+                *(KUEUE, version, self.cluster.namespace, "workloads"),
                 label_selector=f"kueue.x-k8s.io/job-uid={uid}",
                 **_TIMES,
             )
@@ -162,11 +199,19 @@ class JobApi:
         except (self._refused, HTTPError, OSError) as error:
             raise LogCutError(str(error)) from error
 
+    def quantity(self, text: str) -> Decimal:
+        """Value of a quantity of Kubernetes, such as 100m, 2 or 16Gi."""
+        return self._kubernetes.utils.parse_quantity(text)
+
     def _items(self, what: str, call: Callable[[], Any]) -> list[Json]:
         return self._ask(what, lambda: json.loads(call().data))["items"]
 
-    def _ask(self, what: str, call: Callable[[], Any], *, none_on: tuple[int, ...] = ()) -> Any:
-        """Return the answer to a call, or None on a status of `none_on`; repeat while the server is unavailable."""
+    def _ask(self, what: str, call: Callable[[], Any], *, none_on: tuple[int, ...] = (), away: str = _AWAY) -> Any:
+        """Return the answer to a call, or None on a status of `none_on`; repeat while the server is unavailable.
+
+        Args:
+            away: what to do if it remains unavailable.
+        """
         until_s, pause_s = time.monotonic() + self.cluster.api_timeout_s, 0.25
         while True:
             try:
@@ -178,7 +223,7 @@ class JobApi:
                     raise ClusterError(self._refusal(what, error)) from error
                 if "CERTIFICATE_VERIFY_FAILED" in str(error.reason):  # status 0; waiting would change nothing
                     raise ClusterError(
-                        f"{self._server}: {what}: {error.reason}; the kubeconfig's certificate-authority must have "
+                        f"{self.server}: {what}: {error.reason}; the kubeconfig's certificate-authority must have "
                         "signed the server's certificate, and that must be valid for this address"
                     ) from error
                 last = f"{error.status} {error.reason} {_message(error)}".strip()
@@ -186,26 +231,29 @@ class JobApi:
                 last = str(error)
             if time.monotonic() > until_s:
                 raise ClusterError(
-                    f"{self._server}: must answer ({what}), got for "
-                    f"cluster.api_timeout_s={self.cluster.api_timeout_s}: {last}. "
-                    "A job that has started continues; run the same command to follow it again"
+                    f"{self.server}: must answer ({what}), got for "
+                    f"cluster.api_timeout_s={self.cluster.api_timeout_s}: {last}. {away}"
                 )
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, self.cluster.poll_s)
 
     def _refusal(self, what: str, error: Any) -> str:
         namespace, message = self.cluster.namespace, _message(error)
-        advice = {
+        advice = self.advice(error.status, message)
+        text = f"{self.server}: {what} {self._kind.plural} in {namespace}: {error.status} {error.reason}: {message}"
+        return f"{text}; {advice}" if advice else text
+
+    def advice(self, status: int, message: str) -> str:
+        """Return what to do about a refusal of the job; empty if that is not known."""
+        if "unknown field" in message:
+            needs = f"cluster.api={self.cluster.job_api} needs {self._kind.operator}"
+            return f"the operator of this cluster is too old: {needs}"
+        return {
             401: "log in again, or mount a service account's token",
             403: self._advice_if_forbidden(message),
-            404: f"create the namespace {namespace} with kubectl apply -k k8s/base; {self._plural} need Kubeflow's "
-            "operator (cluster.api)",
-        }.get(error.status, "")
-        if "unknown field" in message:
-            advice = f"the operator of this cluster is too old: cluster.api={self.cluster.api} needs "
-            advice += _NEEDS[self.cluster.api]
-        text = f"{self._server}: {what} {self._plural} in {namespace}: {error.status} {error.reason}: {message}"
-        return f"{text}; {advice}" if advice else text
+            404: f"create the namespace {self.cluster.namespace} with kubectl apply -k k8s/base; {self._kind.plural} "
+            "need Kubeflow's operator (cluster.api)",
+        }.get(status, "")
 
     def _advice_if_forbidden(self, message: str) -> str:
         """Advice by the cause in the API server's message: 403 is not only for missing permissions."""
@@ -214,12 +262,18 @@ class JobApi:
             r"system:anonymous": "log in: the request had neither token nor certificate",
             r" cannot \S+ resource ": f"bind the Role of k8s/base/launcher.yaml in {namespace} to the account that "
             "runs this",
+            # Trainer's webhook, and Kueue's
+            r"must be created before the TrainJob|runtime '\S+' not found": "cluster.runtime must name a runtime of this cluster: "
+            "kubectl get clustertrainingruntimes",
             r"denied (the )?request": "an admission policy of the cluster refuses the job: change what the policy "
             "names, or ask the cluster's administrators",
             r"exceeded quota": "wait for other jobs to end, request less (section cluster), or have the quota raised: "
             f"kubectl -n {namespace} describe resourcequota",
             r"failed quota": "the quota wants requests or limits that the job has not: "
             f"kubectl -n {namespace} describe resourcequota",
+            r"violates PodSecurity": "cluster.form=elastic satisfies every level, if no webhook adds containers",
+            r"error looking up service account": "cluster.service_account must be in the namespace: kubectl apply -k "
+            "k8s/base",
             r"being terminated": f"wait until the namespace {namespace} is gone, then create it again",
         }
         return next((advice for words, advice in causes.items() if re.search(words, message)), "")

@@ -5,11 +5,14 @@
 Pods and events are the API's JSON. The cause comes first: when one pod dies, the others follow within seconds.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 Json = dict[str, Any]
+# Numbers, such as ids of requests, and the ends of pods' names that Kubernetes generates, of consonants and digits.
+_RANDOM = re.compile(r"-[bcdfghjklmnpqrstvwxz2456789]{5}\b|[0-9]+")
 FailureKind = Literal["killed", "evicted", "stuck", "unschedulable", "waiting"]
 
 # Reasons of waiting containers that do not resolve by themselves, and what to check.
@@ -41,6 +44,7 @@ _HINTS = {
     143: "ended by SIGTERM, after a checkpoint was saved",
     159: "ended by SIGSYS: a system call that the pod's seccomp profile forbids",
 }
+_OF_STUCK = ("Failed", "BackOff")  # reasons of the kubelet's warnings that a stuck container's state tells, too
 _WAITING = {  # reasons of warnings about pods that wait, and what to check
     "FailedMount": "cluster.volumes, kubectl get pvc, and that the storage can be reached from the node",
     "FailedAttachVolume": "that no other node has the volume: claims that several nodes mount must be ReadWriteMany",
@@ -56,6 +60,13 @@ class Failure:
     pod: str
     text: str
     at: str = ""  # RFC 3339 time; empty for a current failure
+
+    @property
+    def key(self) -> str:
+        """Text by which a failure is known again: warnings that are repeated differ by numbers and names of pods."""
+        if self.kind not in ("waiting", "unschedulable"):
+            return self.text
+        return f"{self.pod}: {_RANDOM.sub('', self.text)}"
 
 
 def find_failures(job: str, pods: list[Json], events: list[Json], nodes: int = 1) -> list[Failure]:
@@ -82,28 +93,29 @@ def _missing_pods(job: str, number: str, events: list[Json]) -> list[Failure]:
 def _of_pod(pod: Json, events: list[Json]) -> Iterator[Failure]:
     name, status = pod["metadata"]["name"], pod.get("status", {})
     yield from _eviction(name, status)
+    is_stuck = False
     for container in [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]:
         yield from _ends(name, container)
         waiting = container.get("state", {}).get("waiting", {})
         if waiting.get("reason") in _STUCK:
-            reason = waiting["reason"]
+            is_stuck, reason = True, waiting["reason"]
             message = waiting.get("message", "no message")
             yield Failure("stuck", name, f"pod {name}: {reason}: {message}; check {_STUCK[reason]}")
     warnings = _of_this_pod(pod, _about(events, name.__eq__))
     scheduled = next((c for c in status.get("conditions", []) if c["type"] == "PodScheduled"), None)
     if status.get("phase") == "Pending":
         # Once the scheduler has set the condition, that is what counts.
-        others = [event for event in warnings if not scheduled or event.get("reason") != "FailedScheduling"]
+        told = (*(("FailedScheduling",) if scheduled else ()), *(_OF_STUCK if is_stuck else ()))
+        others = [event for event in warnings if event.get("reason") not in told]
         yield from (Failure("waiting", name, f"pod {name}: {_warning(event)}") for event in others)
         yield from _claims(pod, events)
     if scheduled and scheduled["status"] == "False":
         why = [event for event in warnings if event.get("reason") == "FailedScheduling"]
         message = _message(why) or scheduled.get("message", "")
-        text = (
-            f"pod {name}: unschedulable: {message}; "
-            "check cluster.gpus_per_node, cpu, memory, node_selector and tolerations"
-        )
-        yield Failure("unschedulable", name, text)
+        check = "gpus_per_node, cpu, memory, node_selector and tolerations"
+        if "persistentvolumeclaim" in message.lower() or "volume node affinity" in message:
+            check = "volumes, and kubectl get pvc"
+        yield Failure("unschedulable", name, f"pod {name}: unschedulable: {message}; check cluster.{check}")
 
 
 def _claims(pod: Json, events: list[Json]) -> Iterator[Failure]:

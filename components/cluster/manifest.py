@@ -31,7 +31,7 @@ def build(job: Description) -> Manifest:
     Raises:
         ManifestError: if the webhook would refuse it.
     """
-    manifest = _pytorchjob(job) if job.cluster.api == "pytorchjob" else _trainjob(job)
+    manifest = _pytorchjob(job) if job.cluster.job_api == "pytorchjob" else _trainjob(job)
     check(manifest)
     return manifest
 
@@ -79,12 +79,13 @@ def _pytorchjob(job: Description) -> Manifest:
 
 def _replicas(job: Description, number: int) -> Manifest:
     # OnFailure, not ExitCode: when a node is lost, torchrun exits with 1 on the others too, which ExitCode takes as
-    # final.
-    return {"replicas": number, "restartPolicy": "OnFailure", "template": _pod(job)}
+    # final. With OnFailure and no restart allowed, a container would be restarted before the operator ends the job.
+    policy = "OnFailure" if job.cluster.restarts else "Never"
+    return {"replicas": number, "restartPolicy": policy, "template": pod_template(job)}
 
 
 def _trainjob(job: Description) -> Manifest:
-    cluster, manifest, pod = job.cluster, _template("trainjob"), _pod(job)
+    cluster, manifest, pod = job.cluster, _template("trainjob"), pod_template(job)
     spec, container = manifest["spec"], pod["spec"]["containers"][0]
     _name(manifest, job)
     spec["runtimeRef"]["name"] = cluster.runtime
@@ -124,12 +125,13 @@ def _name(manifest: Manifest, job: Description) -> None:
 def digest(job: Description) -> str:
     """Digest of a job, to distinguish jobs of one name: everything but the launcher's time limits."""
     waits = {"context", "pending_timeout_s", "stuck_timeout_s", "run_timeout_s", "api_timeout_s", "poll_s"}
-    identity = [job.name, job.command, job.env, job.cluster.model_dump(mode="json", exclude=waits)]
+    cluster = job.cluster.model_dump(mode="json", exclude=waits) | {"api": job.cluster.job_api}
+    identity = [job.name, job.command, job.env, cluster]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _pod(job: Description) -> Manifest:
-    """Pod template of a node."""
+def pod_template(job: Description) -> Manifest:
+    """Make the pod of a node; a TrainJob's runtime adds to it."""
     cluster, pod = job.cluster, _template("pod")
     spec, resources = pod["spec"], {"cpu": canonical(str(cluster.cpu)), "memory": cluster.memory}
     if cluster.gpus_per_node:

@@ -5,7 +5,6 @@ The job is watched from a resource version, and read anew whenever the watch end
 kept, because a failed job's pods may be deleted with it.
 """
 
-import re
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -24,7 +23,11 @@ class JobFailedError(UserError):
     """The job failed or was deleted; the message says why. Its remains are kept for inspection."""
 
 
-class JobTimeoutError(JobFailedError):
+class JobGivenUpError(JobFailedError):
+    """The job would go on, but is not to; it must be deleted."""
+
+
+class JobTimeoutError(JobGivenUpError):
     """The job did not start or end within its time limit; it must be deleted."""
 
 
@@ -69,6 +72,7 @@ class Follower:
 
         Raises:
             JobFailedError: if it failed or was deleted.
+            JobGivenUpError: if it is a TrainJob that failed more often than `cluster.restarts` allows.
             JobTimeoutError: if one of the limits `cluster.…_timeout_s` passed.
         """
         pause_s = 0.0
@@ -104,6 +108,7 @@ class Follower:
             message = f"{failed.get('reason', '')}: {failed.get('message', '')}"
             raise JobFailedError(self._with_reasons(f"{job['kind']} {name} failed: {message}"))
         self._report_suspension(job)
+        self._check_restarts(job, pods)
         self._check_times(job, pods)
         self._remind(job, pods)
         return False
@@ -118,10 +123,8 @@ class Follower:
             failures.append(Failure("waiting", "", f"the queue has not admitted it: {message}"))
         self._current = [failure for failure in failures if failure.kind in ("stuck", "unschedulable", "waiting")]
         for failure in failures:
-            # Repeated warnings differ by numbers, such as ids of requests.
-            key = f"{failure.pod}: {re.sub('[0-9]+', '', failure.text)}" if failure.kind == "waiting" else failure.text
-            if key not in self._reported:
-                self._reported[key] = failure
+            if failure.key not in self._reported:
+                self._reported[failure.key] = failure
                 self._say(failure.text)
 
     def _report_suspension(self, job: Json) -> None:
@@ -157,6 +160,19 @@ class Follower:
         if self._suspended_at is not None and not pods:
             return "; ".join(["it is suspended", *(failure.text for failure in last)])
         return last[0].text if last else waiting_reason(pods, _nodes(job))
+
+    def _check_restarts(self, job: Json, pods: list[Json]) -> None:
+        """Give up a TrainJob that fails again and again; a PyTorchJob's operator does so by itself.
+
+        A TrainJob cannot set a limit, and its runtime has none: Kubernetes would restart it six times, 10 minutes long.
+        """
+        nodes, failed = _nodes(job), sum(map(_failures, pods))
+        if job.get("kind") == "TrainJob" and failed > self._cluster.restarts * nodes:
+            text = (
+                f"TrainJob {job['metadata']['name']} failed: its containers ended with an error {failed} times, more "
+                f"often than cluster.restarts={self._cluster.restarts} allows for {nodes} nodes"
+            )
+            raise JobGivenUpError(self._with_reasons(text))
 
     def _check_times(self, job: Json, pods: list[Json]) -> None:
         name, now_s, cluster = job["metadata"]["name"], time.monotonic(), self._cluster
@@ -206,6 +222,16 @@ def _nodes(job: Json) -> int:
     spec = job.get("spec", {})
     replicas = sum(replica.get("replicas", 1) for replica in spec.get("pytorchReplicaSpecs", {}).values())
     return replicas or spec.get("trainer", {}).get("numNodes", 1)
+
+
+def _failures(pod: Json) -> int:
+    """How often a pod's containers have ended with an error; none if the pod itself is over, and replaced."""
+    status = pod.get("status", {})
+    containers = status.get("containerStatuses", []) if status.get("phase") != "Failed" else []
+    restarts = sum(container.get("restartCount", 0) for container in containers)
+    states = [container.get("state", {}) for container in containers]
+    ended = [state for state in states if state.get("terminated", {}).get("exitCode")]
+    return restarts + len(ended) + sum(s.get("waiting", {}).get("reason") == "CrashLoopBackOff" for s in states)
 
 
 def _waits(job: Json, pods: list[Json]) -> bool:

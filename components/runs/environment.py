@@ -32,10 +32,10 @@ def hardware() -> dict[str, str | int]:
     """Processor, cores that this process may use, and accelerators, as people name them."""
     import torch  # seconds, which those who only ask for the commit need not pay
 
+    from model.distributed import available_cores
+
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    affinity = getattr(os, "sched_getaffinity", None)  # absent on macOS
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return {"cpu": _cpu_name(), "cores": cores, "gpu": ", ".join(sorted(set(gpus))), "gpus": len(gpus)}
+    return {"cpu": _cpu_name(), "cores": available_cores(), "gpu": ", ".join(sorted(set(gpus))), "gpus": len(gpus)}
 
 
 def hardware_name(machine: dict[str, Any], processes: int) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from urllib.parse import unquote, unquote_to_bytes
 
@@ -44,6 +45,7 @@ class Detector(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         self._predictor = Predictor.load(Path(context.artifacts["checkpoint"]), pick_device("auto"))
+        self._turn = Lock()  # MLflow's server has a thread per request; networks side by side only need more memory
 
     def predict(
         self, context: PythonModelContext, model_input: DataFrame, params: dict[str, Any] | None = None
@@ -60,13 +62,14 @@ class Detector(PythonModel):
         settings = _settings(params)
         images = [_decode(i, file, self._predictor.pixel_range) for i, file in enumerate(model_input.iloc[:, 0])]
         try:
-            found = dict(
-                self._predictor.objects(
-                    enumerate(images),
-                    batch_size=settings.batch_size,
-                    score_threshold=settings.score_threshold,
+            with self._turn:
+                found = dict(
+                    self._predictor.objects(
+                        enumerate(images),
+                        batch_size=settings.batch_size,
+                        score_threshold=settings.score_threshold,
+                    )
                 )
-            )
         except UserError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error
         return [{"size": list(pixels.shape[:2]), "detections": found[i]} for i, pixels in enumerate(images)]

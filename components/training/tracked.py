@@ -16,6 +16,7 @@ from components.runs.recipes import nearest_recipe
 from components.runs.result import final_checkpoint
 from components.tracking.tracker import NullTracker, Tracker, open_tracker
 from components.training.loop import Training
+from components.training.progress import reported
 from model.distributed import is_main
 from model.engine.pointers import require_checkpoint
 
@@ -62,4 +63,5 @@ def _tracker(training: Training) -> Iterator[Tracker]:
     ) as tracker:
         if training.replaced is not None:
             tracker.log_replaced(training.replaced)
-        yield tracker
+        with reported(tracker, training) as reporting:
+            yield reporting

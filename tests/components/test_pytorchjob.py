@@ -18,7 +18,8 @@ import pytest
 from components import pytorchjob
 from components.cluster import watch
 from components.cluster.api import ClusterError
-from components.cluster.watch import JobFailedError, JobTimeoutError
+from components.cluster.resources import LOOKING, launching
+from components.cluster.watch import JobFailedError, JobGivenUpError, JobTimeoutError
 from components.config import Config
 from components.params import load_config
 
@@ -83,13 +84,18 @@ def test_the_launchers_role_is_what_it_does_and_no_more(make_cluster: Make, kube
         cluster.wait_for_a_look()
         cluster.log(cluster.running(job), "step 1")
 
-    used = set()
+    used, listed = set(), {(one.group, one.resource, one.verb) for one in LOOKING}
     for api, limit in (("pytorchjob", "run_timeout_s"), ("trainjob", "pending_timeout_s")):  # whose pods have no labels
+        words = (f"cluster.api={api}", "cluster.scheduler=kueue", "cluster.queue=team")
         cluster = make_cluster(operator)
+        cluster.objects["/apis/kueue.x-k8s.io"] = {"versions": [{"version": "v1beta2"}]}
         with pytest.raises(JobTimeoutError):
-            launch(f"cluster.api={api}", "cluster.scheduler=kueue", "cluster.queue=team", **{limit: 0.5})
+            launch(*words, **{limit: 0.5})
+        pytorchjob.check(config(*words), run_id="try-2")
         used |= cluster.used
+        listed |= {(one.group, one.resource, one.verb) for one in launching(config(*words).cluster)}
     assert used == kubernetes_stub.granted()
+    assert listed == kubernetes_stub.granted()
 
 
 def test_memory_that_runs_out_is_reported(make_cluster: Make):
@@ -262,7 +268,7 @@ def test_the_reason_of_the_queue_is_reported_and_its_time_is_no_running_time(mak
         cluster.wait_for_a_look()
         succeed(cluster, job)
 
-    words = ("cluster.scheduler=kueue", "cluster.queue=team")
+    words = ("cluster.api=pytorchjob", "cluster.scheduler=kueue", "cluster.queue=team")
     for version, status in (("v1beta2", 0), ("v1beta1", 0), ("v1beta2", 403)):
         cluster = make_cluster(operator)
         cluster.kueue_version = version
@@ -519,3 +525,27 @@ def test_a_train_job_is_followed_the_same_way(make_cluster: Make):
     assert "step 1" in said
     assert result.name == NAME
     assert cluster.calls[0] == ("create", "trainjobs")
+
+
+def test_a_train_job_that_fails_more_often_than_it_may_is_deleted(make_cluster: Make):
+    def operator(cluster: Cluster, job: str) -> None:
+        pod = cluster.pod(job, "node-0", phase="Running")
+        cluster.pods[pod]["metadata"]["labels"] = {
+            "jobset.sigs.k8s.io/jobset-name": job,
+            "batch.kubernetes.io/job-completion-index": "0",
+        }
+        cluster.log(pod, "error: train.base_lr")
+        end = {"terminated": {"exitCode": 2, "reason": "Error", "finishedAt": "2026-01-01T00:00:01Z"}}
+        status = {"name": "node", "restartCount": 1, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}
+        cluster.pods[pod]["status"]["containerStatuses"] = [{**status, "lastState": end}]
+        cluster.change(job)
+
+    cluster = make_cluster(operator)
+    out = io.StringIO()
+    with pytest.raises(JobGivenUpError) as error:
+        pytorchjob.run(config("cluster.api=trainjob", restarts=1), run_id="try-1", out=out)
+    assert "more often than cluster.restarts=1 allows for 1 nodes\n  pod maskrcnn-try-1-node-0-0: " in str(error.value)
+    assert "exit code 2" in str(error.value)
+    assert f"{NAME} is being deleted: it fails again and again" in out.getvalue()
+    assert log_lines(out.getvalue()) == ["error: train.base_lr"]
+    assert cluster.jobs == {}

@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +25,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from mlflow.models import Model
+from ruamel.yaml import YAML
 
 from components import download, evaluate, predict, prepare, register
 from components.config import Config
@@ -392,6 +394,63 @@ def ask(address: str, body: dict[str, Any]) -> Any:
     )
     with urllib.request.urlopen(request, timeout=60) as answer:
         return json.load(answer)["predictions"]
+
+
+@contextmanager
+def as_pod(tracking_uri: str, folder: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """The address and the process of a pod's second container of k8s/overlays/serving, after its first has ended."""
+    text = (Path(__file__).parents[2] / "k8s" / "overlays" / "serving" / "server.yaml").read_text()
+    (spec,) = (d["spec"] for d in YAML(typ="safe").load_all(text) if d["kind"] == "Deployment")
+    commands, environments = [], []
+    for container in [*spec["template"]["spec"]["initContainers"], *spec["template"]["spec"]["containers"]]:
+        after_tini = container["command"][container["command"].index("--") + 1 :]
+        commands.append([part.replace("/model", str(folder)) for part in after_tini])
+        own = {v["name"]: v["value"].replace("/model", str(folder)) for v in container["env"] if "value" in v}
+        environments.append({**strange_environment(tracking_uri), **own, "MLFLOW_TRACKING_URI": tracking_uri})
+    fetching = subprocess.run(commands[0], env=environments[0], cwd=folder.parent, capture_output=True, check=True)
+    assert fetching.stdout.decode().splitlines()[-1] == "model_version: 1", "the end of the log names the version"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with folder.with_suffix(".log").open("w") as log:
+        command = [part.replace("0.0.0.0", "127.0.0.1").replace("8080", str(port)) for part in commands[1]]
+        server = subprocess.Popen(command, env=environments[1], cwd=folder.parent, stdout=log, stderr=log)
+    try:
+        yield f"http://127.0.0.1:{port}", server
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.mark.slow
+def test_the_server_of_a_pod_answers_what_it_has_accepted_before_it_ends(config: Config, tmp_path: Path) -> None:
+    register.run(config)
+    image = base64.b64encode(val_images(config)[0].read_bytes()).decode()
+    with as_pod(config.tracking.uri, tmp_path / "model") as (address, server), ThreadPoolExecutor() as pool:
+        deadline = time.monotonic() + START_S
+        while not answers(address):
+            assert server.poll() is None, (tmp_path / "model.log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        began = time.monotonic()
+        ask(address, {"inputs": [image]})
+        count = 1 + round(1 / (time.monotonic() - began))  # images of about a second
+        asked = [pool.submit(ask, address, {"inputs": [image] * count}) for _ in range(3)]
+        time.sleep(0.5)
+        assert not any(request.done() for request in asked)
+        server.terminate()
+        server.wait(60)
+        assert all(request.done() or request.result(0.2) for request in asked), "none is left to a child of it"
+        assert [len(request.result()) for request in asked] == [count] * 3
+        assert not answers(address)
+
+
+def answers(address: str) -> bool:
+    try:
+        urllib.request.urlopen(f"{address}/ping", timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 @pytest.mark.slow

@@ -16,7 +16,8 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parents[2]
 TREE = ROOT / "k8s"
-OVERLAYS = sorted(path.name for path in (TREE / "overlays").iterdir())
+SERVING = ("kserve", "serving")  # on top of another overlay
+OVERLAYS = sorted(path.name for path in (TREE / "overlays").iterdir() if path.name not in SERVING)
 COMPONENTS = sorted(path.name for path in (TREE / "components").iterdir())
 NAME, COMPONENT = "app.kubernetes.io/name", "app.kubernetes.io/component"
 OF_A_PIPELINE = "pipelines.kubeflow.org/v2_component"
@@ -24,6 +25,7 @@ LABELS = {
     "trainer": {NAME: "maskrcnn", COMPONENT: "trainer"},
     "launcher": {NAME: "maskrcnn", COMPONENT: "launcher"},
     "download": {NAME: "maskrcnn", COMPONENT: "download"},
+    "server": {NAME: "maskrcnn", COMPONENT: "server"},
     "step": {NAME: "maskrcnn", COMPONENT: "launcher", OF_A_PIPELINE: "true"},
     "driver": {OF_A_PIPELINE: "true"},  # what Kubeflow Pipelines runs between the steps
     "mlflow": {NAME: "mlflow"},
@@ -33,8 +35,9 @@ LABELS = {
 }
 OURS = set(LABELS) - {"stranger"}
 Json = dict[str, Any]
-# The labels of a pod beside ours, or an address in another namespace or outside the cluster: (namespace, IP).
-Place = dict[str, str] | tuple[str, str]
+# The labels of a pod beside ours, or an address in another namespace or outside the cluster: (namespace, IP), and the
+# labels of its pod, if any.
+Place = dict[str, str] | tuple[str, str] | tuple[str, str, dict[str, str]]
 OUTSIDE: Place = ("", "203.0.113.7")
 by_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
 
@@ -66,15 +69,14 @@ def matches(selector: Json, labels: dict[str, str]) -> bool:
 
 
 def is_peer(peer: Json, theirs: Place) -> bool:
-    assert set(peer) in ({"podSelector"}, {"namespaceSelector"}, {"ipBlock"}), "what this test understands"
+    assert set(peer) <= {"podSelector", "namespaceSelector"} or set(peer) == {"ipBlock"}, "what this test understands"
     if isinstance(theirs, dict):
-        return "podSelector" in peer and matches(peer["podSelector"], theirs)
-    namespace, address = theirs
+        return "namespaceSelector" not in peer and "podSelector" in peer and matches(peer["podSelector"], theirs)
+    namespace, address, labels = theirs if len(theirs) == 3 else (*theirs, {})
     if "ipBlock" in peer:
         return ipaddress.ip_address(address) in ipaddress.ip_network(peer["ipBlock"]["cidr"])
-    return "namespaceSelector" in peer and matches(
-        peer["namespaceSelector"], {"kubernetes.io/metadata.name": namespace}
-    )
+    is_there = matches(peer.get("namespaceSelector", {}), {"kubernetes.io/metadata.name": namespace})
+    return "namespaceSelector" in peer and is_there and matches(peer.get("podSelector", {}), labels)
 
 
 def passes(
@@ -132,8 +134,8 @@ API = {(443, "TCP"), (6443, "TCP"), (8443, "TCP"), (16443, "TCP")}
 WEB = {(80, "TCP"), (443, "TCP")}
 # (port, protocol) by which a pod gets out of the namespace, to anywhere; beside that, names are resolved by all.
 OUT: dict[str, set[tuple[int, str]]] = {
-    "trainer": set(), "launcher": API, "download": WEB, "step": API | WEB, "driver": API | WEB, "mlflow": set(),
-    "postgres": set(), "store": set(),
+    "trainer": set(), "launcher": API, "download": WEB, "server": set(), "step": API | WEB, "driver": API | WEB,
+    "mlflow": set(), "postgres": set(), "store": set(),
 }  # fmt: skip
 ASKED = {
     (port, protocol)
@@ -162,6 +164,36 @@ def test_pods_get_out_of_the_namespace_by_the_ports_that_they_need_alone(overlay
         assert gets_out(documents, who, ("kubeflow", "10.0.0.9"), ASKED) == (ASKED if is_pipeline else ports), who
     is_free = gets_out(documents, "stranger", OUTSIDE, ASKED) == ASKED
     assert is_free is (overlay == "pipelines"), "others of Kubeflow Pipelines' own namespace are not ours to bind"
+
+
+@by_overlay
+def test_training_alone_reaches_the_status_server_of_kubeflow_trainer_and_nothing_else_there(overlay: str):
+    documents, asked = resolved(overlay), ASKED | {(10443, "TCP"), (9443, "TCP")}
+    for namespace in ("kubeflow-system", "kubeflow"):
+        # Labels of its Deployment in the manifests and in the chart.
+        for name in ("trainer", "kubeflow-trainer"):
+            manager = (namespace, "10.0.0.9", {NAME: name, COMPONENT: "manager"})
+            assert gets_out(documents, "trainer", manager, asked) == {(10443, "TCP")}
+        assert gets_out(documents, "trainer", (namespace, "10.0.0.9", {COMPONENT: "store"}), asked) == set()
+        assert (10443, "TCP") not in gets_out(documents, "launcher", manager, asked)
+    assert gets_out(documents, "trainer", ("team-b", "10.0.0.9", {COMPONENT: "manager"}), asked) == set()
+
+
+@by_overlay
+@pytest.mark.parametrize("serving", SERVING)
+def test_a_served_model_is_asked_by_labelled_pods_alone_and_asks_mlflow_alone(overlay: str, serving: str):
+    documents, server = resolved(overlay) + resolved(serving), LABELS["server"]
+    for where in ("maskrcnn", "shop"):
+        asker: Place = (where, "10.0.0.9", {"maskrcnn-client": "true"})
+        ways = {way for way in ASKED | {(8080, "TCP")} if passes(documents, "Ingress", server, asker, *way)}
+        assert ways == {(8080, "TCP")}
+        assert not passes(documents, "Ingress", server, (where, "10.0.0.9", {NAME: "shop"}), 8080)
+    assert not passes(documents, "Ingress", server, OUTSIDE, 8080)
+    assert not passes(documents, "Ingress", server, LABELS["trainer"], 8080)
+    assert gets_out(documents, "server", LABELS["mlflow"], ASKED) == {(5000, "TCP")}
+    assert passes(documents, "Ingress", LABELS["mlflow"], server, 5000)
+    assert gets_out(documents, "server", LABELS["postgres"], ASKED) == set()
+    assert gets_out(documents, "server", LABELS["trainer"], ASKED) == set()
 
 
 PARAMETERS = {

@@ -2,13 +2,15 @@
 
 import errno
 import multiprocessing
+import os
 import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch.distributed as dist
 
-from model.distributed import EndedByPeer, on_main, raise_together
+from model.distributed import EndedByPeer, available_cores, on_main, raise_together
 from model.errors import UserError
 
 USER, DISK, BUG = UserError("an image is gone"), OSError(errno.ENOSPC, "full"), RuntimeError("a bug")
@@ -62,3 +64,25 @@ def test_a_failure_of_one_rank_ends_all_and_is_reported_once(tmp_path: Path) -> 
         assert dispositions == [signal.SIG_DFL] + 5 * [signal.SIG_IGN], "torchrun's SIGTERM must not end rank 0 early"
         assert of_main == 0
         assert failure_of_main == ("OSError: [Errno 28] full", f"{PEER}2")[rank]
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 2),  # rounded up
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "max 100000\n"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
+        ({"cpu.max": "6400000 100000\n"}, 8),  # more than there are
+        ({}, 8),
+    ],
+)
+def test_a_container_has_the_cores_of_its_limit(
+    files: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert available_cores(tmp_path) == cores

@@ -2,9 +2,10 @@
 
 It keeps what it is sent, streams watches and logs, deletes in the foreground, and grants what k8s/base/launcher.yaml
 grants: all else is 403. `operator(cluster, job)` plays the training operator: it is called in a thread of its own when
-a job is created.
+a job is created; `kubelet(cluster, pod)` when a pod is. Other objects are answered as they stand in `objects`.
 """
 
+import copy
 import json
 import re
 import threading
@@ -31,11 +32,40 @@ def granted() -> set[tuple[str, str, str]]:
     return {(g, r, v) for rule in rules for g in rule["apiGroups"] for r in rule["resources"] for v in rule["verbs"]}
 
 
+KINDS = {"kubeflow.org/v1": "pytorchjobs", "trainer.kubeflow.org/v1alpha1": "trainjobs"}
+SPACE = "/api/v1/namespaces/maskrcnn"
+
+
+def healthy() -> dict[str, Json]:
+    """Paths and answers of a cluster that k8s/base was applied to, as far as others than the launcher change them."""
+    claim = {
+        "spec": {"accessModes": ["ReadWriteMany"], "storageClassName": "shared"},
+        "status": {"phase": "Bound", "accessModes": ["ReadWriteMany"]},
+    }
+    return {
+        "/version": {"major": "1", "minor": "34+", "gitVersion": "v1.34.4"},
+        **{f"/apis/{api}": {"kind": "APIResourceList", "resources": [{"name": name}]} for api, name in KINDS.items()},
+        SPACE: {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "baseline"}}, "status": {}},
+        f"{SPACE}/serviceaccounts/trainer": {"metadata": {"name": "trainer"}},
+        **{
+            f"{SPACE}/persistentvolumeclaims/{name}": {"metadata": {"name": name}, **copy.deepcopy(claim)}
+            for name in ("data", "runs")
+        },
+        f"{SPACE}/resourcequotas": {"items": []},
+        f"{SPACE}/limitranges": {"items": []},
+    }
+
+
 class Cluster:
     """The state behind the API, and the faults that are yet to come."""
 
     def __init__(self, operator: Callable[["Cluster", str], None] | None = None) -> None:
         self.operator = operator
+        self.kubelet: Callable[[Cluster, str], None] | None = None
+        self.granted = {*granted()}
+        self.objects = healthy()
+        self.suspends = True  # Kueue's webhook takes the jobs of a queue
+        self.warnings: list[str] = []  # in the answer to a create
         self.changed = threading.Condition(threading.RLock())
         self.jobs: dict[str, Json] = {}
         self.pods: dict[str, Json] = {}
@@ -174,6 +204,7 @@ class Cluster:
 class _Handler(BaseHTTPRequestHandler):
     state: Cluster
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # an answer is one packet: a second one would wait 40 ms for the acknowledgement of the first
 
     def log_message(self, *_: Any) -> None: ...
 
@@ -192,10 +223,15 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         body = json.loads(self.rfile.read(length) or b"{}")
         match = re.fullmatch(
-            r"/(?:api|apis/([^/]+))/v1\w*/namespaces/([^/]+)/([^/]+)(?:/([^/]+))?(?:/(log))?", url.path
+            r"/(?:api|apis/([^/]+))/v1\w*(?:/namespaces/([^/]+))?/([^/]+)(?:/([^/]+))?(?:/(log))?", url.path
         )
-        assert match, url.path
+        if match is None:
+            self._review(url.path, body)
+            return
         group, namespace, resource, name, sub = match.groups()
+        if resource.startswith("self") and verb == "create":
+            self._review(url.path, body)
+            return
         resource = f"{resource}/{sub}" if sub else resource
         if verb == "get" and name is None:
             verb = "watch" if query.get("watch") else "list"
@@ -204,18 +240,46 @@ class _Handler(BaseHTTPRequestHandler):
             self.state.changed.notify_all()
         if self._fault(verb, resource):
             return
-        if (group or "", resource, verb) not in granted():
+        if (group or "", resource, verb) not in self.state.granted:
             self._refuse(403, f'{resource} is forbidden: User "me" cannot {verb} resource "{resource}"')
         elif self.headers.get("Authorization") != "Bearer t0ken":
             self._refuse(401, "Unauthorized")
-        elif namespace != "maskrcnn":
+        elif namespace not in ("maskrcnn", None):
             self._refuse(404, f'namespaces "{namespace}" not found')
         else:
             self.state.used.add((group or "", resource, verb))
+            kind = f"_{resource.split('/')[-1]}" if sub or (resource == "pods" and verb != "list") else "_object"
+            is_handled = resource in {*KINDS.values(), "pods", "pods/log", "events", "workloads"}
             try:
-                getattr(self, f"_{verb}_{resource.split('/')[-1] if sub else 'object'}")(resource, name, query, body)
+                if is_handled:
+                    getattr(self, f"_{verb}{kind}")(resource, name, query, body)
+                else:
+                    self._look(url.path)
             except (BrokenPipeError, ConnectionResetError):
                 self.close_connection = True
+
+    def _look(self, path: str) -> None:
+        """Answer with what stands in `objects`."""
+        if path in self.state.objects:
+            self._answer(self.state.objects[path])
+        else:
+            self._refuse(404, f"{path} not found")
+
+    def _review(self, path: str, body: Json) -> None:
+        """Answer what every account may ask that has logged in: versions, who it is, and what it may."""
+        if self.headers.get("Authorization") != "Bearer t0ken":
+            self._refuse(401, "Unauthorized")
+        elif path.endswith("/selfsubjectreviews"):
+            user = {"username": "system:serviceaccount:maskrcnn:me"}
+            self._answer({**body, "status": {"userInfo": user}}, 201)
+        elif path.endswith("/selfsubjectaccessreviews"):
+            asked = body["spec"]["resourceAttributes"]
+            assert asked["namespace"] == "maskrcnn"
+            resource = "/".join(filter(None, (asked["resource"], asked.get("subresource"))))
+            allowed = (asked["group"], resource, asked["verb"]) in self.state.granted
+            self._answer({**body, "status": {"allowed": allowed}}, 201)
+        else:
+            self._look(path)
 
     def _fault(self, verb: str, resource: str) -> bool:
         with self.state.changed:
@@ -237,6 +301,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, value: Json, status: int = 200) -> None:
         data = json.dumps(value).encode()
         self.send_response(status)
+        for warning in self.state.warnings if status == 201 else ():
+            self.send_header("Warning", f'299 - "{warning}"')
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -252,6 +318,9 @@ class _Handler(BaseHTTPRequestHandler):
             if unknown and query.get("fieldValidation") == "Strict":
                 self._refuse(400, f'strict decoding error: unknown field "spec.{unknown[0]}"')
                 return
+            if query.get("dryRun") == "All":
+                self._answer(self._suspended(body), 201)
+                return
             for field in unknown:  # as a server does that is not asked to be strict
                 del body["spec"][field]
             body["metadata"]["uid"] = f"uid-of-{name}"
@@ -261,6 +330,41 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(body, 201)
         if state.operator:
             threading.Thread(target=state.operator, args=[state, name], daemon=True).start()
+
+    def _suspended(self, body: Json) -> Json:
+        """The job as Kueue's webhook returns it."""
+        if self.state.suspends and "kueue.x-k8s.io/queue-name" in body["metadata"]["labels"]:
+            (body["spec"]["runPolicy"] if body["kind"] == "PyTorchJob" else body["spec"])["suspend"] = True
+        return body
+
+    def _create_pods(self, resource: str, _: None, query: Json, body: Json) -> None:
+        state, name = self.state, body["metadata"]["name"]
+        if query.get("dryRun") != "All":
+            with state.changed:
+                if name in state.pods:
+                    self._refuse(409, f'pods "{name}" already exists')
+                    return
+                body["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z"
+                state.pods[name], state.logs[name] = {**body, "status": {"phase": "Pending"}}, []
+            if state.kubelet:
+                state.kubelet(state, name)
+        self._answer(body, 201)
+
+    def _get_pods(self, resource: str, name: str, query: Json, body: Json) -> None:
+        with self.state.changed:
+            pod = json.loads(json.dumps(self.state.pods.get(name)))
+        if pod is None:
+            self._refuse(404, f'pods "{name}" not found')
+        else:
+            self._answer(pod)
+
+    def _delete_pods(self, resource: str, name: str, query: Json, body: Json) -> None:
+        with self.state.changed:
+            gone = self.state.pods.pop(name, None)
+        if gone is None:
+            self._refuse(404, f'pods "{name}" not found')
+        else:
+            self._answer(gone)
 
     def _get_object(self, resource: str, name: str, query: Json, body: Json) -> None:
         with self.state.changed:

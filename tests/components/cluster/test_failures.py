@@ -56,6 +56,42 @@ def test_an_unschedulable_pod_is_reported_once_and_no_more_when_it_is_scheduled(
     assert texts([pod()], events) == [f"pod {POD}: FailedScheduling: 0/3 nodes are available"]
 
 
+def test_the_advice_about_an_unschedulable_pod_follows_the_schedulers_words():
+    for words, advice in {
+        '0/1 nodes are available: persistentvolumeclaim "results" not found. not found': "check cluster.volumes, and",
+        "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims": "check cluster.volumes, and",
+        "0/2 nodes are available: 2 node(s) had volume node affinity conflict": "check cluster.volumes, and",
+        "0/1 nodes are available: 1 Insufficient cpu": "check cluster.gpus_per_node, cpu, memory",
+    }.items():
+        condition = {"type": "PodScheduled", "status": "False", "message": words}
+        assert advice in texts([pod(conditions=[condition])], [])[0]
+
+
+def test_a_stuck_container_is_reported_once_and_not_by_the_kubelets_warnings_too():
+    waiting = {"reason": "ErrImagePull", "message": "no such image"}
+    stuck = pod(containerStatuses=[{"name": "pytorch", "state": {"waiting": waiting}}])
+    events = [
+        warning("Failed", 'Failed to pull image "a": no such image'),
+        warning("Failed", "Error: ErrImagePull"),
+        warning("BackOff", 'Back-off pulling image "a"'),
+        warning("FailedMount", "another matter"),
+    ]
+    told, mount = texts([stuck], events)
+    assert told.startswith(f"pod {POD}: ErrImagePull: no such image; check cluster.image")
+    assert "FailedMount: another matter" in mount
+    assert len(texts([pod()], events)) == 4, "no state says it yet"
+
+
+def test_failures_that_differ_by_generated_names_and_numbers_alone_are_the_same():
+    def key(name: str, used: int) -> str:
+        message = f'Error creating: pods "{name}" is forbidden: exceeded quota: team, used: pods={used}'
+        (failure,) = find_failures(JOB, [], [warning("FailedCreate", message, name=f"{JOB}-node-0", kind="Job")])
+        return failure.key
+
+    assert key(f"{JOB}-node-0-0-pllg2", 1) == key(f"{JOB}-node-0-0-4d6g4", 12)
+    assert key(f"{JOB}-node-0-0-pllg2", 1) != key(f"{JOB}-other-0-0-pllg2", 1)
+
+
 def test_warnings_about_an_earlier_pod_or_job_of_the_same_name_are_left_out():
     events = [warning("FailedMount", "old", uid="a"), warning("FailedMount", "new", uid="b")]
     (text,) = texts([pod(uid="b")], events)

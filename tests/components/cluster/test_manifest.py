@@ -31,12 +31,11 @@ FORMS = {
     "elastic": [*FULL, "cluster.min_nodes=2", "train.batch_size=24"],
     "one node": [],
     "cpu": ["cluster.gpus_per_node=0", "cluster.processes_per_node=2"],
-    "kueue": ["cluster.scheduler=kueue", "cluster.queue=team"],
+    "kueue": ["cluster.api=pytorchjob", "cluster.scheduler=kueue", "cluster.queue=team"],
     "volcano": ["cluster.scheduler=volcano", "cluster.queue=team", "cluster.nodes=2"],
     "master and workers": [*FULL, "cluster.form=master_worker"],
     "TrainJob": [*FULL, "cluster.api=trainjob"],
     "TrainJob, kueue": [
-        "cluster.api=trainjob",
         "cluster.scheduler=kueue",
         "cluster.queue=team",
         "cluster.env=[EMPTY=]",
@@ -308,6 +307,11 @@ def test_a_node_that_fails_begins_anew(overrides: list[str]):
         assert "restartPolicy" not in pod, "it is the operator's to set"
 
 
+def test_without_restarts_no_container_begins_anew():
+    (replica,) = manifest("cluster.restarts=0")["spec"]["pytorchReplicaSpecs"].values()
+    assert replica["restartPolicy"] == "Never"
+
+
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
@@ -337,6 +341,15 @@ def test_what_pods_could_not_do_is_refused(overrides: list[str], reason: str):
         (["cluster.queue=team"], "queue must be named for kueue and volcano, and for them alone"),
         (["cluster.scheduler=kueue"], "queue must be named"),
         (["cluster.api=trainjob", "cluster.form=master_worker"], "form must be elastic with api: trainjob"),
+        (
+            ["cluster.scheduler=kueue", "cluster.queue=q", "cluster.form=master_worker"],
+            "form must be elastic with api: auto and scheduler: kueue, since a TrainJob has no other; got "
+            "master_worker; api: pytorchjob has it",
+        ),
+        (
+            ["cluster.scheduler=kueue", "cluster.queue=q", "cluster.min_nodes=1"],
+            "got 1 with form: elastic, api: auto and scheduler: kueue",
+        ),
         (["cluster.api=trainjob", "cluster.scheduler=volcano", "cluster.queue=q"], "scheduler must not be volcano"),
         (["cluster.form=master_worker", "cluster.min_nodes=1"], "min_nodes must be 0 but for an elastic PyTorchJob"),
         (
@@ -355,6 +368,18 @@ def test_a_section_that_disagrees_with_itself_is_refused(overrides: list[str], r
     with pytest.raises(ConfigError) as error:
         config(*overrides)
     assert reason in str(error.value)
+
+
+def test_kueue_gets_a_train_job_unless_the_api_is_named():
+    queue, kinds = ["cluster.scheduler=kueue", "cluster.queue=team"], {}
+    for api in ("auto", "pytorchjob", "trainjob"):
+        kinds[api] = [manifest(f"cluster.api={api}", *words)["kind"] for words in ([], queue)]
+    assert kinds == {
+        "auto": ["PyTorchJob", "TrainJob"],
+        "pytorchjob": ["PyTorchJob", "PyTorchJob"],
+        "trainjob": ["TrainJob", "TrainJob"],
+    }
+    assert manifest("cluster.api=auto") == manifest("cluster.api=pytorchjob"), "one job, however its API was chosen"
 
 
 def changed(job: dict[str, Any], path: str, value: Any) -> dict[str, Any]:

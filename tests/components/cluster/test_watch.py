@@ -36,3 +36,28 @@ def test_reminders_that_a_job_waits_become_rarer_and_end_with_the_wait(monkeypat
     started, reminder = (text for _, text in said)
     assert "a started after" in started
     assert reminder.endswith("because: pods are Pending, and no warning says why")
+
+
+def test_a_train_job_that_fails_again_and_again_is_given_up():
+    waiting, ended = {"waiting": {"reason": "CrashLoopBackOff"}}, {"terminated": {"exitCode": 2}}
+    running, done = {"running": {}}, {"terminated": {"exitCode": 0}}
+
+    def look(restarts: int, *pods: tuple[str, int, dict[str, Any]], kind: str = "TrainJob") -> None:
+        seen: Any = [
+            {
+                "metadata": {"name": f"a-node-0-{number}"},
+                "status": {"phase": phase, "containerStatuses": [{"name": "node", "restartCount": n, "state": state}]},
+            }
+            for number, (phase, n, state) in enumerate(pods)
+        ]
+        source: Any = SimpleNamespace(pods=lambda _: seen, events=lambda: [], queue_message=lambda _: "")
+        cluster = ClusterConfig(restarts=restarts, poll_s=1)
+        watch.Follower(source, cluster, lambda _: None)._look({**JOB, "kind": kind}, lambda _: None)
+
+    look(3, ("Running", 3, running), ("Running", 3, running))
+    look(3, ("Running", 5, waiting), ("Running", 0, done))
+    look(0, ("Failed", 0, ended), ("Running", 0, running))  # an evicted pod, and its successor
+    look(0, ("Running", 9, running), kind="PyTorchJob")
+    for restarts, pod in ((3, ("Running", 7, running)), (3, ("Running", 6, waiting)), (0, ("Running", 0, ended))):
+        with pytest.raises(watch.JobGivenUpError, match=f"more often than cluster.restarts={restarts} allows for 2"):
+            look(restarts, pod, ("Running", 0, running))

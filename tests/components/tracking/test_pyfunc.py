@@ -1,6 +1,8 @@
 """Requests to the registered model: what it takes as an image and as a parameter, and how it refuses the rest."""
 
 import base64
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from types import SimpleNamespace
 from typing import Any
@@ -99,3 +101,20 @@ def test_parameters_out_of_range_are_refused_by_name(detector: Detector) -> None
     assert ask(detector, [encoded("PNG")], {"score_threshold": 1, "batch_size": 1}) == [
         {"size": [30, 40], "detections": []}
     ]
+
+
+def test_requests_at_the_same_time_take_turns(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    objects, running, most = detector._predictor.objects, 0, 0
+
+    def counted(*images: Any, **options: Any) -> Iterator[Any]:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        yield from objects(*images, **options)
+        running -= 1
+
+    monkeypatch.setattr(detector._predictor, "objects", counted)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda color: ask(detector, [encoded("PNG", color)], SETTINGS), ["teal", "red"] * 4))
+    assert most == 1, "each network needs memory of its own"
+    assert found[0] == found[2] != found[1]

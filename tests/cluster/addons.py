@@ -1,0 +1,70 @@
+"""Parts of the cluster that run as pods: DNS and a class of volumes. Their images are static programs, from scratch."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import build
+from oci import NOBODY, write_image
+from settings import BIN, IMAGES, KUBECONFIG, STATE
+
+MANIFESTS = Path(__file__).resolve().parent / "manifests"
+PREFIX = "localhost/maskrcnn-cluster"
+_ROLLOUTS = (("kube-system", "deployment/coredns"), ("local-path-storage", "deployment/local-path-provisioner"))
+
+
+def make_images() -> None:
+    """Write the images' archives, if they are not there yet."""
+    pause, shell = BIN / "pause", Path("/bin/busybox")
+    if not pause.exists():
+        code = build.source("kubernetes") / "build" / "pause" / "linux" / "pause.c"
+        subprocess.run(["gcc", "-Os", "-static", "-DVERSION=1", "-o", str(pause), str(code)], check=True)
+    tools = {
+        f"/bin/{name}": "busybox" for name in ("sh", "mkdir", "rm", "cat", "sleep", "wget", "nslookup", "nc", "id")
+    }
+    for name, files, entrypoint, links, user in (
+        ("pause", {"/pause": pause}, ["/pause"], {}, "65535:65535"),
+        ("busybox", {"/bin/busybox": shell}, ["/bin/sh"], tools, "0:0"),
+        ("coredns", {"/coredns": BIN / "coredns"}, ["/coredns"], {}, NOBODY),
+        (
+            "local-path-provisioner",
+            {"/bin/local-path-provisioner": BIN / "local-path-provisioner"},
+            ["local-path-provisioner"],
+            {},
+            "0:0",
+        ),
+    ):
+        if not (IMAGES / f"{name}.tar").exists():
+            write_image(
+                IMAGES / f"{name}.tar", f"{PREFIX}/{name}:1", files, entrypoint=entrypoint, links=links, user=user
+            )
+
+
+def archives() -> list[Path]:
+    """Archives of the images."""
+    return [IMAGES / f"{name}.tar" for name in ("pause", "busybox", "coredns", "local-path-provisioner")]
+
+
+def apply() -> None:
+    """Apply the manifests."""
+    _kubectl("apply", "--server-side", "--filename", str(MANIFESTS / "coredns.yaml"))
+    folder = STATE / "manifests" / "local-path"
+    shutil.copytree(MANIFESTS / "local-path", folder)
+    shutil.copy(build.source("local-path-provisioner") / "deploy" / "local-path-storage.yaml", folder)
+    _kubectl("apply", "--server-side", "--kustomize", str(folder))
+
+
+def wait() -> None:
+    """Wait until the node and the add-ons are ready."""
+    _kubectl("wait", "--for=condition=Ready", "node", "--all", "--timeout=120s")
+    for namespace, what in _ROLLOUTS:
+        _kubectl("--namespace", namespace, "rollout", "status", what, "--timeout=120s")
+
+
+def _kubectl(*words: str) -> None:
+    environment = os.environ | {"KUBECONFIG": str(KUBECONFIG)}
+    done = subprocess.run([str(BIN / "kubectl"), *words], env=environment, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"error: kubectl {' '.join(words)}: {done.stderr}")
