@@ -21,6 +21,7 @@ _LINE_LENGTH = 300
 _TRY = re.compile(r"\(\d+\)$")  # at the end of a node's name
 _NOISE = re.compile(r"[IW]\d{4} \d\d:\d\d:\d\d|time=")  # lines of Kubeflow's launcher and Argo's
 _FAILURES = {"Failed", "Error"}
+_STARTS = {"", "PodInitializing", "ContainerCreating"}  # messages of pods that start, and wait for nothing
 
 
 def step_names(text: str) -> set[str]:
@@ -90,7 +91,7 @@ class Progress:
         nodes = self._server.nodes(self._run_id)
         for node in _pods(nodes, {"Pending"}):
             told = (node["id"], node.get("message", ""))
-            if told[1] and told not in self._told:
+            if told[1] not in _STARTS and told not in self._told:
                 self._told.add(told)
                 print(f"{self._owner(node, nodes)} waits: {told[1]}", flush=True)
 

@@ -414,9 +414,14 @@ def test_the_reason_why_a_step_waits_is_told_once(
     monkeypatch.setattr(progress, "_PATIENCE_S", 0.0)
     kubeflow.states = ["RUNNING"] * 4 + ["SUCCEEDED"]
     kubeflow.tasks = [task("train-driver(0)", "PENDING")]
-    kubeflow.nodes = [node(1, "train-driver(0)", "Pod", "Pending", 0, "Unschedulable: 1 Insufficient cpu.")]
+    kubeflow.nodes = [
+        node(1, "train-driver(0)", "Pod", "Pending", 0, "Unschedulable: 1 Insufficient cpu."),
+        node(2, "evaluate-driver(0)", "Pod", "Pending", 0, "PodInitializing"),
+    ]
     assert submit("--wait") == 0
-    assert capsys.readouterr().out.count("train waits: Unschedulable: 1 Insufficient cpu.") == 1
+    output = capsys.readouterr().out
+    assert output.count("train waits: Unschedulable: 1 Insufficient cpu.") == 1
+    assert "evaluate waits" not in output
 
 
 @pytest.mark.parametrize("state", ["FAILED", "CANCELED", "SKIPPED"])
