@@ -23,9 +23,9 @@ _LIGHT = {"train", "seeds", "finish"}  # these wait, or read a little
 # What a light step reserves, and at most uses. While `train` waits for its job, a reserved core would be idle, and on a
 # small cluster missing for the job itself.
 _LIGHT_CPU, _LIGHT_MEMORY = ("100m", "1"), ("1Gi", "4Gi")
-# What is retried is decided by the server, whose retryPolicy it adds to these numbers: OnError by Kubeflow Pipelines
-# 2.17's own manifests, which is a pod that was deleted or whose node was lost; elsewhere OnFailure, which is an error of
-# the step itself, or Always. Downloads get more tries.
+# The server decides what is retried, by the retryPolicy that it adds to these numbers: with the manifests of Kubeflow
+# Pipelines 2.17 OnError, which is a pod that was deleted or whose node was lost; elsewhere OnFailure, which is an error
+# of the step itself, or Always. Downloads get more tries.
 _RETRIES = {"download": 3}
 
 

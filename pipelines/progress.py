@@ -1,8 +1,8 @@
-"""What is told of a run while it is followed: each step's changes, why one waits, and the end of a failed one's log.
+"""Messages about a run while it is followed: changes of each step, why one waits, and the end of a failed one's log.
 
 A server of Kubeflow Pipelines lists the nodes of its workflow engine, and only one in six of them is a step: each step
 has a driver before it, an executor below it, and a retry around each. Why a pod waits or failed, and its log, are
-served by the older API only (v1beta1 and v1alpha1), so they are told where they are to be had. Seen with Kubeflow
+served by the older API only (v1beta1 and v1alpha1), so they are printed where they are served. Seen with Kubeflow
 Pipelines 2.17 and Argo Workflows 4.0.
 """
 
@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 
 from pipelines.server import Server
 
-_PATIENCE_S = 60.0  # before it is asked why a pod waits
+_PATIENCE_S = 60.0  # before asking why a pod waits
 _LOG_LINES = 20
 _LINE_LENGTH = 300
 _TRY = re.compile(r"\(\d+\)$")  # at the end of a node's name
@@ -38,17 +38,17 @@ def step_names(text: str) -> set[str]:
 
 
 class Progress:
-    """What was told of one run."""
+    """Messages about one run."""
 
     def __init__(self, server: Server, run_id: str, steps: set[str]) -> None:
         self._server, self._run_id, self._steps = server, run_id, steps
         self._states: dict[str, str] = {}  # by task
         self._ids: dict[str, list[str]] = {}  # tasks by name: a study has one for each seed
-        self._told: set[tuple[str, str]] = set()  # pods that wait, and why
+        self._reported: set[tuple[str, str]] = set()  # pods that wait, and why
         self._pending_since_s: float | None = None
 
     def look(self, run: Any) -> None:
-        """Tell what has changed since the last look."""
+        """Print what has changed since the last look."""
         tasks = _tasks(run)
         for task in tasks:
             if task.display_name in self._steps and task.state and self._states.get(task.task_id) != task.state:
@@ -61,10 +61,10 @@ class Progress:
         self._pending_since_s = now_s if self._pending_since_s is None else self._pending_since_s
         if now_s - self._pending_since_s >= _PATIENCE_S:
             self._pending_since_s = now_s
-            self._tell_what_waits()
+            self._print_what_waits()
 
     def end(self, run: Any) -> bool:
-        """Tell how the run ended; return True if it succeeded."""
+        """Print how the run ended; return True if it succeeded."""
         self.look(run)
         # Version 2.17 calls a cancelled run a failed one.
         was_cancelled = any(status.state == "CANCELING" for status in run.state_history or [])
@@ -87,13 +87,13 @@ class Progress:
         number = ids.index(task.task_id) + 1
         return f"{task.display_name} {number}" if number > 1 else str(task.display_name)
 
-    def _tell_what_waits(self) -> None:
+    def _print_what_waits(self) -> None:
         nodes = self._server.nodes(self._run_id)
         for node in _pods(nodes, {"Pending"}):
-            told = (node["id"], node.get("message", ""))
-            if told[1] not in _STARTS and told not in self._told:
-                self._told.add(told)
-                print(f"{self._owner(node, nodes)} waits: {told[1]}", flush=True)
+            reason = (node["id"], node.get("message", ""))
+            if reason[1] not in _STARTS and reason not in self._reported:
+                self._reported.add(reason)
+                print(f"{self._owner(node, nodes)} waits: {reason[1]}", flush=True)
 
     def _owner(self, node: dict[str, Any], nodes: dict[str, Any]) -> str:
         """The step that a pod belongs to, or else the node's own name."""

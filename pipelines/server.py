@@ -1,6 +1,7 @@
 """The API of Kubeflow Pipelines (v2beta1), as far as a pipeline is uploaded, run and followed.
 
-Older versions serve why a pod failed, and its log. Every call has a time limit. A server that is away is waited for where that can do no harm; a refusal says what to do.
+Why a pod failed and its log are asked of older versions of the API. Every call has a time limit. A server that is away
+is waited for where that can do no harm; a refusal says what to do.
 Source: kfp-server-api 2.17, the client that kfp generates from the API's own description.
 """
 

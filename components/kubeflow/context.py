@@ -29,9 +29,8 @@ COMPILED_KEYS = (
     "cluster.image", "cluster.image_pull_secret", "cluster.working_dir", "cluster.volumes", "cluster.env",
     "cluster.secrets", "cluster.tracking_uri", "stability.parallel",
 )  # fmt: skip
-# State of the preceding steps → status of MLflow. A cluster gives the state of ML Metadata's execution, kfp's local runner
-# its own words. RUNNING is the state that is left when a step could not report its end: its pod was killed, or the run
-# was cancelled.
+# State of the preceding steps → status of MLflow. A cluster gives the state of ML Metadata's execution, kfp's local
+# runner its own words. RUNNING remains if a step could not report its end, because its pod was killed.
 _STATUSES = {
     "COMPLETE": "FINISHED", "CACHED": "FINISHED", "SUCCEEDED": "FINISHED",
     "RUNNING": "KILLED", "CANCELED": "KILLED", "CANCELLED": "KILLED",

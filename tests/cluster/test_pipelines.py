@@ -100,7 +100,7 @@ def test_training_ends_with_each_step_done_and_a_finished_mlflow_run(start: Any,
     assert re.search(r"MLflow run \w+ is FINISHED", logs)
 
 
-def test_a_step_that_fails_is_told_with_its_own_words(start: Any):
+def test_a_step_that_fails_is_reported_with_its_own_message(start: Any):
     process = start("--wait", "data.source=files", "data.train_images=/workspace/data/nowhere")
     said, _ = process.communicate(timeout=1200)
     assert process.returncode == 1, said

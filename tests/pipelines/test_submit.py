@@ -406,7 +406,7 @@ def test_steps_of_several_seeds_are_numbered(kubeflow: Any, submit: Command, cap
     assert "\ntrain: SUCCEEDED\ntrain 2: RUNNING\n" in capsys.readouterr().out
 
 
-def test_the_reason_why_a_step_waits_is_told_once(
+def test_the_reason_why_a_step_waits_is_reported_once(
     kubeflow: Any, submit: Command, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ):
     from pipelines import progress
@@ -439,7 +439,7 @@ def test_the_status_is_1_when_the_run_did_not_succeed(kubeflow: Any, submit: Com
     assert f"{kubeflow.url}/#/runs/details/r0" in output
 
 
-def test_a_cancelled_run_is_told_as_such(kubeflow: Any, submit: Command, capsys: Capture):
+def test_a_cancelled_run_is_reported_as_such(kubeflow: Any, submit: Command, capsys: Capture):
     kubeflow.states, kubeflow.was_cancelled = ["RUNNING", "FAILED"], True
     kubeflow.nodes = [node(1, "executor(0)", "Pod", "Failed", 0, "Step exceeded its deadline")]
     assert submit("--wait") == 1
@@ -447,7 +447,7 @@ def test_a_cancelled_run_is_told_as_such(kubeflow: Any, submit: Command, capsys:
 
 
 @pytest.mark.parametrize("has_nodes", [True, False])
-def test_a_failure_is_told_without_what_the_server_does_not_know(
+def test_a_failure_is_reported_without_what_the_server_does_not_serve(
     kubeflow: Any, submit: Command, capsys: Capture, has_nodes: bool
 ):
     kubeflow.states = ["FAILED"]
