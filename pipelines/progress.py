@@ -19,7 +19,8 @@ _PATIENCE_S = 60.0  # before asking why a pod waits
 _LOG_LINES = 20
 _LINE_LENGTH = 300
 _TRY = re.compile(r"\(\d+\)$")  # at the end of a node's name
-_NOISE = re.compile(r"[IW]\d{4} \d\d:\d\d:\d\d|time=")  # lines of Kubeflow's launcher and Argo's
+# Lines of Kubeflow's launcher, among them its input as indented JSON, and of Argo.
+_NOISE = re.compile(r"""[IW]\d{4} \d\d:\d\d:\d\d|time=|\[KFP Executor|[{}]|\s+["{}\]]""")
 _FAILURES = {"Failed", "Error"}
 _STARTS = {"", "PodInitializing", "ContainerCreating"}  # messages of pods that start, and wait for nothing
 

@@ -428,12 +428,15 @@ def test_the_reason_why_a_step_waits_is_reported_once(
 def test_the_status_is_1_when_the_run_did_not_succeed(kubeflow: Any, submit: Command, state: str, capsys: Capture):
     kubeflow.states = ["RUNNING", state]
     kubeflow.nodes = FAILED_STEP
-    log = ["I1129 11:22:59.091520      17 launcher_v2.go:800] noise", *(f"line {number}" for number in range(30))]
+    noise = ["I1129 11:22:59.091520      17 launcher_v2.go:800] noise", "[KFP Executor 2026-11-29 INFO]: noise"]
+    noise += ["{", '    "noise": {', "    ]", "}"]
+    log = [*(f"line {number}" for number in range(28)), *noise, '  File "a.py"', "[PyTorchJob] job created"]
     kubeflow.logs["wf-impl-4"] = "\n".join([*log, "error: out of memory", 'time=2026 level=INFO msg="exited"'])
     assert submit("--wait") == 1
     output = capsys.readouterr().out
     assert f"the run has ended: {state}\ntrain failed: main: Error (exit code 2)\n" in output
-    assert "\n  line 29\n  error: out of memory\nlogs: " in output
+    end = ["line 27", '  File "a.py"', "[PyTorchJob] job created", "error: out of memory"]
+    assert "".join(f"\n  {line}" for line in end) + "\nlogs: " in output
     assert "  line 10\n" not in output
     assert "noise" not in output
     assert f"{kubeflow.url}/#/runs/details/r0" in output
