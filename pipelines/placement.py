@@ -20,9 +20,12 @@ LABELS = {"app.kubernetes.io/name": "maskrcnn", "app.kubernetes.io/component": "
 _USER = 1000  # the image's user; k8s/job/pod.yaml has the same
 _ON_ACCELERATOR = {"evaluate", "predict", "benchmark"}  # training has pods of its own
 _LIGHT = {"train", "seeds", "finish"}  # these wait, or read a little
-_LIGHT_CPU, _LIGHT_MEMORY = "1", "4Gi"
-# A pod that was evicted, or whose node was lost, is started again. kfp cannot distinguish that from an error of the
-# step itself, which is therefore retried too: once, or more often for downloads.
+# What a light step reserves, and at most uses. While `train` waits for its job, a reserved core would be idle, and on a
+# small cluster missing for the job itself.
+_LIGHT_CPU, _LIGHT_MEMORY = ("100m", "1"), ("1Gi", "4Gi")
+# The server decides what is retried, by the retryPolicy that it adds to these numbers: with the manifests of Kubeflow
+# Pipelines 2.17 OnError, which is a pod that was deleted or whose node was lost; elsewhere OnFailure, which is an error
+# of the step itself, or Always. Downloads get more tries.
 _RETRIES = {"download": 3}
 
 
@@ -71,8 +74,9 @@ def _in_pod(step: str, task: PipelineTask, config: Config) -> PipelineTask:
 
 
 def _set_resources(step: str, task: PipelineTask, cluster: ClusterConfig) -> None:
-    cpu, memory = (_LIGHT_CPU, _LIGHT_MEMORY) if step in _LIGHT else (str(cluster.cpu), cluster.memory)
-    task.set_cpu_request(cpu).set_cpu_limit(cpu).set_memory_request(memory).set_memory_limit(memory)
+    own = (str(cluster.cpu),) * 2, (cluster.memory,) * 2
+    cpu, memory = (_LIGHT_CPU, _LIGHT_MEMORY) if step in _LIGHT else own
+    task.set_cpu_request(cpu[0]).set_cpu_limit(cpu[1]).set_memory_request(memory[0]).set_memory_limit(memory[1])
     if step in _LIGHT:
         return
     kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=cluster.shm)

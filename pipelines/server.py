@@ -1,6 +1,7 @@
 """The API of Kubeflow Pipelines (v2beta1), as far as a pipeline is uploaded, run and followed.
 
-Every call has a time limit. A server that is away is waited for where that can do no harm; a refusal says what to do.
+Why a pod failed and its log are asked of older versions of the API. Every call has a time limit. A server that is away
+is waited for where that can do no harm; a refusal says what to do.
 Source: kfp-server-api 2.17, the client that kfp generates from the API's own description.
 """
 
@@ -135,6 +136,28 @@ class Server:
         answer = self.ask(what, call, filter=json.dumps(wanted), page_size=100, **options)
         same = [item for item in getattr(answer, field) or [] if item.display_name == name]
         return same[0] if same else None
+
+    def nodes(self, run_id: str) -> dict[str, Any]:
+        """The nodes of a run's workflow in Argo's words, by id; none if the server does not serve them."""
+        try:
+            manifest = json.loads(self._older(f"/apis/v1beta1/runs/{run_id}"))["pipeline_runtime"]["workflow_manifest"]
+            nodes = json.loads(manifest)["status"]["nodes"]
+            return {name: node for name, node in nodes.items() if {"id", "displayName", "templateName"} <= node.keys()}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return {}
+
+    def log(self, run_id: str, pod: str) -> str:
+        """The log of a pod's component; empty if the server does not serve it."""
+        text = self._older(f"/apis/v1alpha1/runs/{run_id}/nodes/{pod}/log")
+        return "" if text.startswith('{"error_message"') else text
+
+    def _older(self, path: str) -> str:
+        """The answer of an older version of the API, which the client does not know; empty if there is none."""
+        try:
+            self._client.call_api(path, "GET", response_type="str", auth_settings=["Bearer"], _request_timeout=_TIMES_S)
+            return str(self._client.last_response.data)
+        except (kfp_server_api.ApiException, HTTPError, OSError, ValueError):
+            return ""
 
     def _set_token(self, connection: Any) -> None:
         token, source = os.environ.get(TOKEN, ""), TOKEN

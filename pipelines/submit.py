@@ -18,6 +18,7 @@ from components.config import Config
 from components.params import ConfigError
 from model.errors import UserError
 from pipelines.compile import Request, compile_pipeline, output_dir
+from pipelines.progress import Progress, step_names
 from pipelines.server import ConflictError, Server
 from pipelines.training import kubeflow_name
 
@@ -76,7 +77,7 @@ def submit(
     )
     run_id = server.ask("run the pipeline", server.runs.run_service_create_run, run).run_id
     print(f"run: {server.link('runs', run_id)}\n{_mlflow(config)}", flush=True)
-    return _follow(server, run_id, timeout_s) if wait else 0
+    return _follow(server, run_id, Progress(server, run_id, step_names(text)), timeout_s) if wait else 0
 
 
 def _mlflow(config: Config) -> str:
@@ -150,41 +151,16 @@ def _experiment(server: Server, name: str) -> str:
     return found.experiment_id
 
 
-def _follow(server: Server, run_id: str, timeout_s: float) -> int:
+def _follow(server: Server, run_id: str, progress: Progress, timeout_s: float) -> int:
     until_s = time.monotonic() + timeout_s if timeout_s else float("inf")
-    states: dict[str, str] = {}
     while True:
         run = server.ask("look at the run", server.runs.run_service_get_run, run_id, patience_s=_PATIENCE_S)
-        _print_changes(run, states)
         if run.state in _ENDS:
-            return _end(run, server)
+            return 0 if progress.end(run) else 1
+        progress.look(run)
         if time.monotonic() >= until_s:
             raise WaitError(
                 f"run {run_id}: did not end within --timeout {timeout_s:g} s and is {run.state}; it continues: "
                 f"{server.link('runs', run_id)}"
             )
         time.sleep(min(_POLL_S, max(0.0, until_s - time.monotonic())))
-
-
-def _print_changes(run: Any, states: dict[str, str]) -> None:
-    """Say once what became of each step."""
-    for task in _tasks(run):
-        if task.state and states.get(task.task_id) != task.state:
-            states[task.task_id] = task.state
-            print(f"{task.display_name}: {task.state}", flush=True)
-
-
-def _end(run: Any, server: Server) -> int:
-    print(f"the run has ended: {run.state}", flush=True)
-    if run.state == "SUCCEEDED":
-        return 0
-    for task in _tasks(run):
-        if task.state == "FAILED":
-            print(f"{task.display_name} failed{f': {task.error.message}' if task.error else ''}", flush=True)
-    print(f"logs: {server.link('runs', run.run_id)}", flush=True)
-    return 1
-
-
-def _tasks(run: Any) -> list[Any]:
-    details = run.run_details.task_details if run.run_details else None
-    return sorted(details or [], key=lambda task: (str(task.start_time), task.display_name or ""))

@@ -29,7 +29,12 @@ COMPILED_KEYS = (
     "cluster.image", "cluster.image_pull_secret", "cluster.working_dir", "cluster.volumes", "cluster.env",
     "cluster.secrets", "cluster.tracking_uri", "stability.parallel",
 )  # fmt: skip
-_STATUSES = {"SUCCEEDED": "FINISHED", "CANCELED": "KILLED", "CANCELLED": "KILLED"}  # kfp → MLflow
+# State of the preceding steps → status of MLflow. A cluster gives the state of ML Metadata's execution, kfp's local
+# runner its own words. RUNNING remains if a step could not report its end, because its pod was killed.
+_STATUSES = {
+    "COMPLETE": "FINISHED", "CACHED": "FINISHED", "SUCCEEDED": "FINISHED",
+    "RUNNING": "KILLED", "CANCELED": "KILLED", "CANCELLED": "KILLED",
+}  # fmt: skip
 
 
 @contextmanager
@@ -96,7 +101,7 @@ def end_runs(config: Config, state: str, *, is_study: bool) -> None:
     """Mark the MLflow runs of a pipeline by its final state; completed seeds of a failed study stay finished.
 
     Args:
-        state: final state of the pipeline in kfp.
+        state: state of the preceding steps when the pipeline ended, a key of _STATUSES; others count as failures.
         is_study: True if the pipeline trained `stability.seeds`.
     """
     status = _STATUSES.get(state, "FAILED")

@@ -34,6 +34,9 @@ class Kubeflow:
         self.runs: list[Json] = []
         self.states = ["PENDING", "RUNNING", "SUCCEEDED"]
         self.tasks: list[Json] = []  # of every run
+        self.was_cancelled = False
+        self.nodes: list[Json] = []  # of every run's workflow, which the older API serves
+        self.logs: dict[str, str] = {}  # by pod, likewise
         self.faults: list[int | str | tuple[str, bytes]] = []  # or a page: its content type and bytes
         self.before: Any = None  # called with method and path before each answer
         self.headers: list[Any] = []  # of each request
@@ -85,7 +88,19 @@ class Kubeflow:
 
     def _look(self, run_id: str) -> tuple[int, Json]:
         state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
-        return 200, {"run_id": run_id, "state": state, "run_details": {"task_details": self.tasks}}
+        history = [{"state": "CANCELING"}] if self.was_cancelled else []
+        details = {"task_details": self.tasks}
+        return 200, {"run_id": run_id, "state": state, "state_history": history, "run_details": details}
+
+    def answer_older(self, path: str) -> tuple[str, bytes] | None:
+        """Content type and content, as version 2.17 answers: a log that is not there comes with status 200, too."""
+        if self.nodes and re.fullmatch(r"/apis/v1beta1/runs/[^/]+", path):
+            manifest = json.dumps({"status": {"nodes": {node["id"]: node for node in self.nodes}}})
+            content = json.dumps({"pipeline_runtime": {"workflow_manifest": manifest}})
+            return "application/json", content.encode()
+        if match := re.fullmatch(r"/apis/v1alpha1/runs/[^/]+/nodes/([^/]+)/log", path):
+            return "text/plain", self.logs.get(match[1], '{"error_message":"BadRequestError: no such pod"}').encode()
+        return None
 
 
 def _filtered(items: list[Json], query: dict[str, str]) -> list[Json]:
@@ -119,6 +134,8 @@ def serve(kubeflow: Kubeflow, secure: Callable[[ThreadingHTTPServer], None] | No
                 self._send(int(fault), {"message": "a fault on demand"})
             elif kubeflow.token and self.headers.get("authorization") != f"Bearer {kubeflow.token}":
                 self._send(401, {"message": "Unauthenticated"})
+            elif older := kubeflow.answer_older(parts.path):
+                self._send_bytes(200, *older)
             elif not parts.path.startswith(ROOT):
                 self._send(404, {"message": "page not found"})
             else:

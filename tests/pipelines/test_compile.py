@@ -177,6 +177,8 @@ def test_steps_that_compute_have_the_nodes_size_and_those_that_use_the_model_a_g
         assert (resources["resourceCpuLimit"], resources["resourceMemoryLimit"]) == (
             ("1", "4Gi") if light else ("6", "20Gi")
         )
+        reserved = ("100m", "1Gi") if light else ("6", "20Gi")  # a step that waits for its job leaves the cores to it
+        assert (resources["resourceCpuRequest"], resources["resourceMemoryRequest"]) == reserved
         assert ("accelerator" in resources) == (name in ("evaluate", "predict", "benchmark"))
         assert ("nodeSelector" in pods[name]) == ("tolerations" in pods[name]) == (not light)
         shm = [mount["sizeLimit"] for mount in pods[name].get("emptyDirMounts", [])]

@@ -363,25 +363,101 @@ def test_a_missing_endpoint_is_reported(pipeline_command: Command, capsys: Captu
     assert "port-forward" in capsys.readouterr().err
 
 
-def test_waiting_reports_each_change_of_a_step_once(kubeflow: Any, submit: Command, capsys: Capture):
-    kubeflow.tasks = [{"task_id": "t", "display_name": "train", "state": "RUNNING"}]
+def task(name: str, state: str | None, number: int = 0) -> dict[str, Any]:
+    return {"task_id": f"{name} {number}", "display_name": name, "state": state, "start_time": None}
+
+
+def node(number: int, name: str, kind: str, phase: str, boundary: int = 0, message: str = "") -> dict[str, Any]:
+    """One node of a workflow, as Argo Workflows 4.0 writes it."""
+    facts = {"id": f"wf-{number}", "displayName": name, "type": kind, "phase": phase, "templateName": "impl"}
+    return facts | {"boundaryID": f"wf-{boundary}"} | ({"message": message} if message else {})
+
+
+# A step whose pod failed: its retry and executor, each with its tries.
+FAILED_STEP = [
+    node(1, "train", "Retry", "Failed"),
+    node(2, "train(0)", "DAG", "Failed"),
+    node(3, "executor", "Retry", "Failed", 2),
+    node(4, "executor(0)", "Pod", "Failed", 2, "main: Error (exit code 2)"),
+    node(5, "evaluate", "Skipped", "Omitted", message="omitted: depends condition not met"),
+]
+
+
+def test_waiting_reports_each_change_of_a_step_once_and_nothing_of_the_engine(
+    kubeflow: Any, submit: Command, capsys: Capture
+):
+    kubeflow.tasks = [
+        task("maskrcnn-training-x7k2p", "RUNNING"),
+        task("root-driver(0)", "SUCCEEDED"),
+        task("train-driver", "SUCCEEDED"),
+        task("train", "RUNNING"),
+        task("train(0)", "RUNNING"),
+        task("executor(0)", "PENDING"),
+        task("evaluate", None),
+    ]
+    assert submit("--wait") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2:] == ["train: RUNNING", "the run has ended: SUCCEEDED"]
+
+
+def test_steps_of_several_seeds_are_numbered(kubeflow: Any, submit: Command, capsys: Capture):
+    kubeflow.tasks = [task("train", "SUCCEEDED", 0), task("train", "RUNNING", 1)]
+    assert submit("--wait", "--pipeline", "stability") == 0
+    assert "\ntrain: SUCCEEDED\ntrain 2: RUNNING\n" in capsys.readouterr().out
+
+
+def test_the_reason_why_a_step_waits_is_reported_once(
+    kubeflow: Any, submit: Command, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+):
+    from pipelines import progress
+
+    monkeypatch.setattr(progress, "_PATIENCE_S", 0.0)
+    kubeflow.states = ["RUNNING"] * 4 + ["SUCCEEDED"]
+    kubeflow.tasks = [task("train-driver(0)", "PENDING")]
+    kubeflow.nodes = [
+        node(1, "train-driver(0)", "Pod", "Pending", 0, "Unschedulable: 1 Insufficient cpu."),
+        node(2, "evaluate-driver(0)", "Pod", "Pending", 0, "PodInitializing"),
+    ]
     assert submit("--wait") == 0
     output = capsys.readouterr().out
-    assert output.count("train: RUNNING") == 1
-    assert "the run has ended: SUCCEEDED" in output
+    assert output.count("train waits: Unschedulable: 1 Insufficient cpu.") == 1
+    assert "evaluate waits" not in output
 
 
 @pytest.mark.parametrize("state", ["FAILED", "CANCELED", "SKIPPED"])
 def test_the_status_is_1_when_the_run_did_not_succeed(kubeflow: Any, submit: Command, state: str, capsys: Capture):
     kubeflow.states = ["RUNNING", state]
-    kubeflow.tasks = [
-        {"task_id": "t", "display_name": "train", "state": "FAILED", "error": {"message": "out of memory"}}
-    ]
+    kubeflow.nodes = FAILED_STEP
+    noise = ["I1129 11:22:59.091520      17 launcher_v2.go:800] noise", "[KFP Executor 2026-11-29 INFO]: noise"]
+    noise += ["{", '    "noise": {', "    ]", "}"]
+    log = [*(f"line {number}" for number in range(28)), *noise, '  File "a.py"', "[PyTorchJob] job created"]
+    kubeflow.logs["wf-impl-4"] = "\n".join([*log, "error: out of memory", 'time=2026 level=INFO msg="exited"'])
     assert submit("--wait") == 1
     output = capsys.readouterr().out
-    assert f"the run has ended: {state}" in output
-    assert "train failed: out of memory" in output
+    assert f"the run has ended: {state}\ntrain failed: main: Error (exit code 2)\n" in output
+    end = ["line 27", '  File "a.py"', "[PyTorchJob] job created", "error: out of memory"]
+    assert "".join(f"\n  {line}" for line in end) + "\nlogs: " in output
+    assert "  line 10\n" not in output
+    assert "noise" not in output
     assert f"{kubeflow.url}/#/runs/details/r0" in output
+
+
+def test_a_cancelled_run_is_reported_as_such(kubeflow: Any, submit: Command, capsys: Capture):
+    kubeflow.states, kubeflow.was_cancelled = ["RUNNING", "FAILED"], True
+    kubeflow.nodes = [node(1, "executor(0)", "Pod", "Failed", 0, "Step exceeded its deadline")]
+    assert submit("--wait") == 1
+    assert "the run has ended: FAILED (it was cancelled)\nexecutor(0) failed: Step exc" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("has_nodes", [True, False])
+def test_a_failure_is_reported_without_what_the_server_does_not_serve(
+    kubeflow: Any, submit: Command, capsys: Capture, has_nodes: bool
+):
+    kubeflow.states = ["FAILED"]
+    kubeflow.nodes = FAILED_STEP if has_nodes else []
+    assert submit("--wait") == 1
+    failed = "train failed: main: Error (exit code 2)\n" if has_nodes else ""
+    assert f"the run has ended: FAILED\n{failed}logs: " in capsys.readouterr().out
 
 
 def test_waiting_has_its_own_time_limit(kubeflow: Any, submit: Command, capsys: Capture):

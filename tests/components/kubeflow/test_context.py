@@ -85,6 +85,7 @@ def test_runs_are_marked_as_their_pipelines_ended(config: Config, empty_database
 
     shutil.copy(empty_database, tmp_path)
     statuses = {"SUCCEEDED": "FINISHED", "FAILED": "FAILED", "CANCELED": "KILLED", "ANYTHING": "FAILED"}
+    statuses |= {"COMPLETE": "FINISHED", "RUNNING": "KILLED"}  # the words of a cluster
     for state in statuses:
         train = config.train.model_copy(update={"output_dir": Path("runs") / state})
         one = config.model_copy(update={"train": train})
