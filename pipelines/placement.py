@@ -20,7 +20,7 @@ LABELS = {"app.kubernetes.io/name": "maskrcnn", "app.kubernetes.io/component": "
 _USER = 1000  # the image's user; k8s/job/pod.yaml has the same
 _ON_ACCELERATOR = {"evaluate", "predict", "benchmark"}  # training has pods of its own
 _LIGHT = {"train", "seeds", "finish"}  # these wait, or read a little
-# What a light step reserves, and at most uses. While `train` waits for its job, a reserved core would be idle, and on a
+# Reserve and limit of a light step. While `train` waits for its job, a reserved core would be idle, and on a
 # small cluster missing for the job itself.
 _LIGHT_CPU, _LIGHT_MEMORY = ("100m", "1"), ("1Gi", "4Gi")
 # The server decides what is retried, by the retryPolicy that it adds to these numbers: with the manifests of Kubeflow

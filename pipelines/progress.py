@@ -43,7 +43,7 @@ class Progress:
 
     def __init__(self, server: Server, run_id: str, steps: set[str]) -> None:
         self._server, self._run_id, self._steps = server, run_id, steps
-        self._states: dict[str, str] = {}  # by task
+        self._states: dict[str, str] = {}  # state of each task
         self._ids: dict[str, list[str]] = {}  # tasks by name: a study has one for each seed
         self._reported: set[tuple[str, str]] = set()  # pods that wait, and why
         self._pending_since_s: float | None = None

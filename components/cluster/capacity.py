@@ -119,7 +119,7 @@ def obstacle(node: Json, demand: Demand, pod: Json, parse: Parse) -> str:
     for taint in spec.get("taints", []):
         if taint["effect"] != "PreferNoSchedule" and not any(_tolerates(t, taint) for t in pod.get("tolerations", [])):
             value = f"={taint['value']}" if taint.get("value") else ""
-            is_condition = taint["key"].startswith("node.kubernetes.io/")  # such as disk-pressure
+            is_condition = taint["key"].startswith("node.kubernetes.io/")  # disk-pressure, for one
             key = "kubectl describe node" if is_condition else "cluster.tolerations"
             return f"has the taint {taint['key']}{value}:{taint['effect']} ({key})"
     has = _allocatable(node, parse)

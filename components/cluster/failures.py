@@ -112,10 +112,10 @@ def _of_pod(pod: Json, events: list[Json]) -> Iterator[Failure]:
     if scheduled and scheduled["status"] == "False":
         why = [event for event in warnings if event.get("reason") == "FailedScheduling"]
         message = _message(why) or scheduled.get("message", "")
-        check = "gpus_per_node, cpu, memory, node_selector and tolerations"
+        check = "cluster.gpus_per_node, cpu, memory, node_selector and tolerations"
         if "persistentvolumeclaim" in message.lower() or "volume node affinity" in message:
-            check = "volumes, and kubectl get pvc"
-        yield Failure("unschedulable", name, f"pod {name}: unschedulable: {message}; check cluster.{check}")
+            check = "cluster.volumes, and kubectl get pvc"
+        yield Failure("unschedulable", name, f"pod {name}: unschedulable: {message}; check {check}")
 
 
 def _claims(pod: Json, events: list[Json]) -> Iterator[Failure]:

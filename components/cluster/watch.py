@@ -169,8 +169,8 @@ class Follower:
         nodes, failed = _nodes(job), sum(map(_failures, pods))
         if job.get("kind") == "TrainJob" and failed > self._cluster.restarts * nodes:
             text = (
-                f"TrainJob {job['metadata']['name']} failed: failures of its containers must be at most cluster.restarts "
-                f"× nodes = {self._cluster.restarts} × {nodes}, got {failed}"
+                f"TrainJob {job['metadata']['name']} failed: failures of its containers must be at most "
+                f"cluster.restarts × nodes = {self._cluster.restarts} × {nodes}, got {failed}"
             )
             raise JobGivenUpError(self._with_reasons(text))
 
