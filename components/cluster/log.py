@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 Json = dict[str, Any]
 _MARGIN_S = 60  # overlap requested after a cut, for clocks that disagree
+_GONE = "unable to retrieve container logs for "  # the kubelet's words in place of the log, with status 200
 _LAST_TRIES = 3  # attempts to read the log of an ended pod, which may be gone
 
 
@@ -111,7 +112,7 @@ class LineFilter:
         stamp, _, text = line.partition(" ")
         now_ns = _nanoseconds(stamp)
         if now_ns is None:
-            return line
+            return None if line.startswith(_GONE) else line
         if now_ns < self._last_ns:
             return None
         if now_ns == self._last_ns and self._to_skip:

@@ -202,11 +202,11 @@ class Follower:
             raise JobTimeoutError(self._with_reasons(text))
 
     def _with_reasons(self, text: str, *, is_explained: bool = False) -> str:
-        """Append the ends of pods; without any, the last thing reported, unless the text has its reason."""
-        known = list(self._reported.values())
-        ends = sorted((failure for failure in known if failure.at), key=lambda failure: failure.at)
+        """Append the ends of pods; without any, what the job waits for now, unless the text has its reason."""
+        ends = [failure for failure in self._reported.values() if failure.kind in ("killed", "evicted")]
+        ends.sort(key=lambda failure: failure.at)
         # Earlier reasons for waiting do not matter once a pod has died.
-        reasons = ends or ([] if is_explained else known[-1:])
+        reasons = ends or ([] if is_explained else self._current[-1:])
         return "\n".join([text, *(f"  {failure.text}" for failure in reasons)])
 
     def _deleted(self, name: str) -> JobFailedError:

@@ -141,3 +141,11 @@ def test_every_failure_is_reported(status: dict[str, Any], kind: str, reason: st
 )
 def test_what_goes_well_is_no_failure(status: dict[str, Any]):
     assert find_failures("j", [pod(**status)], []) == []
+
+
+def test_the_kubelets_words_about_a_log_that_is_gone_are_not_the_logs():
+    lines = LineFilter()
+    lines.begin()
+    assert lines.take("unable to retrieve container logs for containerd://f993") is None
+    assert lines.take("2026-01-01T00:00:00Z unable to retrieve container logs for once") is not None
+    assert lines.take("another line without a stamp") == "another line without a stamp"

@@ -61,3 +61,22 @@ def test_a_train_job_that_fails_again_and_again_is_given_up():
     for restarts, pod in ((3, ("Running", 7, running)), (3, ("Running", 6, waiting)), (0, ("Running", 0, ended))):
         with pytest.raises(watch.JobGivenUpError, match=f"cluster.restarts × nodes = {restarts} × 2, got"):
             look(restarts, pod, ("Running", 0, running))
+
+
+def test_a_reason_for_waiting_that_is_over_is_none_for_a_timeout(monkeypatch: pytest.MonkeyPatch):
+    now_s = 0.0
+    monkeypatch.setattr(watch, "time", SimpleNamespace(monotonic=lambda: now_s))
+    condition = {"type": "PodScheduled", "status": "False", "message": "1 Insufficient cpu"}
+    pods = [{"metadata": {"name": "a-0"}, "status": {"phase": "Pending", "conditions": [condition]}}]
+    said: list[str] = []
+    source: Any = SimpleNamespace(pods=lambda _: pods, events=lambda: [], queue_message=lambda _: "")
+    follower = watch.Follower(source, ClusterConfig(run_timeout_s=5), said.append)
+    job = {**JOB, "spec": {"trainer": {"numNodes": 1}}}
+    follower._look(job, lambda _: None)
+    pods[0]["status"] = {"phase": "Running"}
+    follower._look(job, lambda _: None)
+    now_s = 6.0
+    with pytest.raises(watch.JobTimeoutError) as error:
+        follower._look(job, lambda _: None)
+    assert "1 Insufficient cpu" in said[0]
+    assert "Insufficient" not in str(error.value)
