@@ -176,3 +176,14 @@ def test_services_lead_to_their_pods(parts: tuple[Kubectl, Kubectl]):
     assert reaches(kubectl, "trainer", "mlflow", 5000)
     assert reaches(kubectl, "mlflow", "postgres", 5432)
     assert reaches(kubectl, "mlflow", "store", 8333)
+
+
+def test_in_the_namespace_of_kubeflow_pipelines_the_policies_bind_our_pods_alone(
+    applied: Callable[..., Kubectl], server: tuple[str, int]
+):
+    kubectl = applied("pipelines", without=["Deployment", "StatefulSet", "PersistentVolumeClaim"])
+    kubectl.apply(pod("trainer", LABELS["trainer"]), pod("stranger", LABELS["stranger"]))
+    kubectl("wait", "--for=condition=Ready", "pod", "--all", "--timeout=120s")
+    assert reaches(kubectl, "stranger", *server)
+    assert not reaches(kubectl, "trainer", *server)
+    assert not reaches(kubectl, "stranger", address(kubectl, "trainer"), 29500)
