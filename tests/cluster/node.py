@@ -61,8 +61,8 @@ containerRuntimeEndpoint: unix://{SOCKET}
 enforceNodeAllocatable: [pods]
 evictionHard:
   memory.available: 100Mi
-  nodefs.available: 1%
-  imagefs.available: 1%
+  nodefs.available: 500Mi
+  imagefs.available: 500Mi
 evictionPressureTransitionPeriod: 10s
 imageGCHighThresholdPercent: 100
 failSwapOn: false
