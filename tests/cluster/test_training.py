@@ -54,12 +54,13 @@ def losses(launcher: Launcher, run: str) -> list[tuple[int, float]]:
     """Step and total loss of each line of a run's journal."""
     lines = (launcher.folder / "runs" / run / "log.jsonl").read_text().splitlines()
     entries = [json.loads(line) for line in lines]
-    return [(entry["step"], entry["loss/total"]) for entry in entries if "loss/total" in entry]
+    return [(entry["step"], entry["metrics"]["loss/total"]) for entry in entries if "loss/total" in entry["metrics"]]
 
 
 def ap(launcher: Launcher, run: str) -> Any:
     """Figures of a run's evaluation."""
-    return json.loads((launcher.folder / "runs" / run / "evaluation.json").read_text())["metrics"]
+    evaluation = json.loads((launcher.folder / "runs" / run / "evaluation.json").read_text())
+    return evaluation["bbox"], evaluation["segm"]
 
 
 def train_here(launcher: Launcher, processes: int) -> None:
