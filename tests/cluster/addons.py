@@ -16,7 +16,7 @@ _ROLLOUTS = (("kube-system", "deployment/coredns"), ("local-path-storage", "depl
 
 
 def make_images() -> None:
-    """Write the images' archives, if they are not there yet."""
+    """Write the images' archives; equal programs give equal images."""
     pause, shell = BIN / "pause", Path("/bin/busybox")
     if not pause.exists():
         code = build.source("kubernetes") / "build" / "pause" / "linux" / "pause.c"
@@ -36,10 +36,7 @@ def make_images() -> None:
             "0:0",
         ),
     ):
-        if not (IMAGES / f"{name}.tar").exists():
-            write_image(
-                IMAGES / f"{name}.tar", f"{PREFIX}/{name}:1", files, entrypoint=entrypoint, links=links, user=user
-            )
+        write_image(IMAGES / f"{name}.tar", f"{PREFIX}/{name}:1", files, entrypoint=entrypoint, links=links, user=user)
 
 
 def archives() -> list[Path]:

@@ -41,14 +41,12 @@ Document = dict[str, Any]
 
 
 def make_images() -> None:
-    """Build the programs and write the images' archives, if they are not there yet.
+    """Build the programs that are missing, and write the images' archives; equal programs give equal images.
 
     The image `shell` is for jobs that fail on demand and within seconds: everything around its script is real.
     """
     build.main(PROGRAMS)
     for name, archive in _archives().items():
-        if archive.exists():
-            continue
         if name in PROGRAMS:
             files = {"/manager": BIN / name}
             write_image(archive, f"{PREFIX}/{name}:{_version(name)}", files, entrypoint=["/manager"])
