@@ -33,7 +33,7 @@ SMALL = (
 def kubeflow(cluster: Kubectl) -> Kubectl:
     """kubectl with all rights, in the namespace of Kubeflow Pipelines."""
     if not os.environ.get("KF_PIPELINES_ENDPOINT"):
-        pytest.skip("KF_PIPELINES_ENDPOINT: must be the URL of Kubeflow Pipelines on the cluster, got nothing")
+        pytest.skip("needs Kubeflow Pipelines on the cluster; name its URL by KF_PIPELINES_ENDPOINT")
     return replace(cluster, namespace="kubeflow")
 
 

@@ -171,7 +171,7 @@ def test_the_probe_tells_a_name_without_an_address_from_a_closed_port_and_writes
 @pytest.mark.slow
 @pytest.mark.parametrize(("status", "level"), [(200, "ok"), (403, "fault")])
 def test_the_probe_asks_mlflow_as_training_does(status: int, level: str):
-    pytest.importorskip("mlflow")
+    pytest.importorskip("mlflow", reason="needs mlflow")
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *_: Any) -> None: ...
