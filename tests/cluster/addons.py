@@ -1,14 +1,13 @@
 """Parts of the cluster that run as pods: DNS and a class of volumes. Their images are static programs, from scratch."""
 
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
-import build
+import programs
 from oci import NOBODY, write_image
-from settings import BIN, IMAGES, KUBECONFIG, STATE
+from run import run
+from settings import BIN, IMAGES, STATE
 
 MANIFESTS = Path(__file__).resolve().parent / "manifests"
 PREFIX = "localhost/maskrcnn-cluster"
@@ -19,7 +18,7 @@ def make_images() -> None:
     """Write the images' archives; equal programs give equal images."""
     pause, shell = BIN / "pause", Path("/bin/busybox")
     if not pause.exists():
-        code = build.source("kubernetes") / "build" / "pause" / "linux" / "pause.c"
+        code = programs.source("kubernetes") / "build" / "pause" / "linux" / "pause.c"
         subprocess.run(["gcc", "-Os", "-static", "-DVERSION=1", "-o", str(pause), str(code)], check=True)
     tools = {
         f"/bin/{name}": "busybox" for name in ("sh", "mkdir", "rm", "cat", "sleep", "wget", "nslookup", "nc", "id")
@@ -46,22 +45,15 @@ def archives() -> list[Path]:
 
 def apply() -> None:
     """Apply the manifests."""
-    _kubectl("apply", "--server-side", "--filename", str(MANIFESTS / "coredns.yaml"))
+    run("kubectl", "apply", "--server-side", "--filename", str(MANIFESTS / "coredns.yaml"))
     folder = STATE / "manifests" / "local-path"
     shutil.copytree(MANIFESTS / "local-path", folder)
-    shutil.copy(build.source("local-path-provisioner") / "deploy" / "local-path-storage.yaml", folder)
-    _kubectl("apply", "--server-side", "--kustomize", str(folder))
+    shutil.copy(programs.source("local-path-provisioner") / "deploy" / "local-path-storage.yaml", folder)
+    run("kubectl", "apply", "--server-side", "--kustomize", str(folder))
 
 
 def wait() -> None:
     """Wait until the node and the add-ons are ready."""
-    _kubectl("wait", "--for=condition=Ready", "node", "--all", "--timeout=120s")
+    run("kubectl", "wait", "--for=condition=Ready", "node", "--all", "--timeout=120s")
     for namespace, what in _ROLLOUTS:
-        _kubectl("--namespace", namespace, "rollout", "status", what, "--timeout=120s")
-
-
-def _kubectl(*words: str) -> None:
-    environment = os.environ | {"KUBECONFIG": str(KUBECONFIG)}
-    done = subprocess.run([str(BIN / "kubectl"), *words], env=environment, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"error: kubectl {' '.join(words)}: {done.stderr}")
+        run("kubectl", "--namespace", namespace, "rollout", "status", what, "--timeout=120s")

@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import addons
-import build
+import programs
+from run import run
 from settings import BIN, CACHE, CGROUP, HOST_IP, KUBECONFIG, LINK, NODE_IP, PID, READY, SOCKET, STATE, WIRE_BITS
 
 HERE = Path(__file__).resolve().parent
@@ -31,7 +32,7 @@ def up() -> None:
     _check()
     down()
     with _timed("programs"):
-        build.main(())
+        programs.main(())
     with _timed("images"):
         addons.make_images()
     with _timed("node"):
@@ -66,7 +67,7 @@ def load(archives: Sequence[Path]) -> None:
 def inside(*command: str) -> str:
     """Run a command in the node's namespaces, and return what it prints."""
     words = ["nsenter", f"--target={_pid()}", "--mount", "--net", "--pid", *command]
-    return _run(*words)
+    return run(*words)
 
 
 def _check() -> None:
@@ -85,15 +86,15 @@ def _start() -> None:
         outer = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     pid = _child(outer)
     PID.write_text(str(pid))
-    _run("ip", "link", "add", LINK, "type", "veth", "peer", "name", "eth0", "netns", str(pid))
-    _run("ip", "address", "add", f"{HOST_IP}/{WIRE_BITS}", "dev", LINK)
-    _run("ip", "link", "set", LINK, "up")
+    run("ip", "link", "add", LINK, "type", "veth", "peer", "name", "eth0", "netns", str(pid))
+    run("ip", "address", "add", f"{HOST_IP}/{WIRE_BITS}", "dev", LINK)
+    run("ip", "link", "set", LINK, "up")
     for words in (
         ["address", "add", f"{NODE_IP}/{WIRE_BITS}", "dev", "eth0"],
         ["link", "set", "eth0", "up"],
         ["route", "add", "default", "via", HOST_IP],
     ):
-        _run("nsenter", f"--target={pid}", "--net", "ip", *words)
+        run("nsenter", f"--target={pid}", "--net", "ip", *words)
     while not (STATE / "started").exists():
         if outer.poll() is not None:
             sys.exit("error: the node has ended:\n" + (STATE / "log" / "node.log").read_text())
@@ -150,14 +151,6 @@ def _timed(what: str) -> Iterator[None]:
     began_s = time.monotonic()
     yield
     print(f"{what}: {time.monotonic() - began_s:.0f} s", flush=True)
-
-
-def _run(*words: str) -> str:
-    environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}:/usr/sbin:/sbin", "KUBECONFIG": str(KUBECONFIG)}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"error: {' '.join(words)} ended with status {done.returncode}: {done.stderr or done.stdout}")
-    return done.stdout
 
 
 def main(words: Sequence[str]) -> None:

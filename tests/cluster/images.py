@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import build as programs
+import programs
 import torch_index
 from settings import BIN, CACHE, ROOT
 from settings import IMAGES as ARCHIVES

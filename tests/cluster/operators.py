@@ -8,7 +8,6 @@ a folder `module`, and to its release as VERSION; both exist only in the tempora
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -17,11 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import build
 import cluster
+import programs
 from oci import write_image
 from ruamel.yaml import YAML
-from settings import BIN, IMAGES, KUBECONFIG
+from run import run
+from settings import BIN, IMAGES
 
 HERE = Path(__file__).resolve().parent
 PREFIX = "localhost/maskrcnn-cluster"
@@ -45,7 +45,7 @@ def make_images() -> None:
 
     The image `shell` is for jobs that fail on demand and within seconds: everything around its script is real.
     """
-    build.main(PROGRAMS)
+    programs.main(PROGRAMS)
     for name, archive in _archives().items():
         if name in PROGRAMS:
             files = {"/manager": BIN / name}
@@ -67,12 +67,12 @@ def _archives() -> dict[str, Path]:
 
 
 def _version(name: str) -> str:
-    return str(build.SOURCES[name]["version"])
+    return str(programs.SOURCES[name]["version"])
 
 
 def render(name: str) -> list[Document]:
     """Manifests of a program, in the order in which they can be created."""
-    module = build.source(name)
+    module = programs.source(name)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(shutil.copytree(HERE / "manifests" / name, Path(folder) / name))
         for path in root.rglob("*.yaml"):
@@ -81,9 +81,9 @@ def render(name: str) -> list[Document]:
             if (module / part).is_dir():
                 # Not the modes: the sources are read-only, and this folder is to be deleted.
                 shutil.copytree(module / part, root / "module" / part, copy_function=shutil.copyfile)
-                _run("chmod", "-R", "u+w", str(root / "module"))
+                run("chmod", "-R", "u+w", str(root / "module"))
         # A runtime of Trainer's is one file of a folder, which kustomize reads only if it may leave its root.
-        text = _run("kubectl", "kustomize", "--load-restrictor=LoadRestrictionsNone", str(root))
+        text = run("kubectl", "kustomize", "--load-restrictor=LoadRestrictionsNone", str(root))
     return [document for document in YAML(typ="safe").load_all(text) if document]
 
 
@@ -92,9 +92,9 @@ def apply() -> None:
     documents = [document for name in PROGRAMS for document in render(name)]
     types = [document for document in documents if document["kind"] == "CustomResourceDefinition"]
     for some in (types, documents):
-        _run("kubectl", "apply", "--server-side", "--force-conflicts", "--filename=-", text=_list(some))
+        run("kubectl", "apply", "--server-side", "--force-conflicts", "--filename=-", text=_list(some))
         names = [f"crd/{document['metadata']['name']}" for document in types]
-        _run("kubectl", "wait", "--for=condition=Established", "--timeout=60s", *names)
+        run("kubectl", "wait", "--for=condition=Established", "--timeout=60s", *names)
 
 
 def wait() -> None:
@@ -103,19 +103,11 @@ def wait() -> None:
         for document in render(name):
             if document["kind"] == "Deployment":
                 where, deployment = document["metadata"]["namespace"], document["metadata"]["name"]
-                _run("kubectl", "--namespace", where, "rollout", "status", f"deployment/{deployment}", "--timeout=300s")
+                run("kubectl", "--namespace", where, "rollout", "status", f"deployment/{deployment}", "--timeout=300s")
 
 
 def _list(documents: list[Document]) -> str:
     return json.dumps({"apiVersion": "v1", "kind": "List", "items": documents}, indent=1)
-
-
-def _run(*words: str, text: str | None = None) -> str:
-    environment = os.environ | {"KUBECONFIG": str(KUBECONFIG), "PATH": f"{BIN}:{os.environ['PATH']}"}
-    done = subprocess.run(words, input=text, env=environment, check=False, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"error: {' '.join(words)} ended with status {done.returncode}: {done.stderr or done.stdout}")
-    return done.stdout
 
 
 def main(words: Sequence[str]) -> None:

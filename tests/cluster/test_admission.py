@@ -45,7 +45,8 @@ def test_every_form_is_accepted(cluster: Kubectl, name: str):
     module = forms()
     job = module.manifest(*{**module.FORMS, **FORMS}[name])
     job["metadata"]["namespace"] = cluster.namespace
-    cluster("create", "--dry-run=server", "--validate=strict", "-f", "-", text=json.dumps(job))
+    words = ("create", "--dry-run=server", "--validate=strict", "--output=json", "-f", "-")
+    assert json.loads(cluster(*words, text=json.dumps(job)))["spec"], "the server keeps the job's specification"
 
 
 def refused(kubectl: Kubectl, job: dict[str, Any]) -> str:

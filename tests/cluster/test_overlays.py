@@ -176,7 +176,7 @@ def test_the_queue_of_kueue_is_active(applied: Callable[..., Kubectl]):
     kubectl = applied("kueue", without=["Deployment", "StatefulSet"])
     try:
         for what in ("clusterqueue/maskrcnn", "localqueue/training"):
-            kubectl("wait", "--for=condition=Active", what, "--timeout=60s")
+            assert "condition met" in kubectl("wait", "--for=condition=Active", what, "--timeout=60s")
     finally:
         kubectl("delete", "clusterqueue/maskrcnn", "resourceflavor/gpu", "--wait=false")
 

@@ -1,4 +1,4 @@
-"""Builds the cluster's programs from sources.toml, once: `python tests/cluster/build.py [TABLE …]`.
+"""Builds the cluster's programs from sources.toml, once: `python tests/cluster/programs.py [TABLE …]`.
 
 Modules come from the Go proxy and are verified by the checksum database, as `go env` names them. A program is built
 again only if its table has changed.
