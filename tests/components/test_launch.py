@@ -145,7 +145,7 @@ def test_torchrun_reports_only_what_no_process_has_reported(kind: str, status: i
     if kind == "an error":
         assert said.count("\n") == said.count("error: an image is gone\n") == 1
     if kind == "a signal":
-        assert said.count("saved\n") == 2, "each has time to save"
+        assert said.count("saved") == 2, "each has time to save; lines of two processes may mix"
     if kind == "a bug":
         root_cause = said[said.index("Root Cause") :]
         assert "rank      : 1" in root_cause
