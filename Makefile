@@ -92,9 +92,11 @@ demo: venv  ## generate data, train, evaluate, predict, benchmark; print the res
 	$(BIN)/dvc repro
 	@$(BIN)/python -m pipelines.summary
 
-# Each process computes with one thread, so that they do not wait for one another.
-test: venv  ## run the quick tests, in a process for each core, at most JOBS (4)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses $(JOBS) --dist worksteal
+# Each process computes with one thread, so that they do not wait for one another. There is one process more than cores,
+# since some tests wait.
+test: venv  ## run the quick tests, in a process for each core and one more, at most JOBS (4)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses $(JOBS) \
+	  --dist worksteal
 
 test-slow: venv  ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
