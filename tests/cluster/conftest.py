@@ -44,6 +44,14 @@ class Kubectl:
         bundle = {"apiVersion": "v1", "kind": "List", "items": documents}
         self("apply", "--server-side", "-f", "-", text=json.dumps(bundle))
 
+    @staticmethod
+    def wait_until(is_so: Callable[[], object], seconds: float = 90) -> None:
+        """Wait for what the cluster will do; it fails the test if it has not after `seconds`."""
+        until_s = time.monotonic() + seconds
+        while not is_so():
+            assert time.monotonic() < until_s, "waited in vain"
+            time.sleep(0.5)
+
 
 @dataclass(frozen=True)
 class Ended:

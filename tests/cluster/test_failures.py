@@ -5,7 +5,6 @@ The pods are real, their training is a shell script (see shell.py), so each case
 
 import signal
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,13 +12,6 @@ import pytest
 pytestmark = pytest.mark.cluster
 Launcher = Any  # of conftest.py
 FOREVER = "echo begun; sleep 600"
-
-
-def wait_until(is_so: Callable[[], object], seconds: float = 90) -> None:
-    until_s = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < until_s, "waited in vain"
-        time.sleep(0.5)
 
 
 def test_success_prints_the_log_of_rank_0_and_keeps_the_pods(launcher: Launcher):
@@ -66,7 +58,9 @@ def test_a_gpu_where_there_is_none(launcher: Launcher):
 def test_a_quota_that_is_exhausted(launcher: Launcher):
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "team"}, "spec": {"hard": {"pods": "0"}}}
     launcher.kubectl.apply(quota)
-    wait_until(lambda: launcher.kubectl.json("get", "resourcequota", "team").get("status", {}).get("hard"))
+    launcher.kubectl.wait_until(
+        lambda: launcher.kubectl.json("get", "resourcequota", "team").get("status", {}).get("hard")
+    )
     ended = launcher.run("true", "cluster.pending_timeout_s=20")
     assert ended.status == 2
     assert "no pod was created: " in ended.error
@@ -135,7 +129,7 @@ def test_a_failed_job_is_replaced(launcher: Launcher):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_deletes_the_job(launcher: Launcher, number: signal.Signals):
     process = launcher.start(FOREVER)
-    wait_until(lambda: "Running" in launcher.kubectl("get", "pods"))
+    launcher.kubectl.wait_until(lambda: "Running" in launcher.kubectl("get", "pods"))
     time.sleep(3)
     process.send_signal(number)
     ended = launcher.finish(process)
@@ -154,7 +148,7 @@ def test_a_job_that_takes_too_long_is_deleted(launcher: Launcher):
 
 def test_a_job_that_someone_deletes(launcher: Launcher):
     process = launcher.start(FOREVER)
-    wait_until(lambda: "Running" in launcher.kubectl("get", "pods"))
+    launcher.kubectl.wait_until(lambda: "Running" in launcher.kubectl("get", "pods"))
     launcher.kubectl("delete", launcher.kind, "maskrcnn-try", "--wait=false")
     ended = launcher.finish(process)
     assert ended.status == 2
@@ -165,7 +159,7 @@ def test_a_pod_that_is_deleted_is_replaced(launcher: Launcher):
     process = launcher.start(
         "if [ -e /workspace/runs/here ]; then echo resumed; else >/workspace/runs/here; sleep 600; fi"
     )
-    wait_until(lambda: "Running" in launcher.kubectl("get", "pods"))
+    launcher.kubectl.wait_until(lambda: "Running" in launcher.kubectl("get", "pods"))
     time.sleep(3)
     launcher.kubectl("delete", "pods", "--all", "--wait=false")
     ended = launcher.finish(process)
@@ -176,4 +170,4 @@ def test_a_pod_that_is_deleted_is_replaced(launcher: Launcher):
 @pytest.mark.parametrize("launcher", ["pytorchjob"], indirect=True)  # a TrainJob has no such time
 def test_a_finished_job_goes_after_its_time(launcher: Launcher):
     assert launcher.run("true", "cluster.ttl_s=3").status == 0
-    wait_until(lambda: launcher.jobs() == launcher.pods() == [])
+    launcher.kubectl.wait_until(lambda: launcher.jobs() == launcher.pods() == [])

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,13 +12,6 @@ Launcher = Any  # of conftest.py
 Kubectl = Any
 QUEUED = ("cluster.scheduler=kueue", "cluster.queue=training")
 ONCE = "if [ -e /workspace/runs/here ]; then echo resumed; else echo begun >/workspace/runs/here; sleep 600; fi"
-
-
-def wait_until(is_so: Callable[[], object], seconds: float = 90) -> None:
-    until_s = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < until_s, "waited in vain"
-        time.sleep(0.5)
 
 
 @pytest.fixture
@@ -77,7 +70,7 @@ def test_a_queued_job_runs(launcher: Launcher, queue: Kubectl):
 
 def test_a_job_waits_for_its_turn(launcher: Launcher, queue: Kubectl):
     other_job(queue, "other", 15)
-    wait_until(lambda: is_running(queue, "other"))
+    queue.wait_until(lambda: is_running(queue, "other"))
     ended = launcher.run("echo done", *QUEUED)
     assert ended.status == 0
     assert "maskrcnn-try is suspended: it waits for resources in a queue" in ended.said
@@ -95,7 +88,7 @@ def test_a_job_larger_than_the_queue(launcher: Launcher, queue: Kubectl):
 
 def test_a_job_makes_way_and_continues(launcher: Launcher, queue: Kubectl):
     process = launcher.start(ONCE, *QUEUED)
-    wait_until(lambda: is_running(queue, "maskrcnn-try"))
+    queue.wait_until(lambda: is_running(queue, "maskrcnn-try"))
     time.sleep(3)
     other_job(queue, "urgent", 5, priority=queue.namespace)
     ended = launcher.finish(process)
@@ -107,7 +100,7 @@ def test_a_job_makes_way_and_continues(launcher: Launcher, queue: Kubectl):
 
 def test_a_queued_pod_has_the_time_for_its_checkpoint(launcher: Launcher, queue: Kubectl):
     process = launcher.start("sleep 600", *QUEUED, "cluster.grace_s=77")
-    wait_until(launcher.pods)
+    queue.wait_until(launcher.pods)
     (pod,) = json.loads(queue("get", "pods", "-o", "json"))["items"]
     process.terminate()
     launcher.finish(process)
