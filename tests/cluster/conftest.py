@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SHELL = "localhost/maskrcnn-cluster/shell:1"  # of shell.py: runs what the variable DO says
+SHELL = "localhost/maskrcnn-cluster/shell:1"  # of operators.py: runs what the variable DO says
 Json = dict[str, Any]
 _DELETE = "apiVersion: any\nkind: {kind}\nmetadata:\n  name: any\n$patch: delete\n"
 
@@ -28,10 +28,13 @@ class Kubectl:
 
     def __call__(self, *words: str, text: str | None = None) -> str:
         """What kubectl prints; an error of kubectl fails the test."""
-        command = ["kubectl", f"--kubeconfig={self.kubeconfig}", f"--namespace={self.namespace}", *words]
-        done = subprocess.run(command, input=text, check=False, capture_output=True, text=True, timeout=300)
+        done = self.run(*words, text=text)
         assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
         return done.stdout
+
+    def run(self, *words: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
+        command = ["kubectl", f"--kubeconfig={self.kubeconfig}", f"--namespace={self.namespace}", *words]
+        return subprocess.run(command, input=text, check=False, capture_output=True, text=True, timeout=300)
 
     def json(self, *words: str) -> Json:
         return json.loads(self(*words, "-o", "json"))
@@ -82,22 +85,20 @@ class Launcher:
     def kind(self) -> str:
         return {"pytorchjob": "pytorchjobs", "trainjob": "trainjobs"}[self.api]
 
-    def start(self, do: str, *overrides: str, run_id: str = "try") -> subprocess.Popen[str]:
-        """Start it with a job of the image `shell`.
-
-        Args:
-            do: script that stands for the training, in each pod.
-            overrides: of the configuration; a later one of a key counts.
-        """
-        values = [
+    def values(self, do: str) -> list[str]:
+        """Overrides of a job of the image `shell` in which the script `do` stands for the training, in each pod."""
+        return [
             *("tracking.enabled=false", f"cluster.api={self.api}", f"cluster.image={SHELL}"),
             *("cluster.gpus_per_node=0", "cluster.cpu=1", "cluster.memory=64Mi", "cluster.shm=16Mi"),
             *("cluster.grace_s=30", "cluster.poll_s=2", f"cluster.namespace={self.kubectl.namespace}"),
             f"cluster.env={json.dumps([f'DO={do}'])}",
         ]
+
+    def start(self, do: str, *overrides: str, run_id: str = "try") -> subprocess.Popen[str]:
+        """Start it with the job of `values`; a later override of a key counts."""
         environment = {**os.environ, "KUBECONFIG": str(self.kubeconfig), "PYTHONPATH": str(ROOT)}
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.cli", "pytorchjob", "--run-id", run_id, *values, *overrides],
+            [sys.executable, "-m", "pipelines.cli", "pytorchjob", "--run-id", run_id, *self.values(do), *overrides],
             **{"cwd": self.folder, "env": environment, "text": True},
             **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT},
         )

@@ -1,6 +1,6 @@
 """What `maskrcnn pytorchjob` says when a job fails on a real cluster, how soon, and what is left there.
 
-The pods are real, their training is a shell script (see shell.py), so each case takes seconds.
+The pods are real, their training is a shell script (see operators.py), so each case takes seconds.
 """
 
 import signal

@@ -3,11 +3,13 @@
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytestmark = pytest.mark.cluster
+ROOT = Path(__file__).resolve().parents[2]
 Launcher = Any  # of conftest.py
 Kubectl = Any
 QUEUED = ("cluster.scheduler=kueue", "cluster.queue=training")
@@ -98,11 +100,14 @@ def test_a_job_makes_way_and_continues(launcher: Launcher, queue: Kubectl):
     assert "\nresumed\n" in ended.said
 
 
-def test_a_queued_pod_has_the_time_for_its_checkpoint(launcher: Launcher, queue: Kubectl):
-    process = launcher.start("sleep 600", *QUEUED, "cluster.grace_s=77")
+@pytest.mark.parametrize("runtime", ["torch-distributed", "maskrcnn"])
+def test_a_queued_pod_has_the_time_for_its_checkpoint(launcher: Launcher, queue: Kubectl, runtime: str):
+    queue("apply", "--server-side", "-f", str(ROOT / "k8s" / "runtime.yaml"))
+    process = launcher.start("sleep 600", *QUEUED, "cluster.grace_s=77", f"cluster.runtime={runtime}")
     queue.wait_until(launcher.pods)
     (pod,) = json.loads(queue("get", "pods", "-o", "json"))["items"]
     process.terminate()
     launcher.finish(process)
     # Of a queued TrainJob that is the runtime's to set: see components/cluster/manifest.py.
-    assert pod["spec"]["terminationGracePeriodSeconds"] == {"pytorchjob": 77, "trainjob": 30}[launcher.api]
+    of_runtime = {"torch-distributed": 30, "maskrcnn": 120}[runtime]
+    assert pod["spec"]["terminationGracePeriodSeconds"] == {"pytorchjob": 77, "trainjob": of_runtime}[launcher.api]

@@ -1,0 +1,85 @@
+"""The launcher where it meets the cluster at its worst: an API server that restarts, and in a pod with its own token."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.cluster
+IMAGE = "maskrcnn:1-cpu"  # of images.py
+Launcher = Any  # of conftest.py
+COUNTING = "i=0; while [ $i -lt 40 ]; do i=$((i+1)); echo line $i; sleep 1; done"
+
+
+def api_server() -> int:
+    """Process of the node's API server, which node.py starts again a second after its end."""
+    found = subprocess.run(["pgrep", "-x", "kube-apiserver"], capture_output=True, text=True, check=True).stdout.split()
+    assert len(found) == 1, found
+    return int(found[0])
+
+
+def lines(said: str) -> list[int]:
+    return [int(number) for number in re.findall(r"^line (\d+)$", said, re.MULTILINE)]
+
+
+def log(launcher: Launcher, pod: str) -> str:
+    """What a pod has said; nothing if it has not begun."""
+    return launcher.kubectl.run("logs", pod).stdout
+
+
+def test_an_api_server_that_restarts_costs_no_job_and_no_line(launcher: Launcher):
+    """Twice: while the log is followed, and while the job's end is awaited."""
+    process = launcher.start(COUNTING)
+    launcher.kubectl.wait_until(lambda: any("line 5" in log(launcher, pod) for pod in launcher.pods()))
+    killed = api_server()
+    os.kill(killed, signal.SIGKILL)
+    time.sleep(15)
+    assert api_server() != killed
+    os.kill(api_server(), signal.SIGTERM)
+    ended = launcher.finish(process)
+    assert ended.status == 0, ended.said
+    assert lines(ended.said) == list(range(1, 41))
+    assert ended.said.rstrip().endswith("succeeded")
+
+
+def start_in_a_pod(launcher: Launcher, do: str) -> None:
+    """Start the launcher as a pipeline's step does: in the image, with the account `launcher` and no kubeconfig."""
+    limits = {"cpu": "1", "memory": "1Gi"}
+    security = {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "runAsNonRoot": True,
+        "runAsUser": 1000,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    container = {
+        "name": "launcher",
+        "image": IMAGE,
+        "imagePullPolicy": "Never",
+        "command": ["maskrcnn", "pytorchjob", "--run-id", "try", *launcher.values(do)],
+        "resources": {"limits": limits, "requests": {"cpu": "50m", "memory": "256Mi"}},
+        "securityContext": security,
+    }
+    spec = {"serviceAccountName": "launcher", "restartPolicy": "Never", "containers": [container]}
+    spec |= {"terminationGracePeriodSeconds": 60}
+    launcher.kubectl.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "launcher"}, "spec": spec})
+
+
+def test_in_a_pod_the_launcher_needs_its_account_alone(launcher: Launcher):
+    start_in_a_pod(launcher, "echo done")
+    launcher.kubectl("wait", "pod/launcher", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=120s")
+    said = log(launcher, "launcher")
+    assert "\ndone\n" in said
+    assert said.rstrip().endswith("succeeded")
+
+
+def test_a_pod_that_is_deleted_takes_its_job_along(launcher: Launcher):
+    start_in_a_pod(launcher, "echo begun; sleep 600")
+    launcher.kubectl.wait_until(lambda: "\nbegun\n" in log(launcher, "launcher"))
+    launcher.kubectl("delete", "pod", "launcher", "--timeout=60s")
+    assert launcher.jobs() == []
+    launcher.kubectl.wait_until(lambda: launcher.pods() == [])
