@@ -201,11 +201,12 @@ def launcher(request: pytest.FixtureRequest, kubectl: Kubectl, tmp_path: Path) -
         process.wait()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def applied(cluster: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Kubectl]]:
     """Give a function that applies an overlay, or `base`, to a namespace of its own, with the secret of the docs.
 
     Its argument `without` leaves out kinds of objects, such as the servers where the policies alone are of interest.
+    All are gone after a file's tests: their pods' requests would leave no core to the trainings of the next.
     """
     made: dict[tuple[str, ...], Kubectl] = {}
 
@@ -228,4 +229,4 @@ def applied(cluster: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
     yield apply
     for one in made.values():
-        one("delete", "namespace", one.namespace, "--wait=false")
+        one("delete", "namespace", one.namespace, "--timeout=180s")

@@ -150,7 +150,7 @@ def test_an_image_that_cannot_be_pulled_ends_the_wait_and_the_job(make_cluster: 
     assert "ImagePullBackOff: manifest unknown; check cluster.image" in message
     assert said.count("ImagePullBackOff") == 1, "reported once, not each time it is seen"
     assert cluster.jobs == {}
-    assert cluster.deletions[0]["propagationPolicy"] == "Foreground"
+    assert cluster.deletions[0]["propagationPolicy"] == "Background"
 
 
 def test_an_unschedulable_pod_is_reported_with_its_event_and_has_its_time(make_cluster: Make):
@@ -458,12 +458,13 @@ def test_a_job_deleted_behind_its_back_is_reported(make_cluster: Make):
 
 def test_a_job_that_hangs_is_deleted_after_its_time(make_cluster: Make):
     cluster = make_cluster(lambda cluster, job: cluster.log(cluster.running(job), "step 1"))
+    cluster.deletion_s = 0.3
     message, said = failure(kind=JobTimeoutError, run_timeout_s=0.5)
     assert "did not end within cluster.run_timeout_s=0.5" in message
     assert "step 1" in said
     assert f"{NAME} is deleted" in said
     assert (cluster.jobs, cluster.pods) == ({}, {})
-    assert cluster.deletions[0]["propagationPolicy"] == "Foreground"
+    assert cluster.deletions[0]["propagationPolicy"] == "Background"
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -497,7 +498,7 @@ def test_a_cancelled_launcher_deletes_its_job_and_says_so(make_cluster: Make, nu
     assert f"{NAME} is being deleted: cancelled" in said
     assert f"{NAME} is deleted" in said
     assert "Traceback" not in said
-    assert (cluster.jobs, len(cluster.deletions)) == ({}, 1)
+    assert (cluster.jobs, cluster.pods, len(cluster.deletions)) == ({}, {}, 1)
 
 
 def test_a_dry_run_prints_the_manifest_and_asks_nobody(make_cluster: Make, capsys: pytest.CaptureFixture[str]):

@@ -1,6 +1,6 @@
 """A small Kubernetes API server on loopback: jobs, pods, logs and events over plain HTTP, with faults on demand.
 
-It keeps what it is sent, streams watches and logs, deletes in the foreground, and grants what k8s/base/launcher.yaml
+It keeps what it is sent, streams watches and logs, deletes in the background, and grants what k8s/base/launcher.yaml
 grants: all else is 403. `operator(cluster, job)` plays the training operator: it is called in a thread of its own when
 a job is created; `kubelet(cluster, pod)` when a pod is. Other objects are answered as they stand in `objects`.
 """
@@ -196,9 +196,8 @@ class Cluster:
 
     def start_deletion(self, name: str, options: Json) -> None:
         self.deletions.append({"name": name, **options})
-        self.jobs[name]["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
-        self.change(name)
-        threading.Timer(self.deletion_s, self.remove, [name]).start()
+        self.change(name, "DELETED")
+        threading.Timer(self.deletion_s, self.remove, [name]).start()  # its pods
 
 
 class _Handler(BaseHTTPRequestHandler):
