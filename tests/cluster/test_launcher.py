@@ -1,4 +1,4 @@
-"""The launcher where it meets the cluster at its worst: an API server that restarts, and in a pod with its own token."""
+"""The launcher on a real cluster: beside an API server that restarts, and in a pod with its own token."""
 
 import os
 import re
