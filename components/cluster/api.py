@@ -29,6 +29,7 @@ _TIMES: dict[str, Any] = {"_request_timeout": (5, 30)}  # seconds to connect, an
 _RAW: dict[str, Any] = {"_preload_content": False, **_TIMES}
 _AWAY = "A job that has started continues; run the same command to follow it again"
 _AUTHENTICATED: dict[str, Any] = {"auth_settings": ["BearerToken"], "_return_http_data_only": True, **_RAW}
+_RULES_S = 30  # after its start, an API server refuses what is allowed until it has loaded the Roles: some seconds
 _LOG_READ_S = 60  # without a line, the log is requested again after this time: the connection may be dead
 
 
@@ -62,6 +63,7 @@ class JobApi:
         self._jobs = self._kubernetes.client.CustomObjectsApi(client)
         self._core = self._kubernetes.client.CoreV1Api(client)
         self._kind = kind = JOB_KINDS[cluster.job_api]
+        self._was_allowed = False  # any request
         self._where = {
             "group": kind.group,
             "version": kind.version,
@@ -210,19 +212,24 @@ class JobApi:
         return self._ask(what, lambda: json.loads(call().data))["items"]
 
     def _ask(self, what: str, call: Callable[[], Any], *, none_on: tuple[int, ...] = (), away: str = _AWAY) -> Any:
-        """Return the answer to a call, or None on a status of `none_on`; repeat while the server is unavailable.
+        """Return the answer to a call, or None on a status of `none_on`; repeat while the server is away or starting.
 
         Args:
             away: what to do if it remains unavailable.
         """
         until_s, pause_s = time.monotonic() + self.cluster.api_timeout_s, 0.25
+        rules_until_s = 0.0
         while True:
             try:
-                return call()
+                answer = call()
+                self._was_allowed = True
+                return answer
             except self._refused as error:
                 if error.status in none_on:
                     return None
-                if 0 < error.status < 500 and error.status != 429:
+                if self._may_load_rules(error):
+                    rules_until_s = rules_until_s or min(until_s, time.monotonic() + _RULES_S)
+                if 0 < error.status < 500 and error.status != 429 and time.monotonic() >= rules_until_s:
                     raise ClusterError(self._refusal(what, error)) from error
                 if "CERTIFICATE_VERIFY_FAILED" in str(error.reason):  # status 0; waiting would change nothing
                     raise ClusterError(
@@ -239,6 +246,10 @@ class JobApi:
                 )
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, self.cluster.poll_s)
+
+    def _may_load_rules(self, error: Any) -> bool:
+        """Return whether the server seems to have been restarted: it refuses an account that it allowed something."""
+        return self._was_allowed and error.status == 403 and bool(re.search(r"cannot \w+ resource", _message(error)))
 
     def _refusal(self, what: str, error: Any) -> str:
         namespace, message = self.cluster.namespace, _message(error)

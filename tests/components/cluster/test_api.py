@@ -94,6 +94,31 @@ def test_a_403_is_refused_with_the_way_out_of_its_cause(make_cluster: Make):
     assert cluster.jobs == {}
 
 
+NO_RIGHTS = 'pytorchjobs.kubeflow.org "a" is forbidden: User "me" cannot get resource "pytorchjobs" in API group'
+
+
+def test_a_server_that_has_restarted_has_time_to_load_its_rules(make_cluster: Make):
+    cluster = make_cluster()
+    api, job = JobApi(config().cluster), manifest()
+    api.create(job)
+    cluster.faults += [("get", "pytorchjobs", 403, NO_RIGHTS)] * 2
+    assert api.get(job["metadata"]["name"]) is not None
+    assert cluster.faults == []
+
+
+def test_a_right_that_is_missing_is_reported_after_that_time_and_before_it_if_nothing_was_allowed(make_cluster: Make):
+    cluster = make_cluster()
+    cluster.faults += [("get", "pytorchjobs", 403, NO_RIGHTS)] * 100
+    api = JobApi(config("cluster.api_timeout_s=1").cluster)
+    with pytest.raises(ClusterError, match=r"bind the Role of k8s/base/launcher\.yaml"):
+        api.get("a")
+    assert len(cluster.faults) == 99
+    api.create(manifest())
+    with pytest.raises(ClusterError, match=r"bind the Role of k8s/base/launcher\.yaml"):
+        api.get("a")
+    assert 90 < len(cluster.faults) < 99
+
+
 def test_fields_that_an_older_operator_would_drop_are_refused_with_the_version_that_is_needed(make_cluster: Make):
     cluster = make_cluster()
     cluster.unknown_fields = {"runtimePatches", "elasticPolicy"}
