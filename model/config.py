@@ -49,6 +49,7 @@ class ModelConfig(Section):
     # detectors need torchvision.
     conventions: Conventions = "detectron2"
     backbone: Resnet | LayerNormBody = "resnet50"
+    stem_channels: PositiveInt = 64  # width of a ResNet: its stem and res2 have these, each later stage twice as many
     # Input of the heads: a pyramid; stage res4, with res5 as the head of each RoI; or stage res5.
     features: Literal["fpn", "c4", "c5"] = "fpn"
     res5_dilation: Literal[1, 2] = 1  # 2 (c5 only): res5 is dilated instead of strided, so that c5 has stride 16
@@ -123,6 +124,7 @@ class ModelConfig(Section):
 
     def _require_parts_that_fit(self) -> None:
         """Check that body, features and heads fit together."""
+        self._require_a_width_that_fits()
         if not self.is_resnet and (self.features != "fpn" or self.stride_in_1x1):
             got = f"features {self.features}" if self.features != "fpn" else "stride_in_1x1"
             raise ValueError(f"{self.backbone} must have features fpn and no stride_in_1x1, got {got}")
@@ -153,11 +155,22 @@ class ModelConfig(Section):
         if self.features != "fpn" and not has_convs and self.head_norm not in (None, "none"):
             raise ValueError(f"head_norm must be none without FPN and convolutions in heads, got {self.head_norm}")
 
+    def _require_a_width_that_fits(self) -> None:
+        """Check that `stem_channels` is read, and can be divided into the groups of convolutions and norms."""
+        width = self.stem_channels
+        if not self.is_resnet and width != 64:
+            raise ValueError(f"stem_channels must be 64, its default, with {self.backbone}, got {width}")
+        step, reason = (32, "norm group_norm") if self.norm == "group_norm" else (16, self.backbone)
+        if width % step:
+            raise ValueError(f"stem_channels must be a multiple of {step} with {reason}, got {width}")
+
     def _require_torchvisions(self) -> None:
         """Check that torchvision's weights get the settings they were trained with."""
         wanted: dict[str, object] = {"stride_in_1x1": False} | {
             "pixel_order": "rgb", "pixel_mean": TORCHVISION_MEAN, "pixel_std": TORCHVISION_STD
         }  # fmt: skip
+        if self.is_resnet:
+            wanted["stem_channels"] = 64
         if self.norm == "group_norm" and self.is_resnet:  # they were trained with batch norm
             wanted["norm"] = "frozen_batch_norm"
         if self.weights in TORCHVISIONS_DETECTORS:

@@ -45,9 +45,12 @@ class _NormalizeOnly(GeneralizedRCNNTransform):
 
 
 def has_twin(model: ModelConfig) -> bool:
-    """True if torchvision can build this network: ResNet-FPN, strides in the 3×3, RGB; anchors, RoIAlign may differ."""
+    """True if torchvision can build this network: a ResNet-FPN of its width, strides in the 3×3, RGB; anchors, RoIAlign
+    may differ.
+    """
     is_torchvisions = model.features == "fpn" and not model.stride_in_1x1 and model.pixel_order == "rgb"
-    return is_torchvisions and model.is_resnet and model.task != "proposals" and not model.class_agnostic_boxes
+    has_body = model.is_resnet and model.stem_channels == 64
+    return is_torchvisions and has_body and model.task != "proposals" and not model.class_agnostic_boxes
 
 
 def torchvision_twin(model: ModelConfig, num_classes: int) -> FasterRCNN:

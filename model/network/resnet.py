@@ -25,7 +25,7 @@ DEPTHS = {
     "resnext101_32x8d": (3, 4, 23, 3),
     "wide_resnet50_2": (3, 4, 6, 3),
 }
-# Groups of the 3×3 convolutions, and channels of each in res2; 1 and 64 if not listed.
+# Groups of the 3×3 convolutions, and channels of each in res2 if the stem has 64; 1 and 64 if not listed.
 GROUPS = {"resnext50_32x4d": (32, 4), "resnext101_32x8d": (32, 8), "wide_resnet50_2": (1, 128)}
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 
@@ -37,7 +37,7 @@ class BlockOptions:
     stride: int = 1
     dilation: int = 1
     groups: int = 1
-    width_per_group: int = 64  # in res2
+    width_per_group: int = 64  # in res2, if the stem has 64 channels
     stride_in_1x1: bool = False
 
 
@@ -101,15 +101,15 @@ def _apply_shortcut(shortcut: nn.Sequential | None, x: Tensor) -> Tensor:
 
 def stage_channels(config: ModelConfig) -> list[int]:
     """Numbers of channels of C2 … C5."""
-    return [64 * _block(config).expansion << stage for stage in range(4)]
+    return [config.stem_channels * _block(config).expansion << stage for stage in range(4)]
 
 
 def make_stage(config: ModelConfig, stage: int) -> nn.Sequential:
     """Make the blocks of one stage, 0 for res2 to 3 for res5."""
-    block, norm, width = _block(config), norm_layer(config.norm), 64 << stage
+    block, norm, width = _block(config), norm_layer(config.norm), config.stem_channels << stage
     dilation = config.res5_dilation if stage == 3 else 1
     groups = GROUPS.get(config.backbone, (1, 64))
-    channels = stage_channels(config)[stage - 1] if stage else 64
+    channels = stage_channels(config)[stage - 1] if stage else config.stem_channels
     blocks: list[nn.Module] = []
     for i in range(DEPTHS[config.backbone][stage]):
         stride = 2 if stage and not i and dilation == 1 else 1
@@ -132,8 +132,8 @@ class ResNet(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
-        self.bn1 = norm_layer(config.norm)(64)
+        self.conv1 = nn.Conv2d(3, config.stem_channels, 7, 2, 3, bias=False)
+        self.bn1 = norm_layer(config.norm)(config.stem_channels)
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
         self.stages = STAGES[:3] if config.features == "c4" else STAGES
         for stage, name in enumerate(self.stages):

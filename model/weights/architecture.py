@@ -19,7 +19,7 @@ from model.weights.names import BODIES, NamedWeights, rename_weights
 
 _BODY, _RPN, _BOX, _MASK = BODIES[0], "rpn.head.", "roi_heads.box_predictor.", "roi_heads.mask_predictor."
 _PARTS = {"a body": _BODY, "a region proposal network": f"{_RPN}cls_logits.", "a box head": f"{_BOX}cls_score."}
-# Number of blocks of layer3, and outputs and inputs of layer1.0.conv2 → body.
+# Number of blocks of layer3, and outputs and inputs of layer1.0.conv2 per 64 channels of the stem → body.
 _RESNETS: dict[tuple[int, tuple[int, ...]], str] = {
     (6, (64, 64)): "resnet50", (23, (64, 64)): "resnet101", (6, (128, 128)): "wide_resnet50_2",
     (6, (128, 4)): "resnext50_32x4d", (23, (256, 8)): "resnext101_32x8d",
@@ -57,7 +57,7 @@ def read_architecture(stored: StoredWeights, source: str) -> tuple[ModelConfig, 
             f"{source}: must have {_ANCHORS[layout['features']]} anchors per cell, as usual, to be used without its "
             f"configuration, got {anchors}"
         )
-    settings = layout | {"backbone": _backbone(state, source)} | _heads(state, layout, source)
+    settings = layout | _body(state, source) | _heads(state, layout, source)
     settings |= assumed_conventions(stored, named, _config(settings, source))
     return _config(settings, source), named, _side(state, f"{_BOX}cls_score.bias", 0, source, least=2) - 1
 
@@ -110,14 +110,20 @@ def _layout(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return layout
 
 
-def _backbone(state: Mapping[str, Tensor], source: str) -> str:
+def _body(state: Mapping[str, Tensor], source: str) -> dict[str, Any]:
+    """Settings of the body."""
+
     def blocks(stage: str) -> int:
         start = f"{_BODY}{stage}."
         return len({name[len(start) :].split(".")[0] for name in state if name.startswith(start)})
 
     first = state.get(f"{_BODY}layer1.0.conv2.weight")
+    settings: dict[str, Any] = {}
     if first is not None:
-        depth, widths = blocks("layer3"), tuple(first.shape[:2])
+        stem = _side(state, f"{_BODY}conv1.weight", 0, source)
+        settings["stem_channels"] = stem
+        outputs, inputs = first.shape[:2] if first.ndim > 1 else (0, 0)
+        depth, widths = blocks("layer3"), (outputs * 64 // stem, inputs * 64 // stem)
         is_basic = f"{_BODY}layer1.0.conv3.weight" not in state
         found = _BASIC_RESNETS.get(depth) if is_basic else _RESNETS.get((depth, widths))
     elif any("relative_position" in name for name in state):
@@ -127,7 +133,7 @@ def _backbone(state: Mapping[str, Tensor], source: str) -> str:
     if found is None:
         bodies = ", ".join([*_BASIC_RESNETS.values(), *_RESNETS.values(), *_CONVNEXTS.values(), "swin_t"])
         raise WeightsError(f"{source}: must have one of these bodies: {bodies}; got one of other depth or width")
-    return found
+    return settings | {"backbone": found}
 
 
 def _heads(state: Mapping[str, Tensor], layout: Mapping[str, Any], source: str) -> dict[str, Any]:

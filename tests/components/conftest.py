@@ -44,6 +44,7 @@ def small_config(coco_like: Path, folder: Path) -> Config:
         # Untrained heads are unsure: the threshold lies below the 1/81 that each class then gets.
         model=ModelConfig(
             backbone="resnet18",
+            stem_channels=32,
             weights="none",
             norm="batch_norm",
             fpn_channels=32,

@@ -111,6 +111,7 @@ def test_the_family_with_a_pyramid_has_a_twin(changes: dict[str, object]) -> Non
 def test_bodies_that_are_no_resnets_have_no_twin() -> None:
     assert has_twin(small_model())
     assert not has_twin(small_model(backbone="swin_t"))
+    assert not has_twin(small_model(stem_channels=32)), "torchvision has resnet18 in one width"
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,13 @@ DATA = DataConfig(
 def checkpoint(path: Path, **changes: Any) -> Path:
     """A checkpoint of an untrained network, unsure of all classes."""
     config = ModelConfig(
-        backbone="resnet18", weights="none", norm="group_norm", detections_per_image=20, **SMALL, **changes
+        backbone="resnet18",
+        stem_channels=32,
+        weights="none",
+        norm="group_norm",
+        detections_per_image=20,
+        **SMALL,
+        **changes,
     )
     sections = {"model": config, "data": DATA, "train": TrainConfig()}
     torch.manual_seed(0)

@@ -93,7 +93,6 @@ def tiny_config() -> Callable[..., ModelConfig]:
 
     def build(**changes: Any) -> ModelConfig:
         small = {
-            "backbone": "resnet18",
             "weights": "none",
             "norm": "group_norm",
             "fpn_channels": 32,
@@ -107,7 +106,8 @@ def tiny_config() -> Callable[..., ModelConfig]:
             "rpn_post_nms_top_n_test": 20,
             "roi_batch_size": 32,
         }
-        return ModelConfig(**(small | changes))
+        body = {} if "backbone" in changes else {"backbone": "resnet18", "stem_channels": 32}
+        return ModelConfig(**(small | body | changes))
 
     return build
 

@@ -17,7 +17,9 @@ from model.weights.file import WeightsError
 from model.weights.published import COCO_CLASSES, published_detector
 
 CPU = torch.device("cpu")
-SMALL = ModelConfig(backbone="resnet18", weights="none", fpn_channels=32, box_head_channels=32, mask_head_channels=32)
+SMALL = ModelConfig(
+    backbone="resnet18", stem_channels=32, weights="none", fpn_channels=32, box_head_channels=32, mask_head_channels=32
+)
 SCORES, BOXES = "roi_heads.box_predictor.cls_score.bias", "roi_heads.box_predictor.bbox_pred.bias"
 
 

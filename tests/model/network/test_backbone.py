@@ -11,11 +11,14 @@ from torch import nn
 from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.feature_extraction import create_feature_extractor
+from torchvision.models.resnet import BasicBlock
+from torchvision.models.resnet import Bottleneck as TheirBottleneck
 
 from model.config import ModelConfig
 from model.network.backbone import Backbone
 from model.network.layers import FrozenBatchNorm2d
 from model.network.mask_rcnn import MaskRCNN
+from model.network.resnet import ResNet
 from model.structures import Batch
 from model.weights.load import load_weights
 from model.weights.names import body_name
@@ -103,6 +106,37 @@ def test_each_stage_is_torchvisions(name: str, changes: dict[str, Any]) -> None:
             assert ours.roi_heads.res5 is not None
             pooled = torch.randn(5, 1024, 14, 14, dtype=torch.float64)
             torch.testing.assert_close(ours.roi_heads.res5(pooled), theirs.layer4(pooled), rtol=1e-7, atol=1e-9)
+
+
+class Narrow(torchvision.models.ResNet):
+    """torchvision's ResNet with half its channels, which its constructor does not offer."""
+
+    def _make_layer(self, block: Any, planes: int, blocks: int, stride: int = 1, dilate: bool = False) -> nn.Sequential:
+        if planes == 64:
+            self.inplanes, self.conv1, self.bn1 = 32, nn.Conv2d(3, 32, 7, 2, 3, bias=False), nn.BatchNorm2d(32)
+        return super()._make_layer(block, planes // 2, blocks, stride, dilate)
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("resnet18", lambda: Narrow(BasicBlock, [2, 2, 2, 2])),
+        ("resnext50_32x4d", lambda: Narrow(TheirBottleneck, [3, 4, 6, 3], groups=32, width_per_group=4)),
+    ],
+)
+def test_a_resnet_of_half_the_channels_is_torchvisions(name: str, theirs: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    body = shaken(theirs()).double().eval()
+    config = ModelConfig(backbone=name, weights="none", stem_channels=32)  # type: ignore[arg-type]
+    ours = ResNet(config).double().eval()
+    ours.load_state_dict({key: value for key, value in body.state_dict().items() if key in ours.state_dict()})
+    x = torch.randn(1, 3, 64, 96, dtype=torch.float64)
+    with torch.no_grad():
+        features = ours(x)
+        x = body.maxpool(body.relu(body.bn1(body.conv1(x))))
+        for stage, feature in zip((body.layer1, body.layer2, body.layer3, body.layer4), features, strict=True):
+            x = stage(x)
+            torch.testing.assert_close(feature, x, rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["convnext_tiny", "swin_t", pytest.param("convnext_small", marks=pytest.mark.slow)])

@@ -53,8 +53,10 @@ def test_published_layouts_are_recognised_in_each_librarys_names(format: str, la
     "changes",
     [
         {"backbone": "resnet18"},
+        {"backbone": "resnet18", "stem_channels": 32},
         {"backbone": "resnet34", "fpn_channels": 64, "box_head_channels": 48, "mask_head_channels": 32},
         {"backbone": "resnext50_32x4d", "mask_head_convs": 2},
+        {"backbone": "resnext101_32x8d", "stem_channels": 128},
         {"backbone": "wide_resnet50_2", "class_agnostic_boxes": True},
         {"backbone": "convnext_tiny"},
         {"backbone": "convnext_small"},
