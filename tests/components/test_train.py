@@ -288,7 +288,9 @@ def test_copy_paste_of_boxes_without_masks_is_refused(tmp_path: Path) -> None:
 
 
 def test_layer_norm_learns_from_scratch_whatever_the_norm_of_resnets(shapes: Path) -> None:
-    config = small_config(shapes, "unused", "model.backbone=swin_t", "model.norm=frozen_batch_norm")
+    config = small_config(
+        shapes, "unused", "model.backbone=swin_t", "model.norm=frozen_batch_norm", "model.stem_channels=64"
+    )
     check_learnable(config, CocoIndex.open(config.data.prepared_dir, "train"))
 
 

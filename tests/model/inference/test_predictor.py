@@ -34,7 +34,7 @@ def images() -> dict[int, Pixels]:
 @pytest.fixture
 def network(tiny_config: Callable[..., ModelConfig]) -> MaskRCNN:
     """Untrained: unsure of all classes, so that each is found."""
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     return MaskRCNN(tiny_config(score_threshold=0.01, detections_per_image=40), len(NAMES)).eval()
 
 

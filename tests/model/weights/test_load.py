@@ -70,14 +70,14 @@ def test_classifiers_of_timm_and_openmmlab_fill_the_body_alone(
         (openmmlab, {"head.fc.weight", "head.fc.bias"}, "OpenMMLab's names"),
     ):
         torch.save(content, tmp_path / "classifier.pth")
-        config = tiny_config(weights=str(tmp_path / "classifier.pth"), norm="frozen_batch_norm")
+        config = tiny_config(backbone="resnet18", weights=str(tmp_path / "classifier.pth"), norm="frozen_batch_norm")
         model = MaskRCNN(config, 2)
         report = load_weights(model, config, ["cat", "dog"], [1, 2])
         assert origin in str(report)
         assert set(report.unused) == heads
         assert all(torch.equal(value, state[name]) for name, value in model.backbone.body.state_dict().items())
         assert all(not name.startswith("backbone.body.") for name in report.initialised)
-        bgr = tiny_config(weights=config.weights, norm="frozen_batch_norm", pixel_order="bgr")
+        bgr = tiny_config(backbone="resnet18", weights=config.weights, norm="frozen_batch_norm", pixel_order="bgr")
         with pytest.raises(WeightsError, match=r"set 'model\.pixel_order=rgb'"):  # both were trained on RGB
             load_weights(model, bgr, ["cat", "dog"], [1, 2])
 
@@ -87,7 +87,7 @@ def test_imagenet_fills_the_body_alone(
 ) -> None:
     state = torchvision.models.resnet18().state_dict()
     cached(torchvision.models.ResNet18_Weights.IMAGENET1K_V1, state, monkeypatch)
-    config = tiny_config(weights="imagenet", norm="frozen_batch_norm")
+    config = tiny_config(backbone="resnet18", weights="imagenet", norm="frozen_batch_norm")
     model = MaskRCNN(config, 2)
     report = load_weights(model, config, ["cat", "dog"], [1, 2])
     block = model.backbone.body.layer4[1]  # type: ignore[index]
@@ -168,7 +168,9 @@ def test_a_frozen_norm_of_a_head_needs_statistics_from_the_file(
     tmp_path: Path, tiny_config: Callable[..., ModelConfig]
 ) -> None:
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "body.pth")
-    config = tiny_config(norm="frozen_batch_norm", head_norm="frozen_batch_norm", weights=str(tmp_path / "body.pth"))
+    config = tiny_config(
+        backbone="resnet18", norm="frozen_batch_norm", head_norm="frozen_batch_norm", weights=str(tmp_path / "body.pth")
+    )
     with pytest.raises(WeightsError, match=r"must hold statistics for frozen batch norms, .*; set model\.head_norm to"):
         load_weights(MaskRCNN(config, 2), config, ["cat", "dog"], [1, 2])
 

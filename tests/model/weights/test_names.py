@@ -248,7 +248,7 @@ def test_values_arrive_where_they_belong(
 @pytest.mark.parametrize("format", ["caffe2", "maskrcnn-benchmark"])
 def test_affine_norms_keep_their_scale(tiny_config: Callable[..., ModelConfig], format: str) -> None:
     """Detectron's norms are a factor and a summand alone; maskrcnn-benchmark's have statistics and no eps."""
-    config = tiny_config(norm="frozen_batch_norm")
+    config = tiny_config(backbone="resnet18", norm="frozen_batch_norm")
     model = MaskRCNN(config, CLASSES)
     state = {name: value for name, value in model.state_dict().items() if "running" not in name}
     state["backbone.body.bn1.weight"] = torch.full((64,), 3.0)
@@ -267,7 +267,7 @@ def test_affine_norms_keep_their_scale(tiny_config: Callable[..., ModelConfig], 
 def test_an_imagenet_pickle_fills_the_body_and_names_what_starts_at_random(
     tmp_path: Path, tiny_config: Callable[..., ModelConfig]
 ) -> None:
-    config = tiny_config(norm="frozen_batch_norm", weights=str(tmp_path / "R.pkl"), **BGR)
+    config = tiny_config(backbone="resnet18", norm="frozen_batch_norm", weights=str(tmp_path / "R.pkl"), **BGR)
     state = MaskRCNN(config, CLASSES).state_dict()
     body = {to_theirs("caffe2", config)(n): v for n, v in state.items() if ".body." in n and "running" not in n}
     body |= {"fc1000_w": torch.ones(2, 2), "conv1_b": torch.zeros(64)}
@@ -293,7 +293,7 @@ def test_another_number_of_classes_restarts_the_predictors_alone(
 
 def test_names_before_torchvision_0_13_are_known(tiny_config: Callable[..., ModelConfig]) -> None:
     """The published detectors have them."""
-    config = tiny_config(norm="frozen_batch_norm")
+    config = tiny_config(backbone="resnet18", norm="frozen_batch_norm")
     ours = on_meta(config)
     old = {
         re.sub(r"mask_head\.(\d)\.0", lambda m: f"mask_head.mask_fcn{int(m[1]) + 1}", name)
