@@ -9,6 +9,7 @@ from itertools import islice
 import torch
 
 from model.distributed import any_rank, world_size
+from model.engine.late import LateValue
 from model.structures import Batch
 
 
@@ -25,8 +26,8 @@ def reason_of(end: Exception | SystemExit) -> str:
 class Ending:
     """Agreement of all ranks, before each step, to begin it: each has its batches, and none was asked to end.
 
-    On a GPU batches are fetched one ahead, so the agreement on a step is under way during the step before, and is read
-    at its end: neither host nor device waits for it.
+    On a GPU batches are fetched one ahead, so the agreement on a step is reached before the step before it begins, and
+    is read once that is under way: the host waits for steps that were begun earlier, the device for nothing.
     """
 
     def __init__(self, device: torch.device, batches_per_step: int, *, reads_late: bool) -> None:
@@ -39,7 +40,7 @@ class Ending:
         self.signal: signal.Signals | None = None  # the one that asked this rank to end
         self.failure: Exception | None = None  # the reason why this rank has no more data
         self._device, self._batches_per_step, self._reads_late = device, batches_per_step, reads_late
-        self._is_ending = torch.zeros((), device=device)
+        self._is_ending = LateValue(torch.zeros(()))
         self._is_at_once = False
 
     @property
@@ -84,7 +85,7 @@ class Ending:
         is_first = True
         while True:
             step = self._next_step(source)
-            self._is_ending = any_rank(not step, self._device)
+            self._is_ending = LateValue(any_rank(not step, self._device))
             if is_first or not self._reads_late:  # no step is under way
                 if self.is_agreed():
                     return
@@ -95,7 +96,7 @@ class Ending:
 
     def is_agreed(self) -> bool:
         """True if the next step is not begun; the same in all ranks."""
-        return bool(self._is_ending)
+        return bool(self._is_ending.item())
 
     def _next_step(self, source: Iterator[Batch]) -> list[Batch]:
         """Return the batches of a step: none if this rank was asked to end, or does not get all of them."""

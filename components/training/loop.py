@@ -1,8 +1,10 @@
 """One training run: its state, checkpoints, log and stop conditions. `components/train.py` is the stage around it."""
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,6 +40,7 @@ from model.engine.average import WeightAverage
 from model.engine.checkpoint import mark_best, read_checkpoint, save_checkpoint
 from model.engine.compilation import compile_parts
 from model.engine.graphs import GraphCaptureError, graph_obstacle
+from model.engine.late import LateValue
 from model.engine.optim import make_optimizer
 from model.engine.pointers import BEST, NO_BEST, last_checkpoint
 from model.engine.precision import LossScaler, set_float32_products
@@ -106,7 +109,7 @@ class Training:
             write_atomically(self.run_dir / "environment.json", json.dumps(here, indent=2) + "\n")
             if before:
                 write_atomically(self.run_dir / FILE_NAME, before)
-        self._unread: Step | None = None
+        self._unread: tuple[Step, LateValue] | None = None  # the last step, and whether it was skipped
         self.ending = Ending(device, config.train.accumulation_steps, reads_late=device.type == "cuda")
         self.log = TrainingLog(config.train.log_period, self.train.max_iters)
 
@@ -134,16 +137,22 @@ class Training:
     def _run(self, steps: Iterator[Step], tracker: Tracker) -> None:
         train = self.train
         window: list[Step] = []
+        began_s = time.perf_counter()
         try:
             for step in self._with_progress(steps):
                 self.step = step.number
                 if self.average is not None:
                     self.average.update(step.number)
                 window.append(step)
-                self._watch(step)
                 evaluates = self._evaluates_at(step.number)
                 saves = evaluates or step.number % train.checkpoint_period == 0 or step.number == train.max_iters
-                if saves or step.number % train.log_period == 0:
+                reports = saves or step.number % train.log_period == 0
+                self._watch(step)
+                if reports:
+                    self._watch(None)
+                is_ending = self.ending.is_agreed()
+                window[-1] = replace(step, step_s=time.perf_counter() - began_s)
+                if reports:
                     self._report(window, tracker)  # also before a checkpoint, so that the journal is never behind it
                     window.clear()
                 if saves:
@@ -151,8 +160,9 @@ class Training:
                     self.save()
                 if evaluates:
                     self._evaluate(tracker)
-                if self.reached_target or self._is_out_of_patience() or self.ending.is_agreed():
+                if self.reached_target or self._is_out_of_patience() or is_ending:
                     break
+                began_s = time.perf_counter()
             if not self.is_complete:
                 self._end_early(window, tracker)
         except GraphCaptureError:
@@ -294,12 +304,12 @@ class Training:
 
         A step is read only after the next one was started, so that the device never idles.
         """
-        done, self._unread = self._unread, step
+        done, self._unread = self._unread, None if step is None else (step, LateValue(step.skipped))
         if done is not None:
-            self._count_skips(done)
+            self._count_skips(*done)
 
-    def _count_skips(self, step: Step) -> None:
-        if not step.skipped.item():
+    def _count_skips(self, step: Step, skipped: LateValue) -> None:
+        if not skipped.item():
             self.nonfinite_in_row = 0
             return
         if not step.diverged.item():  # float16's loss scale is adapting
