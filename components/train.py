@@ -4,8 +4,8 @@ Continues from `<train.output_dir>/last_checkpoint` if its configuration and dat
 configuration is moved aside, never overwritten. After training, the last checkpoint, or with train.patience the best
 one, is evaluated (see --skip-test).
 Several processes (`train.processes`, or torchrun) share each batch, so any number of them learns the same; all need
-access to the same files. SIGTERM saves a checkpoint and exits with status 143, Ctrl-C with 130; a second Ctrl-C ends
-training at once.
+access to the same files. SIGTERM saves a checkpoint and exits with status 143, Ctrl-C with 130, during evaluation at
+once; a second Ctrl-C ends training without saving.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def run(config: Config, *, skip_test: bool = False) -> TrainResult:
     """Train, then evaluate the result unless `skip_test`.
 
     Raises:
-        Preempted: if a signal ended training early; a checkpoint was saved.
+        Preempted: if a signal ended training early, or its evaluation; a checkpoint was saved.
         RunInUseError: if another stage writes into the run's folder.
     """
     from components.training.tracked import trained

@@ -24,10 +24,11 @@ from torch.nn.parallel import DistributedDataParallel
 from model.errors import UserError
 
 T = TypeVar("T")
+_STATUS_OF_ERROR = 2  # see components.cli.user_errors
 
 
 class EndedByPeer(SystemExit):
-    """Another process of the job has failed, and reports why; the status is that of its failure."""
+    """Another process of the job ends all of them, and reports why; the status is that of its failure or signal."""
 
 
 def rank() -> int:
@@ -193,21 +194,22 @@ def gather_on_main(value: T) -> list[T]:
 
 def on_main(work: Callable[[], T]) -> T:
     """Do something on rank 0 alone; its result, or its failure, is that of all processes."""
-    failure: Exception | None = None
+    failure: Exception | SystemExit | None = None
     result: Any = None
     if is_main():
         try:
             result = work()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             failure = error
     raise_together(failure)
     return from_main(result)
 
 
-def raise_together(failure: Exception | None) -> None:
+def raise_together(failure: Exception | SystemExit | None) -> None:
     """Raise the failure of any process in all of them, so that they end together; return if none has one.
 
-    Rank 0 reports what a user can fix. Any other error is raised where it happened, with its traceback.
+    A crash counts more than an error that a user can fix, which rank 0 reports, and that counts more than a signal.
+    Others than rank 0's errors are raised where they happened, a crash with its traceback.
 
     Raises:
         EndedByPeer: if another process reports the failure.
@@ -216,21 +218,30 @@ def raise_together(failure: Exception | None) -> None:
         if failure is not None:
             raise failure
         return
-    can_be_fixed = isinstance(failure, UserError | OSError)
+    own = None if failure is None else (_status(failure), str(failure))
     try:
-        of_ranks = from_main(gather_on_main(None if failure is None else (can_be_fixed, str(failure))))
+        of_ranks = from_main(gather_on_main(own))
     except RuntimeError as error:  # a process is gone
         raise failure or error from error
     failures = [of_rank for of_rank in of_ranks if of_rank is not None]
     if not failures:
         return
-    end_undisturbed()
-    if all(can_be_fixed for can_be_fixed, _ in failures):
-        raise (failure or UserError(failures[0][1])) if is_main() else EndedByPeer(2)
-    raise EndedByPeer(1) if failure is None or can_be_fixed else failure
+    _end_undisturbed()
+    worst, text = min(failures, key=lambda of_rank: of_rank[0])
+    is_worst = own is not None and own[0] == worst
+    if not (is_main() if worst == _STATUS_OF_ERROR else is_worst):
+        raise EndedByPeer(worst)
+    raise failure if failure is not None and is_worst else UserError(text)
 
 
-def end_undisturbed() -> None:
+def _status(failure: Exception | SystemExit) -> int:
+    """Status that a process ends with: 1 after a crash, 2 after an error that a user can fix, above 128 by a signal."""
+    if isinstance(failure, SystemExit):
+        return failure.code if isinstance(failure.code, int) else 1
+    return _STATUS_OF_ERROR if isinstance(failure, UserError | OSError) else 1
+
+
+def _end_undisturbed() -> None:
     """Ignore SIGTERM from now on: torchrun sends it to all other processes as soon as the first has ended."""
-    if world_size() > 1 and threading.current_thread() is threading.main_thread():
+    if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -62,7 +62,8 @@ def _in_pod(step: str, task: PipelineTask, config: Config) -> PipelineTask:
     for label, value in LABELS.items():
         kubernetes.add_pod_label(task, label, value)
     kubernetes.set_security_context(task, run_as_user=_USER, run_as_group=_USER, run_as_non_root=True)
-    kubernetes.set_timeout(task, cluster.pending_timeout_s + cluster.run_timeout_s)
+    if step != "train":  # it has limits of its own, for each wait in a queue anew, and ends its job at one
+        kubernetes.set_timeout(task, cluster.pending_timeout_s + cluster.run_timeout_s)
     if cluster.image_pull_secret:
         kubernetes.set_image_pull_secrets(task, [cluster.image_pull_secret])
     _set_resources(step, task, cluster)

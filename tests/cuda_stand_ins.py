@@ -28,6 +28,9 @@ class Event:
     def query(self) -> bool:
         return True
 
+    def synchronize(self) -> None:
+        pass
+
 
 class Stream:
     """Runs everything at once."""

@@ -38,6 +38,8 @@ class FakeGpu:
         self.questions = 0  # how often the host has asked for a number, and waited
         self.dtypes: set[torch.dtype] = set()  # of what convolutions and products gave
         self.updated = 0  # parameters, by the optimizer
+        self.launched = 0  # operators
+        self.waits: list[int] = []  # for events: how many operators were launched since, and are waited for by nobody
 
     def fake(self, tensor: Tensor, device: torch.device = CUDA) -> Tensor:
         """A tensor of the same shape, strides and dtype, there."""
@@ -74,11 +76,18 @@ def fake_gpu(
         patch.setattr(torch.cuda, "get_device_capability", lambda device=None: CAPABILITY)
         for context in (stand_ins.stand_ins(), cuda_ops.backend("compiled"), mode):
             stack.enter_context(context)
+        patch.setattr(stand_ins.Stream, "record_event", lambda _: _noted(stand_ins.Event(), gpu))
         if not may_wait:
             stack.enter_context(no_sync.NoSync())
         stack.enter_context(_Launches(gpu))
         stack.enter_context(_Methods(gpu))
         yield gpu
+
+
+def _noted(event: Any, gpu: FakeGpu) -> Any:
+    launched = gpu.launched
+    event.synchronize = lambda: gpu.waits.append(gpu.launched - launched)
+    return event
 
 
 class _Launches(TorchDispatchMode):
@@ -90,6 +99,7 @@ class _Launches(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
+        self._gpu.launched += 1
         name = func._schema.name.split("::")[-1]
         tensors = _tensors((args, kwargs))
         devices = {tensor.device for tensor in tensors}

@@ -79,15 +79,14 @@ class _NoSyncMethods(TorchFunctionMode):
 
 
 def _waits(func: Any, args: tuple, kwargs: dict[str, Any]) -> bool:
-    """Whether a copy crosses between host and device, and the host waits for it; to the host it always must."""
+    """Whether a copy crosses between host and device, and the host waits for it."""
     if func._schema.name == "aten::copy_":
         target, source = args[0].device, args[1].device
         is_blocking = not (args[2] if len(args) > 2 else kwargs.get("non_blocking", False))
     else:
         source, target = args[0].device, kwargs.get("device") or args[0].device
         is_blocking = not kwargs.get("non_blocking", False)
-    crosses = {source.type, target.type} == {"cpu", "cuda"}
-    return crosses and (is_blocking or target.type == "cpu")
+    return {source.type, target.type} == {"cpu", "cuda"} and is_blocking
 
 
 def _is_elsewhere(index: Any, device: torch.device) -> bool:

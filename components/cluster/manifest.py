@@ -57,7 +57,8 @@ def _pytorchjob(job: Description) -> Manifest:
     spec["runPolicy"] |= {
         # The operator counts the restarts of all pods together, and one failure may restart each of them.
         "backoffLimit": cluster.restarts * cluster.nodes,
-        # A limit in case the launcher is gone. The operator counts from when it first sees the job.
+        # A limit in case the launcher is gone. The operator counts from when it first sees the job, and anew after each
+        # suspension.
         "activeDeadlineSeconds": cluster.pending_timeout_s + cluster.run_timeout_s,
         "ttlSecondsAfterFinished": cluster.ttl_s,
     }

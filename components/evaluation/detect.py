@@ -49,13 +49,13 @@ def detect(
         Results of all processes, in an order that does not depend on their number; None except on rank 0.
     """
     found: list[Results] = []
-    failure: Exception | None = None
+    failure: Exception | SystemExit | None = None
     try:
         for batch, detections in _detections(model, index, data, evaluate, dtype):
             tensors = _tensors(batch, detections) if keep_tensors else []
             results = to_coco_results(batch, detections, index.category_ids, model.conventions)
             found.append(Results(*results, tensors))
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # SystemExit: a signal has come
         failure = error
     raise_together(failure)
     if not (of_ranks := gather_on_main(found)):

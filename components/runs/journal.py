@@ -64,12 +64,17 @@ class Journal:
         """Every line, oldest first."""
         return read_journal(self.path)
 
-    def rewind(self, step: int) -> list[bool]:
-        """Forget what came after a step. Returns for each line that was there whether it stayed."""
+    def rewind(self, step: int, undone: str | None = None) -> list[bool]:
+        """Forget what came after a step. Returns for each line that was there whether it stayed.
+
+        Args:
+            undone: what the step's metrics begin with that are also forgotten, with the others of their line.
+        """
         entries = self.read()
-        kept = [entry.step <= step for entry in entries]
+        kept = [entry.step <= step and not (entry.step == step and _has(entry, undone)) for entry in entries]
         if not all(kept):
-            write_atomically(self.path, "".join(_line(entry) for entry in entries if entry.step <= step))
+            lines = (_line(entry) for entry, is_kept in zip(entries, kept, strict=True) if is_kept)
+            write_atomically(self.path, "".join(lines))
         return kept
 
     def write_csv(self, path: Path) -> None:
@@ -123,6 +128,10 @@ def _entry(path: Path, text: bytes) -> Entry:
             f"{text[:60]!r}; delete that line, or move the file away"
         ) from error
     return Entry(line.step, line.time, line.metrics)
+
+
+def _has(entry: Entry, prefix: str | None) -> bool:
+    return prefix is not None and any(name.startswith(prefix) for name in entry.metrics)
 
 
 def _line(entry: Entry) -> str:

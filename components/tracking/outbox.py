@@ -163,11 +163,11 @@ class Outbox:
         self._file.parent_id = parent_id
         self.post("parent", run_id=parent_id)
 
-    def rewind(self, step: int) -> None:
-        """Remove the journal's lines after a step, sent or not."""
+    def rewind(self, step: int, undone: str | None = None) -> None:
+        """Remove the journal's lines after a step, sent or not; see Journal."""
         with self._state:
             self._rewinds += 1
-            kept = self._journals["sent_lines"].rewind(step)
+            kept = self._journals["sent_lines"].rewind(step, undone)
             self._file.sent_lines = sum(kept[: self._file.sent_lines])
             self._read_unsent()
             self._save()

@@ -45,8 +45,8 @@ class Tracker(Protocol):
     def log_replaced(self, path: Path) -> None:
         """Rename the run of a folder that was moved aside for this one, as the folder was."""
 
-    def rewind(self, step: int) -> None:
-        """Remove the journal's lines after a step, from which training restarts."""
+    def rewind(self, step: int, undone: str | None = None) -> None:
+        """Remove the journal's lines after a step, from which training restarts; see Journal."""
 
 
 @contextmanager
@@ -182,7 +182,7 @@ class NullTracker:
 
     def log_replaced(self, path: Path) -> None: ...
 
-    def rewind(self, step: int) -> None: ...
+    def rewind(self, step: int, undone: str | None = None) -> None: ...
 
 
 class JournalTracker(NullTracker):
@@ -194,8 +194,8 @@ class JournalTracker(NullTracker):
     def log_metrics(self, metrics: Mapping[str, float | None], step: int) -> None:
         self._journal.append(step, metrics)
 
-    def rewind(self, step: int) -> None:
-        self._journal.rewind(step)
+    def rewind(self, step: int, undone: str | None = None) -> None:
+        self._journal.rewind(step, undone)
 
 
 class MlflowTracker:
@@ -219,9 +219,9 @@ class MlflowTracker:
         if run_id := RunFile.read(path / RUN_FILE).run_id:
             self._outbox.post("replaced", run_id=run_id, folder=path.name)
 
-    def rewind(self, step: int) -> None:
+    def rewind(self, step: int, undone: str | None = None) -> None:
         """Remove the journal's lines after a step; MLflow cannot delete points and shows both values of later steps."""
-        self._outbox.rewind(step)
+        self._outbox.rewind(step, undone)
 
     def finish(self, status: str) -> None:
         """Send what is pending and end the run as FINISHED, FAILED or KILLED."""

@@ -57,15 +57,16 @@ class TrainingLog:
     def line(self, step: int, learning_rate: float) -> str:
         """Format the log line of this step."""
         losses = [name for name in self._values if name not in ("step_s", "data_s")]
-        parts = [f"eta: {datetime.timedelta(seconds=int(self.eta_s(step)))}", f"iter: {step}"]
+        parts = [f"eta: {datetime.timedelta(seconds=int(self.eta_s(step) or 0))}", f"iter: {step}"]
         parts += [f"{name}: {self._values[name]}" for name in losses]
         parts += [f"time: {self._values['step_s']}", f"data: {self._values['data_s']}"]
         parts += [f"lr: {learning_rate:.6f}", f"max mem: {peak_memory_mib():.0f}"]
         return "  ".join(parts)
 
-    def eta_s(self, step: int) -> float:
-        """Estimate the seconds until max_iters from the mean step time."""
-        return self._values["step_s"].mean * (self._max_iters - step)
+    def eta_s(self, step: int) -> float | None:
+        """Estimate the seconds until max_iters from the mean step time; None before the first step."""
+        step_s = self._values.get("step_s")
+        return None if step_s is None else step_s.mean * (self._max_iters - step)
 
 
 def peak_memory_mib() -> float:

@@ -1,9 +1,10 @@
 """One training run: its state, checkpoints, log and stop conditions. `components/train.py` is the stage around it."""
 
 import json
-import signal
+import time
 from collections.abc import Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,7 +21,7 @@ from components.runs.identity import changes_since_checkpoint
 from components.runs.lock import move_aside, require_folder
 from components.tracking.tracker import Tracker
 from components.training.checks import check_divisible, check_learnable
-from components.training.ending import Ending, Preempted
+from components.training.ending import Ending, reason_of
 from components.training.log import TrainingLog, peak_memory_mib
 from model.data.index import CocoIndex
 from model.data.loader import batches_per_epoch, train_loader
@@ -28,9 +29,7 @@ from model.distributed import (
     EndedByPeer,
     average_over_ranks_,
     data_parallel,
-    end_undisturbed,
     from_main,
-    gather_on_main,
     is_main,
     on_main,
     raise_together,
@@ -41,6 +40,7 @@ from model.engine.average import WeightAverage
 from model.engine.checkpoint import mark_best, read_checkpoint, save_checkpoint
 from model.engine.compilation import compile_parts
 from model.engine.graphs import GraphCaptureError, graph_obstacle
+from model.engine.late import LateValue
 from model.engine.optim import make_optimizer
 from model.engine.pointers import BEST, NO_BEST, last_checkpoint
 from model.engine.precision import LossScaler, set_float32_products
@@ -53,6 +53,8 @@ from model.network.batch_norm import learned_statistics
 from model.network.mask_rcnn import MaskRCNN
 from model.scoring.names import ResultType
 from model.weights.load import load_weights
+
+OF_EPOCH = "epoch/"  # prefix of the metrics of an evaluation at the end of an epoch
 
 
 class DivergedError(UserError):
@@ -91,6 +93,7 @@ class Training:
         self.scaler = LossScaler(device, config.train.dtype)
         self.step, self.best_ap, self.reached_target, self.nonfinite_in_row = 0, -1.0, False, 0
         self.evaluations_since_best = 0
+        self.awaits_evaluation = False  # True from the checkpoint of an epoch's end to its evaluation
         self._saved_step = 0
         self.is_reconfigured = False
         if path is not None:
@@ -106,7 +109,7 @@ class Training:
             write_atomically(self.run_dir / "environment.json", json.dumps(here, indent=2) + "\n")
             if before:
                 write_atomically(self.run_dir / FILE_NAME, before)
-        self._unread: Step | None = None
+        self._unread: tuple[Step, LateValue] | None = None  # the last step, and whether it was skipped
         self.ending = Ending(device, config.train.accumulation_steps, reads_late=device.type == "cuda")
         self.log = TrainingLog(config.train.log_period, self.train.max_iters)
 
@@ -114,6 +117,8 @@ class Training:
         """Train to max_iters, to the target AP or to the end of patience, whichever comes first."""
         if self.is_reconfigured:
             self.save()  # evaluation reads the configuration from the checkpoint, which must have the new one
+        if self.awaits_evaluation:
+            self._evaluate(tracker)
         if self.reached_target or self._is_out_of_patience():
             return
         config, train = self.config, self.train
@@ -132,23 +137,32 @@ class Training:
     def _run(self, steps: Iterator[Step], tracker: Tracker) -> None:
         train = self.train
         window: list[Step] = []
+        began_s = time.perf_counter()
         try:
             for step in self._with_progress(steps):
                 self.step = step.number
                 if self.average is not None:
                     self.average.update(step.number)
                 window.append(step)
-                self._watch(step)
                 evaluates = self._evaluates_at(step.number)
                 saves = evaluates or step.number % train.checkpoint_period == 0 or step.number == train.max_iters
-                if saves or step.number % train.log_period == 0:
+                reports = saves or step.number % train.log_period == 0
+                self._watch(step)
+                if reports:
+                    self._watch(None)
+                is_ending = self.ending.is_agreed()
+                window[-1] = replace(step, step_s=time.perf_counter() - began_s)
+                if reports:
                     self._report(window, tracker)  # also before a checkpoint, so that the journal is never behind it
                     window.clear()
-                is_best = evaluates and self._evaluate(tracker)
                 if saves:
-                    self.save(is_best=is_best)
-                if self.reached_target or self._is_out_of_patience() or self.ending.is_agreed():
+                    self.awaits_evaluation = evaluates
+                    self.save()
+                if evaluates:
+                    self._evaluate(tracker)
+                if self.reached_target or self._is_out_of_patience() or is_ending:
                     break
+                began_s = time.perf_counter()
             if not self.is_complete:
                 self._end_early(window, tracker)
         except GraphCaptureError:
@@ -159,38 +173,10 @@ class Training:
                 self._report(window, tracker)
 
     def _end_early(self, window: list[Step], tracker: Tracker) -> NoReturn:
-        """Save the last step, in all ranks, say so, and raise the reason for the end."""
-        self._save_last(window, tracker)
-        number = next((of_rank for of_rank in from_main(gather_on_main(self.ending.signal)) if of_rank), None)
-        by = {None: "ended by an error", signal.SIGINT: "interrupted"}.get(number, "ended by SIGTERM")
-        saved = f"saved step {self._saved_step}; run the same command to continue from there"
-        text = f"{by}: {saved if self._saved_step else 'before the first step'}"
-        self.console.print(text, soft_wrap=True)
-        raise_together(self.ending.failure)
-        end_undisturbed()
-        raise Preempted(128 + (number or signal.SIGTERM))
+        """Save the last step unless it is saved, in all ranks, say so, and raise the reason for the end.
 
-    def save(self, *, is_best: bool = False) -> None:
-        """Write a checkpoint of the current step, and mark it as the best so far if `is_best`."""
-        self._watch(None)
-        self._share_statistics()
-
-        def write() -> None:
-            require_folder(self.run_dir)
-            checkpoint = save_checkpoint(self.run_dir, self.step, self._state(), keep_last=self.config.train.keep_last)
-            if is_best:
-                mark_best(self.run_dir, checkpoint)
-
-        on_main(write)
-        self._saved_step = self.step
-
-    def _share_statistics(self) -> None:
-        """Give all processes the same statistics of batch norms; rank 0 writes its own, and each evaluates a part."""
-        averages = [] if self.average is None else self.average.statistics
-        average_over_ranks_([*learned_statistics(self.model).values(), *averages])
-
-    def _save_last(self, window: list[Step], tracker: Tracker) -> None:
-        """Save the last step, unless it is saved; the error that ends training counts more than one of these."""
+        That counts more than an error of saving.
+        """
         try:
             if window:
                 on_main(lambda: self._report(window, tracker))
@@ -200,6 +186,50 @@ class Training:
             self.console.print(f"step {self.step} could not be saved: {error}")
         finally:
             window.clear()
+        with self._explained():
+            raise_together(self.ending.failure or self.ending.preempted)
+        raise AssertionError("all ranks have agreed to end, but none has a reason")
+
+    @contextmanager
+    def all_is_saved(self) -> Iterator[None]:
+        """Within the context a signal, also one that came before, ends training at once: nothing is lost."""
+        with self._explained():
+            raise_together(self.ending.preempted)
+            with self.ending.at_once():
+                yield
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Say what ends training within the context, and which step is saved."""
+        try:
+            yield
+        except (Exception, SystemExit) as end:
+            saved = f"saved step {self._saved_step}; run the same command to continue from there"
+            text = f"{reason_of(end)}: {saved if self._saved_step else 'before the first step'}"
+            self.console.print(text, soft_wrap=True)
+            raise
+
+    def save(self, *, is_best: bool = False) -> None:
+        """Write a checkpoint of the current step; if `is_best`, the one that it replaces is marked as the best so far.
+
+        A run that goes on from the one that is replaced evaluates it, and marks it again.
+        """
+        self._watch(None)
+        self._share_statistics()
+
+        def write() -> None:
+            require_folder(self.run_dir)
+            if is_best:
+                mark_best(self.run_dir)
+            save_checkpoint(self.run_dir, self.step, self._state(), keep_last=self.config.train.keep_last)
+
+        on_main(write)
+        self._saved_step = self.step
+
+    def _share_statistics(self) -> None:
+        """Give all processes the same statistics of batch norms; rank 0 writes its own, and each evaluates a part."""
+        averages = [] if self.average is None else self.average.statistics
+        average_over_ranks_([*learned_statistics(self.model).values(), *averages])
 
     def _detect_before(self) -> str:
         config, index = self.config, self.index
@@ -221,6 +251,7 @@ class Training:
             "reached_target": self.reached_target,
             "nonfinite_in_row": self.nonfinite_in_row,
             "evaluations_since_best": self.evaluations_since_best,
+            "awaits_evaluation": self.awaits_evaluation,
             "is_complete": self.is_complete,
             "max_iters": self.train.max_iters,
         }
@@ -256,6 +287,7 @@ class Training:
         self._saved_step = self.step
         self.reached_target, self.nonfinite_in_row = state["reached_target"], state["nonfinite_in_row"]
         self.evaluations_since_best = state.get("evaluations_since_best", 0)  # earlier versions had no patience
+        self.awaits_evaluation = state.get("awaits_evaluation", False) and self._evaluates_at(self.step)
         self.is_reconfigured = state["config"] != self.config.model_dump(mode="json")
 
     def _with_progress(self, steps: Iterator[Step]) -> Iterator[Step]:
@@ -272,12 +304,12 @@ class Training:
 
         A step is read only after the next one was started, so that the device never idles.
         """
-        done, self._unread = self._unread, step
+        done, self._unread = self._unread, None if step is None else (step, LateValue(step.skipped))
         if done is not None:
-            self._count_skips(done)
+            self._count_skips(*done)
 
-    def _count_skips(self, step: Step) -> None:
-        if not step.skipped.item():
+    def _count_skips(self, step: Step, skipped: LateValue) -> None:
+        if not skipped.item():
             self.nonfinite_in_row = 0
             return
         if not step.diverged.item():  # float16's loss scale is adapting
@@ -312,8 +344,9 @@ class Training:
 
     @property
     def is_complete(self) -> bool:
-        """True if nothing is left to train."""
-        return self.step >= self.train.max_iters or self.reached_target or self._is_out_of_patience()
+        """True if nothing is left to train, nor to evaluate at the end of an epoch."""
+        has_ended = self.step >= self.train.max_iters or self.reached_target or self._is_out_of_patience()
+        return has_ended and not self.awaits_evaluation
 
     def _evaluates_at(self, step: int) -> bool:
         """True if the step ends an epoch that is evaluated; with patience the last step is, too."""
@@ -334,20 +367,17 @@ class Training:
         if train.warmup_warning:
             self.console.print(f"warning: {train.warmup_warning}", soft_wrap=True)
 
-    def _evaluate(self, tracker: Tracker) -> bool:
-        """Score the current weights; return True if they are the best so far, by CocoEvaluation.main_score."""
+    def _evaluate(self, tracker: Tracker) -> None:
+        """Score the step that was saved last, and save it again, with its scores.
+
+        It is marked as the best so far if it is that by CocoEvaluation.main_score.
+        """
         evaluate = self.config.evaluate
-        self._share_statistics()
-        try:
-            with nullcontext() if self.average is None else self.average.applied():
-                evaluation = evaluate_model(self.model, self.config)
-        except (UserError, OSError, EndedByPeer) as error:
-            if getattr(error, "code", 2) == 2:  # every rank is here
-                self._save_last([], tracker)
-            raise
+        with self.all_is_saved(), nullcontext() if self.average is None else self.average.applied():
+            evaluation = evaluate_model(self.model, self.config)
         names = {"bbox": "AP", "segm": "AP", "proposals": "AR1000"}
         found = {result_type: scores[names[result_type]] or 0.0 for result_type, scores in evaluation.scores.items()}
-        tracker.log_metrics({f"epoch/{names[k].lower()}_{k}": value for k, value in found.items()}, self.step)
+        tracker.log_metrics({f"{OF_EPOCH}{names[k].lower()}_{k}": value for k, value in found.items()}, self.step)
         scores = ", ".join(f"{result_type} {names[result_type]} {value:.4f}" for result_type, value in found.items())
         self.console.print(f"step {self.step}: {scores}")
         targets: dict[ResultType, float] = {"bbox": evaluate.target_bbox_ap, "segm": evaluate.target_segm_ap}
@@ -360,4 +390,5 @@ class Training:
         if self._is_out_of_patience():
             text = f"{self.evaluations_since_best} evaluations without an AP above {self.best_ap:.4f}: training ends"
             self.console.print(text)
-        return is_best
+        self.awaits_evaluation = False
+        self.save(is_best=is_best)

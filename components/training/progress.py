@@ -209,8 +209,8 @@ class ProgressTracker:
     def log_replaced(self, path: Path) -> None:
         self._tracker.log_replaced(path)
 
-    def rewind(self, step: int) -> None:
-        self._tracker.rewind(step)
+    def rewind(self, step: int, undone: str | None = None) -> None:
+        self._tracker.rewind(step, undone)
 
 
 @contextmanager

@@ -1,9 +1,9 @@
-"""One training run with its MLflow run; SIGTERM or Ctrl-C ends it early, with a checkpoint."""
+"""One training run with its MLflow run; SIGTERM or Ctrl-C ends it early, or what follows it, with a checkpoint."""
 
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from components.runs.lock import writing
 from components.runs.recipes import nearest_recipe
 from components.runs.result import final_checkpoint
 from components.tracking.tracker import NullTracker, Tracker, open_tracker
-from components.training.loop import Training
+from components.training.loop import OF_EPOCH, Training
 from components.training.progress import reported
 from model.distributed import is_main
 from model.engine.pointers import require_checkpoint
@@ -26,27 +26,25 @@ def trained(config: Config, device: torch.device, console: Console) -> Iterator[
     """Train to the end; yield the state of the run and the checkpoint that is its result, with the run's lock held.
 
     Raises:
-        Preempted: if a signal ended training early; a checkpoint was saved.
+        Preempted: if a signal has come, within the context, too; the last step is saved.
         RunInUseError: if another stage writes into the run's folder.
     """
-    with writing(config.train.output_dir, "train"):
-        yield _train(config, device, console)
-
-
-def _train(config: Config, device: torch.device, console: Console) -> tuple[Training, Path]:
-    training = Training(config, device, console)
-    began = time.perf_counter()
-    by_signal = handled([signal.SIGTERM, signal.SIGINT], lambda number, _: training.ending.ask(number))
-    with _tracker(training) as tracker, by_signal:
-        tracker.rewind(training.step)
-        training.run(tracker)
-        tracker.log_artifact(training.run_dir / "config.yaml")
-        checkpoint = require_checkpoint(training.run_dir, final_checkpoint(training.run_dir, config.train))
-        if config.tracking.log_checkpoints:
-            tracker.log_artifact(checkpoint, "checkpoints")
-    minutes = (time.perf_counter() - began) / 60
-    console.print(f"trained to step {training.step} in {minutes:.1f} min: {checkpoint}")
-    return training, checkpoint
+    with writing(config.train.output_dir, "train"), ExitStack() as stack:
+        training = Training(config, device, console)
+        began = time.perf_counter()
+        by_signal = handled([signal.SIGTERM, signal.SIGINT], lambda number, _: training.ending.ask(number))
+        with _tracker(training) as tracker:
+            stack.enter_context(by_signal)
+            tracker.rewind(training.step, OF_EPOCH if training.awaits_evaluation else None)
+            training.run(tracker)
+            stack.enter_context(training.all_is_saved())
+            tracker.log_artifact(training.run_dir / "config.yaml")
+            checkpoint = require_checkpoint(training.run_dir, final_checkpoint(training.run_dir, config.train))
+            if config.tracking.log_checkpoints:
+                tracker.log_artifact(checkpoint, "checkpoints")
+        minutes = (time.perf_counter() - began) / 60
+        console.print(f"trained to step {training.step} in {minutes:.1f} min: {checkpoint}")
+        yield training, checkpoint
 
 
 @contextmanager

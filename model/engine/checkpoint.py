@@ -46,7 +46,7 @@ def save_checkpoint(run_dir: Path, step: int, state: Mapping[str, Any], *, keep_
     path = run_dir / "checkpoints" / f"step_{step:07d}.pt"
     make_folder(path.parent)
     write_tensors({**state, "step": step}, path, sync=True)  # on the disk before anything points at it
-    _point(run_dir, LAST, path)
+    write_atomically(run_dir / LAST, f"{path.relative_to(run_dir).as_posix()}\n", sync=True)
     if keep_last:
         kept = {find_checkpoint(run_dir, BEST)}
         for old in sorted(path.parent.glob("step_*.pt"))[:-keep_last]:
@@ -55,9 +55,9 @@ def save_checkpoint(run_dir: Path, step: int, state: Mapping[str, Any], *, keep_
     return path
 
 
-def mark_best(run_dir: Path, path: Path) -> None:
-    """Point `best_checkpoint` at a checkpoint: it is never dropped."""
-    _point(run_dir, BEST, path)
+def mark_best(run_dir: Path) -> None:
+    """Point `best_checkpoint` at the last checkpoint: it is never dropped."""
+    write_atomically(run_dir / BEST, (run_dir / LAST).read_text(encoding="utf-8"), sync=True)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -133,7 +133,3 @@ def write_tensors(content: Any, path: Path, *, sync: bool = False) -> None:
             if isinstance(cause := error.__context__, OSError):
                 raise OSError(cause.errno, cause.strerror, str(path)) from error
             raise
-
-
-def _point(run_dir: Path, name: str, path: Path) -> None:
-    write_atomically(run_dir / name, f"{path.relative_to(run_dir).as_posix()}\n", sync=True)

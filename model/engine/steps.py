@@ -34,7 +34,7 @@ class Step(Outcome):
     image_ids: list[int]  # images of this process
     learning_rate: float
     data_s: float  # time spent waiting for the loader
-    step_s: float  # time of the whole step
+    step_s: float  # time of the whole step, for which the caller adds its wait for the device
 
 
 def set_determinism(deterministic: bool) -> None:

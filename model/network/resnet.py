@@ -54,10 +54,10 @@ class BasicBlock(nn.Module):
         self.bn2 = norm(width)
         self.downsample = _shortcut(in_channels, width, options.stride, norm)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out = F.relu_(conv_norm(self.conv1, self.bn1, x))
-        out = conv_norm(self.conv2, self.bn2, out)
-        return F.relu_(out.add_(_apply_shortcut(self.downsample, x)))
+    def forward(self, x: Tensor, is_real: Tensor | None = None) -> Tensor:
+        out = F.relu_(conv_norm(self.conv1, self.bn1, x, is_real))
+        out = conv_norm(self.conv2, self.bn2, out, is_real)
+        return F.relu_(out.add_(_apply_shortcut(self.downsample, x, is_real)))
 
 
 class Bottleneck(nn.Module):
@@ -77,11 +77,20 @@ class Bottleneck(nn.Module):
         self.bn3 = norm(width * 4)
         self.downsample = _shortcut(in_channels, width * 4, options.stride, norm)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out = F.relu_(conv_norm(self.conv1, self.bn1, x))
-        out = F.relu_(conv_norm(self.conv2, self.bn2, out))
-        out = conv_norm(self.conv3, self.bn3, out)
-        return F.relu_(out.add_(_apply_shortcut(self.downsample, x)))
+    def forward(self, x: Tensor, is_real: Tensor | None = None) -> Tensor:
+        out = F.relu_(conv_norm(self.conv1, self.bn1, x, is_real))
+        out = F.relu_(conv_norm(self.conv2, self.bn2, out, is_real))
+        out = conv_norm(self.conv3, self.bn3, out, is_real)
+        return F.relu_(out.add_(_apply_shortcut(self.downsample, x, is_real)))
+
+
+class Stage(nn.Sequential):
+    """The blocks of one stage: [R, …, H, W] → [R, …, H / 2, W / 2]; `is_real` as in `conv_norm`."""
+
+    def forward(self, x: Tensor, is_real: Tensor | None = None) -> Tensor:
+        for block in self:
+            x = block(x, is_real)
+        return x
 
 
 def _conv3x3(in_channels: int, out_channels: int, stride: int, options: BlockOptions) -> nn.Conv2d:
@@ -95,8 +104,8 @@ def _shortcut(in_channels: int, out_channels: int, stride: int, norm: Norm) -> n
     return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), norm(out_channels))
 
 
-def _apply_shortcut(shortcut: nn.Sequential | None, x: Tensor) -> Tensor:
-    return x if shortcut is None else conv_norm(cast(nn.Conv2d, shortcut[0]), shortcut[1], x)
+def _apply_shortcut(shortcut: nn.Sequential | None, x: Tensor, is_real: Tensor | None) -> Tensor:
+    return x if shortcut is None else conv_norm(cast(nn.Conv2d, shortcut[0]), shortcut[1], x, is_real)
 
 
 def stage_channels(config: ModelConfig) -> list[int]:
@@ -104,7 +113,7 @@ def stage_channels(config: ModelConfig) -> list[int]:
     return [config.stem_channels * _block(config).expansion << stage for stage in range(4)]
 
 
-def make_stage(config: ModelConfig, stage: int) -> nn.Sequential:
+def make_stage(config: ModelConfig, stage: int) -> Stage:
     """Make the blocks of one stage, 0 for res2 to 3 for res5."""
     block, norm, width = _block(config), norm_layer(config.norm), config.stem_channels << stage
     dilation = config.res5_dilation if stage == 3 else 1
@@ -116,7 +125,7 @@ def make_stage(config: ModelConfig, stage: int) -> nn.Sequential:
         options = BlockOptions(stride, dilation, *groups, config.stride_in_1x1)
         blocks.append(block(channels, width, options, norm))
         channels = width * block.expansion
-    layers = nn.Sequential(*blocks)
+    layers = Stage(*blocks)
     for module in layers.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -45,10 +45,8 @@ class RoIHeads(nn.Module):
         self.config = config
         channels = feature_channels(config)
         if config.features == "c4":  # the body's last stage, applied to each RoI and shared by box and mask head
-            self.res5: nn.Module = make_stage(config, 3)
+            self.res5 = make_stage(config, 3)
             channels = stage_channels(config)[3]
-        else:
-            self.res5 = nn.Identity()
         self.box_head, box_channels = make_box_head(config, channels)
         self.box_predictor = BoxPredictor(box_channels, num_classes, class_agnostic=config.class_agnostic_boxes)
         self.has_masks = config.task == "mask"
@@ -154,20 +152,30 @@ class RoIHeads(nn.Module):
         """
         config, share = self.config, rois.num_mask_rois
         if config.features == "c4" or not self.has_masks:
-            box_features = self.pool(pyramid, rois.boxes, batch, config.box_pool_size)
+            box_features = self.pool(pyramid, rois.boxes, batch, config.box_pool_size, rois.weights > 0)
             return box_features, box_features[:, :share]
         boxes, sizes = [rois.boxes, rois.boxes[:, :share]], [config.box_pool_size, config.mask_pool_size]
         box_features, mask_features = self.pool_heads(pyramid, boxes, batch, sizes)
         return box_features, mask_features
 
-    def pool(self, pyramid: list[Tensor], boxes: Tensor, batch: Batch, size: int) -> Tensor:
-        """Pool features [N, R, channels, O, O] of boxes [N, R, 4]: O = size, or half of it after res5."""
-        return self.pool_heads(pyramid, [boxes], batch, [size])[0]
+    def pool(
+        self, pyramid: list[Tensor], boxes: Tensor, batch: Batch, size: int, is_real: Tensor | None = None
+    ) -> Tensor:
+        """Pool features [N, R, channels, O, O] of boxes [N, R, 4]: O = size, or half of it after res5.
+
+        RoIs without `is_real` [N, R] do not count in the batch norms of res5.
+        """
+        (pooled,) = self.pool_heads(pyramid, [boxes], batch, [size])
+        if self.config.features != "c4":
+            return pooled
+        is_real = None if is_real is None else is_real.flatten()
+        features: Tensor = self.res5(pooled.flatten(0, 1), is_real).unflatten(0, pooled.shape[:2])
+        return features
 
     def pool_heads(self, pyramid: list[Tensor], boxes: list[Tensor], batch: Batch, sizes: list[int]) -> list[Tensor]:
-        """Pool features as `pool` does, for the boxes and size of each head."""
+        """Pool features as `pool` does, without res5, for the boxes and size of each head."""
         height, width = batch.images.shape[-2:]
-        heads = cuda_ops.multilevel_roi_align_heads(
+        return cuda_ops.multilevel_roi_align_heads(
             pyramid,
             boxes,
             image_size=(height, width),
@@ -175,7 +183,6 @@ class RoIHeads(nn.Module):
             sampling_ratio=self.config.sampling_ratio,
             aligned=self.config.conventions == "detectron2",
         )
-        return [self.res5(pooled.flatten(0, 1)).unflatten(0, pooled.shape[:2]) for pooled in heads]
 
     def detect(
         self, pyramid: list[Tensor], proposals: Proposals, batch: Batch, score_threshold: float | None = None

@@ -19,8 +19,8 @@ from components import download, evaluate, prepare, train
 from components.config import Config
 from components.launch import handled
 from components.params import load_config
-from components.tracking.tracker import NullTracker
 from components.training import loop
+from components.training.ending import Preempted
 from model.data.index import CocoIndex
 from model.data.loader import GroupedBatchSampler
 from model.engine.checkpoint import read_checkpoint
@@ -120,18 +120,6 @@ def test_data_that_fail_end_training_and_evaluation_with_their_name_and_without_
     assert owners == {"maskrcnn train"}, "no other stage can start before evaluation"
 
 
-def test_an_evaluation_that_fails_during_training_costs_no_step(
-    root: Path, without: Callable[[Path], AbstractContextManager[None]]
-) -> None:
-    config = small_config(root, "not_evaluated")
-    training = loop.Training(config, torch.device("cpu"), Console(quiet=True))
-    training.step = 2
-    path = CocoIndex.open(config.data.prepared_dir, "val").image_path(2)
-    with without(path), pytest.raises(UserError, match="is gone since"):
-        training._evaluate(NullTracker())
-    assert saved_step(config) == 2
-
-
 @pytest.mark.parametrize(
     ("number", "status", "words"),
     [(signal.SIGTERM, 143, "ended by SIGTERM: saved step 1"), (signal.SIGINT, 130, "interrupted: saved step 1")],
@@ -149,7 +137,7 @@ def test_a_signal_is_obeyed_while_data_are_awaited(
 
     with hanging(image_of_step(config, 2)):
         threading.Thread(target=send, daemon=True).start()
-        with pytest.raises(loop.Preempted) as caught:
+        with pytest.raises(Preempted) as caught:
             train.run(config, skip_test=True)
     assert caught.value.code == status
     assert saved_step(config) == 1

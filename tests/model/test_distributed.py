@@ -10,25 +10,29 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from model.distributed import EndedByPeer, available_cores, on_main, raise_together
+from model.distributed import available_cores, on_main, raise_together
 from model.errors import UserError
 
 USER, DISK, BUG = UserError("an image is gone"), OSError(errno.ENOSPC, "full"), RuntimeError("a bug")
+ASKED = SystemExit(143)
 PEER = "EndedByPeer: "
-CASES: list[tuple[tuple[Exception | None, Exception | None], tuple[str, str]]] = [
+CASES: list[tuple[tuple[Exception | SystemExit | None, Exception | SystemExit | None], tuple[str, str]]] = [
     ((None, None), ("", "")),
     ((None, USER), ("UserError: an image is gone", f"{PEER}2")),
     ((DISK, None), ("OSError: [Errno 28] full", f"{PEER}2")),
     ((DISK, USER), ("OSError: [Errno 28] full", f"{PEER}2")),
     ((None, BUG), (f"{PEER}1", "RuntimeError: a bug")),
     ((USER, BUG), (f"{PEER}1", "RuntimeError: a bug")),
+    ((None, ASKED), (f"{PEER}143", "SystemExit: 143")),
+    ((ASKED, USER), ("UserError: an image is gone", f"{PEER}2")),
+    ((ASKED, BUG), (f"{PEER}1", "RuntimeError: a bug")),
 ]
 
 
 def caught(work: Any) -> str:
     try:
         work()
-    except (Exception, EndedByPeer) as error:
+    except (Exception, SystemExit) as error:
         return f"{type(error).__name__}: {error}"
     return ""
 
@@ -61,7 +65,7 @@ def test_a_failure_of_one_rank_ends_all_and_is_reported_once(tmp_path: Path) -> 
             process.kill()
     for rank, (raised, dispositions, of_main, failure_of_main) in enumerate(of_ranks):
         assert raised == [expected[rank] for _, expected in CASES]
-        assert dispositions == [signal.SIG_DFL] + 5 * [signal.SIG_IGN], "torchrun's SIGTERM must not end rank 0 early"
+        assert dispositions == [signal.SIG_DFL] + 8 * [signal.SIG_IGN], "torchrun's SIGTERM must not end rank 0 early"
         assert of_main == 0
         assert failure_of_main == ("OSError: [Errno 28] full", f"{PEER}2")[rank]
 

@@ -33,7 +33,8 @@ def test_last_checkpoint_is_the_newest(tmp_path: Path) -> None:
 
 
 def test_only_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
-    mark_best(tmp_path, save(tmp_path, 1))
+    save(tmp_path, 1)
+    mark_best(tmp_path)
     for step in range(2, 6):
         save(tmp_path, step, keep_last=2)
     assert steps(tmp_path) == [1, 4, 5]
@@ -102,7 +103,8 @@ def test_a_power_cut_never_leaves_a_pointer_to_a_file_that_was_lost(
     monkeypatch.setattr(os, "fsync", watched_sync)
     monkeypatch.setattr(Path, "replace", watched_replace)
     save(run_dir, 1)
-    mark_best(run_dir, save(run_dir, 2))
+    save(run_dir, 2)
+    mark_best(run_dir)
     assert pointed_at == ["step_0000001.pt", "step_0000002.pt", "step_0000002.pt"]
     assert {"last_checkpoint", "best_checkpoint", "checkpoints"} <= kept[run_dir.stat().st_ino]
     assert kept[run_dir.parent.stat().st_ino] == {"demo"}

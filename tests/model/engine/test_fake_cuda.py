@@ -190,7 +190,7 @@ WAITS: dict[str, Callable[[Tensor], object]] = {
     "a number": lambda x: x[0].item(),
     "a truth": lambda x: bool(x[0] > 0),
     "a list": lambda x: x.tolist(),
-    "a copy on the host": lambda x: x.to("cpu", non_blocking=True),
+    "a copy on the host": lambda x: x.to("cpu"),
     "nonzero": lambda x: x.nonzero(),
     "a mask": lambda x: x[x > 0],
     "a list as indices": lambda x: x[[0, 2]],

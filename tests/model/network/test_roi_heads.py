@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from torch import nn
 
 import cuda_ops
 from model.config import ModelConfig
@@ -175,3 +176,35 @@ def test_rois_without_a_loss_do_not_count_in_batch_norms(
     assert {name.split(".")[0] for name in statistics} == {"box_head", "mask_head"}
     for name, value in statistics.items():
         torch.testing.assert_close(heads.get_buffer(name), value, rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])  # blocks of either kind
+def test_padding_among_the_rois_does_not_count_in_the_batch_norms_of_res5(
+    backbone: str, tiny_config: Callable[..., ModelConfig], shapes_batch: Callable[..., Batch]
+) -> None:
+    """The losses, statistics and gradients are those of torch's own batch norm on the real RoIs alone."""
+    torch.manual_seed(0)
+    c4 = {"features": "c4", "box_head": "res5", "box_pool_size": 4, "mask_pool_size": 4, "mask_head_convs": 0}
+    heads = RoIHeads(tiny_config(backbone=backbone, norm="batch_norm", **c4), 3).train()
+    alone, batch = copy.deepcopy(heads.res5), shapes_batch(images=2)
+    for module in alone.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.__class__ = nn.BatchNorm2d
+    assert batch.targets is not None
+    is_real = batch.targets.gt_labels > 0
+    assert 0 < is_real.sum() < is_real.numel()
+    gt_rows = torch.arange(is_real.shape[1]).expand_as(is_real)
+    rois = SampledRois(batch.targets.gt_boxes, batch.targets.gt_labels, gt_rows, is_real.float(), is_real.shape[1])
+    features = torch.randn(2, 256 if backbone == "resnet18" else 1024, 8, 8)
+    box_features, mask_features = heads.pool_rois([features], rois, batch)
+    pooled = heads.pool_heads([features], [rois.boxes], batch, [4])[0]
+    expected = alone(pooled[is_real])
+    for found in (box_features, mask_features):
+        torch.testing.assert_close(found[is_real], expected, rtol=1e-4, atol=1e-4)
+    weights = torch.randn_like(expected)
+    (box_features[is_real] * weights).sum().backward()
+    (expected * weights).sum().backward()
+    for (name, ours), theirs in zip(heads.res5.named_parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-3, msg=name)
+    for (name, statistic), theirs in zip(heads.res5.named_buffers(), alone.buffers(), strict=True):
+        torch.testing.assert_close(statistic, theirs, rtol=1e-5, atol=1e-6, msg=name)
