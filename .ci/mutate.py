@@ -258,9 +258,10 @@ def mutants(files: Iterable[str], sample: int, seed: int) -> list[Mutant]:
     for file, start, end in chosen:  # in the order drawn, so that an interrupted run is a sample too
         mistakes = candidates[file, start, end]
         for name, occurrence in rng.sample(mistakes, len(mistakes)):
-            mutated = mutate_code(texts[file], operators[name], occurrence)
-            assert mutated is not None
-            if is_python(mutated):
+            mutated = None
+            with suppress(AttributeError):  # Cosmic Ray's ExceptionReplacer cannot replace a dotted name
+                mutated = mutate_code(texts[file], operators[name], occurrence)
+            if mutated is not None and is_python(mutated):
                 lines = statement(texts[file], start[0])
                 found.append(Mutant(file, start[0], lines, name.removeprefix("core/"), texts[file], mutated))
                 break
