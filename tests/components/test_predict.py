@@ -430,6 +430,16 @@ def test_with_weights_another_programs_parameter_file_is_not_read(
     assert end.value.code == 2
 
 
+def test_threads_sleep_between_tasks_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    monkeypatch.delitem(sys.modules, "torch")  # it reads the variable when it is imported
+    predict.let_threads_sleep()
+    assert os.environ["OMP_WAIT_POLICY"] == "active"
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    predict.let_threads_sleep()
+    assert os.environ.pop("OMP_WAIT_POLICY") == "passive"
+
+
 @pytest.mark.parametrize(
     ("value", "names"),
     [("dog, person", ("dog", "person")), ('"bolt, large",nut', ("bolt, large", "nut")), ('5" pipe', ('5" pipe',))],
