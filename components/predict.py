@@ -37,7 +37,6 @@ from components.cli import (
 from components.config import Config, PredictConfig
 from components.inference.images import described, find_images, input_path
 from components.inference.networks import require_network
-from components.params import ConfigError
 from components.runs.result import final_checkpoint
 from model.data.index import CocoIndex
 from model.engine.pointers import POINTERS, require_checkpoint
@@ -187,11 +186,11 @@ def _config(args: argparse.Namespace) -> Config:
         )
     try:
         config = read_config(args, overrides, needs_file=needs_file)
-    except ConfigError as error:
+    except UserError as error:
         text = str(error)
         for override, option in given.items():
             text = text.replace(f"override {override!r}", option)
-        raise ConfigError(text) from error
+        raise UserError(text) from error
     if not config.predict.tile_px and (args.tile_whole or args.tile_overlap):
         raise UserError(
             "--overlap and --tiles-only: must be used with --tile, such as --tile 1024, but there are no tiles"

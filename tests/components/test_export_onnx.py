@@ -134,14 +134,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "c5": {"features": "c5", "res5_dilation": 2, "anchor_sizes_px": (32, 64, 128), "norm": "batch_norm"},
     "coco_v2": {  # torchvision's, with the layers that `model.weights` coco_v2 needs
         "backbone": "resnet50",
-        "norm": "group_norm",  # untrained batch norms of so deep a body give scores of 1
+        "norm": "group_norm",  # an untrained body of this depth without it gives features of any size
         "head_norm": "frozen_batch_norm",
         "rpn_convs": 2,
         "box_head": "conv",
         "conventions": "torchvision",
     },
     **{name: {"backbone": name} for name in ("convnext_tiny", "swin_t", "resnext50_32x4d")},
-    "wide_resnet50_2": {"backbone": "wide_resnet50_2", "norm": "group_norm"},  # untrained batch norms give scores of 1
+    "wide_resnet50_2": {"backbone": "wide_resnet50_2", "norm": "group_norm"},  # likewise: scores were all 1
 }
 
 
