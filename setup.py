@@ -208,7 +208,8 @@ setup(
             f"{name}==13.2.*; sys_platform == 'linux'"
             for name in ("nvidia-cuda-nvcc", "nvidia-nvvm", "nvidia-cuda-crt")
         ],
-        "onnx": ["onnx>=1.17,<2", "onnxscript>=0.6,<1", "onnxruntime>=1.20,<2"],  # `maskrcnn export --format onnx`
+        # `maskrcnn export --format onnx`
+        "onnx": ["onnx>=1.17,<2", "onnx-ir>=0.1.16,<2", "onnxscript>=0.6,<1", "onnxruntime>=1.20,<2"],
         "build": ["setuptools>=77", "ninja>=1.11"],  # of the compiled operators
         "dev": [
             "pytest>=8",

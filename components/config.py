@@ -29,11 +29,18 @@ def _no_tiles_or_large_ones(tile_px: int) -> int:
     return tile_px
 
 
+def _fraction_or_best(threshold: Any) -> Any:
+    is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+    if threshold != "best" and not (is_number and 0 <= threshold <= 1):
+        raise ValueError(f"must be from 0 to 1, or best, got {threshold!r}")
+    return threshold
+
+
 class PredictConfig(Section):
     """Settings of `maskrcnn predict`: how it reads images and draws on them."""
 
     # Lowest score of drawn and written detections. best: each class's own, as `maskrcnn evaluate` found it.
-    score_threshold: Fraction | Literal["best"] = 0.5
+    score_threshold: Annotated[float | Literal["best"], BeforeValidator(_fraction_or_best)] = 0.5
     classes: tuple[str, ...] = ()  # only objects of these classes; empty: all
     # Masks in predictions.json: COCO RLE; polygons, exact along the pixels' edges; or a PNG file for each object.
     masks: Literal["rle", "polygons", "png"] = "rle"

@@ -27,7 +27,7 @@ from model.errors import UserError
 
 PACKAGES: dict[str, tuple[str, ...]] = {  # format → packages beyond those of every installation
     "torch": (),
-    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "onnx": ("onnx", "onnx_ir", "onnxscript", "onnxruntime"),
     "aoti": (),
 }
 

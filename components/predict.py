@@ -15,7 +15,9 @@ absent.
 """
 
 import argparse
+import csv
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -43,7 +45,7 @@ from model.errors import UserError
 # Option → key of `predict`, and its meaning.
 _SETTINGS = {
     "threshold": ("score_threshold", "lowest score of an object, or best: each class's own, as `evaluate` found it"),
-    "classes": ("classes", "only objects of these classes, such as person,dog"),
+    "classes": ("classes", "only objects of these classes, such as person,dog; names with commas in quotes"),
     "masks": ("masks", "masks in predictions.json: rle, polygons, or png for a file each"),
     "crop": ("crop", "write each object's part of the image, too"),
     "tile": ("tile_px", "side of tiles in px, in which large images are predicted, too"),
@@ -131,10 +133,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
         args = parse_words(parser, argv)
         config = _config(args)
+        let_threads_sleep()
         inputs = [input_path(word) for word in args.operands]
         result = run(config, inputs, checkpoint=args.checkpoint, weights=args.weights, output=args.output)
     if result.unreadable:
         sys.exit(1)
+
+
+def let_threads_sleep() -> None:
+    """Let torch's threads sleep until there is work, unless the user says otherwise or torch has been imported.
+
+    By default OpenMP's threads spin meanwhile, which costs other programs a processor and gains nothing measurable.
+    """
+    if "torch" not in sys.modules:
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
@@ -148,19 +160,37 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{option}", dest=key, help=f"{text} ({shown})", **kind)
 
 
+def _given(args: argparse.Namespace) -> dict[str, str]:
+    """The overrides that options of the command line stand for, each with the option as it was written."""
+    overrides = {}
+    for option, (key, _) in _SETTINGS.items():
+        if (value := getattr(args, key)) is not None:
+            default = PredictConfig.model_fields[key].default
+            written = f"--{option}" if isinstance(default, bool) else f"--{option} {value}"
+            if key == "classes":  # a line of CSV: a name may have commas within quotes
+                names = next(csv.reader([value], skipinitialspace=True), [""])
+                value = json.dumps([name.strip() for name in names], ensure_ascii=False)
+            overrides[f"predict.{key}={value}"] = written
+    return overrides
+
+
 def _config(args: argparse.Namespace) -> Config:
     """The configuration of the parameter file, or the defaults where there is none and none is needed."""
-    given = {key: value for key, _ in _SETTINGS.values() if (value := getattr(args, key)) is not None}
-    if "classes" in given:
-        given["classes"] = json.dumps([name.strip() for name in given["classes"].split(",")], ensure_ascii=False)
-    overrides = [*args.overrides, *(f"predict.{key}={value}" for key, value in given.items())]
+    given = _given(args)
+    overrides = [*args.overrides, *given]
     needs_file = args.weights is None and (args.checkpoint in (None, *POINTERS) or args.params.exists())
     if needs_file and args.params == DEFAULT_PARAMS and not args.params.exists():
         raise UserError(
             f"{args.params}: no such parameter file, which says where the run is; name a network with --weights (coco "
             "needs no run), or write a parameter file by `maskrcnn recipe shapes_demo`"
         )
-    config = read_config(args, overrides, needs_file=needs_file)
+    try:
+        config = read_config(args, overrides, needs_file=needs_file)
+    except UserError as error:
+        text = str(error)
+        for override, option in given.items():
+            text = text.replace(f"override {override!r}", option)
+        raise UserError(text) from error
     if not config.predict.tile_px and (args.tile_whole or args.tile_overlap):
         raise UserError(
             "--overlap and --tiles-only: must be used with --tile, such as --tile 1024, but there are no tiles"

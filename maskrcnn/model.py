@@ -91,8 +91,9 @@ class Model:
         """Find the objects in an image, or in each of a list.
 
         Args:
-            images: a path; the bytes of an image file; a picture of Pillow; an array [H, W, 3] (RGB) or [H, W] uint8; a
-                tensor [3, H, W] uint8, or float from 0 to 1; or a list of these.
+            images: a path; the bytes of an image file; a picture of Pillow; an array [H, W] or [H, W, 3] (RGB)
+                uint8, or [H, W, 4], whose alpha is dropped; a tensor [3, H, W] uint8, or float from 0 to 1; or a list
+                of these.
             options: see Options.
 
         Returns:

@@ -83,13 +83,20 @@ def _of_bytes(content: bytes, pixel_range: Sequence[float]) -> NDArray[np.uint8]
 
 def _of_array(array: NDArray[Any]) -> NDArray[np.uint8]:
     is_gray = array.ndim == 2
-    if array.dtype != np.uint8 or not (is_gray or (array.ndim == 3 and array.shape[2] == 3)) or 0 in array.shape:
+    has_channels = array.ndim == 3 and array.shape[2] in (3, 4)
+    if array.dtype != np.uint8 or not (is_gray or has_channels) or 0 in array.shape:
+        is_float = np.issubdtype(array.dtype, np.floating)
         raise ValueError(
-            f"images: an array must be [height, width, 3] or [height, width] uint8, RGB, got {[*array.shape]} "
-            f"{array.dtype}; OpenCV's BGR becomes RGB by image[..., ::-1]"
+            "images: an array must be [height, width, 3 or 4] or [height, width] uint8, RGB or RGBA, got "
+            f"{[*array.shape]} {array.dtype}; "
+            + (
+                "floats from 0 to 1 become uint8 by (255 * image).round().astype(np.uint8)"
+                if is_float
+                else "OpenCV's BGR becomes RGB by image[..., ::-1]"
+            )
         )
     # A copy: callers reuse their arrays for the next frame, before this one is predicted.
-    return np.repeat(array[..., None], 3, 2) if is_gray else np.array(array, order="C")
+    return np.repeat(array[..., None], 3, 2) if is_gray else np.array(array[..., :3], order="C")
 
 
 def _of_tensor(tensor: "Tensor") -> NDArray[np.uint8]:

@@ -7,12 +7,14 @@ import torch
 
 from model.config import TORCHVISIONS_DETECTORS, DataConfig, ModelConfig, TrainConfig
 from model.engine.checkpoint import LoadedModel
-from model.network.mask_rcnn import MaskRCNN
+from model.network.mask_rcnn import MaskRCNN, without_values
 from model.weights.architecture import read_architecture
 from model.weights.conventions import OLD_NAMES
 from model.weights.file import WeightsError, read_stored_weights
-from model.weights.load import absorb_eps, fit_weights, load_weights, rows_of_classes
+from model.weights.load import WeightsReport, absorb_eps, fit_weights, load_coco, rows_of_classes
 from model.weights.published import COCO_CLASSES, COCO_ROWS, published_config, published_detector
+
+_SHOWN = 3  # names of tensors in an error
 
 
 def load_detector(weights: str, device: torch.device, class_names: Sequence[str] = ()) -> LoadedModel:
@@ -29,8 +31,8 @@ def load_detector(weights: str, device: torch.device, class_names: Sequence[str]
     """
     if weights in TORCHVISIONS_DETECTORS:
         config, names = published_config(weights), COCO_CLASSES
-        model = MaskRCNN(config, len(names))
-        load_weights(model, config, list(names.values()), list(names))
+        model = without_values(config, len(names))
+        _require_all(load_coco(model, config, list(names.values()), list(names)))
         return _loaded(model, config, names, device, published_detector(weights, config.task).cache)
     stored = read_stored_weights(Path(weights))
     config, named, count = read_architecture(stored, weights)
@@ -39,9 +41,17 @@ def load_detector(weights: str, device: torch.device, class_names: Sequence[str]
     names = _classes(count, class_names, weights)
     if len(names) < count:
         named.tensors.update(rows_of_classes(named.tensors, list(names)))
-    model = MaskRCNN(config, len(names))
-    fit_weights(model, named, weights)
+    model = without_values(config, len(names))
+    _require_all(fit_weights(model, named, weights))
     return _loaded(model, config, names, device, Path(weights))
+
+
+def _require_all(report: WeightsReport) -> None:
+    if report.initialised:
+        raise WeightsError(
+            f"{report.source}: must hold all weights to predict with, but {len(report.initialised)} are absent or of "
+            f"another shape: {', '.join(list(report.initialised)[:_SHOWN])}, …"
+        )
 
 
 def _classes(count: int, class_names: Sequence[str], weights: str) -> dict[int, str]:

@@ -78,9 +78,10 @@ def require_network(word: str) -> None:
     if path.is_dir():
         require_checkpoint(path, final_checkpoint(path, TrainConfig()))
         return
+    found = "is a pipe or a device" if path.exists() else "does not exist"
     raise UserError(
         f"weights: must be {' or '.join(TORCHVISIONS_DETECTORS)}, a file of weights, a checkpoint, a run's folder, "
-        f"or {_REGISTRY}NAME@champion of MLflow, got {word}, which does not exist"
+        f"or {_REGISTRY}NAME@champion of MLflow, got {word}, which {found}"
     )
 
 

@@ -16,7 +16,7 @@ from model.network.mask_rcnn import MaskRCNN
 from model.weights.conventions import OLD_NAMES, check_conventions
 from model.weights.file import StoredWeights, WeightsError, read_stored_weights
 from model.weights.names import DESCRIPTIONS, NamedWeights, rename_weights
-from model.weights.published import COCO_CLASSES, Published, fetch, published_detector
+from model.weights.published import COCO_CLASSES, FetchError, Published, fetch, published_detector
 
 PREDICTORS = ("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits.")
 # Parts that a file may lack as a whole; they start at random then. Parts of file and network are otherwise the same.
@@ -61,16 +61,13 @@ def load_weights(
     """
     if config.weights == "none":
         return WeightsReport("none", 0)
-    if config.weights in TORCHVISIONS_BODIES:
-        from torchvision.models import get_model_weights  # more than a second, which other weights need not pay
-
-        version = "IMAGENET1K_V2" if config.weights == "imagenet_v2" else "IMAGENET1K_V1"
-        torchvisions = get_model_weights(config.backbone)[version]
-        published = Published(str(torchvisions), torchvisions.url)
-        named = rename_weights(StoredWeights(fetch(published)), config, str(published))
-        return fit_weights(model, named, f"torchvision's {published}")
-    if config.weights in TORCHVISIONS_DETECTORS:
-        return _load_coco(model, config, class_names, category_ids)
+    if config.weights in (*TORCHVISIONS_BODIES, *TORCHVISIONS_DETECTORS):
+        try:
+            if config.weights in TORCHVISIONS_BODIES:
+                return _load_body(model, config)
+            return load_coco(model, config, class_names, category_ids)
+        except FetchError as error:
+            raise FetchError(f"{error}; to train without any: model.weights=none model.norm=group_norm") from error
     stored = read_stored_weights(Path(config.weights))
     named = rename_weights(stored, config, config.weights)
     if OLD_NAMES in stored.tensors:
@@ -135,9 +132,25 @@ def _require_fit(
     )
 
 
-def _load_coco(
+def _load_body(model: MaskRCNN, config: ModelConfig) -> WeightsReport:
+    from torchvision.models import get_model_weights  # more than a second, which other weights need not pay
+
+    version = "IMAGENET1K_V2" if config.weights == "imagenet_v2" else "IMAGENET1K_V1"
+    torchvisions = get_model_weights(config.backbone)[version]
+    published = Published(str(torchvisions), torchvisions.url)
+    named = rename_weights(StoredWeights(fetch(published)), config, str(published))
+    return fit_weights(model, named, f"torchvision's {published}")
+
+
+def load_coco(
     model: MaskRCNN, config: ModelConfig, class_names: Sequence[str], category_ids: Sequence[int]
 ) -> WeightsReport:
+    """Load the detector of torchvision that `model.weights` names, with the rows of these classes if COCO has them.
+
+    Raises:
+        FetchError: if the file is not here and cannot be fetched.
+        WeightsError: if it has another architecture.
+    """
     published = published_detector(config.weights, config.task)
     named = rename_weights(StoredWeights(fetch(published)), config, str(published))
     if config.weights == "coco":

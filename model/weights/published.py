@@ -65,6 +65,10 @@ _DETECTORS = {
 }
 
 
+class FetchError(WeightsError):
+    """A published file cannot be fetched."""
+
+
 def published_detector(weights: str, task: str) -> Published:
     """The file of `model.weights` coco or coco_v2; each detector was trained separately, proposals are the boxes'."""
     return _DETECTORS[weights, "mask" if task == "mask" else "box"]
@@ -82,7 +86,7 @@ def fetch(published: Published) -> dict[str, Tensor]:
     """Tensors of a published file, from torch's cache or downloaded; a download is checked against its hash.
 
     Raises:
-        WeightsError: if it cannot be fetched, has another hash, or does not load safely.
+        FetchError: if it cannot be fetched, has another hash, or does not load safely.
     """
     try:
         return torch.hub.load_state_dict_from_url(
@@ -90,8 +94,7 @@ def fetch(published: Published) -> dict[str, Tensor]:
         )
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:  # UnpicklingError: code in the file
         digits = Path(published.url).stem.rpartition("-")[2]
-        raise WeightsError(
+        raise FetchError(
             f"{published}: cannot be fetched from {published.url} ({error}); fetch it elsewhere (its SHA-256 begins "
-            f"with {digits}) and put it at {published.cache}, or give the path of weights that you have; to train "
-            "without any: model.weights=none model.norm=group_norm"
+            f"with {digits}) and put it at {published.cache}, or give the path of weights that you have"
         ) from error

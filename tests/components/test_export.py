@@ -3,6 +3,8 @@
 import contextlib
 import io
 import json
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ from cuda_ops import library
 from model.data.collate import collate
 from model.data.dataset import CocoDataset
 from model.data.index import CocoIndex
+from model.engine.checkpoint import save_checkpoint
+from model.engine.pointers import require_checkpoint
 from model.inference.predict import predict
 
 pytestmark = pytest.mark.skipif(
@@ -28,10 +32,10 @@ pytestmark = pytest.mark.skipif(
 
 ALONE = """
 import sys, torch
-library, program, inputs, output = sys.argv[1:]
+library, program, inputs, output, file_format = sys.argv[1:]
 torch.ops.load_library(library)
-detect = torch.export.load(program).module()
-torch.save([detect(*batch) for batch in torch.load(inputs)], output)
+detect = torch._inductor.aoti_load_package(program) if file_format == "aoti" else torch.export.load(program).module()
+torch.save([detect(images.contiguous(), image_sizes) for images, image_sizes in torch.load(inputs)], output)
 assert not {"model", "components", "cuda_ops"} & set(sys.modules)
 """
 
@@ -65,19 +69,37 @@ def test_each_bucket_has_a_program_that_was_checked(trained_run: Config, exporte
 def test_a_program_finds_the_same_in_a_process_without_our_code(
     trained_run: Config, exported: Exported, tmp_path: Path
 ) -> None:
+    require_same_without_our_code(trained_run, exported.folder / "96x160.pt2", "torch", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler, g++ or CXX")
+def test_a_compiled_program_finds_the_same_in_a_process_without_our_code(trained_run: Config, tmp_path: Path) -> None:
+    state = torch.load(require_checkpoint(trained_run.train.output_dir, "last"), weights_only=True)
+    state["config"]["data"]["buckets"] = [[160, 160]]  # each takes a minute
+    save_checkpoint(tmp_path / "run", 7, state)
+    train = trained_run.train.model_copy(update={"output_dir": tmp_path / "run"})
+    run = trained_run.model_copy(update={"train": train})
+    (entry,) = export.run(run, file_format="aoti").programs
+    assert entry["checked_images"] > 0
+    assert entry["checked_objects"] > 20
+    program = tmp_path / "run" / "export" / "aoti" / "160x160.pt2"
+    require_same_without_our_code(run, program, "aoti", tmp_path)
+
+
+def require_same_without_our_code(run: Config, program: Path, file_format: str, folder: Path) -> None:
     """For one image, for more than it was traced with, and for what has less than all rows."""
-    model = load_trained(trained_run, "last").loaded.model
-    index = CocoIndex.open(trained_run.data.prepared_dir, "val")
-    dataset = CocoDataset(index, trained_run.data, training=False)
+    trained = load_trained(run, "last")
+    model, data = trained.loaded.model, trained.config.data
+    index = CocoIndex.open(data.prepared_dir, "val")
+    dataset = CocoDataset(index, data, training=False)
     wide = [dataset[i] for i in range(len(index)) if index.size(i)[0] <= index.size(i)[1]]
-    batches = [collate(part, trained_run.data.buckets) for part in (wide[:1], wide * 3)]
-    torch.save([(batch.images, batch.image_sizes) for batch in batches], tmp_path / "inputs.pt")
-    assert library.PATH is not None
-    arguments = [library.PATH, exported.folder / "96x160.pt2", tmp_path / "inputs.pt", tmp_path / "outputs.pt"]
-    subprocess.run([sys.executable, "-c", ALONE, *map(str, arguments)], cwd=tmp_path, check=True)
-    for (_, wanted), got in zip(
-        predict(model, batches, torch.device("cpu")), torch.load(tmp_path / "outputs.pt"), strict=True
-    ):
+    batches = [collate(part, data.buckets) for part in (wide[:1], wide * 3)]
+    inputs, outputs = folder / "inputs.pt", folder / "outputs.pt"
+    torch.save([(batch.images, batch.image_sizes) for batch in batches], inputs)
+    arguments = [library.PATH, program, inputs, outputs, file_format]
+    subprocess.run([sys.executable, "-c", ALONE, *map(str, arguments)], cwd=folder, check=True)
+    for (_, wanted), got in zip(predict(model, batches, torch.device("cpu")), torch.load(outputs), strict=True):
         assert wanted.mask_probs is not None
         assert torch.equal(got["num_detections"], wanted.num_detections)
         rows = wanted.boxes.shape[1]

@@ -132,6 +132,16 @@ KINDS: dict[str, dict[str, Any]] = {
         "mask_head_convs": 0,
     },
     "c5": {"features": "c5", "res5_dilation": 2, "anchor_sizes_px": (32, 64, 128), "norm": "batch_norm"},
+    "coco_v2": {  # torchvision's, with the layers that `model.weights` coco_v2 needs
+        "backbone": "resnet50",
+        "norm": "group_norm",  # an untrained body of this depth without it gives features of any size
+        "head_norm": "frozen_batch_norm",
+        "rpn_convs": 2,
+        "box_head": "conv",
+        "conventions": "torchvision",
+    },
+    **{name: {"backbone": name} for name in ("convnext_tiny", "swin_t", "resnext50_32x4d")},
+    "wide_resnet50_2": {"backbone": "wide_resnet50_2", "norm": "group_norm"},  # likewise: scores were all 1
 }
 
 
@@ -150,6 +160,13 @@ def test_every_kind_of_network_is_the_same_in_onnx(kind: str, trained_run: Confi
     found, objects = programs.compare(model, batch, FORMATS["onnx"].load(tmp_path / "program.onnx"))
     assert objects > 20
     assert beyond(found, FORMATS["onnx"].tolerance) == {}
+
+
+def test_the_extra_declares_what_the_export_imports() -> None:
+    (declared,) = re.findall(r'"onnx": \[(.+)\]', (REPOSITORY / "setup.py").read_text())
+    assert set(re.findall(r'"([a-z-]+)', declared)) == {name.replace("_", "-") for name in export.PACKAGES["onnx"]}
+    source = (REPOSITORY / "model" / "inference" / "onnx_operators.py").read_text()
+    assert set(re.findall(r"^(?:import|from) (onnx\w*)", source, re.MULTILINE)) <= set(export.PACKAGES["onnx"])
 
 
 def test_missing_packages_compilers_and_wrong_formats_are_named(

@@ -6,6 +6,7 @@ import re
 import resource
 import shutil
 import signal
+import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -365,11 +366,14 @@ def test_a_large_image_is_predicted_in_tiles_too(config: Config, photo: Path, tm
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--threshold", "7"], r"override 'predict\.score_threshold=7'"),
-        (["--masks", "jpg"], r"override 'predict\.masks=jpg'"),
-        (["--tile", "-1"], r"override 'predict\.tile_px=-1'"),
-        (["--tile", "1"], r"override 'predict\.tile_px=1'.*must be 0, for no tiles, or at least 32"),
-        (["--tile", "512", "--overlap", "0"], r"override 'predict\.tile_overlap=0'"),
+        (["--threshold", "70"], r"^error: --threshold 70: predict\.score_threshold: must be .*, or best, got 70\n$"),
+        (["--threshold", "high"], r"^error: --threshold high: .* must be from 0 to 1, or best, got 'high'\n$"),
+        (["--masks", "jpg"], r"^error: --masks jpg: predict\.masks: "),
+        (["--tile", "-1"], r"^error: --tile -1: "),
+        (["--tile", "1"], r"^error: --tile 1: .*must be 0, for no tiles, or at least 32"),
+        (["--tile", "512", "--overlap", "0"], r"^error: --overlap 0: "),
+        (["predict.tile_px=1"], r"^error: override 'predict\.tile_px=1': "),
+        (["--weights", "/dev/null"], r"got /dev/null, which is a pipe or a device$"),
     ],
 )
 def test_an_option_out_of_range_is_named(
@@ -424,6 +428,34 @@ def test_with_weights_another_programs_parameter_file_is_not_read(
     with pytest.raises(SystemExit) as end:
         predict.main([*words, "--params", "./params.yaml", "train.base_lr=1"])
     assert end.value.code == 2
+
+
+def test_threads_sleep_between_tasks_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    monkeypatch.delitem(sys.modules, "torch")  # it reads the variable when it is imported
+    predict.let_threads_sleep()
+    assert os.environ["OMP_WAIT_POLICY"] == "active"
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    predict.let_threads_sleep()
+    assert os.environ.pop("OMP_WAIT_POLICY") == "passive"
+
+
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [("dog, person", ("dog", "person")), ('"bolt, large",nut', ("bolt, large", "nut")), ('5" pipe', ('5" pipe',))],
+)
+def test_names_of_classes_may_have_commas_within_quotes(
+    value: str, names: tuple[str, ...], photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted: list[tuple[str, ...]] = []
+
+    def note(config: Config, *_args: Any, **_options: Any) -> predict.PredictResult:
+        wanted.append(config.predict.classes)
+        return predict.PredictResult(Path(), 0, 0)
+
+    monkeypatch.setattr(predict, "run", note)
+    predict.main([str(photo), "--weights", "coco", "--classes", value])
+    assert wanted == [names]
 
 
 def test_images_where_crops_go_are_refused_and_other_files_there_stay(

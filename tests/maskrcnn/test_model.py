@@ -74,6 +74,9 @@ def test_an_image_may_be_given_in_any_form(model: maskrcnn.Model, pixels: NDArra
     entry = next(os.scandir(tmp_path))
     for image in (str(path), path, entry, path.read_bytes(), Image.open(path), tensor, tensor / 255):
         assert same(model(image, threshold=0.0), found), type(image)
+    Image.fromarray(transparent := np.dstack([pixels, pixels[..., 0]])).save(tmp_path / "transparent.png")
+    for image in (transparent, tmp_path / "transparent.png"):  # alpha is dropped
+        assert same(model(image, threshold=0.0), found)
     gray = pixels[..., 0]
     assert same(model(gray, threshold=0.0), model(np.stack([gray] * 3, axis=2), threshold=0.0))
 
@@ -226,8 +229,8 @@ def test_supervision_gets_what_was_found(
 @pytest.mark.parametrize(
     ("image", "says"),
     [
-        (np.zeros((4, 5, 4), np.uint8), r"\[height, width, 3\] or \[height, width\] uint8, RGB, got \[4, 5, 4\] uint8"),
-        (np.zeros((4, 5, 3), np.float32), "uint8, RGB, got .* float32"),
+        (np.zeros((4, 5, 2), np.uint8), r"\[height, width\] uint8, RGB or RGBA, got \[4, 5, 2\] uint8; OpenCV's BGR"),
+        (np.zeros((4, 5, 3), np.float32), r"got \[4, 5, 3\] float32; floats from 0 to 1 become uint8 by \(255 \* im"),
         (np.zeros((0, 5, 3), np.uint8), r"got \[0, 5, 3\]"),
         (torch.zeros(4, 5, 3), r"\[3, height, width\]"),
         (torch.full((3, 4, 5), 2.0), "values from 0 to 1, got 2 to 2"),

@@ -81,3 +81,23 @@ def test_a_detector_of_another_body_is_refused(tmp_path: Path) -> None:
     torch.save(other.state_dict(), tmp_path / "mobile.pth")
     with pytest.raises(WeightsError, match=r"mobile\.pth: must have "):
         load_detector(str(tmp_path / "mobile.pth"), CPU)
+
+
+def test_weights_of_half_precision_serve_in_float32_and_none_are_drawn(tmp_path: Path) -> None:
+    state = MaskRCNN(SMALL, 3).state_dict()
+    torch.save({name: value.half() for name, value in state.items()}, tmp_path / "half.pth")
+    random = torch.get_rng_state()
+    model = load_detector(str(tmp_path / "half.pth"), CPU).model
+    assert torch.equal(torch.get_rng_state(), random)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state[name].half().float()), name
+
+
+def test_predictors_of_several_numbers_of_classes_are_refused(tmp_path: Path) -> None:
+    other = MaskRCNN(SMALL, 4).state_dict()
+    mixed = {
+        name: other[name] if "mask_fcn" in name else value for name, value in MaskRCNN(SMALL, 3).state_dict().items()
+    }
+    torch.save(mixed, tmp_path / "mixed.pth")
+    with pytest.raises(WeightsError, match=r"mixed\.pth: must hold all weights to predict with, but 6 are absent"):
+        load_detector(str(tmp_path / "mixed.pth"), CPU)

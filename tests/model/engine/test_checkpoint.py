@@ -5,6 +5,7 @@ import resource
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -141,8 +142,13 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_model_comes_back_as_it_was(tmp_path: Path, tiny_config: Callable[..., ModelConfig]) -> None:
-    config = tiny_config()
+@pytest.mark.parametrize(
+    "changes", [{}, {"norm": "batch_norm", "head_norm": "batch_norm"}, {"backbone": "swin_t", "weights": "none"}]
+)
+def test_a_model_comes_back_as_it_was(
+    changes: dict[str, Any], tmp_path: Path, tiny_config: Callable[..., ModelConfig]
+) -> None:
+    config = tiny_config(**changes)
     model = MaskRCNN(config, 2)
     state = {
         "model": model.state_dict(),
@@ -151,7 +157,12 @@ def test_a_model_comes_back_as_it_was(tmp_path: Path, tiny_config: Callable[...,
         "category_ids": [17, 18],
         "data_hash": "abc",
     }
-    loaded = load_model(save_checkpoint(tmp_path, 7, state), torch.device("cpu"))
+    path = save_checkpoint(tmp_path, 7, state)
+    random = torch.get_rng_state()
+    loaded = load_model(path, torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), random)  # no values were drawn to be replaced
+    path.write_bytes(bytes(path.stat().st_size))  # the weights are no longer the file's
+    assert loaded.model.get_buffer("pixel_mean").tolist() == model.get_buffer("pixel_mean").tolist()
     assert (loaded.step, loaded.class_names, loaded.category_ids) == (7, ("cat", "dog"), (17, 18))
     assert not loaded.model.training
     for name, value in model.state_dict().items():

@@ -96,6 +96,21 @@ def test_imagenet_fills_the_body_alone(
     assert all(not name.startswith("backbone.body.") for name in report.initialised)
 
 
+def test_without_a_network_training_may_start_without_weights(
+    monkeypatch: pytest.MonkeyPatch, tiny_config: Callable[..., ModelConfig]
+) -> None:
+    def fail(*_args: object, **_options: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", fail)
+    for config in (
+        tiny_config(weights="imagenet", norm="frozen_batch_norm"),
+        ModelConfig(weights="coco", conventions="torchvision"),
+    ):
+        with pytest.raises(WeightsError, match=r"\(no network\);.*to train without any: model\.weights=none"):
+            load_weights(MaskRCNN(config, 2), config, ["cat", "dog"], [1, 2])
+
+
 def test_coco_weights_keep_the_predictors_of_known_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91).state_dict()
     theirs["backbone.body.bn1.running_var"].fill_(4e-4)  # small, so that eps shows: the std is 0.02
