@@ -65,6 +65,7 @@ class Case(Section):
     model: ModelConfig
     compile: bool = False  # train.compile, for our network
     cuda_graph: bool = False  # train.cuda_graph, for our network
+    deterministic: bool = False  # train.deterministic, for our network's training
     processes: int = 1  # number of processes that train together, each on its own batch
 
 
@@ -126,7 +127,12 @@ def _our_step(model: MaskRCNN, batch: Batch, case: Case) -> Callable[[], object]
         train, scaler = training_of(case), LossScaler(device, case.dtype)
         optimizer = make_optimizer(model, train)
         steps = train_steps(data_parallel(model), itertools.repeat(batch), optimizer, train, scaler)
-        return lambda: next(steps)
+
+        def learn() -> object:
+            set_determinism(case.deterministic)  # torchvision's network has operators that refuse it
+            return next(steps)
+
+        return learn
     model.eval().requires_grad_(False)  # like a network from a checkpoint
 
     def detect() -> object:
@@ -150,6 +156,7 @@ def _torchvision_step(model: nn.Module, batch: Batch, case: Case) -> Callable[[]
     scaler = torch.amp.GradScaler(device.type, enabled=case.dtype == "float16")
 
     def step() -> None:
+        set_determinism(False)
         with autocast(device, case.dtype):
             losses = model(images, targets)
         scaler.scale(torch.stack(list(losses.values())).sum()).backward()

@@ -77,7 +77,7 @@ def measure(config: Config) -> dict[str, Any]:
     case = first_case(config).model_copy(update={"compile": False, "cuda_graph": False})
     device = pick_device(case.device)
     set_float32_products(device, case.dtype)
-    set_determinism(False)
+    set_determinism(case.deterministic)
     torch.manual_seed(0)
     model = MaskRCNN(case.model, NUM_CLASSES).to_device(device)
     batch = calibrate(model, case, device)

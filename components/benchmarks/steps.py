@@ -71,6 +71,7 @@ def case(config: Config, **choices: Any) -> Case:
         model=config.model,
         compile=config.train.compile,
         cuda_graph=config.train.cuda_graph,
+        deterministic=config.train.deterministic,
         **choices,
     )
 
@@ -94,6 +95,7 @@ def measure_case(case: Case, has_memory: bool = True) -> list[dict[str, Any]]:
                 "width": case.width,
                 "compile": case.compile and name == "ours",
                 "cuda_graph": case.cuda_graph and name == "ours",
+                "deterministic": case.deterministic and name == "ours" and case.mode == "train",
                 "images_per_s": case.batch / median,
                 "step_s": {"median": median, "p90": p90, "p99": p99},
                 "peak_memory_mib": memory_mib,

@@ -273,7 +273,8 @@ def _speedup(row: Record) -> str:
 
 def _precision(row: Record) -> str:
     """Precision and enabled accelerators."""
-    extras = [label for key, label in (("compile", "compiled"), ("cuda_graph", "CUDA graph")) if row.get(key)]
+    labels = {"compile": "compiled", "cuda_graph": "CUDA graph", "deterministic": "deterministic"}
+    extras = [label for key, label in labels.items() if row.get(key)]
     return ", ".join([row["dtype"], *extras])
 
 

@@ -235,6 +235,30 @@ def test_detection_is_timed_without_cudnns_search_as_users_run_it() -> None:
     assert searches == {"inference": {False}, "train": {True}}
 
 
+def test_determinism_is_priced_in_our_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, torchvision's RoIAlign would refuse it."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    config = small_config(Path())
+    settings = config.model_copy(update={"train": config.train.model_copy(update={"deterministic": True})})
+    assert [case.deterministic for case in (steps.plan(config)[0], steps.plan(settings)[0])] == [False, True]
+    seen: dict[str, set[tuple[bool, bool]]] = {}
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            state = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+            seen.setdefault(name, set()).add(state)
+            return func(*args, **(kwargs or {}))
+
+    try:
+        callables = build_steps(small_case(networks=("ours", "torchvision"), deterministic=True), CPU)
+        for name in ("ours", "torchvision", "ours"):
+            with Watch():
+                callables[name]()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert seen == {"ours": {(True, False)}, "torchvision": {(False, True)}}
+
+
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="needs Linux, from whose /proc resident memory is read"
 )
@@ -256,13 +280,14 @@ def test_figures_reach_the_report_mlflow_and_the_terminal(
     monkeypatch.chdir(tmp_path)
     shutil.copy(empty_database, tmp_path)
     save_config(small_config(tmp_path), tmp_path / "params.yaml")
-    benchmark.main(["train", "benchmark.batch_sizes=[1]", "benchmark.torchvision=false"])
+    benchmark.main(["train", "benchmark.batch_sizes=[1]", "benchmark.torchvision=false", "train.deterministic=true"])
     report = json.loads((tmp_path / "run" / "benchmark.json").read_text())
     (ours,) = report["steps"]["cases"]
     assert (ours["model"], ours["mode"], ours["batch"], ours["height"], ours["width"]) == ("ours", "train", 1, 64, 96)
     assert 0 < ours["step_s"]["median"] <= ours["step_s"]["p90"] <= ours["step_s"]["p99"]
     assert ours["images_per_s"] == pytest.approx(1 / ours["step_s"]["median"])
     assert ours["ratio_to_torchvision"] is None
+    assert [ours[name] for name in ("compile", "cuda_graph", "deterministic")] == [False, False, True]
     assert ours["peak_memory_mib"] > 5
     shown = {"train": {name: ours[name] for name in ("images_per_s", "peak_memory_mib")}}
     assert json.loads((tmp_path / "run" / "speed.json").read_text()) == shown
