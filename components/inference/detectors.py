@@ -7,7 +7,7 @@ import torch
 
 from model.config import TORCHVISIONS_DETECTORS, DataConfig, ModelConfig, TrainConfig
 from model.engine.checkpoint import LoadedModel
-from model.network.mask_rcnn import MaskRCNN, without_values
+from model.network.mask_rcnn import MaskRCNN
 from model.weights.architecture import read_architecture
 from model.weights.conventions import OLD_NAMES
 from model.weights.file import WeightsError, read_stored_weights
@@ -31,7 +31,7 @@ def load_detector(weights: str, device: torch.device, class_names: Sequence[str]
     """
     if weights in TORCHVISIONS_DETECTORS:
         config, names = published_config(weights), COCO_CLASSES
-        model = without_values(config, len(names))
+        model = MaskRCNN(config, len(names))
         _require_all(load_coco(model, config, list(names.values()), list(names)))
         return _loaded(model, config, names, device, published_detector(weights, config.task).cache)
     stored = read_stored_weights(Path(weights))
@@ -41,7 +41,7 @@ def load_detector(weights: str, device: torch.device, class_names: Sequence[str]
     names = _classes(count, class_names, weights)
     if len(names) < count:
         named.tensors.update(rows_of_classes(named.tensors, list(names)))
-    model = without_values(config, len(names))
+    model = MaskRCNN(config, len(names))
     _require_all(fit_weights(model, named, weights))
     return _loaded(model, config, names, device, Path(weights))
 

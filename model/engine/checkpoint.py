@@ -18,7 +18,7 @@ import torch
 from model.config import ModelConfig
 from model.engine.pointers import BEST, LAST, CheckpointError, find_checkpoint, require_file
 from model.files import make_folder, replacing, write_atomically
-from model.network.mask_rcnn import MaskRCNN, without_values
+from model.network.mask_rcnn import MaskRCNN
 
 _NEEDED = {"model", "config", "step"}  # keys
 
@@ -93,7 +93,7 @@ def load_model(path: Path, device: torch.device) -> LoadedModel:
     """The network of a checkpoint, frozen and ready to detect, with the moving average of its weights if it has one."""
     state = read_checkpoint(path)
     config, class_names = state["config"], tuple(state["class_names"])
-    model = without_values(ModelConfig.model_validate_json(json.dumps(config["model"])), len(class_names))
+    model = MaskRCNN(ModelConfig.model_validate_json(json.dumps(config["model"])), len(class_names))
     model.load_state_dict(state["model"] | state.get("average", {}))
     return LoadedModel(
         model=model.to_device(device).eval().requires_grad_(False),

@@ -4,12 +4,10 @@ In training, a batch with targets becomes losses; in evaluation, a batch becomes
 Source: Mask R-CNN (arXiv:1703.06870), Faster R-CNN (arXiv:1506.01497).
 """
 
-from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from model.config import ModelConfig
 from model.network.backbone import Backbone
@@ -72,26 +70,6 @@ class MaskRCNN(nn.Module):
         rows = torch.arange(images.shape[2], device=images.device) < batch.image_sizes[:, :1]  # [N, H]
         columns = torch.arange(images.shape[3], device=images.device) < batch.image_sizes[:, 1:]  # [N, W]
         return images.mul_(rows[:, None, :, None] & columns[:, None, None, :])
-
-
-class _NothingDrawn(TorchFunctionMode):
-    """Mode in which initialisers leave tensors as they are."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func in _DRAWING:
-            return args[0] if args else (kwargs or {})["tensor"]
-        return func(*args, **(kwargs or {}))
-
-
-_DRAWING = {nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.normal_, Tensor.uniform_, Tensor.normal_}
-
-
-def without_values(config: ModelConfig, num_classes: int) -> MaskRCNN:
-    """Make a network whose weights are not drawn at random, which takes a third of a second: all must be loaded."""
-    with _NothingDrawn():
-        return MaskRCNN(config, num_classes)
 
 
 def as_detections(proposals: Proposals) -> Detections:

@@ -83,12 +83,10 @@ def test_a_detector_of_another_body_is_refused(tmp_path: Path) -> None:
         load_detector(str(tmp_path / "mobile.pth"), CPU)
 
 
-def test_weights_of_half_precision_serve_in_float32_and_none_are_drawn(tmp_path: Path) -> None:
+def test_weights_of_half_precision_serve_in_float32(tmp_path: Path) -> None:
     state = MaskRCNN(SMALL, 3).state_dict()
     torch.save({name: value.half() for name, value in state.items()}, tmp_path / "half.pth")
-    random = torch.get_rng_state()
     model = load_detector(str(tmp_path / "half.pth"), CPU).model
-    assert torch.equal(torch.get_rng_state(), random)
     for name, value in model.state_dict().items():
         assert torch.equal(value, state[name].half().float()), name
 

@@ -158,9 +158,7 @@ def test_a_model_comes_back_as_it_was(
         "data_hash": "abc",
     }
     path = save_checkpoint(tmp_path, 7, state)
-    random = torch.get_rng_state()
     loaded = load_model(path, torch.device("cpu"))
-    assert torch.equal(torch.get_rng_state(), random)  # no values were drawn to be replaced
     path.write_bytes(bytes(path.stat().st_size))  # the weights are no longer the file's
     assert loaded.model.get_buffer("pixel_mean").tolist() == model.get_buffer("pixel_mean").tolist()
     assert (loaded.step, loaded.class_names, loaded.category_ids) == (7, ("cat", "dog"), (17, 18))
