@@ -104,7 +104,7 @@ def test_without_a_network_training_may_start_without_weights(
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", fail)
     for config in (
-        tiny_config(weights="imagenet", norm="frozen_batch_norm"),
+        tiny_config(backbone="resnet18", weights="imagenet", norm="frozen_batch_norm"),
         ModelConfig(weights="coco", conventions="torchvision"),
     ):
         with pytest.raises(WeightsError, match=r"\(no network\);.*to train without any: model\.weights=none"):
