@@ -45,6 +45,17 @@ def test_other_classes_start_at_random_and_it_says_so(tmp_path: Path, tiny_confi
     assert "6 start at random: another number of classes (roi_heads.box_predictor.cls_score.weight" in str(report)
 
 
+def test_whether_a_file_states_its_conventions_is_said(tmp_path: Path, tiny_config: Callable[..., ModelConfig]) -> None:
+    """A checkpoint of ours has its configuration; a state dict alone may be anybody's."""
+    state, assumed = MaskRCNN(tiny_config(), 2).state_dict(), "your settings are assumed to match"
+    trained = {"model": tiny_config().model_dump(mode="json")}
+    for content, is_stated in (({"model": state, "config": trained}, True), (state, False)):
+        torch.save(content, tmp_path / "weights.pth")
+        config = tiny_config(weights=str(tmp_path / "weights.pth"))
+        report = load_weights(MaskRCNN(config, 2), config, ["cat", "dog"], [1, 2])
+        assert (assumed not in str(report)) == is_stated
+
+
 def test_another_architecture_is_refused(tmp_path: Path, tiny_config: Callable[..., ModelConfig]) -> None:
     torch.save(MaskRCNN(tiny_config(backbone="resnet34"), 2).state_dict(), tmp_path / "r34.pth")
     config = tiny_config(weights=str(tmp_path / "r34.pth"), fpn_channels=64)
