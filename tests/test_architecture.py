@@ -248,6 +248,12 @@ def test_what_only_some_need_is_imported_by_them():
         assert done.stdout.split() == [], module
 
 
+def test_only_a_late_value_is_copied_to_the_host_without_waiting(sources: dict[str, str]):
+    """Whoever reads such a copy must first wait for it, which no CPU test notices."""
+    copies = re.compile(r"""\((?:"cpu"|CPU|torch\.device\("cpu"\)),\s*non_blocking=True""")
+    assert [path for path, source in sources.items() if copies.search(source)] == ["model/engine/late.py"]
+
+
 def test_right_below_components_lie_stages_and_what_all_of_them_share():
     """What a stage is made of lies in a folder beside them."""
     below = {path.stem for path in (REPOSITORY / "components").glob("*.py")} - {"__init__"}
