@@ -47,7 +47,7 @@ def run(config: Config, *, skip_test: bool = False) -> TrainResult:
         with trained(config, device, console) as (training, checkpoint):
             if not skip_test:
                 evaluate.run(config)
-    return TrainResult(training.run_dir, checkpoint, training.step, training.reached_target)
+    return TrainResult(training.run_dir, checkpoint, training.step, training.goals.reached_target)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -189,7 +189,8 @@ def test_a_seed_of_a_study_lists_what_training_and_evaluation_list():
 
 
 def test_training_lists_the_settings_of_its_evaluations():
-    source = inspect.getsource(evaluate_model) + (REPOSITORY / "components/training/loop.py").read_text()
+    training = "".join((REPOSITORY / f"components/training/{name}.py").read_text() for name in ("loop", "goals"))
+    source = inspect.getsource(evaluate_model) + training
     read = {name for name in re.findall(r"\bevaluate\.(\w+)", source) if name in EvaluateConfig.model_fields}
     assert {"every_epoch", "target_segm_ap", "max_detections"} <= read
     assert {f"evaluate.{name}" for name in read - {"batch_size", "backend"}} == {

@@ -10,8 +10,11 @@ import resource
 import statistics
 import sys
 from collections import deque
+from collections.abc import Callable, Sequence
 
 import torch
+
+from model.engine.steps import Step
 
 
 class SmoothedValue:
@@ -43,19 +46,33 @@ class SmoothedValue:
 
 
 class TrainingLog:
-    """Smoothed losses and times of a run, formatted as log lines."""
+    """Losses and times of a run: metrics of each step, and smoothed in log lines."""
 
-    def __init__(self, window: int, max_iters: int) -> None:
-        self._window, self._max_iters = window, max_iters
+    def __init__(self, window: int, max_iters: int, images_per_step: int) -> None:
+        self._window, self._max_iters, self._images_per_step = window, max_iters, images_per_step
         self._values: dict[str, SmoothedValue] = {}
 
-    def update(self, **values: float) -> None:
+    def add(self, steps: Sequence[Step], log_metrics: Callable[[dict[str, float], int], None]) -> str:
+        """Read steps from the device at once, log the metrics of each, and return the line of the last one."""
+        names = list(steps[0].losses)
+        table = torch.stack([torch.stack([*step.losses.values(), step.grad_norm, step.skipped]) for step in steps])
+        for step, (*losses, grad_norm, skipped) in zip(steps, table.tolist(), strict=True):
+            if not skipped:
+                self._update(loss=sum(losses), **{f"loss_{n}": v for n, v in zip(names, losses, strict=True)})
+            self._update(step_s=step.step_s, data_s=step.data_s)
+            metrics = {f"loss/{name}": value for name, value in zip(names, losses, strict=True)}
+            metrics |= {"loss/total": sum(losses), "grad_norm": grad_norm, "skipped": skipped}
+            metrics |= {"learning_rate": step.learning_rate, "time/step_s": step.step_s, "time/data_s": step.data_s}
+            speed = self._images_per_step / step.step_s
+            log_metrics(metrics | {"throughput/images_per_s": speed, "memory/peak_mib": peak_memory_mib()}, step.number)
+        return self._line(steps[-1].number, steps[-1].learning_rate)
+
+    def _update(self, **values: float) -> None:
         """Add one step's values by name; `step_s` and `data_s` are seconds, the others losses."""
         for name, value in values.items():
             self._values.setdefault(name, SmoothedValue(self._window)).update(value)
 
-    def line(self, step: int, learning_rate: float) -> str:
-        """Format the log line of this step."""
+    def _line(self, step: int, learning_rate: float) -> str:
         losses = [name for name in self._values if name not in ("step_s", "data_s")]
         parts = [f"eta: {datetime.timedelta(seconds=int(self.eta_s(step) or 0))}", f"iter: {step}"]
         parts += [f"{name}: {self._values[name]}" for name in losses]

@@ -22,7 +22,9 @@ from components.runs.lock import move_aside, require_folder
 from components.tracking.tracker import Tracker
 from components.training.checks import check_divisible, check_learnable
 from components.training.ending import Ending, reason_of
-from components.training.log import TrainingLog, peak_memory_mib
+from components.training.goals import Goals
+from components.training.log import TrainingLog
+from components.training.skips import SkippedSteps
 from model.data.index import CocoIndex
 from model.data.loader import batches_per_epoch, train_loader
 from model.distributed import (
@@ -40,7 +42,6 @@ from model.engine.average import WeightAverage
 from model.engine.checkpoint import mark_best, read_checkpoint, save_checkpoint
 from model.engine.compilation import compile_parts
 from model.engine.graphs import GraphCaptureError, graph_obstacle
-from model.engine.late import LateValue
 from model.engine.optim import make_optimizer
 from model.engine.pointers import BEST, NO_BEST, last_checkpoint
 from model.engine.precision import LossScaler, set_float32_products
@@ -51,14 +52,9 @@ from model.files import make_folder, write_atomically
 from model.inference.predictor import Predictor
 from model.network.batch_norm import learned_statistics
 from model.network.mask_rcnn import MaskRCNN
-from model.scoring.names import ResultType
 from model.weights.load import load_weights
 
 OF_EPOCH = "epoch/"  # prefix of the metrics of an evaluation at the end of an epoch
-
-
-class DivergedError(UserError):
-    """Losses or gradients were not finite for too many steps in a row."""
 
 
 class Training:
@@ -91,27 +87,31 @@ class Training:
         self.optimizer = make_optimizer(self.model, self.train)
         self.average = WeightAverage(self.model, config.train.ema_decay) if config.train.ema_decay else None
         self.scaler = LossScaler(device, config.train.dtype)
-        self.step, self.best_ap, self.reached_target, self.nonfinite_in_row = 0, -1.0, False, 0
-        self.evaluations_since_best = 0
+        self.goals = Goals(config.evaluate, self.train.patience)
+        self.skips = SkippedSteps(config.train.max_nonfinite_steps, console)
+        self.step = 0
         self.awaits_evaluation = False  # True from the checkpoint of an epoch's end to its evaluation
         self._saved_step = 0
         self.is_reconfigured = False
         if path is not None:
             self._restore(read_checkpoint(path))
         if is_main():
-            before = self._detect_before() if path is None else ""  # reads images, which may fail
-            self._move_earlier_run()
-            make_folder(self.run_dir)
-            save_config(config, self.run_dir / "config.yaml")
-            if not (self.run_dir / BEST).is_file():  # DVC requires every output of a stage
-                write_atomically(self.run_dir / BEST, NO_BEST)
-            here = {**environment(), "processes": world_size()}
-            write_atomically(self.run_dir / "environment.json", json.dumps(here, indent=2) + "\n")
-            if before:
-                write_atomically(self.run_dir / FILE_NAME, before)
-        self._unread: tuple[Step, LateValue] | None = None  # the last step, and whether it was skipped
+            self._take_folder(is_new=path is None)
         self.ending = Ending(device, config.train.accumulation_steps, reads_late=device.type == "cuda")
-        self.log = TrainingLog(config.train.log_period, self.train.max_iters)
+        self.log = TrainingLog(config.train.log_period, self.train.max_iters, config.train.batch_size)
+
+    def _take_folder(self, *, is_new: bool) -> None:
+        """Write what belongs to the run from its start, after an earlier run in its folder was moved aside."""
+        before = self._detect_before() if is_new else ""  # reads images, which may fail
+        self._move_earlier_run()
+        make_folder(self.run_dir)
+        save_config(self.config, self.run_dir / "config.yaml")
+        if not (self.run_dir / BEST).is_file():  # DVC requires every output of a stage
+            write_atomically(self.run_dir / BEST, NO_BEST)
+        here = {**environment(), "processes": world_size()}
+        write_atomically(self.run_dir / "environment.json", json.dumps(here, indent=2) + "\n")
+        if before:
+            write_atomically(self.run_dir / FILE_NAME, before)
 
     def run(self, tracker: Tracker) -> None:
         """Train to max_iters, to the target AP or to the end of patience, whichever comes first."""
@@ -119,7 +119,7 @@ class Training:
             self.save()  # evaluation reads the configuration from the checkpoint, which must have the new one
         if self.awaits_evaluation:
             self._evaluate(tracker)
-        if self.reached_target or self._is_out_of_patience():
+        if self.goals.end_training:
             return
         config, train = self.config, self.train
         loader = train_loader(
@@ -147,9 +147,9 @@ class Training:
                 evaluates = self._evaluates_at(step.number)
                 saves = evaluates or step.number % train.checkpoint_period == 0 or step.number == train.max_iters
                 reports = saves or step.number % train.log_period == 0
-                self._watch(step)
+                self.skips.add(step)
                 if reports:
-                    self._watch(None)
+                    self.skips.settle()
                 is_ending = self.ending.is_agreed()
                 window[-1] = replace(step, step_s=time.perf_counter() - began_s)
                 if reports:
@@ -160,7 +160,7 @@ class Training:
                     self.save()
                 if evaluates:
                     self._evaluate(tracker)
-                if self.reached_target or self._is_out_of_patience() or is_ending:
+                if self.goals.end_training or is_ending:
                     break
                 began_s = time.perf_counter()
             if not self.is_complete:
@@ -214,7 +214,7 @@ class Training:
 
         A run that goes on from the one that is replaced evaluates it, and marks it again.
         """
-        self._watch(None)
+        self.skips.settle()
         self._share_statistics()
 
         def write() -> None:
@@ -238,8 +238,9 @@ class Training:
         return detect_before(untrained, split)
 
     def _state(self) -> dict[str, Any]:
-        average = {} if self.average is None else {"average": self.average.state_dict()}
-        return average | {
+        return {
+            **({} if self.average is None else {"average": self.average.state_dict()}),
+            **self.goals.state_dict(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -247,10 +248,7 @@ class Training:
             "class_names": list(self.index.class_names),
             "category_ids": list(self.index.category_ids),
             "data_hash": self.index.data_hash,
-            "best_ap": self.best_ap,
-            "reached_target": self.reached_target,
-            "nonfinite_in_row": self.nonfinite_in_row,
-            "evaluations_since_best": self.evaluations_since_best,
+            "nonfinite_in_row": self.skips.in_row,
             "awaits_evaluation": self.awaits_evaluation,
             "is_complete": self.is_complete,
             "max_iters": self.train.max_iters,
@@ -283,10 +281,9 @@ class Training:
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        self.step, self.best_ap = state["step"], state["best_ap"]
-        self._saved_step = self.step
-        self.reached_target, self.nonfinite_in_row = state["reached_target"], state["nonfinite_in_row"]
-        self.evaluations_since_best = state.get("evaluations_since_best", 0)  # earlier versions had no patience
+        self.goals.load_state_dict(state)
+        self.step = self._saved_step = state["step"]
+        self.skips.in_row = state["nonfinite_in_row"]
         self.awaits_evaluation = state.get("awaits_evaluation", False) and self._evaluates_at(self.step)
         self.is_reconfigured = state["config"] != self.config.model_dump(mode="json")
 
@@ -299,53 +296,13 @@ class Training:
                 yield step
                 bar.update(task, completed=step.number)
 
-    def _watch(self, step: Step | None) -> None:
-        """Count skipped steps in a row; too many end the run.
-
-        A step is read only after the next one was started, so that the device never idles.
-        """
-        done, self._unread = self._unread, None if step is None else (step, LateValue(step.skipped))
-        if done is not None:
-            self._count_skips(*done)
-
-    def _count_skips(self, step: Step, skipped: LateValue) -> None:
-        if not skipped.item():
-            self.nonfinite_in_row = 0
-            return
-        if not step.diverged.item():  # float16's loss scale is adapting
-            return
-        self.nonfinite_in_row += 1
-        values = {name: loss.item() for name, loss in step.losses.items()}
-        details = f"step {step.number}: losses {values}, gradient norm {step.grad_norm.item()}, images {step.image_ids}"
-        self.console.print(f"skipped, since not finite: {details}")
-        if self.nonfinite_in_row >= self.config.train.max_nonfinite_steps:
-            raise DivergedError(
-                f"training diverged: losses and gradients must be finite, got {self.nonfinite_in_row} steps in a row "
-                "that are not; "
-                f"last {details}. Lower train.base_lr, lengthen train.warmup_iters or set train.clip_grad_norm; "
-                f"the weights are those of step {step.number - self.nonfinite_in_row}"
-            )
-
     def _report(self, window: list[Step], tracker: Tracker) -> None:
-        """Read a window of steps from the device at once; log each step and print one line."""
-        names = list(window[0].losses)
-        table = torch.stack([torch.stack([*step.losses.values(), step.grad_norm, step.skipped]) for step in window])
-        images_per_step = self.config.train.batch_size
-        for step, (*losses, grad_norm, skipped) in zip(window, table.tolist(), strict=True):
-            if not skipped:
-                self.log.update(loss=sum(losses), **{f"loss_{n}": v for n, v in zip(names, losses, strict=True)})
-            self.log.update(step_s=step.step_s, data_s=step.data_s)
-            metrics = {f"loss/{name}": value for name, value in zip(names, losses, strict=True)}
-            metrics |= {"loss/total": sum(losses), "grad_norm": grad_norm, "skipped": skipped}
-            metrics |= {"learning_rate": step.learning_rate, "time/step_s": step.step_s, "time/data_s": step.data_s}
-            metrics |= {"throughput/images_per_s": images_per_step / step.step_s, "memory/peak_mib": peak_memory_mib()}
-            tracker.log_metrics(metrics, step.number)
-        self.console.print(self.log.line(window[-1].number, window[-1].learning_rate), soft_wrap=True)
+        self.console.print(self.log.add(window, tracker.log_metrics), soft_wrap=True)
 
     @property
     def is_complete(self) -> bool:
         """True if nothing is left to train, nor to evaluate at the end of an epoch."""
-        has_ended = self.step >= self.train.max_iters or self.reached_target or self._is_out_of_patience()
+        has_ended = self.step >= self.train.max_iters or self.goals.end_training
         return has_ended and not self.awaits_evaluation
 
     def _evaluates_at(self, step: int) -> bool:
@@ -353,9 +310,6 @@ class Training:
         evaluate, train = self.config.evaluate, self.train
         ends = step % (self.epoch * evaluate.epoch_period) == 0 or (train.patience > 0 and step == train.max_iters)
         return evaluate.every_epoch and ends
-
-    def _is_out_of_patience(self) -> bool:
-        return 0 < self.train.patience <= self.evaluations_since_best
 
     def _print_length(self) -> None:
         """Print the iterations that train.epochs amounts to, and a warning if warm-up takes all of them."""
@@ -372,7 +326,6 @@ class Training:
 
         It is marked as the best so far if it is that by CocoEvaluation.main_score.
         """
-        evaluate = self.config.evaluate
         with self.all_is_saved(), nullcontext() if self.average is None else self.average.applied():
             evaluation = evaluate_model(self.model, self.config)
         names = {"bbox": "AP", "segm": "AP", "proposals": "AR1000"}
@@ -380,15 +333,9 @@ class Training:
         tracker.log_metrics({f"{OF_EPOCH}{names[k].lower()}_{k}": value for k, value in found.items()}, self.step)
         scores = ", ".join(f"{result_type} {names[result_type]} {value:.4f}" for result_type, value in found.items())
         self.console.print(f"step {self.step}: {scores}")
-        targets: dict[ResultType, float] = {"bbox": evaluate.target_bbox_ap, "segm": evaluate.target_segm_ap}
-        targets = {result_type: least for result_type, least in targets.items() if result_type in found}
-        self.reached_target = any(targets.values()) and all(
-            found[result_type] >= least for result_type, least in targets.items()
-        )
-        is_best, self.best_ap = evaluation.main_score > self.best_ap, max(evaluation.main_score, self.best_ap)
-        self.evaluations_since_best = 0 if is_best else self.evaluations_since_best + 1
-        if self._is_out_of_patience():
-            text = f"{self.evaluations_since_best} evaluations without an AP above {self.best_ap:.4f}: training ends"
-            self.console.print(text)
+        is_best = self.goals.judge(found, evaluation.main_score)
+        if self.goals.is_out_of_patience:
+            count, best = self.goals.evaluations_since_best, self.goals.best_ap
+            self.console.print(f"{count} evaluations without an AP above {best:.4f}: training ends")
         self.awaits_evaluation = False
         self.save(is_best=is_best)

@@ -23,6 +23,7 @@ from components.params import ConfigError, load_config, save_config
 from components.runs.result import read_result, require_final
 from components.training import loop
 from components.training.checks import check_learnable
+from components.training.skips import DivergedError
 from model.data.annotations import ImageRecord, Instance
 from model.data.index import CocoIndex, IndexedImage, images_location, write_index
 from model.engine.checkpoint import load_model, read_checkpoint, save_checkpoint
@@ -253,7 +254,7 @@ def test_patience_ends_training_across_a_break_and_the_best_checkpoint_is_the_re
 def test_divergence_is_named_with_step_and_images(shapes: Path) -> None:
     config = small_config(shapes, "diverged", "train.base_lr=1e30", "train.warmup_iters=0", "train.clip_grad_norm=0")
     config = config.model_copy(update={"train": config.train.model_copy(update={"max_nonfinite_steps": 2})})
-    with pytest.raises(loop.DivergedError, match=r"(?s)2 steps in a row.*step \d.*images \[.*base_lr"):
+    with pytest.raises(DivergedError, match=r"(?s)2 steps in a row.*step \d.*images \[.*base_lr"):
         train.run(config, skip_test=True)
     journal = [json.loads(line) for line in (config.train.output_dir / "log.jsonl").read_text().splitlines()]
     assert [line["metrics"]["skipped"] for line in journal][-2:] == [1, 1], "the journal has the steps that led there"
@@ -396,7 +397,7 @@ def test_only_skips_in_a_row_end_a_run_and_they_are_counted_across_a_break(shape
     def feed(run: loop.Training, *flags: tuple[bool, bool]) -> None:
         for skipped, diverged in flags:
             run.step += 1
-            run._watch(step(run.step, skipped=skipped, diverged=diverged))
+            run.skips.add(step(run.step, skipped=skipped, diverged=diverged))
 
     good, scaling, bad = (False, False), (True, False), (True, True)
     run = loop.Training(config, torch.device("cpu"), console)
@@ -405,7 +406,5 @@ def test_only_skips_in_a_row_end_a_run_and_they_are_counted_across_a_break(shape
     assert read_checkpoint(run.run_dir / "checkpoints" / "step_0000007.pt")["nonfinite_in_row"] == 1
     resumed = loop.Training(config, torch.device("cpu"), console)
     feed(resumed, bad)
-    with pytest.raises(
-        loop.DivergedError, match=r"got 2 steps in a row.*step 8.*images \[5\].*weights are those of step 6"
-    ):
+    with pytest.raises(DivergedError, match=r"got 2 steps in a row.*step 8.*images \[5\].*weights are those of step 6"):
         resumed.save()
