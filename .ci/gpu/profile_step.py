@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from components.benchmarks.case import Case, build_steps
+from components.benchmarks.case import Case
+from components.benchmarks.network_steps import build_steps
 from components.runs.recipes import load_recipe
 
 ROWS = 30

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 import cuda_ops
-from components.benchmarks.case import Case, build_steps
+from components.benchmarks.case import Case
+from components.benchmarks.network_steps import build_steps
 from components.runs.recipes import load_recipe
 from cuda_ops import benchmark, library, operators
 from cuda_ops.selfcheck import differences

@@ -1,7 +1,7 @@
 """Benchmark of the phases of a training step, `maskrcnn benchmark phases`, with a lower bound of the step's time.
 
 The floor is the step's floating-point operations (of convolutions and matrix products, as counted by torch) divided by
-the device's speed on one large matrix product. Images and weights come from case.py.
+the device's speed on one large matrix product. Images and weights come from workload.py.
 """
 
 import itertools
@@ -17,8 +17,10 @@ from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from components.benchmarks.case import NUM_CLASSES, calibrate, training_of
+from components.benchmarks.case import NUM_CLASSES
+from components.benchmarks.network_steps import training_of
 from components.benchmarks.steps import first_case
+from components.benchmarks.workload import calibrate
 from components.config import Config
 from model.distributed import pick_device
 from model.engine.optim import make_optimizer

@@ -27,7 +27,7 @@ def in_fresh_process(case: Case, *, threads: int | None = None) -> Measurement:
         sys.executable,
         *(launcher if case.processes > 1 else []),
         "-m",
-        "components.benchmarks.case",
+        "components.benchmarks.run_case",
         case.model_dump_json(),
     ]
     root = str(

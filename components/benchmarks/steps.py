@@ -2,7 +2,7 @@
 
 Times are measured with all networks in one process, which step in turn; memory is measured with each network in a fresh
 process. torchvision's network runs in both memory formats, NCHW and NHWC (channels-last), and ratios are to the faster
-one. Images and weights are synthetic (see case.py), so neither data nor a checkpoint is needed.
+one. Images and weights are synthetic (see workload.py), so neither data nor a checkpoint is needed.
 """
 
 import logging

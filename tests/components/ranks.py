@@ -19,7 +19,7 @@ _CONTEXT.set_forkserver_preload(
         "components.train",
         "components.training.tracked",
         "components.evaluation.checkpoint",
-        "components.benchmarks.case",
+        "components.benchmarks.run_case",
     ]
 )
 

@@ -14,19 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from components import benchmark
 from components.benchmarks import phases, scaling, steps
-from components.benchmarks.case import (
-    NUM_CLASSES,
-    Case,
-    Measurement,
-    PeakMemory,
-    build_steps,
-    calibrate,
-    measure,
-    take_turns,
-)
-from components.benchmarks.case import _steps as network_steps
+from components.benchmarks.case import NUM_CLASSES, Case, Measurement
+from components.benchmarks.memory import PeakMemory
+from components.benchmarks.network_steps import build_steps, network_steps
 from components.benchmarks.process import BenchmarkError, in_fresh_process
+from components.benchmarks.run_case import measure, take_turns
 from components.benchmarks.twin import has_twin, torchvision_images, torchvision_targets, torchvision_twin
+from components.benchmarks.workload import calibrate
 from components.config import BenchmarkConfig, Config
 from components.params import ConfigError, save_config
 from model.config import DataConfig, ModelConfig, TrainConfig
@@ -415,7 +409,7 @@ def test_scaling_compares_processes_with_one(
     def forked_if_alone(case: Case, *, threads: int) -> Measurement:
         if case.processes > 1:
             return in_fresh_process(case, threads=threads)
-        ranks = start_ranks(1, "benchmarks.case", case.model_dump_json(), threads=threads)
+        ranks = start_ranks(1, "benchmarks.run_case", case.model_dump_json(), threads=threads)
         assert ranks.wait() == [0], ranks.output()
         return Measurement.model_validate_json(ranks.output().splitlines()[-1])
 
