@@ -94,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     for name in ("agent.server.api", "multiprocessing.api"):  # they log what is reported below
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
+    # A warning of one thread per process: stages share the cores, see model/distributed.py.
+    logging.getLogger(run.__name__).addFilter(lambda record: "OMP_NUM_THREADS" not in record.getMessage())
     try:
         run.run(run.parse_args(argv))
     except SignalException as end:

@@ -239,6 +239,8 @@ def test_the_toolkit_is_the_top_that_nvcc_names_if_it_compiles_a_kernel(tmp_path
         assert re.search(f"cuda_ops: {tmp_path / name} is passed over: {reason}", output), output
     if not installed:
         pytest.skip("needs nvcc of nvidia-cuda-nvcc")
+    if "unsupported GNU version" in of_caller:
+        pytest.skip("needs a c++ that the installed nvcc supports")
     assert of_caller.endswith("\nstatus 0")
     assert f"CUDA by {installed[-1].resolve().parents[1]} for 9.0" in of_caller
     assert "passed over" not in of_caller

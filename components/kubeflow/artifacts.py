@@ -23,6 +23,7 @@ from components.runs.environment import git_commit
 from components.runs.figures import number
 from components.runs.result import final_checkpoint, read_evaluation
 from components.studies.result import StabilityResult
+from components.studies.tables import summary_metrics
 from components.tracking.outbox import RUN_FILE, RunFile
 from model.data.index import CocoIndex
 from model.engine.pointers import POINTERS, CheckpointError, find_checkpoint
@@ -132,14 +133,14 @@ def describe_registration(registered: Artifact, config: Config, result: Register
 
 def describe_study(metrics: Artifact, page: Artifact, result: StabilityResult) -> None:
     """Describe a study: mean and standard deviation of AP over the seeds, and a page with table and plot."""
-    figures: dict[str, Any] = {}
     rows, report = [], result.report
     for iou_type in IOU_TYPES:
         if score := report.get(iou_type, {}).get("AP"):
-            figures |= {f"ap/{iou_type}/mean": score["mean"], f"ap/{iou_type}/deviation": score["deviation"]}
             values = (*score["values"], score["mean"], score["deviation"])
             rows.append([TITLES[iou_type], *(number(value, ".4f") for value in values)])
-    _describe(metrics, {"output_dir": str(result.output_dir), "data_hash": report["data_hash"], **figures})
+    _describe(
+        metrics, {"output_dir": str(result.output_dir), "data_hash": report["data_hash"]} | summary_metrics(report)
+    )
     header = ["final AP", *(f"seed {seed}" for seed in report["seeds"]), "mean", "standard deviation"]
     _write_page(
         page, f"stability over {len(report['seeds'])} seeds", header, rows, [result.output_dir / "stability.png"]

@@ -67,7 +67,7 @@ def csv_text(report: dict[str, Any]) -> str:
     seeds = [f"seed_{seed}" for seed in report["seeds"]]
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["task", "score", *seeds, "mean", "standard_deviation", "interval_low", "interval_high"])
+    table.writerow(["iou_type", "score", *seeds, "mean", "standard_deviation", "interval_low", "interval_high"])
     for iou_type in iou_types(report):
         for name, score in report[iou_type].items():
             interval = score["interval"] or (None, None)

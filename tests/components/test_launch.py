@@ -1,16 +1,16 @@
 """What signals do to a process: handled for a while, and left alone where they were ignored."""
 
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from components import launch
 from components.launch import STATUS_OF_SIGTERM, handled, status_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,16 +118,11 @@ ENDS = {
 }
 
 
-def _torchrun(script: Path, output: Path) -> None:
-    sys.stdout = sys.stderr = output.open("a", buffering=1)
-    os.dup2(sys.stderr.fileno(), 1)
-    os.dup2(sys.stderr.fileno(), 2)
-    launch.main(["--standalone", "--nproc-per-node=2", str(script)])
-
-
 @pytest.mark.parametrize(("kind", "status"), [("an error", 2), ("a bug", 1), ("a signal", 143)])
-def test_torchrun_reports_only_what_no_process_has_reported(kind: str, status: int, tmp_path: Path) -> None:
-    script, output = tmp_path / "stage.py", tmp_path / "output"
+def test_torchrun_reports_only_what_no_process_has_reported(
+    kind: str, status: int, tmp_path: Path, start_ranks: Callable[..., Any]
+) -> None:
+    script = tmp_path / "stage.py"
     of_rank_1, of_rank_0 = ENDS[kind]
     script.write_text(
         "import os, pathlib, signal, sys, time\n"
@@ -135,11 +130,9 @@ def test_torchrun_reports_only_what_no_process_has_reported(kind: str, status: i
         "def bug():\n    raise ValueError('deep in the work')\n"
         f"if os.environ['RANK'] == '1':\n    {of_rank_1}\n{of_rank_0}\n"
     )
-    process = multiprocessing.get_context("fork").Process(target=_torchrun, args=(script, output))
-    process.start()
-    process.join(60)
-    said = output.read_text()
-    assert process.exitcode == status, said
+    ranks = start_ranks(1, "launch", "--standalone", "--nproc-per-node=2", str(script))
+    ended, said = ranks.wait(), ranks.output()
+    assert ended == [status], said
     assert "torch/distributed/launcher" not in said
     assert "torch/distributed/elastic/multiprocessing/api.py" not in said
     if kind == "an error":

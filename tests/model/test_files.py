@@ -84,7 +84,7 @@ def test_json_of_another_shape_is_an_error_that_says_what_to_do(tmp_path: Path) 
         (b'{"x": 1, "next": {"x": null}}', "next.x: Input should be a valid integer, got None"),
         (b'{"x"', "not JSON (Expecting ':' delimiter: line 1 column 5 (char 4))"),
         (b"\xff", "not JSON ('utf-8' codec can't decode byte 0xff in position 0: invalid start byte)"),
-        (b'{"x": ' + b"[" * 100_000, "not JSON (maximum recursion depth exceeded"),
+        (b'{"x": ' + b"[" * 100_000, "not JSON ("),
     ):
         path.write_bytes(content)
         with pytest.raises(UserError) as error:

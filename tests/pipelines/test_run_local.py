@@ -131,7 +131,7 @@ def test_three_seeds_give_the_table(tmp_path: Path):
     assert report["seeds"] == [5, 6, 7]
     assert report["bbox"]["AP"]["values"] == [evaluation["bbox"]["AP"] for evaluation in evaluations]
     assert "| final AP box |" in (study / "stability.md").read_text()
-    assert metadata(tmp_path, "summarise", "metrics")["ap/bbox/mean"] == report["bbox"]["AP"]["mean"]
+    assert metadata(tmp_path, "summarise", "metrics")["ap_mean/bbox"] == report["bbox"]["AP"]["mean"]
     runs = mlflow_runs(tmp_path)
     assert [found.info.status for found in runs] == ["FINISHED"] * 4
     (parent,) = [found for found in runs if found.info.run_name == "study"]

@@ -101,7 +101,7 @@ def test_files_hold_the_same_numbers(study: list[Path], tmp_path: Path) -> None:
     assert markdown[2] == "| final AP box | 0.700 | 0.720 | 0.740 | 0.720 | 0.0200 | 0.670 to 0.770 |"
     assert "ccccccc" in markdown[-1]
     rows = list(csv.DictReader((tmp_path / "out" / "stability.csv").open()))
-    assert [(row["task"], row["score"]) for row in rows] == [(t, s) for t in ("bbox", "segm") for s in SCORE_NAMES]
+    assert [(row["iou_type"], row["score"]) for row in rows] == [(t, s) for t in ("bbox", "segm") for s in SCORE_NAMES]
     assert float(rows[0]["standard_deviation"]) == result.report["bbox"]["AP"]["deviation"]
     with Image.open(tmp_path / "out" / "stability.png") as picture:
         assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 50, "dots, lines and bands are drawn"
