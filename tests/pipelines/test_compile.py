@@ -239,6 +239,20 @@ def test_the_steps_of_one_run_go_one_after_another(compiled: Compile):
         assert before in tasks(spec)[after]["dependentTasks"]
 
 
+@pytest.mark.parametrize("pipeline", ["training", "stability"])
+def test_a_step_has_a_seed_of_its_own_in_a_study_alone(pipeline: str, compiled: Compile):
+    spec = compiled(pipeline=pipeline).spec
+    defaults = {
+        name: inputs["seed"]["defaultValue"]
+        for name, component in spec["components"].items()
+        if "executorLabel" in component and "seed" in (inputs := component["inputDefinitions"].get("parameters", {}))
+    }
+    assert set(defaults) == {"comp-train", "comp-evaluate"}
+    assert set(defaults.values()) == {-1}  # see kubeflow.context.configured
+    given = {name for name, task in tasks(spec).items() if "seed" in task.get("inputs", {}).get("parameters", {})}
+    assert given == (set() if pipeline == "training" else {"train", "evaluate"})
+
+
 def test_the_exit_handler_runs_whatever_came_before(compiled: Compile):
     spec = compiled().spec
     finish = tasks(spec)["finish"]

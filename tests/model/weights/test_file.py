@@ -76,6 +76,13 @@ def test_a_malicious_pickle_is_refused_and_nothing_runs(
     assert not trap.exists()
 
 
+@pytest.mark.parametrize(("module", "name"), [("numpy.testing", "assert_equal"), ("multiarray", "_reconstruct")])
+def test_only_numpys_own_makers_of_arrays_are_admitted(tmp_path: Path, module: str, name: str) -> None:
+    (tmp_path / "w.pkl").write_bytes(f"c{module}\n{name}\n.".encode())
+    with pytest.raises(WeightsError, match=rf"asks for {module}\.{name}; refused"):
+        read_stored_weights(tmp_path / "w.pkl")
+
+
 def test_a_trap_in_the_name_of_an_admitted_function_is_refused(tmp_path: Path) -> None:
     """Dotted names would reach through an admitted module into others."""
     code = b"\x80\x04\x8c\x05numpy\x8c\x12ndarray.__reduce__\x93."
