@@ -34,7 +34,9 @@ def test_a_checkpoint_its_run_and_its_weights_alone_are_one_network(checkpoint: 
     state = read_checkpoint(checkpoint)
     torch.save(state["model"], tmp_path / "weights.pth")
     shutil.copy(checkpoint, tmp_path / "alone.pt")
-    words = [str(path) for path in (tmp_path / "alone.pt", checkpoint.parents[1], tmp_path / "weights.pth")]
+    run = checkpoint.parents[1]
+    paths = (tmp_path / "alone.pt", run, run / "last_checkpoint", tmp_path / "weights.pth")
+    words = [str(path) for path in paths]
     for word in words:
         assert torch.equal(stem(word), state["model"][STEM]), word
     trained = load_network(build_config({}), words[0]).trained
@@ -65,6 +67,11 @@ def test_what_names_no_network_is_refused_before_torch_is_needed(tmp_path: Path)
         require_network("coco_v3")
     with pytest.raises(CheckpointError, match="has no last checkpoint"):
         require_network(str(tmp_path))
+    (tmp_path / "last_checkpoint").write_text("checkpoints/step_0000009.pt\n")
+    with pytest.raises(
+        CheckpointError, match=r"last_checkpoint: must name a checkpoint .*step_0000009\.pt, which does"
+    ):
+        require_network(str(tmp_path / "last_checkpoint"))
     for word in ("coco", "coco_v2", "models:/maskrcnn@champion", __file__):
         require_network(word)
 
