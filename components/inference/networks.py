@@ -50,6 +50,14 @@ class Network:
         best = self._thresholds()
         return {name: best.per_class.get(name, best.of_all) for name in wanted}
 
+    def caution(self, threshold: float | Literal["best"], *, in_tiles: bool) -> str:
+        """A sentence if best thresholds are used for scores made otherwise than those they were found in, or nothing.
+
+        Raises:
+            UserError: if they are not known.
+        """
+        return self._thresholds().caution(in_tiles=in_tiles) if threshold == "best" else ""
+
     def _thresholds(self) -> Thresholds:
         """The thresholds that `maskrcnn evaluate` found.
 
@@ -58,6 +66,12 @@ class Network:
         """
         if self.registered is not None:
             return self.registered
+        if self.trained.name.startswith(_REGISTRY):
+            raise UserError(
+                f"--threshold best: must be used with a version that has thresholds, but {self.trained.name} was "
+                "registered before `maskrcnn evaluate` had found any; give a number, or evaluate its run and use that "
+                "(--weights runs/NAME)"
+            )
         if not self.is_checkpoint:
             raise UserError(
                 "--threshold best: must be used with a checkpoint that `maskrcnn evaluate` has scored, or a model that "

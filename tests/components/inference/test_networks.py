@@ -2,13 +2,14 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from components.config import Config
-from components.inference.networks import load_network, require_network
+from components.inference.networks import Network, load_network, require_network
 from components.params import build_config, save_config
 from model.engine.checkpoint import CheckpointError, read_checkpoint
 from model.engine.pointers import last_checkpoint
@@ -126,6 +127,12 @@ def test_a_best_threshold_that_nobody_has_found_is_an_error_that_says_what_to_ru
     shutil.copytree(checkpoint.parents[1], run, ignore=shutil.ignore_patterns("analysis.json"))
     with pytest.raises(UserError, match=r"analysis\.json: must have the best thresholds .*run `maskrcnn evaluate"):
         load_network(build_config({}), str(run)).lowest_scores("best")
+    trained = load_network(build_config({}), str(run)).trained
+    version = Network(replace(trained, name="models:/maskrcnn/1"), is_checkpoint=False)
+    with pytest.raises(
+        UserError, match=r"models:/maskrcnn/1 was registered before .*give a number, or evaluate its run"
+    ):
+        version.lowest_scores("best")
     torch.save(read_checkpoint(checkpoint)["model"], tmp_path / "weights.pth")
     with pytest.raises(UserError, match=r"--threshold best: must be used with a checkpoint .*got .*weights\.pth"):
         load_network(build_config({}), str(tmp_path / "weights.pth")).lowest_scores("best")
