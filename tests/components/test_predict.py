@@ -451,7 +451,12 @@ def test_threads_sleep_between_tasks_unless_the_user_says_otherwise(monkeypatch:
 
 @pytest.mark.parametrize(
     ("value", "names"),
-    [("dog, person", ("dog", "person")), ('"bolt, large",nut', ("bolt, large", "nut")), ('5" pipe', ('5" pipe',))],
+    [
+        ("dog, person", ("dog", "person")),
+        ("traffic light,person", ("traffic light", "person")),
+        ('"bolt, large",nut', ("bolt, large", "nut")),
+        ('5" pipe', ('5" pipe',)),
+    ],
 )
 def test_names_of_classes_may_have_commas_within_quotes(
     value: str, names: tuple[str, ...], photo: Path, monkeypatch: pytest.MonkeyPatch
