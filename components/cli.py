@@ -74,7 +74,9 @@ def stage_parser(
 
 def add_checkpoint(parser: argparse._ActionsContainer) -> None:
     """Let a stage take `--checkpoint`."""
-    parser.add_argument("--checkpoint", help="last, best, or a path (last; with train.patience, best)")
+    parser.add_argument(
+        "--checkpoint", help="last, best, or the path of a file or of a run (last; with train.patience, best)"
+    )
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, Config]:

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 from components.cli import add_checkpoint, parse, stage_parser, user_errors
 from components.config import Config
 from components.launch import relaunch
-from components.runs.result import final_checkpoint
+from components.runs.result import final_checkpoint, named_checkpoint
 from model.data.index import CocoIndex
-from model.engine.pointers import require_checkpoint
 
 if TYPE_CHECKING:
     from model.scoring.coco import CocoEvaluation
@@ -55,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args, config = parse(parser, argv)
         # Missing files are reported before torch is loaded.
         run_dir = config.train.output_dir
-        require_checkpoint(run_dir, args.checkpoint or final_checkpoint(run_dir, config.train))
+        named_checkpoint(run_dir, args.checkpoint or final_checkpoint(run_dir, config.train))
         CocoIndex.open(config.data.prepared_dir, config.evaluate.split)
         if not relaunch("evaluate", config.train.processes, argv):
             run(config, checkpoint=args.checkpoint)

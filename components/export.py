@@ -20,9 +20,8 @@ from typing import Any
 
 from components.cli import add_checkpoint, parse, path_argument, stage_parser, terminal, user_errors
 from components.config import Config
-from components.runs.result import final_checkpoint
+from components.runs.result import final_checkpoint, named_checkpoint
 from model.data.index import CocoIndex
-from model.engine.pointers import require_checkpoint
 from model.errors import UserError
 
 PACKAGES: dict[str, tuple[str, ...]] = {  # format → packages beyond those of every installation
@@ -56,7 +55,7 @@ def run(
     """
     checkpoint = checkpoint or final_checkpoint(config.train.output_dir, config.train)
     # Missing files and packages are reported before torch is loaded.
-    require_checkpoint(config.train.output_dir, checkpoint)
+    named_checkpoint(config.train.output_dir, checkpoint)
     CocoIndex.open(config.data.prepared_dir, config.evaluate.split)
     require_tools(file_format)
     from components.inference.programs import export

@@ -37,9 +37,9 @@ from components.cli import (
 from components.config import Config, PredictConfig
 from components.inference.images import described, find_images, input_path
 from components.inference.networks import require_network
-from components.runs.result import final_checkpoint
+from components.runs.result import final_checkpoint, named_checkpoint
 from model.data.index import CocoIndex
-from model.engine.pointers import POINTERS, require_checkpoint
+from model.engine.pointers import POINTERS
 from model.errors import UserError
 
 # Option → key of `predict`, and its meaning.
@@ -91,7 +91,7 @@ def run(
     """
     network = weights or checkpoint or final_checkpoint(config.train.output_dir, config.train)
     if weights is None:
-        require_checkpoint(config.train.output_dir, network)
+        named_checkpoint(config.train.output_dir, network)
     else:
         require_network(weights)
         if not inputs:

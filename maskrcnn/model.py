@@ -4,6 +4,7 @@ import itertools
 import math
 import os
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from numbers import Real
 from os import PathLike
@@ -128,6 +129,8 @@ class Model:
         _require_options(threshold, classes, tile, overlap)
         tiling = Tiling(int(tile), overlap, whole) if tile else None
         lowest = self._network.lowest_scores(threshold, tuple(classes))
+        if caution := self._network.caution(threshold, in_tiles=tiling is not None):
+            warnings.warn(caution, stacklevel=2)
         pixels = (pixels_of(image, self._predictor.pixel_range) for image in images)
         for part in _parts(pixels, self._batch_size * _BATCHES):
             found = find_objects(

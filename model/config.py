@@ -58,7 +58,7 @@ class ModelConfig(Section):
     pixel_order: Literal["rgb", "bgr"] = "rgb"
     pixel_mean: Rgb = TORCHVISION_MEAN
     pixel_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = TORCHVISION_STD
-    weights: str = "imagenet"  # none | imagenet | imagenet_v2 | coco | coco_v2 | path to a state dict or checkpoint
+    weights: str = "imagenet"  # none, imagenet, imagenet_v2, coco, coco_v2, or the path of a file or of a run
     # Norm of a ResNet. Statistics of batch_norm are those of one process's images, of sync_batch_norm all processes'.
     norm: Norm = "frozen_batch_norm"
     # Norm of FPN, convolutional box head and mask head. Null: group_norm if that is `norm`, else none.

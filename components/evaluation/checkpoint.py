@@ -71,9 +71,9 @@ def _finish(
     write_inference(run_dir / "inference", results, evaluation)
     write_plots(run_dir, results, evaluation, index, ground_truth, config.evaluate.drawn_images)
     analysis = _analyse(config, index, ground_truth, results) if evaluation else {}
-    origin = {"checkpoint": trained.name, "data_hash": index.data_hash}
-    write_atomically(run_dir / ANALYSIS_FILE, json.dumps(origin | analysis, ensure_ascii=False) + "\n")
     report = evaluation_report(evaluation, results, index, trained.name, config.evaluate)
+    origin = {key: report[key] for key in ("checkpoint", "data_hash", "test_time")}
+    write_atomically(run_dir / ANALYSIS_FILE, json.dumps(origin | analysis, ensure_ascii=False) + "\n")
     report |= {"train_data_hash": trained.loaded.data_hash, "max_iters": trained.loaded.max_iters}
     write_atomically(run_dir / "evaluation.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     write_scores(run_dir, report)

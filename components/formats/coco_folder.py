@@ -22,7 +22,7 @@ from rich.progress import track
 
 from components.formats.options import ImportOptions, require_free
 from components.formats.records import LabelledImage, LabelledSet, Part, annotations_of
-from model.data.findings import Finding, Findings, count_kinds, write_findings
+from model.data.findings import Finding, Findings, count_kinds, described, write_findings
 from model.data.layout import SPLITS, Split
 from model.data.splitting import val_part
 from model.data.values import CONTROL, is_text
@@ -63,7 +63,10 @@ def take_over(
     source = read(src, findings)
     names = _class_names(source, src, findings)
     images = _once(sorted(source.images, key=lambda image: str(image.path)), findings)
-    objects = {id(image): list(annotations_of(image, options.boxes, findings)) for image in images}
+    # An image may be in train and in val: what is wrong with it is reported once.
+    once = {image.path.resolve(): image for image in images}
+    of_path = {path: list(annotations_of(image, options.boxes, findings)) for path, image in once.items()}
+    objects = {id(image): of_path[image.path.resolve()] for image in images}
     _require_usable(findings, src, options)
     if not images:
         raise UserError(f"{src}: must have labelled images, has none{_reason(findings)}")
@@ -199,9 +202,7 @@ def _require_usable(findings: Findings, src: Path, options: ImportOptions) -> No
     errors = [finding for finding in findings.all if finding.severity == "error"]
     if not errors or options.on_invalid == "skip":
         return
-    rest = len(errors) - _SHOWN
-    lines = [f"{src}: unusable records: {len(errors)}", *map(str, errors[:_SHOWN])]
-    lines += [f"… and {rest} more"] if rest > 0 else []
+    lines = [f"{src}: unusable records: {len(errors)}", *described(errors, _SHOWN)]
     raise UserError("\n".join([*lines, "Correct them, or leave them out and count them with --on-invalid skip."]))
 
 

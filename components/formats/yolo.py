@@ -6,6 +6,7 @@ classes.txt (Label Studio's export) or obj.names (CVAT's YOLO 1.1), and an image
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +40,19 @@ def read(src: Path, findings: Findings) -> LabelledSet:
     """
     names, files = _described(src)
     images, used = [], set()
+    once: dict[Path, list[LabelledImage]] = {}  # path → the image; none if it cannot be used
     for part, path in files:
+        if path in once:  # without a split of their own, data sets name one folder for train and val
+            images += [replace(image, part=part) for image in once[path]]
+            continue
+        once[path] = []
         labels = _labels_of(path)
         used.add(labels)
         with findings.record(str(labels or path)):
             size = displayed_size(path)
             shapes = list(_shapes(labels, size, names, findings)) if labels else []
-            images.append(LabelledImage(path, size, part, shapes, labels or path))
+            once[path] = [LabelledImage(path, size, part, shapes, labels or path)]
+        images += once[path]
     for folder in sorted({path.parent for path in used if path is not None}):
         for path in sorted({*folder.glob("*.txt")} - used):
             if path.name not in (*_LISTS, "train.txt", "val.txt", "test.txt"):

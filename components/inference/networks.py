@@ -1,7 +1,7 @@
 """The network to predict with, by the word of `--weights`: no parameter file and no run's folder is needed.
 
-coco | coco_v2 (torchvision's, with COCO's 80 classes) | a checkpoint | the weights of a detector | a run's folder |
-models:/NAME@ALIAS or models:/NAME/VERSION of MLflow's registry
+coco | coco_v2 (torchvision's, with COCO's 80 classes) | a checkpoint | the weights of a detector | a run's folder, or
+last_checkpoint or best_checkpoint there | models:/NAME@ALIAS or models:/NAME/VERSION of MLflow's registry
 """
 
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from components.config import Config
-from components.runs.result import final_checkpoint
+from components.runs.result import checkpoint_at
 from components.runs.thresholds import Thresholds, best_thresholds
-from model.config import TORCHVISIONS_DETECTORS, TrainConfig
-from model.engine.pointers import POINTERS, require_checkpoint
+from model.config import TORCHVISIONS_DETECTORS
+from model.engine.pointers import POINTERS
 from model.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,6 +50,14 @@ class Network:
         best = self._thresholds()
         return {name: best.per_class.get(name, best.of_all) for name in wanted}
 
+    def caution(self, threshold: float | Literal["best"], *, in_tiles: bool) -> str:
+        """A sentence if best thresholds are used for scores made otherwise than those they were found in, or nothing.
+
+        Raises:
+            UserError: if they are not known.
+        """
+        return self._thresholds().caution(in_tiles=in_tiles) if threshold == "best" else ""
+
     def _thresholds(self) -> Thresholds:
         """The thresholds that `maskrcnn evaluate` found.
 
@@ -58,6 +66,12 @@ class Network:
         """
         if self.registered is not None:
             return self.registered
+        if self.trained.name.startswith(_REGISTRY):
+            raise UserError(
+                f"--threshold best: must be used with a version that has thresholds, but {self.trained.name} was "
+                "registered before `maskrcnn evaluate` had found any; give a number, or evaluate its run and use that "
+                "(--weights runs/NAME)"
+            )
         if not self.is_checkpoint:
             raise UserError(
                 "--threshold best: must be used with a checkpoint that `maskrcnn evaluate` has scored, or a model that "
@@ -73,10 +87,10 @@ def require_network(word: str) -> None:
         UserError: if it is none of the kinds above.
     """
     path = Path(word)
-    if word in TORCHVISIONS_DETECTORS or word.startswith(_REGISTRY) or path.is_file():
+    if word in TORCHVISIONS_DETECTORS or word.startswith(_REGISTRY):
         return
-    if path.is_dir():
-        require_checkpoint(path, final_checkpoint(path, TrainConfig()))
+    if path.is_file() or path.is_dir():
+        checkpoint_at(path)
         return
     found = "is a pipe or a device" if path.exists() else "does not exist"
     raise UserError(
@@ -120,9 +134,9 @@ def _load(config: Config, word: str, class_names: Sequence[str]) -> Network:
             trained = load_trained(config, str(checkpoint))
         return Network(Trained(trained.loaded, trained.config, word), thresholds, is_checkpoint=False)
     if word not in TORCHVISIONS_DETECTORS:  # a folder of data is often called coco
-        if path.is_dir():
-            path = require_checkpoint(path, final_checkpoint(path, TrainConfig()))
+        path = checkpoint_at(path)
         if is_checkpoint(path):
             return Network(load_trained(config, str(path)))
+        word = str(path)
     loaded = load_detector(word, pick_device(config.train.device), class_names)
     return Network(Trained.of(loaded, config, word), is_checkpoint=False)

@@ -1,6 +1,7 @@
 """Predictions on images: objects of each, drawings, and predictions.json."""
 
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -56,6 +57,8 @@ def _predict_and_write(
     lowest = network.lowest_scores(settings.score_threshold, settings.classes)
     cut = Tiling(settings.tile_px, settings.tile_overlap, settings.tile_whole)
     tiling = cut if settings.tile_px else None
+    if caution := network.caution(settings.score_threshold, in_tiles=tiling is not None):
+        print(f"warning: {caution}", file=sys.stderr)
     sources = sources or _val_images(trained, settings.images)
 
     def read(source: Source) -> Pixels:

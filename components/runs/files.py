@@ -186,7 +186,9 @@ def _analysis(run_dir: Path, evaluation: dict[str, Any] | None) -> dict[str, Any
         return {}
     analysis = read_analysis(run_dir)
     is_whole = analysis.get("best") is not None
+    # An evaluation that was interrupted between the two leaves its analysis beside the scores of the one before it.
     is_same = all(analysis[key] == evaluation[key] for key in ("checkpoint", "data_hash"))
+    is_same &= not analysis.get("test_time") or analysis["test_time"] == evaluation.get("test_time")
     return analysis if is_whole and is_same else {}
 
 

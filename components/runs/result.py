@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from components.config import Config
 from components.params import load_stored
 from model.config import EvaluateConfig, TrainConfig
-from model.engine.pointers import POINTERS, has_best
+from model.engine.pointers import POINTERS, has_best, require_checkpoint
 from model.errors import UserError
 from model.files import read_json
 from model.scoring.names import IOU_TYPES, IouType
@@ -149,6 +149,34 @@ def final_checkpoint(run_dir: Path, train: TrainConfig) -> Literal["last", "best
     stored = run_dir / "config.yaml"
     patience = (load_stored(stored).train if stored.is_file() else train).patience
     return "best" if patience and has_best(run_dir) else "last"
+
+
+def checkpoint_at(path: Path) -> Path:
+    """The checkpoint that a path stands for: a run's folder for its result, last_checkpoint and best_checkpoint there
+    for the one that they name; any other path for itself.
+
+    Raises:
+        CheckpointError: if the folder has no checkpoint, or its checkpoint cannot be read.
+        ConfigError: if its config.yaml cannot be read.
+    """
+    if path.is_dir():
+        return require_checkpoint(path, final_checkpoint(path, TrainConfig()))
+    names = [name for name, pointer in POINTERS.items() if pointer == path.name and path.is_file()]
+    return require_checkpoint(path.parent, names[0]) if names else path
+
+
+def named_checkpoint(run_dir: Path, word: str) -> Path:
+    """The path of the checkpoint that `--checkpoint` names, which must exist.
+
+    Args:
+        run_dir: folder of the run.
+        word: `last` or `best` of the run, or a path as `checkpoint_at` takes it.
+
+    Raises:
+        CheckpointError: if there is none, or it is no zip archive.
+        ConfigError: if the config.yaml of another run's folder cannot be read.
+    """
+    return require_checkpoint(run_dir, word if word in POINTERS else str(checkpoint_at(Path(word))))
 
 
 def require_final(result: Result) -> None:

@@ -6,14 +6,16 @@
 They are in analysis.json of the run that the checkpoint belongs to. No weights and no torch are needed.
 """
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, Field
 
 from components.runs.result import ResultError
+from model.config import EvaluateConfig
 from model.files import read_json
 
 ANALYSIS_FILE = "analysis.json"  # in a run's folder
@@ -87,6 +89,7 @@ class Analysis(BaseModel):
 
     checkpoint: str
     data_hash: str
+    test_time: dict[str, Any] = {}  # evaluate.scales, flip, soft_nms and soft_nms_sigma, as evaluated with
     iou_type: str | None = None
     best: Best | None = None
     curves: Curves | None = None
@@ -102,6 +105,28 @@ class Thresholds:
 
     of_all: float  # one for all classes
     per_class: Mapping[str, float]  # class name → threshold; that of all for a class without a hit
+    test_time: Mapping[str, Any] = field(default_factory=dict)  # `evaluate.*` that they were found with
+
+    def caution(self, *, in_tiles: bool = False) -> str:
+        """A sentence if the scores that the thresholds were found in were made otherwise than predicting makes them;
+        else nothing.
+
+        Args:
+            in_tiles: the thresholds are used for objects found in tiles.
+        """
+        plain = EvaluateConfig().model_dump(mode="json")
+        found = {name: value for name, value in self.test_time.items() if value != plain.get(name)}
+        if found.keys() == {"soft_nms_sigma"}:  # without gaussian soft-NMS it does nothing
+            found = {}
+        words = [f"evaluate.{name}={json.dumps(value)}".replace('"', "") for name, value in found.items()]
+        differences = [f"with {', '.join(words)}"] if words else []
+        differences += ["on whole images, not in tiles"] if in_tiles else []
+        if not differences:
+            return ""
+        return (
+            f"the best thresholds were found {' and '.join(differences)}; predict makes other scores, for which others "
+            "may be best"
+        )
 
 
 def read_analysis(run_dir: Path) -> dict[str, Any]:
@@ -141,7 +166,7 @@ def best_thresholds(checkpoint: Path, run_dir: Path | None = None) -> Thresholds
             f"{path}: must have a best threshold, got none; it needs hotcoco, annotated images, model.task mask or "
             f"box, and a detection that hits. Give a threshold as a number, or {again}"
         )
-    return _thresholds(best)
+    return _thresholds(analysis)
 
 
 def find_thresholds(checkpoint: Path, run_dir: Path) -> Thresholds | None:
@@ -154,10 +179,12 @@ def find_thresholds(checkpoint: Path, run_dir: Path) -> Thresholds | None:
     best = analysis.get("best")
     if best is None or best["all"]["threshold"] is None:
         return None
-    return _thresholds(best) if (run_dir / analysis["checkpoint"]).resolve() == checkpoint.resolve() else None
+    return _thresholds(analysis) if (run_dir / analysis["checkpoint"]).resolve() == checkpoint.resolve() else None
 
 
-def _thresholds(best: dict[str, Any]) -> Thresholds:
+def _thresholds(analysis: dict[str, Any]) -> Thresholds:
+    best = analysis["best"]
     of_all, per_class = best["all"]["threshold"], best["per_class"]
     found = {name: point["threshold"] for name, point in per_class.items()}
-    return Thresholds(of_all, {name: of_all if one is None else one for name, one in found.items()})
+    filled = {name: of_all if one is None else one for name, one in found.items()}
+    return Thresholds(of_all, filled, analysis.get("test_time", {}))

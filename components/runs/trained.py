@@ -5,10 +5,11 @@ from pathlib import Path
 
 from components.config import Config
 from components.params import config_from_dict
+from components.runs.result import named_checkpoint
 from model.data.index import CocoIndex
 from model.distributed import pick_device
 from model.engine.checkpoint import LoadedModel, load_model
-from model.engine.pointers import LAST, require_checkpoint
+from model.engine.pointers import LAST
 from model.errors import UserError
 
 
@@ -33,13 +34,13 @@ def load_trained(config: Config, checkpoint: str) -> Trained:
     """Load a model onto `train.device`; network and image sizes are the checkpoint's own.
 
     Args:
-        checkpoint: `last` or `best` of `train.output_dir`, or a path.
+        checkpoint: `last` or `best` of `train.output_dir`, or the path of a checkpoint, a run's folder or a pointer.
 
     Raises:
         CheckpointError: if there is none, or it cannot be read.
     """
     run_dir = config.train.output_dir
-    path = require_checkpoint(run_dir, checkpoint)
+    path = named_checkpoint(run_dir, checkpoint)
     loaded = load_model(path, pick_device(config.train.device))
     name = path.relative_to(run_dir) if path.is_relative_to(run_dir) else path
     return Trained.of(loaded, config, name.as_posix())

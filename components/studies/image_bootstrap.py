@@ -82,13 +82,16 @@ def _resampled(run: Result, iou_type: IouType, ground_truth: COCO, counts: NDArr
     path, evaluation = _results_path(run, iou_type), run.evaluation
     results: list[dict[str, Any]] = read_json(path, list[dict[str, Any]], "`maskrcnn evaluate` writes it anew")
     limit = evaluation.get("max_detections") or COCO_MAX_DETECTIONS
-    matches = match_images(ground_truth, results, iou_type, limit)
+    again = f"run `maskrcnn evaluate train.output_dir={run.run_dir}` again"
+    try:
+        matches = match_images(ground_truth, results, iou_type, limit)
+    except ValueError as error:
+        raise UserError(f"{path}: must be COCO results, but cannot be read as such ({error}); {again}") from error
     ap = float(resampled_ap(matches, np.ones((1, counts.shape[1]), dtype=np.int64)).mean())
     expected = evaluation[iou_type]["AP"]
     if abs(ap - expected) > _TOLERANCE:
         raise UserError(
-            f"{path}: must be the results that evaluation.json scores, with AP {expected}, got AP {ap}; run `maskrcnn "
-            f"evaluate train.output_dir={run.run_dir}` again"
+            f"{path}: must be the results that evaluation.json scores, with AP {expected}, got AP {ap}; {again}"
         )
     return resampled_ap(matches, counts)
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
@@ -25,6 +25,7 @@ class _Stored(BaseModel):
 
     of_all: float
     per_class: dict[str, float]
+    test_time: dict[str, Any] = {}
 
 
 @contextmanager

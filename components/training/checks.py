@@ -1,10 +1,14 @@
-"""Checks of configuration and data before the network is built."""
+"""Checks of configuration and data before the network is built, and the file that model.weights stands for."""
+
+from pathlib import Path
 
 from components.config import Config
 from components.params import ConfigError
-from model.config import TORCHVISIONS_BODIES
+from components.runs.result import checkpoint_at
+from model.config import TORCHVISIONS_BODIES, TORCHVISIONS_DETECTORS, ModelConfig
 from model.data.index import CocoIndex
 from model.distributed import world_size
+from model.engine.pointers import LAST
 from model.errors import UserError
 
 
@@ -60,3 +64,18 @@ def check_divisible(config: Config) -> None:
             f"processes, got {processes}; set train.batch_size to {train.accumulation_steps * processes} or a "
             "multiple of it"
         )
+
+
+def with_checkpoint(model: ModelConfig) -> ModelConfig:
+    """The section with a file as model.weights, if that names a run's folder, or last_checkpoint or best_checkpoint
+    there.
+
+    Raises:
+        CheckpointError: if the run has no such checkpoint, or it cannot be read.
+        ConfigError: if the config.yaml of the run cannot be read.
+    """
+    path = Path(model.weights)
+    is_published = model.weights in ("none", *TORCHVISIONS_BODIES, *TORCHVISIONS_DETECTORS)  # a folder may be called so
+    if is_published or (path.is_dir() and not (path / LAST).is_file()):
+        return model
+    return model.model_copy(update={"weights": str(checkpoint_at(path))})

@@ -20,7 +20,7 @@ from components.runs.environment import environment
 from components.runs.identity import changes_since_checkpoint
 from components.runs.lock import move_aside, require_folder
 from components.tracking.tracker import Tracker
-from components.training.checks import check_divisible, check_learnable
+from components.training.checks import check_divisible, check_learnable, with_checkpoint
 from components.training.ending import Ending, reason_of
 from components.training.goals import Goals
 from components.training.log import TrainingLog
@@ -76,7 +76,8 @@ class Training:
         self._why_anew: str | None = None  # reason to move it there, once nothing speaks against this run
         path = from_main(self._resumable_checkpoint() if is_main() else None)
         if path is None:
-            report = load_weights(self.model, config.model, self.index.class_names, self.index.category_ids)
+            named = with_checkpoint(config.model)
+            report = load_weights(self.model, named, self.index.class_names, self.index.category_ids)
             console.print(str(report))
         self._print_length()
         self.model.to_device(device)

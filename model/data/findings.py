@@ -1,7 +1,7 @@
 """Findings of `prepare` about a data set: faults, repairs and warnings, each of a kind that the report counts."""
 
 import csv
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -72,6 +72,24 @@ class Findings:
 def count_kinds(findings: Iterable[Finding], severity: Severity) -> dict[str, int]:
     """Number of findings of a severity by kind, most frequent first."""
     return dict(Counter(finding.kind for finding in findings if finding.severity == severity).most_common())
+
+
+def described(findings: Iterable[Finding], most: int) -> list[str]:
+    """Lines of text on findings: one for all that say the same, with their number and the place of the first.
+
+    Args:
+        most: lines before the rest are only counted.
+    """
+    of_text: dict[str, list[Finding]] = defaultdict(list)
+    for finding in findings:
+        of_text[finding.text].append(finding)
+    groups = [*of_text.values()]
+    lines = [
+        str(first) if not others else f"{len(others) + 1} × {first.text}; the first: {first.where}"
+        for first, *others in groups[:most]
+    ]
+    rest = sum(map(len, groups[most:]))
+    return lines + ([f"… and {rest} more"] if rest else [])
 
 
 def write_findings(path: Path, findings: Iterable[Finding]) -> None:

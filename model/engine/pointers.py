@@ -70,7 +70,7 @@ def _require_named(run_dir: Path, checkpoint: str) -> Path:
     if path is None:
         raise CheckpointError(
             f"{run_dir}: has no {checkpoint} checkpoint. `maskrcnn train` writes the last one there, and the best one "
-            "with evaluate.every_epoch; or name a file with --checkpoint"
+            "with evaluate.every_epoch; or name the file of another checkpoint"
         )
     return path
 

@@ -8,6 +8,7 @@ Boxes are (x1, y1, x2, y2), sizes (height, width), both in pixels of the image. 
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -113,23 +114,47 @@ def join(
         whole: objects of the whole image.
         size: the image's.
     """
-    groups: list[list[_View]] = []
-    group_of: dict[int, list[_View]] = {}  # id of a view → its group
     views = [[_view_in_tile(one, tile, size) for one in objects] for tile, objects in found]
-    for view in itertools.chain.from_iterable(views):
-        group_of[id(view)] = [view]
-        groups.append(group_of[id(view)])
-    for (a, (tile_a, _)), (b, (tile_b, _)) in itertools.combinations(enumerate(found), 2):
-        for one, other in _same(views[a], views[b], _zone(tile_a, tile_b), size):
+    groups = {id(view): [view] for view in itertools.chain.from_iterable(views)}  # id of its first view → a group
+    group_of = dict(groups)  # id of a view → its group
+    tiles = [tile for tile, _ in found]
+    for a, b in _neighbours(tiles):
+        for one, other in _same(views[a], views[b], _zone(tiles[a], tiles[b]), size):
             kept, gone = group_of[id(one)], group_of[id(other)]
             if kept is not gone:
                 kept += gone
                 group_of |= {id(view): kept for view in gone}
-                groups = [group for group in groups if group is not gone]
-    joined = _without_pieces([_joined(group) for group in groups])
+                del groups[id(gone[0])]
+    cell_px = max((max(tile.height, tile.width) for tile in tiles), default=1)
+    joined = _without_pieces([_joined(group) for group in groups.values()], cell_px)
     of_image = [_View(one, _mask_of(one, size)) for one in whole]
-    kept = _with_whole(joined, of_image)
+    kept = _with_whole(joined, of_image, cell_px)
     return sorted((view.object for view in kept), key=lambda one: -one["score"])
+
+
+def _neighbours(tiles: Sequence[Tile]) -> Iterator[tuple[int, int]]:
+    """Pairs of tiles, by their indices, that see a zone in common; in ascending order."""
+    grid = _Grid([tile.box for tile in tiles], max((max(tile.height, tile.width) for tile in tiles), default=1))
+    for a, tile in enumerate(tiles):
+        yield from ((a, b) for b in grid.near(tile.box) if b > a and _meet(tile.box, tiles[b].box))
+
+
+class _Grid:
+    """Boxes by the squares that they touch, so that those near a box are found without looking at all."""
+
+    def __init__(self, boxes: Iterable[Sequence[float]], cell_px: int) -> None:
+        self._cell_px, self._in_cell = cell_px, defaultdict[tuple[int, int], list[int]](list)
+        for number, box in enumerate(boxes):
+            for cell in self._cells(box):
+                self._in_cell[cell].append(number)
+
+    def near(self, box: Sequence[float]) -> list[int]:
+        """Indices of all boxes that meet this one, and of some others; in ascending order."""
+        return sorted({number for cell in self._cells(box) for number in self._in_cell.get(cell, ())})
+
+    def _cells(self, box: Sequence[float]) -> Iterator[tuple[int, int]]:
+        x1, y1, x2, y2 = (int(value // self._cell_px) for value in box)
+        return itertools.product(range(x1, x2 + 1), range(y1, y2 + 1))
 
 
 def _view_in_tile(one: Object, tile: Tile, size: tuple[int, int]) -> _View:
@@ -159,19 +184,16 @@ def _rectangle(box: Sequence[float], size: tuple[int, int]) -> dict[str, Any]:
     return rle
 
 
-def _zone(a: Tile, b: Tile) -> tuple[int, int, int, int] | None:
-    """The box that both tiles see."""
+def _zone(a: Tile, b: Tile) -> tuple[int, int, int, int]:
+    """The box that both tiles see, which must meet."""
     (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = a.box, b.box
-    zone = (max(ax1, bx1), max(ay1, by1), min(ax2, bx2), min(ay2, by2))
-    return zone if zone[0] < zone[2] and zone[1] < zone[3] else None
+    return max(ax1, bx1), max(ay1, by1), min(ax2, bx2), min(ay2, by2)
 
 
 def _same(
-    ones: Sequence[_View], others: Sequence[_View], zone: tuple[int, int, int, int] | None, size: tuple[int, int]
+    ones: Sequence[_View], others: Sequence[_View], zone: tuple[int, int, int, int], size: tuple[int, int]
 ) -> list[tuple[_View, _View]]:
     """Pairs of views of one object in two tiles, whose masks agree in the zone: the best pairs, each view once."""
-    if zone is None:
-        return []
     pairs = []
     frame = _rectangle(zone, size)
     ones, others = ([view for view in views if _meet(view.object["bbox"], zone)] for views in (ones, others))
@@ -207,9 +229,18 @@ def _joined(group: Sequence[_View]) -> _View:
     return _View(one, mask, all(view.is_cut for view in group), is_joined=True)
 
 
-def _without_pieces(views: Sequence[_View]) -> list[_View]:
+def _grid_of(views: Sequence[_View], cell_px: int) -> _Grid:
+    return _Grid((view.object["bbox"] for view in views), cell_px)
+
+
+def _without_pieces(views: Sequence[_View], cell_px: int) -> list[_View]:
     """Leave out what a tile's edge cut off an object that another tile shows better."""
-    return [view for view in views if not (view.is_cut and any(_is_piece(view, other) for other in views))]
+    grid = _grid_of(views, cell_px)
+
+    def is_piece(view: _View) -> bool:
+        return view.is_cut and any(_is_piece(view, views[i]) for i in grid.near(view.object["bbox"]))
+
+    return [view for view in views if not is_piece(view)]
 
 
 def _is_piece(view: _View, of: _View) -> bool:
@@ -220,10 +251,12 @@ def _is_piece(view: _View, of: _View) -> bool:
     return covered >= _PIECE and coco_mask.area(of.mask) > coco_mask.area(view.mask)
 
 
-def _with_whole(views: Sequence[_View], whole: Sequence[_View]) -> list[_View]:
+def _with_whole(views: Sequence[_View], whole: Sequence[_View], cell_px: int) -> list[_View]:
     """Add what the whole image alone shows as a whole; where tiles do, too, theirs is the finer mask."""
-    kept = [view for view in views if not any(_is_better(one, view) for one in whole)]
-    return kept + [one for one in whole if not any(_is_one(one, view) for view in kept)]
+    grid = _grid_of(whole, cell_px)
+    kept = [view for view in views if not any(_is_better(whole[i], view) for i in grid.near(view.object["bbox"]))]
+    grid = _grid_of(kept, cell_px)
+    return kept + [one for one in whole if not any(_is_one(one, kept[i]) for i in grid.near(one.object["bbox"]))]
 
 
 def _is_better(of_image: _View, view: _View) -> bool:

@@ -46,6 +46,7 @@ def match_images(
 
     Raises:
         ImportError: if hotcoco cannot be imported.
+        ValueError: if it cannot use a result, such as one without a numeric image_id, or with the score NaN.
     """
     import hotcoco
 

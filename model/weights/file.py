@@ -56,10 +56,10 @@ def read_stored_weights(path: Path) -> StoredWeights:
         WeightsError: if the file is missing or damaged, holds anything but arrays and plain containers, or no weights.
     """
     if not path.is_file():
-        found = "is no file" if path.exists() else "does not exist"
+        found = "is neither" if path.exists() else "does not exist"
         raise WeightsError(
-            "model.weights: must be none, imagenet, imagenet_v2, coco, coco_v2 or the path of a file, got "
-            f"{path}, which {found}"
+            "model.weights: must be none, imagenet, imagenet_v2, coco, coco_v2, or the path of a file or of a run's "
+            f"folder, got {path}, which {found}"
         )
     content = _read(path)
     if not isinstance(content, dict):

@@ -228,6 +228,21 @@ def test_results_of_another_evaluation_are_refused(make_scored_run: Callable[...
         compare.run([one, other])
 
 
+@pytest.mark.parametrize(("key", "value"), [("image_id", "7"), ("score", float("nan"))])
+def test_results_that_nothing_can_match_are_an_error_that_names_the_file(
+    make_scored_run: Callable[..., Path], key: str, value: str | float
+) -> None:
+    one, other = make_scored_run("one", [1]), make_scored_run("other", [])
+    path = other / "inference" / "bbox.json"
+    first, *results = json.loads(path.read_text())
+    path.write_text(json.dumps([first | {key: value}, *results]))
+    with pytest.raises(
+        UserError,
+        match=r"other/inference/bbox\.json: must be COCO results, .*; run `maskrcnn evaluate train\.output_dir=",
+    ):
+        compare.run([one, other])
+
+
 @pytest.mark.parametrize("what", ["no data", "other data"])
 def test_without_the_data_there_is_no_interval_and_it_is_said(make_scored_run: Callable[..., Path], what: str) -> None:
     file, pattern, changed = {

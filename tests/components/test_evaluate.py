@@ -133,7 +133,7 @@ def test_skip_eval_writes_predictions_and_no_score(
     assert report["detections"] == len(json.loads((tmp_path / "inference" / "bbox.json").read_text())) > 0
     assert not (tmp_path / "inference" / "coco_results.pth").exists()
     assert list((tmp_path / "plots" / "predictions").iterdir()) == []
-    assert read_analysis(tmp_path).keys() == {"checkpoint", "data_hash"}
+    assert read_analysis(tmp_path).keys() == {"checkpoint", "data_hash", "test_time"}
 
 
 def test_scores_reach_mlflow(

@@ -392,7 +392,9 @@ def test_an_option_out_of_range_is_named(
     assert not (tmp_path / "predictions").exists()
 
 
-def test_each_class_has_its_own_best_threshold(config: Config, photo: Path, tmp_path: Path) -> None:
+def test_each_class_has_its_own_best_threshold(
+    config: Config, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     predict.run(config, [photo], output=tmp_path / "all")
     (everything,) = (image["detections"] for image in document(tmp_path / "all")["images"])
     label = everything[0]["class"]
@@ -415,6 +417,13 @@ def test_each_class_has_its_own_best_threshold(config: Config, photo: Path, tmp_
     expected = [one for one in everything if one["score"] >= thresholds.get(one["class"], thresholds["all"])]
     assert document(tmp_path / "best")["images"][0]["detections"] == expected
     assert 1 < len(expected) < len(everything)
+    assert "warning" not in capsys.readouterr().err
+    (run / "analysis.json").write_text(json.dumps(analysis | {"test_time": {"flip": True}}))
+    predict.run(settings, [photo], weights=str(run), output=tmp_path / "best")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: the best thresholds were found with evaluate.flip=true; predict makes other")
+    predict.run(config, [photo], weights=str(run), output=tmp_path / "best")
+    assert "warning" not in capsys.readouterr().err, "a number is a number"
 
 
 def test_with_weights_another_programs_parameter_file_is_not_read(
@@ -442,7 +451,12 @@ def test_threads_sleep_between_tasks_unless_the_user_says_otherwise(monkeypatch:
 
 @pytest.mark.parametrize(
     ("value", "names"),
-    [("dog, person", ("dog", "person")), ('"bolt, large",nut', ("bolt, large", "nut")), ('5" pipe', ('5" pipe',))],
+    [
+        ("dog, person", ("dog", "person")),
+        ("traffic light,person", ("traffic light", "person")),
+        ('"bolt, large",nut', ("bolt, large", "nut")),
+        ('5" pipe', ('5" pipe',)),
+    ],
 )
 def test_names_of_classes_may_have_commas_within_quotes(
     value: str, names: tuple[str, ...], photo: Path, monkeypatch: pytest.MonkeyPatch

@@ -229,6 +229,7 @@ def test_a_version_has_the_best_thresholds_that_evaluate_found(config: Config) -
     analysis = json.loads(path.read_text())
     analysis["best"]["all"]["threshold"] = 0.4
     analysis["best"]["per_class"]["circle"]["threshold"] = 0.3
+    analysis["test_time"]["soft_nms"] = "linear"
     path.write_text(json.dumps(analysis))
     register.run(with_values(config, predict={"score_threshold": "best"}))
     client = MlflowClient(tracking_uri=config.tracking.uri)
@@ -240,7 +241,9 @@ def test_a_version_has_the_best_thresholds_that_evaluate_found(config: Config) -
     assert kept["of_all"] == 0.4
     assert (kept["per_class"]["circle"], kept["per_class"]["star"]) == (0.3, 0.4)
     assert Model.load(files).signature.params.params[0].default == 0.4
-    lowest = load_network(config, f"models:/maskrcnn@{CHAMPION}").lowest_scores("best")
+    network = load_network(config, f"models:/maskrcnn@{CHAMPION}")
+    assert "evaluate.soft_nms=linear" in network.caution("best", in_tiles=False)
+    lowest = network.lowest_scores("best")
     assert (lowest["circle"], lowest["star"]) == (0.3, 0.4)
     analysis["best"]["all"]["threshold"] = 0.5
     path.write_text(json.dumps(analysis))

@@ -164,6 +164,24 @@ def test_another_configuration_moves_the_old_run_aside(shapes: Path, fake_store:
     assert len(losses(shapes / "moved")) == 2
 
 
+def test_training_starts_from_a_run_by_its_folder_or_its_pointer(
+    shapes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = train.run(small_config(shapes, "base", "train.max_iters=1", "train.lr_steps=[]"), skip_test=True)
+    for number, word in enumerate((base.run_dir, base.run_dir / "last_checkpoint", base.checkpoint)):
+        words = (f"model.weights={word}", "train.max_iters=1", "train.lr_steps=[]", "train.seed=5")
+        train.run(small_config(shapes, f"from{number}", *words), skip_test=True)
+        assert f"weights: {base.checkpoint}" in capsys.readouterr().out.replace("\n", "")
+    first, *others = [losses(shapes / f"from{number}") for number in range(3)]
+    assert others == [first, first]
+    for word, told in (
+        ("best_checkpoint", "has no best checkpoint"),
+        ("checkpoints", r"run's folder, got .*is neither"),
+    ):
+        with pytest.raises(UserError, match=told):
+            train.run(small_config(shapes, "none", f"model.weights={base.run_dir / word}"), skip_test=True)
+
+
 def test_a_run_stays_in_its_place_if_the_one_that_would_replace_it_cannot_begin(shapes: Path) -> None:
     short = small_config(shapes, "stays", "train.max_iters=1", "train.lr_steps=[]")
     first = train.run(short, skip_test=True)

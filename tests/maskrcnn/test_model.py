@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 import maskrcnn
+from components.runs.thresholds import Thresholds
 from model.config import DataConfig, ModelConfig, TrainConfig
 from model.errors import UserError
 from model.network.mask_rcnn import MaskRCNN
@@ -281,6 +283,15 @@ def test_to_import_it_needs_no_torch() -> None:
     code = "import sys, maskrcnn; print(*{'torch', 'mlflow', 'components'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     assert done.stdout.split() == []
+
+
+def test_thresholds_that_were_found_otherwise_are_a_warning(
+    model: maskrcnn.Model, pixels: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best = Thresholds(0.3, {}, {"flip": True})
+    monkeypatch.setattr(model, "_network", replace(model._network, registered=best))
+    with pytest.warns(UserWarning, match=r"found with evaluate\.flip=true"):
+        model(pixels, threshold="best")
 
 
 def test_defaults_are_those_of_the_command() -> None:

@@ -107,13 +107,15 @@ def test_names_that_occur_twice_get_their_folders(take: Callable[..., Any], yolo
 
 def test_errors_are_listed_with_their_files_or_counted(take: Callable[..., Any], yolo: Path):
     for number in range(4):
-        (yolo / "labels" / "train" / f"{number}.txt").write_text("9 0.1 0.1 0.5 0.1 0.5 0.5\n" * 4 + "0 nothing\n")
+        lines = [f"{9 + i + 4 * number} 0.1 0.1 0.5 0.1 0.5 0.5\n" for i in range(4)]
+        (yolo / "labels" / "train" / f"{number}.txt").write_text("".join(lines) + "0 nothing\n")
     with pytest.raises(UserError) as error:
         take("yolo", yolo)
     lines = str(error.value).splitlines()
     assert (lines[0], len(lines)) == (f"{yolo}: unusable records: 20", 13)
     assert "train/0.txt: line 1: the class must be from 0 to 1, got 9" in lines[1]
-    assert lines[-2] == "… and 10 more"
+    assert f"4 × must be numbers, got '0 nothing'; the first: {yolo}/labels/train/0.txt: line 5" in lines
+    assert lines[-2] == "… and 7 more"
     with pytest.raises(
         UserError, match="must have an object in train, has none in 4 images, 16 × unknown class, 4 × bad"
     ):

@@ -53,6 +53,20 @@ def test_labels_of_a_turned_photo_are_fractions_of_it_as_displayed(take: Callabl
     assert found.trees["train"]["images"][0] == {"id": 1, "file_name": "0.png", "height": 40, "width": 20}
 
 
+def test_one_folder_for_train_and_val_is_read_once_and_a_common_fault_is_one_line(take: Callable[..., Any], yolo: Path):
+    text = (yolo / "data.yaml").read_text()
+    (yolo / "data.yaml").write_text(text.replace("val: images/val", "val: images/train"))
+    (yolo / "images" / "train" / "3.png").write_bytes(b"no image")
+    for number in range(3):
+        (yolo / "labels" / "train" / f"{number}.txt").write_text("7 0.5 0.5 0.1 0.1\n0 0.2 0.2 0.2 0.2 0.2 0.2\n")
+    with pytest.raises(UserError) as error:
+        take("yolo", yolo, val_fraction=0.3)
+    told = str(error.value)
+    assert f"3 × the class must be from 0 to 1, got 7; the first: {yolo}/labels/train/0.txt: line 1" in told
+    assert [told.count(word) for word in ("got 7", "3.txt", "more")] == [1, 1, 0]
+    assert told.startswith(f"{yolo}: unusable records: 7\n")
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [

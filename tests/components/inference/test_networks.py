@@ -2,13 +2,14 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from components.config import Config
-from components.inference.networks import load_network, require_network
+from components.inference.networks import Network, load_network, require_network
 from components.params import build_config, save_config
 from model.engine.checkpoint import CheckpointError, read_checkpoint
 from model.engine.pointers import last_checkpoint
@@ -34,7 +35,9 @@ def test_a_checkpoint_its_run_and_its_weights_alone_are_one_network(checkpoint: 
     state = read_checkpoint(checkpoint)
     torch.save(state["model"], tmp_path / "weights.pth")
     shutil.copy(checkpoint, tmp_path / "alone.pt")
-    words = [str(path) for path in (tmp_path / "alone.pt", checkpoint.parents[1], tmp_path / "weights.pth")]
+    run = checkpoint.parents[1]
+    paths = (tmp_path / "alone.pt", run, run / "last_checkpoint", tmp_path / "weights.pth")
+    words = [str(path) for path in paths]
     for word in words:
         assert torch.equal(stem(word), state["model"][STEM]), word
     trained = load_network(build_config({}), words[0]).trained
@@ -65,6 +68,11 @@ def test_what_names_no_network_is_refused_before_torch_is_needed(tmp_path: Path)
         require_network("coco_v3")
     with pytest.raises(CheckpointError, match="has no last checkpoint"):
         require_network(str(tmp_path))
+    (tmp_path / "last_checkpoint").write_text("checkpoints/step_0000009.pt\n")
+    with pytest.raises(
+        CheckpointError, match=r"last_checkpoint: must name a checkpoint .*step_0000009\.pt, which does"
+    ):
+        require_network(str(tmp_path / "last_checkpoint"))
     for word in ("coco", "coco_v2", "models:/maskrcnn@champion", __file__):
         require_network(word)
 
@@ -119,6 +127,12 @@ def test_a_best_threshold_that_nobody_has_found_is_an_error_that_says_what_to_ru
     shutil.copytree(checkpoint.parents[1], run, ignore=shutil.ignore_patterns("analysis.json"))
     with pytest.raises(UserError, match=r"analysis\.json: must have the best thresholds .*run `maskrcnn evaluate"):
         load_network(build_config({}), str(run)).lowest_scores("best")
+    trained = load_network(build_config({}), str(run)).trained
+    version = Network(replace(trained, name="models:/maskrcnn/1"), is_checkpoint=False)
+    with pytest.raises(
+        UserError, match=r"models:/maskrcnn/1 was registered before .*give a number, or evaluate its run"
+    ):
+        version.lowest_scores("best")
     torch.save(read_checkpoint(checkpoint)["model"], tmp_path / "weights.pth")
     with pytest.raises(UserError, match=r"--threshold best: must be used with a checkpoint .*got .*weights\.pth"):
         load_network(build_config({}), str(tmp_path / "weights.pth")).lowest_scores("best")

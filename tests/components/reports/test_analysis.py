@@ -19,6 +19,7 @@ MISSING = {
     "score": 0.75,
 }  # fmt: skip
 EVALUATION = {"bbox": {"AP": 0.5}, "images": 2, "detections": 3, "checkpoint": "c.pt", "data_hash": "da"}
+FLIPPED = {"scales": [1.0], "flip": True, "soft_nms": "off", "soft_nms_sigma": 0.5}
 
 
 def write_run(run_dir: Path, **changes: Any) -> Path:
@@ -68,10 +69,20 @@ def test_runs_have_tables_each_and_charts_together(tmp_path: Path):
 
 
 def test_the_analysis_of_another_evaluation_is_left_out(tmp_path: Path):
-    for name, change in (("one", {"checkpoint": "d.pt"}), ("two", {"data_hash": "db"}), ("three", {"best": None})):
+    changes: list[dict[str, Any]] = [
+        {"checkpoint": "d.pt"},
+        {"data_hash": "db"},
+        {"test_time": FLIPPED},
+        {"best": None},
+    ]
+    for number, change in enumerate(changes):
+        name = str(number)
         chapter = chapter_of([read_run(write_run(tmp_path / name, **change))], [])
         assert (list(chapter.tables), list(chapter.charts)) == ([], [])
         assert "`maskrcnn evaluate` writes it" in chapter.notes[0]
+    run = write_run(tmp_path / "same", test_time=FLIPPED)
+    (run / "evaluation.json").write_text(json.dumps(EVALUATION | {"test_time": FLIPPED}))
+    assert chapter_of([read_run(run)], []).tables
 
 
 def test_pictures_are_those_that_evaluate_drew(tmp_path: Path):

@@ -36,6 +36,29 @@ def test_a_class_without_a_threshold_of_its_own_has_that_of_all(checkpoint: Path
     assert best_thresholds(Path(checkpoint.name)) == expected
 
 
+@pytest.mark.parametrize(
+    ("test_time", "told"),
+    [
+        ({}, ""),
+        ({"scales": [1.0], "flip": False, "soft_nms": "off", "soft_nms_sigma": 0.5}, ""),
+        ({"soft_nms": "off", "soft_nms_sigma": 0.7}, ""),
+        ({"flip": True, "soft_nms": "off"}, "with evaluate.flip=true"),
+        ({"scales": [1.0, 1.5], "soft_nms": "linear"}, "with evaluate.scales=[1.0, 1.5], evaluate.soft_nms=linear"),
+        ({"soft_nms": "gaussian", "soft_nms_sigma": 0.7}, "evaluate.soft_nms=gaussian, evaluate.soft_nms_sigma=0.7"),
+    ],
+)
+def test_thresholds_of_scores_that_predict_does_not_make_are_told(
+    checkpoint: Path, test_time: dict[str, Any], told: str
+):
+    path = checkpoint.parents[1] / "analysis.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"test_time": test_time}))
+    best = best_thresholds(checkpoint)
+    assert best.test_time == test_time
+    assert told in best.caution()
+    assert bool(best.caution()) == bool(told)
+    assert "on whole images, not in tiles; predict makes other scores" in best.caution(in_tiles=True)
+
+
 def test_a_checkpoint_may_be_evaluated_into_another_folder(checkpoint: Path, tmp_path: Path):
     other = tmp_path / "other" / "checkpoints" / "x.pt"
     write_to = other.parents[1]

@@ -2,6 +2,8 @@
 whatever is lost or doubled is the joining's fault.
 """
 
+import itertools
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from model.inference.tiles import Tile, join, moved_rle, tiles_of
+from model.inference.tiles import Tile, _Grid, join, moved_rle, tiles_of
 
 Mask = NDArray[np.bool_]
 
@@ -162,6 +164,109 @@ def test_what_a_tile_cuts_off_is_left_out_though_it_was_taken_for_something_smal
     cut |= {"segmentation": rle_of(sliver), "bbox": [cut["bbox"][0], 45.0, cut["bbox"][2], 55.0], "score": 0.99}
     (one,) = join([(first, [cut]), (second, seen([(1, mask)], second))], [], size)
     assert one["bbox"][0] >= second.x
+
+
+def by_comparing_all(
+    found: list[tuple[Tile, list[dict[str, Any]]]], whole: list[dict[str, Any]], size: tuple[int, int]
+) -> list[dict[str, Any]]:
+    """The objects that `join` must give: every view is compared with every other, pixel by pixel."""
+
+    def view(one: dict[str, Any], tile: Tile) -> SimpleNamespace:
+        mask = np.zeros(size, dtype=bool)
+        mask[tile.y : tile.y + tile.height, tile.x : tile.x + tile.width] = coco_mask.decode(one["segmentation"])
+        box = np.add(one["bbox"], [tile.x, tile.y, tile.x, tile.y])
+        inner = [tile.x > 0, tile.y > 0, tile.x + tile.width < size[1], tile.y + tile.height < size[0]]
+        gaps = [*one["bbox"][:2], tile.width - one["bbox"][2], tile.height - one["bbox"][3]]
+        is_cut = any(edge and gap < 2 for edge, gap in zip(inner, gaps, strict=True))
+        return SimpleNamespace(label=one["label"], score=one["score"], box=box, mask=mask, cut=is_cut, joined=False)
+
+    def alike(a: SimpleNamespace, b: SimpleNamespace) -> bool:
+        return (
+            a is not b and a.label == b.label and bool((a.box[:2] < b.box[2:]).all() and (b.box[:2] < a.box[2:]).all())
+        )
+
+    def iou(a: Mask, b: Mask) -> float:
+        return float((a & b).sum() / max((a | b).sum(), 1))
+
+    def piece(a: SimpleNamespace, of: SimpleNamespace) -> bool:
+        share = (a.mask & of.mask).sum() / max(a.mask.sum(), 1)
+        return alike(a, of) and share >= 0.7 and bool(of.mask.sum() > a.mask.sum())
+
+    def same(a: SimpleNamespace, b: SimpleNamespace) -> bool:
+        boxes = (np.maximum(np.minimum(a.box[2:], b.box[2:]) - np.maximum(a.box[:2], b.box[:2]), 0)).prod()
+        areas = sum((one.box[2:] - one.box[:2]).prod() for one in (a, b))
+        return alike(a, b) and (iou(a.mask, b.mask) >= 0.5 or boxes / (areas - boxes) >= 0.5)
+
+    tiles = [(tile, [view(one, tile) for one in objects]) for tile, objects in found]
+    groups = [[one] for _, views in tiles for one in views]
+    for (a, ones), (b, others) in itertools.combinations(tiles, 2):
+        zone = np.zeros(size, dtype=int)
+        for tile in (a, b):
+            zone[tile.y : tile.y + tile.height, tile.x : tile.x + tile.width] += 1
+        pairs = [(iou(x.mask & (zone > 1), y.mask & (zone > 1)), x, y) for x in ones for y in others if alike(x, y)]
+        taken: list[SimpleNamespace] = []
+        for value, *pair in sorted(pairs, key=lambda entry: -entry[0]):
+            if value >= 0.5 and not any(one is other for one in pair for other in taken):
+                taken += pair
+                kept, gone = (next(g for g in groups if any(v is one for v in g)) for one in pair)
+                if kept is not gone:
+                    kept += gone
+                    groups = [group for group in groups if group is not gone]
+    views = []
+    for group in groups:
+        best = max(group, key=lambda one: one.score)
+        ends = [np.min([one.box for one in group], 0)[:2], np.max([one.box for one in group], 0)[2:]]
+        mask, is_cut = np.any([one.mask for one in group], 0), all(one.cut for one in group)
+        views.append(SimpleNamespace(**vars(best) | {"box": np.concatenate(ends), "mask": mask, "cut": is_cut}))
+        views[-1].joined = len(group) > 1
+    views = [one for one in views if not (one.cut and any(piece(one, other) for other in views))]
+    of_image = [view(one, Tile(0, 0, *size)) for one in whole]
+
+    def better(one: SimpleNamespace, other: SimpleNamespace) -> bool:
+        return piece(other, one) and not (other.joined and iou(other.mask, one.mask) >= 0.5)
+
+    views = [one for one in views if not (one.cut and any(better(other, one) for other in of_image))]
+    views += [one for one in of_image if not any(same(one, other) for other in views)]
+    return [
+        {"label": one.label, "score": one.score, "bbox": one.box.tolist(), "segmentation": rle_of(one.mask)}
+        for one in sorted(views, key=lambda one: -one.score)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_is_joined_is_what_comparing_all_with_all_would_join(seed: int) -> None:
+    """Objects touch and overlap, masks of tiles differ a little, some views are absent, and some scores are equal."""
+    rng = np.random.default_rng(seed)
+    size = (int(rng.integers(100, 200)), int(rng.integers(150, 250)))
+    objects = [
+        (int(rng.integers(1, 3)), ellipse(size, *rng.uniform(0, size), *rng.uniform(3, 45, 2))) for _ in range(25)
+    ]
+    objects = [(label, mask) for label, mask in objects if mask.any()]
+
+    def noisy(tile: Tile) -> list[dict[str, Any]]:
+        shifted = [(label, np.roll(mask, rng.integers(-3, 4), axis=rng.integers(2))) for label, mask in objects]
+        return [one | {"score": round(one["score"], 1)} for one in seen(shifted, tile) if rng.uniform() < 0.8]
+
+    tiles = [(tile, noisy(tile)) for tile in tiles_of(size, 64, float(rng.choice([0.2, 0.5])))]
+    whole = noisy(Tile(0, 0, *size))
+    expected = by_comparing_all(tiles, whole, size)
+    assert 3 < len(expected) < sum(len(views) for _, views in tiles)
+    assert join(tiles, whole, size) == expected
+
+
+def test_a_box_is_compared_with_the_few_near_it_and_with_all_that_meet_it() -> None:
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(-5, 3000, (2000, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(1, 60, (2000, 2))], axis=1)
+    boxes[0] = (-5, -5, 3000, 3000)
+    grid = _Grid(boxes.tolist(), 64)
+    for box in boxes[1:100].tolist():
+        meet = (boxes[:, :2] < box[2:]).all(1) & (boxes[:, 2:] > box[:2]).all(1)
+        near = grid.near(box)
+        assert {*np.flatnonzero(meet).tolist()} <= {*near}
+        assert near == sorted(near)
+        assert len(near) < 30
+    assert grid.near(boxes[0].tolist()) == list(range(2000))
 
 
 def test_boxes_without_masks_are_joined_too() -> None:
