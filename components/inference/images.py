@@ -15,6 +15,7 @@ SUFFIXES = {
     *(".avif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
 }
 KINDS = ("crops", "masks")  # folders of numbered pictures beside a drawing: photo.jpg.crops
+_STEM_BYTES = 230  # of a drawing's name: the names of its part file and of its folders are longer; 255 is the limit
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 
@@ -127,9 +128,17 @@ def _drawings(found: Sequence[tuple[Path, Path]]) -> Iterator[Path]:
     taken: set[Path] = set()
     for _, relative in found:
         suffix = relative.suffix.lower() if relative.suffix.lower() in (".jpg", ".jpeg", ".png") else ".png"
-        name, number = relative.with_suffix(suffix), 1
+        stem, number = _cut(relative.stem, _STEM_BYTES), 1
+        name = relative.with_name(f"{stem}{suffix}")
         while name in taken:
             number += 1
-            name = relative.with_name(f"{relative.stem}_{number}{suffix}")
+            name = relative.with_name(f"{stem}_{number}{suffix}")
         taken.add(name)
         yield name
+
+
+def _cut(text: str, limit: int) -> str:
+    """The beginning of a name, at most `limit` bytes long."""
+    while len(os.fsencode(text)) > limit:
+        text = text[:-1]
+    return text

@@ -54,3 +54,11 @@ def test_urls_and_folders_without_images_say_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "films" / "a.mp4").touch()
     with pytest.raises(UserError, match=r"films: must hold images .*, but has none, only 1 × \.mp4"):
         find_images([tmp_path / "films"], tmp_path / "out")
+
+
+def test_names_of_the_greatest_length_get_shorter_drawings_of_their_own(tmp_path: Path) -> None:
+    names = ["x" * 251 + ".jpg", "x" * 250 + "y.jpg", "猫" * 83 + ".tif"]
+    for name in names:
+        (tmp_path / name).touch()
+    drawings = [source.drawing.name for source in find_images([tmp_path], tmp_path / "out").sources]
+    assert sorted(drawings) == sorted(["x" * 230 + ".jpg", "x" * 230 + "_2.jpg", "猫" * 76 + ".png"])
