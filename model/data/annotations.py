@@ -15,12 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.data.bbox import SLACK_PX, Box, clip_bbox, read_bbox
+from model.data.file_kinds import why_no_json
 from model.data.findings import Fault, Finding, Findings
 from model.data.other_formats import name_of_text, name_of_tree
 from model.data.segmentation import Mask, read_mask
 from model.data.values import CONTROL, MAX_PIXELS, MAX_PX, Size, distinct, integer, is_text, show, whole
 from model.errors import UserError
 
+_KEYS = ("images", "annotations", "categories")
+_AREA_FACTOR, _FEW_PX2 = 3, 16  # an area further from that of its object, beyond a few pixels, is a warning
 _MANY_BEYOND = 0.2  # share of boxes; in a sound data set a few extend beyond the frame
 
 
@@ -95,8 +98,8 @@ def read_coco(
     Raises:
         AnnotationError: if the file is missing, not JSON, or not in COCO's instances format.
     """
-    tree = _read_json(path)
     findings = Findings(repairs)
+    tree = _read_json(path, findings)
     coco = CocoFile(path, _categories(tree["categories"], path, findings), {}, {}, {}, findings.all)
     records: dict[int, ImageRecord] = {}
     names: dict[str, int] = {}  # file name → id
@@ -144,26 +147,47 @@ def require_annotations(path: Path) -> None:
         )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, findings: Findings) -> dict[str, Any]:
     require_annotations(path)
+    content = path.read_bytes()
+    twice: list[tuple[dict[str, Any], str]] = []  # objects that have a key with several values, and the key
+
+    def as_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice.extend((found, key) for key, value in pairs if repr(value) != repr(found[key]))
+        return found
+
     try:
-        tree = json.loads(path.read_bytes())  # UTF-8, -16 or -32, with a byte order mark or without
-    except json.JSONDecodeError as error:
-        if name := name_of_text(error.doc):
-            raise AnnotationError(f"{path}: must be COCO JSON, but is {name}") from error
-        raise AnnotationError(
-            f"{path}: line {error.lineno}, column {error.colno} (byte {error.pos}): not JSON: {error.msg}"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise AnnotationError(f"{path}: byte {error.start}: not UTF-8 text") from error
+        tree = json.loads(content, object_pairs_hook=as_dict)  # UTF-8, -16 or -32, with a byte order mark or without
     except (ValueError, RecursionError) as error:
-        raise AnnotationError(f"{path}: not COCO's JSON: {error}") from error
+        raise AnnotationError(f"{path}: {_why_no_json(content, error)}") from error
     if name := name_of_tree(tree):
         raise AnnotationError(f"{path}: must be in COCO's instances format, but is {name}")
-    for key in ("images", "annotations", "categories"):
+    for key in _KEYS:
         if not isinstance(tree, dict) or not isinstance(tree.get(key), list):
             raise AnnotationError(f"{path}: must be in COCO's instances format: an object with a list under {key!r}")
+    findings.where = str(path)
+    for record, key in twice:
+        if record is tree and key in _KEYS:
+            raise AnnotationError(f"{path}: {key!r} occurs twice, with different lists; join them into one")
+        findings.warn("key twice", f"{show(key)} occurs twice in one object, {show(record)}; the last value is used")
     return tree
+
+
+def _why_no_json(content: bytes, error: Exception) -> str:
+    """Say why a file cannot be read as JSON, and what to do."""
+    if isinstance(error, json.JSONDecodeError) and (name := name_of_text(error.doc)):
+        return f"must be COCO JSON, but is {name}"
+    if reason := why_no_json(content):
+        return f"must be COCO JSON, but {reason}"
+    if isinstance(error, json.JSONDecodeError):
+        is_cut = error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated")
+        end = "; the file ends before its JSON does: copy or download it again" if is_cut else ""
+        return f"line {error.lineno}, column {error.colno} (byte {error.pos}): not JSON: {error.msg}{end}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start}: not UTF-8 text; save it as UTF-8, for instance with iconv"
+    return f"not COCO's JSON: {error}"
 
 
 def _categories(entries: list[Any], path: Path, findings: Findings) -> dict[int, str]:
@@ -333,12 +357,15 @@ def _guess_corners(coco: CocoFile, findings: Findings) -> None:
 
 def _area(area: Any, mask: Mask | None, bbox: list[float], findings: Findings) -> float:
     """The area as given; where it is missing or impossible, that of the mask or else of the box."""
-    if isinstance(area, int | float) and not isinstance(area, bool) and 0 < area <= MAX_PX**2:  # NaN is not
-        return area
     computed = mask.area if mask else bbox[2] * bbox[3]
-    if area is not None:
-        findings.repaired("bad area", f"area must be a finite number > 0, got {show(area)}; it is {computed}")
-    return computed
+    if not isinstance(area, int | float) or isinstance(area, bool) or not 0 < area <= MAX_PX**2:  # NaN is not
+        if area is not None:
+            findings.repaired("bad area", f"area must be a finite number > 0, got {show(area)}; it is {computed}")
+        return computed
+    least, most = mask.area if mask else 0, max(computed, bbox[2] * bbox[3])  # many tools give that of the box
+    if not (least - _FEW_PX2) / _AREA_FACTOR <= area <= most * _AREA_FACTOR + _FEW_PX2:
+        findings.warn("area not of its object", f"area is {show(area)}, the {'mask' if mask else 'box'} has {computed}")
+    return area
 
 
 def _crowd(value: Any, findings: Findings) -> int:

@@ -178,6 +178,13 @@ def test_a_file_that_is_no_image_is_called_what_it_is(tmp_path: Path, content: b
     assert "BytesIO" not in fault(tmp_path, "a.jpg").text
 
 
+def test_a_file_of_too_many_pixels_is_not_called_damaged(tmp_path: Path):
+    (tmp_path / "a.pgm").write_bytes(b"P5 20000 20000 255\n")
+    text = fault(tmp_path, "a.pgm").text
+    assert re.search(r"too large: Image size \(400000000 pixels\) exceeds limit of \d+ pixels; cut it into tiles", text)
+    assert "no image" not in text
+
+
 def test_a_file_that_cannot_be_read_has_the_systems_reason(tmp_path: Path):
     assert fault(tmp_path, "x" * 300 + ".jpg").text.endswith("cannot be read: File name too long")
     (tmp_path / "loop.jpg").symlink_to("nowhere.jpg")
