@@ -15,7 +15,7 @@ SUFFIXES = {
     *(".avif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
 }
 KINDS = ("crops", "masks")  # folders of numbered pictures beside a drawing: photo.jpg.crops
-_STEM_BYTES = 230  # of a drawing's name: the names of its part file and of its folders are longer; 255 is the limit
+_STEM_BYTES = 230  # the limit is 255, and the part file and folders of a drawing have longer names
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 

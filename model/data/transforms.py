@@ -77,7 +77,7 @@ def to_rgb(image: Image.Image, pixel_range: Sequence[float] = ()) -> Pixels:
     elif image.mode.startswith("I"):  # Pillow's conversion would clip it at 255
         gray = np.clip(np.asarray(image), 0, 65535) >> 8
     else:
-        if isinstance(image.info.get("transparency"), bytes):  # of a palette; Pillow warns where it would be lost
+        if isinstance(image.info.get("transparency"), bytes):  # a palette: Pillow warns that it is lost
             image = image.convert("RGBA")
         return np.array(image.convert("RGB"))
     return np.repeat(gray.astype(np.uint8)[..., None], 3, axis=2)
