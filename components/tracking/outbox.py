@@ -60,6 +60,9 @@ class Server(Protocol):
     def answers(self) -> bool:
         """True if the server can be reached and has the run."""
 
+    def lacks_run(self) -> bool:
+        """True if the server can be reached, but the run was deleted."""
+
     def refuses(self, error: Exception) -> bool:
         """True if an error means that retrying would not help."""
 
@@ -108,6 +111,7 @@ class Outbox:
         self._server = server
         self._file = RunFile.read(path)
         self._file.uri = server.uri
+        self._delivered: list[Item] = []  # by this stage; another run gets it if this one is deleted
         self._unsent: dict[str, list[Entry]] = {}
         self._read_unsent()
         self._is_connected = self._is_away = False
@@ -220,7 +224,14 @@ class Outbox:
         self._answered_s = time.monotonic()
         try:
             self._connect()
-            self._send_all()
+            try:
+                self._send_all()
+            except Exception:  # any driver error
+                if not self._server.lacks_run():
+                    raise
+                self._is_connected = False
+                self._connect()
+                self._send_all()
             self._is_away = False
         except Exception as error:  # any driver error: training must survive its tracking server
             self._is_connected = False  # a replaced server may not have the run
@@ -248,6 +259,12 @@ class Outbox:
         with self._state:
             self._file.experiment = self._server.experiment
             if run_id != self._file.run_id:  # another run gets everything
+                if self._delivered:
+                    _log.warning(
+                        "MLflow at %s: the run %s was deleted; the run %s gets everything",
+                        *(self._file.uri, self._file.run_id, run_id),
+                    )
+                self._file.waiting[:0], self._delivered = self._delivered, []
                 self._file.run_id, self._file.sent_lines, self._file.sent_system_lines = run_id, 0, 0
                 self._file.earlier_ids = [known_id for known_id in known if known_id != run_id]
                 self._read_unsent()
@@ -271,12 +288,14 @@ class Outbox:
             try:
                 self._server.send(item.kind, item.arguments)
             except Exception as error:
-                if not self._server.refuses(error):
+                if self._server.lacks_run() or not self._server.refuses(error):
                     raise
                 # Dropped, so that it does not block later items.
                 _log.warning("MLflow refuses %s: %s", item.model_dump(), reason(error))
+                self._replace(item)
+            else:
+                self._note_delivery(item)
             self._answered_s = time.monotonic()
-            self._replace(item)
 
     def _deliver_artifacts(self) -> None:
         """Send artifacts one by one, until none is left at the end, or one fails there."""
@@ -304,11 +323,14 @@ class Outbox:
             self._server.send(item.kind, item.arguments)
         except Exception as error:  # any driver error
             return self._note_failure(item, error)
-        self._replace(item)
+        self._note_delivery(item)
         return True
 
     def _note_failure(self, item: Item, error: Exception) -> bool:
         """Count a failed try if the server itself answers; return True if the artifact is given up."""
+        if self._server.lacks_run():
+            self._is_connected = False
+            return False
         is_refused = self._server.refuses(error)
         if not is_refused and not self._server.answers():
             self._is_connected = False
@@ -335,6 +357,11 @@ class Outbox:
     def _first(self, *, is_artifact: bool) -> Item | None:
         with self._state:
             return next((item for item in self._file.waiting if (item.kind == "artifact") is is_artifact), None)
+
+    def _note_delivery(self, item: Item) -> None:
+        with self._state:
+            self._delivered.append(item)
+            self._replace(item)
 
     def _replace(self, item: Item, *others: Item) -> None:
         """Remove a pending item, and append others."""

@@ -5,7 +5,8 @@ import json
 import shutil
 import socket
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -50,6 +51,13 @@ def config_for(uri: str, **tracking: object) -> Config:
 
 def run_of(run_dir: Path, uri: str) -> Run:
     return MlflowClient(tracking_uri=uri).get_run(json.loads((run_dir / "mlflow_run.json").read_text())["run_id"])
+
+
+def until(is_so: Callable[[], object]) -> None:
+    end = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def history(run: Run, uri: str, name: str) -> list[tuple[int, float]]:
@@ -345,6 +353,51 @@ def test_deleted_run_is_replaced_by_one_that_receives_everything(tmp_path: Path,
     run = run_of(run_dir, database)
     assert run.info.run_id != deleted
     assert history(run, database, "loss/mask") == [(1, 0.5), (2, 0.4)]
+
+
+@pytest.mark.parametrize("last", ["line", "artifact", "nothing"])
+def test_run_that_is_deleted_during_a_stage_is_replaced_by_one_that_receives_everything(
+    tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, last: str
+) -> None:
+    monkeypatch.setattr(outbox, "_SEND_EVERY_S", 0.02)
+    run_dir, note, client = tmp_path / "run", tmp_path / "note.txt", MlflowClient(tracking_uri=database)
+    note.write_text("hello")
+    with open_tracker(config_for(database), run_dir=run_dir, data_hash="ab" * 32) as tracker:
+        tracker.log_metrics({"loss/mask": 0.5}, step=1)
+        tracker.log_artifact(note)
+        deleted = run_of(run_dir, database).info.run_id
+        until(
+            lambda: (
+                client.list_artifacts(deleted) and not json.loads((run_dir / "mlflow_run.json").read_text())["waiting"]
+            )
+        )
+        client.delete_run(deleted)
+        if last == "line":
+            tracker.log_metrics({"loss/mask": 0.4}, step=2)
+        elif last == "artifact":
+            tracker.log_artifact(note, "late")
+    run = run_of(run_dir, database)
+    assert run.info.run_id != deleted
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics == {"loss/mask": 0.4 if last == "line" else 0.5}
+    assert run.data.params["train.base_lr"] == "0.02"
+    assert run.data.tags["version.torch"]
+    assert len(run.inputs.dataset_inputs) == 1
+    files = [file.path for file in client.list_artifacts(run.info.run_id)]
+    assert files == ["late", "note.txt"] if last == "artifact" else ["note.txt"]
+    assert "unavailable" not in caplog.text
+    assert f"the run {deleted} was deleted; the run {run.info.run_id} gets everything" in caplog.text
+
+
+def test_a_metric_that_mlflow_refuses_holds_up_no_other(
+    tmp_path: Path, database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with open_tracker(config_for(database), run_dir=tmp_path / "run") as tracker:
+        tracker.log_metrics({"loss/mask": 0.5, "class_ap/.": 0.1, "loss/box": 0.25}, step=1)
+    run = run_of(tmp_path / "run", database)
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"loss/mask": 0.5, "loss/box": 0.25})
+    assert "refuses the metric 'class_ap/.'" in caplog.text
+    assert "unavailable" not in caplog.text
 
 
 def test_changed_parameter_becomes_a_tag(tmp_path: Path, database: str) -> None:
