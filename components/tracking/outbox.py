@@ -111,7 +111,7 @@ class Outbox:
         self._server = server
         self._file = RunFile.read(path)
         self._file.uri = server.uri
-        self._delivered: list[Item] = []  # by this stage; another run gets it if this one is deleted
+        self._delivered: list[Item] = []  # another run gets it, too, if this one is deleted
         self._unsent: dict[str, list[Entry]] = {}
         self._read_unsent()
         self._is_connected = self._is_away = False
