@@ -18,15 +18,12 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol
 
-from pydantic import BaseModel
-
 from components.runs.journal import Entry, Journal
 from components.tracking.reason import reason
+from components.tracking.run_file import RUNNING, Item, RunFile
 from model.errors import UserError
-from model.files import read_json, write_atomically
+from model.files import write_atomically
 
-RUN_FILE = "mlflow_run.json"
-RUNNING = "RUNNING"
 _SEND_EVERY_S = 1.0  # lines of this period are sent together
 _RETRY_AFTER_S = 5.0
 _LINES_A_CALL = 200  # progress is saved after this many lines
@@ -67,41 +64,6 @@ class Server(Protocol):
         """True if an error means that retrying would not help."""
 
 
-class Item(BaseModel):
-    """Item for the server that is not a metric."""
-
-    kind: str
-    arguments: dict[str, Any]
-    tries: int = 0  # failed tries of an artifact
-
-
-class RunFile(BaseModel, extra="forbid"):
-    """`mlflow_run.json`."""
-
-    run_id: str = ""
-    earlier_ids: list[str] = []  # runs of this folder on other servers or in other experiments, latest first
-    uri: str = ""
-    experiment: str = ""
-    parent_id: str = ""  # run id of the parent
-    dvc_experiment: str = ""  # name of the DVC experiment that last wrote here
-    sent_lines: int = 0  # number of sent lines of log.jsonl
-    sent_system_lines: int = 0  # number of sent lines of system.jsonl
-    outages: int = 0  # number of times the server was unavailable
-    status: str = "FINISHED"  # status that the last stage ended with; RUNNING: one is running, or was killed
-    waiting: list[Item] = []  # oldest first
-
-    @staticmethod
-    def read(path: Path) -> "RunFile":
-        """Read a run's file; empty if there is none yet.
-
-        Raises:
-            UserError: if it is damaged.
-        """
-        if not path.is_file():
-            return RunFile()
-        return RunFile(**read_json(path, RunFile, "delete it to start a new MLflow run"))
-
-
 class Outbox:
     """Sender of journals and other posted items to a server; it must be closed at the end."""
 
@@ -136,6 +98,8 @@ class Outbox:
             self._contact.result()
         with self._state:
             self._file.status = RUNNING
+            if self._file.original_of(self._path.parent) is None:
+                self._file.folder = str(self._path.parent.resolve())
             self._save()
         self._uploader.start()
 
@@ -157,10 +121,21 @@ class Outbox:
         """Begin another run, which gets everything, if a DVC experiment goes on from a finished run of another one."""
         with self._state:
             if name != self._file.dvc_experiment and self._file.status == "FINISHED" and self._file.run_id:
-                self._file.run_id, self._file.earlier_ids = "", []
-                self._file.sent_lines = self._file.sent_system_lines = 0
-                self._read_unsent()
+                self.leave_run()
             self._file.dvc_experiment = name
+
+    def leave_run(self) -> None:
+        """Begin another run, which gets everything."""
+        with self._state:
+            self._file.run_id, self._file.earlier_ids = "", []
+            self._file.sent_lines = self._file.sent_system_lines = 0
+            self._read_unsent()
+
+    def leave_original(self) -> None:
+        """Begin another run, which gets everything, if this folder is a copy: the run is that of the original."""
+        if original := self._file.original_of(self._path.parent):
+            _log.warning("%s is a copy of %s; training gets an MLflow run of its own", self._path.parent, original)
+            self.leave_run()
 
     def belong_to(self, parent_id: str) -> None:
         """Set the parent of this run."""

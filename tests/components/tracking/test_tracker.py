@@ -317,6 +317,28 @@ def test_run_that_was_moved_aside_is_named_like_its_folder(tmp_path: Path, datab
     assert names == {"run": "run", "run.old-1": "run.old-1", "run.old-2": "run.old-2"}
 
 
+def test_copy_of_a_folder_has_a_run_of_its_own_once_it_is_trained(tmp_path: Path, database: str) -> None:
+    def stage(run_dir: Path, step: int, data_hash: str = "") -> str:
+        with open_tracker(config_for(database), run_dir=run_dir, data_hash=data_hash) as tracker:
+            tracker.log_metrics({"loss/mask": step / 10}, step)
+        return run_of(run_dir, database).info.run_id
+
+    original, moved, copy = tmp_path / "a", tmp_path / "b", tmp_path / "c"
+    run_id = stage(original, 1, "ab")
+    original.rename(moved)
+    assert stage(moved, 2, "ab") == run_id
+    shutil.copytree(moved, copy)
+    assert stage(copy, 2) == run_id, "an evaluation is of the same model"
+    own = stage(copy, 3, "ab")
+    assert own != run_id
+    assert stage(copy, 4, "ab") == own
+    (tmp_path / "link").symlink_to(moved)
+    assert stage(tmp_path / "link", 5, "ab") == run_id
+    run = run_of(copy, database)
+    assert (run.info.run_name, len(history(run, database, "loss/mask"))) == ("c", 5)
+    assert [step for step, _ in history(run_of(moved, database), database, "loss/mask")] == [1, 2, 2, 5]
+
+
 def test_lock_is_beside_a_local_database_only(tmp_path: Path) -> None:
     with locked(f"sqlite:///{tmp_path}/new/mlflow.db"), pytest.raises(Timeout):
         FileLock(tmp_path / "new" / "mlflow.db.lock", timeout=0).acquire()
