@@ -27,6 +27,7 @@ from model.data.layout import SPLITS, Split
 from model.data.splitting import val_part
 from model.data.values import CONTROL, is_text
 from model.errors import UserError
+from model.files import real
 
 DEFAULT_FRACTION = 0.2
 _SHOWN = 10
@@ -121,7 +122,7 @@ def _once(images: list[LabelledImage], findings: Findings) -> list[LabelledImage
     found: dict[Path, LabelledImage] = {}
     kept: dict[tuple[Path, Part], LabelledImage] = {}
     for image in images:
-        path = image.path.resolve()
+        path = real(image.path)
         first = found.setdefault(path, image)
         if first.source != image.source:
             text = f"it labels {image.path}, which {first.source} labels, too; an image must have one file of labels"
@@ -142,7 +143,7 @@ def _split(
         rule = "the split is that of the source"
     else:
         fraction = DEFAULT_FRACTION if options.val_fraction is None else options.val_fraction
-        usable = list({image.path.resolve(): image for image in usable}.values())  # one may be in train and in val
+        usable = list({real(image.path): image for image in usable}.values())  # one may be in train and in val
         val = val_part({*equal.values()}, fraction, options.seed, where=str(src))
         parts = {
             "train": [image for image in usable if equal[id(image)] not in val],
@@ -227,7 +228,7 @@ def _put(image: LabelledImage, target: Path, *, link: bool) -> None:
     if image.content is not None:
         target.write_bytes(image.content)
     elif link:
-        target.symlink_to(image.path.resolve())
+        target.symlink_to(real(image.path))
     else:
         shutil.copyfile(image.path, target)
 

@@ -22,7 +22,7 @@ from components.runs.journal import Entry, Journal
 from components.tracking.reason import reason
 from components.tracking.run_file import RUNNING, Item, RunFile
 from model.errors import UserError
-from model.files import write_atomically
+from model.files import real, write_atomically
 
 _SEND_EVERY_S = 1.0  # lines of this period are sent together
 _RETRY_AFTER_S = 5.0
@@ -99,7 +99,7 @@ class Outbox:
         with self._state:
             self._file.status = RUNNING
             if self._file.original_of(self._path.parent) is None:
-                self._file.folder = str(self._path.parent.resolve())
+                self._file.folder = str(real(self._path.parent))
             self._save()
         self._uploader.start()
 

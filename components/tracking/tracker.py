@@ -27,7 +27,7 @@ from components.tracking.monitor import SystemMonitor
 from components.tracking.outbox import Outbox
 from components.tracking.run_file import RUN_FILE, RUNNING, RunFile
 from components.tracking.server import MlflowServer
-from model.files import write_atomically
+from model.files import real, write_atomically
 
 _log = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ def complete_records(run_dir: Path) -> list[Path]:
 
 def _open_outbox(config: Config, journal: Journal, tags: Mapping[str, str], *, trains: bool = False) -> "MlflowTracker":
     tracking, run_dir = config.tracking, journal.path.parent
-    run_name = tracking.run_name or run_dir.resolve().name
+    run_name = tracking.run_name or real(run_dir).name
     server = MlflowServer(tracking_uri(tracking), experiment_name(tracking), run_name)
     system = Journal(run_dir / "system.jsonl")
     outbox = Outbox(journal, system, run_dir / RUN_FILE, server)
@@ -215,7 +215,7 @@ class MlflowTracker:
         self._outbox.log(step, metrics)
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
-        self._outbox.post("artifact", path=str(path.resolve()), folder=folder)
+        self._outbox.post("artifact", path=str(real(path)), folder=folder)
 
     def log_dataset(self, name: str, digest: str, path: Path, *, context: str = "training") -> None:
         self._outbox.post("dataset", name=name, digest=digest, path=str(path), context=context)
