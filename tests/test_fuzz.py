@@ -17,7 +17,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 
 from components.params import ConfigError, parse_config
 from model.data.annotations import AnnotationError, read_coco
@@ -129,6 +129,8 @@ def test_images_of_any_content():
             ("PNG", "LA"),
         ),
         *(("WEBP", "RGB"), ("GIF", "P"), ("BMP", "RGB"), ("TIFF", "RGB"), ("TIFF", "F"), ("PPM", "L")),
+        *(("AVIF", "RGB") for _ in range(features.check("avif"))),
+        *(("DDS", "RGB"), ("BLP", "P"), ("JPEG2000", "RGB"), ("MPO", "RGB"), ("TGA", "RGB"), ("ICO", "RGB")),
     ):
         stream, exif = io.BytesIO(), Image.Exif()
         exif[0x0112] = 6

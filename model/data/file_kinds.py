@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
 _HEAD_BYTES = 4096
 _BEFORE_TEXT = b"\xef\xbb\xbf \t\r\n"  # a byte order mark, and blanks
@@ -103,6 +103,8 @@ def _kind_of_container(brand: bytes) -> tuple[str, str]:
     if brand in _HEIF_BRANDS:
         return "a HEIC file, as iPhones write", _TO_JPEG
     if brand in (b"avif", b"avis"):
+        if features.check("avif"):
+            return "an AVIF file", ""
         return "an AVIF file, which this Pillow does not decode", f"update Pillow, or {_TO_JPEG}"
     return "a video", "ffmpeg -i VIDEO frames/%05d.jpg extracts its frames"
 

@@ -4,6 +4,7 @@ Images are [h, w, 3] uint8 RGB; boxes [n, 4] float32 (x1, y1, x2, y2); outlines 
 (height, width). Training, evaluation and prediction all decode and resize here, so they see the same pixels.
 """
 
+import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from io import BytesIO
@@ -23,7 +24,11 @@ Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Size = tuple[int, int]
 
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # raised by Pillow on damaged images
+# Raised by Pillow, and its decoders, on damaged images.
+UNREADABLE = (
+    *(OSError, ValueError, SyntaxError, RuntimeError, EOFError, LookupError, struct.error),
+    Image.DecompressionBombError,
+)
 _UPRIGHT = 1
 
 
