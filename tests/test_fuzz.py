@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from PIL import Image, features
 
 from components.params import ConfigError, parse_config
-from model.data.annotations import AnnotationError, read_coco
+from model.data.annotations import read_coco
+from model.data.coco_json import AnnotationError
 from model.data.rle import rle_runs
 from model.data.transforms import UNREADABLE, read_image
 from model.weights.file import WeightsError, read_stored_weights

@@ -4,7 +4,6 @@ A file that is not COCO JSON is an error. Whatever is wrong with a record is a `
 counts. Boxes leave here as (x1, y1, x2, y2) in pixels, clipped to the frame; polygons as [V, 2] float32, not clipped.
 """
 
-import json
 import re
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
@@ -15,20 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.data.bbox import SLACK_PX, Box, clip_bbox, read_bbox
-from model.data.file_kinds import why_no_json
+from model.data.coco_json import AnnotationError, read_tree
 from model.data.findings import Fault, Finding, Findings
-from model.data.other_formats import name_of_text, name_of_tree
 from model.data.segmentation import Mask, read_mask
 from model.data.values import CONTROL, MAX_PIXELS, MAX_PX, Size, distinct, integer, is_text, show, whole
-from model.errors import UserError
 
-_KEYS = ("images", "annotations", "categories")
 _AREA_FACTOR, _FEW_PX2 = 3, 16  # an area further from that of its object, beyond a few pixels, is a warning
 _MANY_BEYOND = 0.2  # share of boxes; in a sound data set a few extend beyond the frame
-
-
-class AnnotationError(UserError):
-    """The data set cannot be used as it is; the message names the faulty records."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +91,10 @@ def read_coco(
         AnnotationError: if the file is missing, not JSON, or not in COCO's instances format.
     """
     findings = Findings(repairs)
-    tree = _read_json(path, findings)
+    tree = read_tree(path, findings)
     coco = CocoFile(path, _categories(tree["categories"], path, findings), {}, {}, {}, findings.all)
     records: dict[int, ImageRecord] = {}
+    files = _files_of_ids(tree["images"])
     names: dict[str, int] = {}  # file name → id
     # Ids of images that cannot be used, None if one has no id; faults of their annotations are of no interest.
     refused: set[str | float | None] = set()
@@ -111,7 +104,7 @@ def read_coco(
             raw_id = raw_id if isinstance(raw_id, str | int | float) else None
             if raw_id not in records:
                 refused.add(raw_id)
-            record = _image_record(entry, records, findings, size_of)
+            record = _image_record(entry, records, files, findings, size_of)
             records[record.id] = record
             refused -= {raw_id, record.id}
             if (first := names.setdefault(record.file_name, record.id)) != record.id:
@@ -132,62 +125,6 @@ def read_coco(
         for number, entry in enumerate((entry for of_image in coco.raw.values() for entry in of_image), 1):
             entry["id"] = number
     return coco
-
-
-def require_annotations(path: Path) -> None:
-    """Refuse the path of an annotation file that does not exist.
-
-    Raises:
-        AnnotationError: if there is no such file.
-    """
-    if not path.is_file():
-        raise AnnotationError(
-            f"{path}: no such annotation file; set data.train_annotations and data.val_annotations, relative to "
-            "data.raw_dir"
-        )
-
-
-def _read_json(path: Path, findings: Findings) -> dict[str, Any]:
-    require_annotations(path)
-    content = path.read_bytes()
-    twice: list[tuple[dict[str, Any], str]] = []  # objects that have a key with several values, and the key
-
-    def as_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            twice.extend((found, key) for key, value in pairs if repr(value) != repr(found[key]))
-        return found
-
-    try:
-        tree = json.loads(content, object_pairs_hook=as_dict)  # UTF-8, -16 or -32, with a byte order mark or without
-    except (ValueError, RecursionError) as error:
-        raise AnnotationError(f"{path}: {_why_no_json(content, error)}") from error
-    if name := name_of_tree(tree):
-        raise AnnotationError(f"{path}: must be in COCO's instances format, but is {name}")
-    for key in _KEYS:
-        if not isinstance(tree, dict) or not isinstance(tree.get(key), list):
-            raise AnnotationError(f"{path}: must be in COCO's instances format: an object with a list under {key!r}")
-    findings.where = str(path)
-    for record, key in twice:
-        if record is tree and key in _KEYS:
-            raise AnnotationError(f"{path}: {key!r} occurs twice, with different lists; join them into one")
-        findings.warn("key twice", f"{show(key)} occurs twice in one object, {show(record)}; the last value is used")
-    return tree
-
-
-def _why_no_json(content: bytes, error: Exception) -> str:
-    """Say why a file cannot be read as JSON, and what to do."""
-    if isinstance(error, json.JSONDecodeError) and (name := name_of_text(error.doc)):
-        return f"must be COCO JSON, but is {name}"
-    if reason := why_no_json(content):
-        return f"must be COCO JSON, but {reason}"
-    if isinstance(error, json.JSONDecodeError):
-        is_cut = error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated")
-        end = "; the file ends before its JSON does: copy or download it again" if is_cut else ""
-        return f"line {error.lineno}, column {error.colno} (byte {error.pos}): not JSON: {error.msg}{end}"
-    if isinstance(error, UnicodeDecodeError):
-        return f"byte {error.start}: not UTF-8 text; save it as UTF-8, for instance with iconv"
-    return f"not COCO's JSON: {error}"
 
 
 def _categories(entries: list[Any], path: Path, findings: Findings) -> dict[int, str]:
@@ -229,12 +166,37 @@ def _category(entry: Any, findings: Findings) -> tuple[int, str]:
     return integer(entry.get("id"), "id", "bad category", findings), name
 
 
+def _files_of_ids(entries: list[Any]) -> dict[int, list[str]]:
+    """File names by image id, each once."""
+    files: dict[int, list[str]] = {}
+    for entry in entries:
+        image_id = _number(entry.get("id")) if isinstance(entry, dict) else None
+        if image_id is not None and (name := str(entry.get("file_name"))) not in files.setdefault(image_id, []):
+            files[image_id].append(name)
+    return files
+
+
+def _number(value: Any) -> int | None:
+    """An id as `integer` reads it, with repairs."""
+    try:
+        return integer(value, "id", "", Findings(repairs=True))
+    except Fault:
+        return None
+
+
 def _image_record(
-    entry: Any, known: Container[int], findings: Findings, size_of: Callable[[str], Size | None]
+    entry: Any,
+    known: Container[int],
+    files: dict[int, list[str]],
+    findings: Findings,
+    size_of: Callable[[str], Size | None],
 ) -> ImageRecord:
     if not isinstance(entry, dict):
         raise Fault("no object", f"an image must be an object, got {show(entry)}")
     image_id = integer(entry.get("id"), "id", "no id", findings)
+    if len(files[image_id]) > 1:
+        text = f"id is that of {len(files[image_id])} files, {show(files[image_id])}, so whose its annotations are"
+        raise Fault("duplicate image id", f"{text} is unknown; ids must be unique")
     if image_id in known:
         raise Fault("duplicate image id", "id occurs twice; ids must be unique")
     file_name = entry.get("file_name")

@@ -10,7 +10,8 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from model.data.annotations import AnnotationError, CocoFile, read_coco
+from model.data.annotations import CocoFile, read_coco
+from model.data.coco_json import AnnotationError
 
 TRIANGLE = [[1, 1, 7, 1, 7, 7]]
 
@@ -195,6 +196,15 @@ def test_a_faulty_image_is_a_problem(tmp_path: Path, changes: dict[str, Any], ki
     coco = read(tmp_path, tree(images=[image(), image(**changes)]))
     assert [problem.kind for problem in coco.findings] == [kind]
     assert list(coco.images) == [1]
+
+
+def test_an_id_of_two_files_takes_no_annotations_to_either(tmp_path: Path):
+    images = [image(), image(id=2), image(file_name="other.jpg"), image(id=2)]
+    annotations = [annotation(), annotation(id=6, image_id=2)]
+    coco = read(tmp_path, tree(images, annotations))
+    assert (list(coco.images), coco.num_instances) == ([2], 1)
+    assert [(one.kind, one.severity) for one in coco.findings] == [("duplicate image id", "error")] * 3
+    assert "id is that of 2 files, ['1.jpg', 'other.jpg']" in coco.findings[0].text
 
 
 def test_broken_json_tells_the_position(tmp_path: Path):

@@ -17,7 +17,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from model.data.annotations import AnnotationError, CocoFile, read_coco
+from model.data.annotations import CocoFile, read_coco
+from model.data.coco_json import AnnotationError
 from model.scoring.backends import index_dataset
 
 SIZE = (32, 40)
