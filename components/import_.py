@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from components.cli import path_argument, user_errors
 from components.formats.options import ImportOptions, require_free
 from model.errors import UserError
+from model.files import real
 
 if TYPE_CHECKING:
     from components.formats.coco_folder import ImportReport
@@ -41,7 +42,7 @@ def run(kind: str, src: Path, dst: Path, options: ImportOptions | None = None) -
     if not src.is_dir():
         found = "is a file; unpack an archive first, and name its folder" if src.exists() else "does not exist"
         raise UserError(f"{src}: must be the folder of a data set, but {found}")
-    if dst.resolve().is_relative_to(src.resolve()):
+    if real(dst).is_relative_to(real(src)):
         raise UserError(f"{dst}: must lie outside of {src}, which stays as it is")
     require_free(dst)
     from components.formats import cvat, datumaro, labelme, png_masks, voc, yolo

@@ -124,6 +124,11 @@ def within(limit_s: float, path: Path, read: Callable[[], T]) -> T:
     return result.result()
 
 
+def real(path: Path) -> Path:
+    """The absolute path without links; of a link that leads to itself as far as it goes, while `resolve` raises."""
+    return Path(os.path.realpath(path))
+
+
 def make_folder(path: Path) -> None:
     """Make a folder, and those above it; the names of new ones outlast a power cut."""
     if not path.is_dir():

@@ -52,6 +52,7 @@ IDLE_CODE = {
         "runs/lock",
         "launch",
         "tracking/outbox",
+        "tracking/run_file",
         "tracking/registered",  # for models:/ alone
         "tracking/registry",
         "runs/recipes",

@@ -17,10 +17,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 
 from components.params import ConfigError, parse_config
-from model.data.annotations import AnnotationError, read_coco
+from model.data.annotations import read_coco
+from model.data.coco_json import AnnotationError
 from model.data.rle import rle_runs
 from model.data.transforms import UNREADABLE, read_image
 from model.weights.file import WeightsError, read_stored_weights
@@ -129,6 +130,8 @@ def test_images_of_any_content():
             ("PNG", "LA"),
         ),
         *(("WEBP", "RGB"), ("GIF", "P"), ("BMP", "RGB"), ("TIFF", "RGB"), ("TIFF", "F"), ("PPM", "L")),
+        *(("AVIF", "RGB") for _ in range(features.check("avif"))),
+        *(("DDS", "RGB"), ("BLP", "P"), ("JPEG2000", "RGB"), ("MPO", "RGB"), ("TGA", "RGB"), ("ICO", "RGB")),
     ):
         stream, exif = io.BytesIO(), Image.Exif()
         exif[0x0112] = 6

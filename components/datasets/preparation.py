@@ -17,7 +17,8 @@ from components.datasets.raw import AUGMENTED, PROBLEMS, REPORT, require_replace
 from components.datasets.report import SplitReport, draw_augmented, draw_report, split_report
 from components.datasets.whole_set import check_whole_set
 from model.config import AugmentConfig, DataConfig
-from model.data.annotations import AnnotationError, CocoFile, ImageRecord, read_coco
+from model.data.annotations import CocoFile, ImageRecord, read_coco
+from model.data.coco_json import AnnotationError
 from model.data.file_names import FileNames
 from model.data.findings import Fault, Finding, count_kinds, write_findings
 from model.data.index import CocoIndex, IndexedImage, images_location, write_index

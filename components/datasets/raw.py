@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from model.config import DataConfig
-from model.data.annotations import AnnotationError
+from model.data.coco_json import AnnotationError
 from model.data.layout import SPLITS, split_paths
 from model.data.other_formats import names_below
 

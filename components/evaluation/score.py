@@ -19,6 +19,7 @@ from model.scoring.coco import CocoEvaluation, evaluate_proposals, evaluate_resu
 from model.scoring.names import COCO_MAX_DETECTIONS
 
 _NOT_IN_METRIC_NAMES = r"[^\w\-. ]"
+_LONGEST_NAME = 200  # MLflow takes 250 characters of a whole name
 
 
 def evaluate_model(model: MaskRCNN, config: Config) -> CocoEvaluation:
@@ -82,13 +83,19 @@ def score_metrics(evaluation: CocoEvaluation) -> dict[str, float | None]:
 
 
 def class_metrics(evaluation: CocoEvaluation) -> dict[str, float | None]:
-    """AP of each class by MLflow name: `class_ap/segm/traffic light`, …; invalid characters become `_`."""
-    names = distinct([re.sub(_NOT_IN_METRIC_NAMES, "_", name) for name in evaluation.per_class], "{} {}")
+    """AP of each class by MLflow name: `class_ap/segm/traffic light`, …; what MLflow refuses becomes `_`, or is cut."""
+    names = distinct([_metric_name(name) for name in evaluation.per_class], "{} {}")
     return {
         f"class_ap/{iou_type}/{name}": ap
         for name, scores in zip(names, evaluation.per_class.values(), strict=True)
         for iou_type, ap in scores.items()
     }
+
+
+def _metric_name(name: str) -> str:
+    """Name of a class as the last part of a metric's name, which MLflow takes for a path."""
+    name = re.sub(_NOT_IN_METRIC_NAMES, "_", name)[:_LONGEST_NAME]
+    return name.replace(".", "_") if name in (".", "..") else name
 
 
 def analysis_metrics(analysis: dict[str, Any]) -> dict[str, float | None]:

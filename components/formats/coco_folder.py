@@ -27,6 +27,7 @@ from model.data.layout import SPLITS, Split
 from model.data.splitting import val_part
 from model.data.values import CONTROL, is_text
 from model.errors import UserError
+from model.files import real
 
 DEFAULT_FRACTION = 0.2
 _SHOWN = 10
@@ -64,9 +65,9 @@ def take_over(
     names = _class_names(source, src, findings)
     images = _once(sorted(source.images, key=lambda image: str(image.path)), findings)
     # An image may be in train and in val: what is wrong with it is reported once.
-    once = {image.path.resolve(): image for image in images}
+    once = {real(image.path): image for image in images}
     of_path = {path: list(annotations_of(image, options.boxes, findings)) for path, image in once.items()}
-    objects = {id(image): of_path[image.path.resolve()] for image in images}
+    objects = {id(image): of_path[real(image.path)] for image in images}
     _require_usable(findings, src, options)
     if not images:
         raise UserError(f"{src}: must have labelled images, has none{_reason(findings)}")
@@ -124,7 +125,7 @@ def _once(images: list[LabelledImage], findings: Findings) -> list[LabelledImage
     found: dict[Path, LabelledImage] = {}
     kept: dict[tuple[Path, Part], LabelledImage] = {}
     for image in images:
-        path = image.path.resolve()
+        path = real(image.path)
         first = found.setdefault(path, image)
         if first.source != image.source:
             text = f"it labels {image.path}, which {first.source} labels, too; an image must have one file of labels"
@@ -145,7 +146,7 @@ def _split(
         rule = "the split is that of the source"
     else:
         fraction = DEFAULT_FRACTION if options.val_fraction is None else options.val_fraction
-        usable = list({image.path.resolve(): image for image in usable}.values())  # one may be in train and in val
+        usable = list({real(image.path): image for image in usable}.values())  # one may be in train and in val
         val = val_part({*equal.values()}, fraction, options.seed, where=str(src))
         parts = {
             "train": [image for image in usable if equal[id(image)] not in val],
@@ -228,7 +229,7 @@ def _put(image: LabelledImage, target: Path, *, link: bool) -> None:
     if image.content is not None:
         target.write_bytes(image.content)
     elif link:
-        target.symlink_to(image.path.resolve())
+        target.symlink_to(real(image.path))
     else:
         shutil.copyfile(image.path, target)
 

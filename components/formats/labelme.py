@@ -31,6 +31,7 @@ from model.data.findings import Fault, Findings
 from model.data.transforms import UNREADABLE
 from model.data.values import Size, numbers, show, whole
 from model.errors import UserError
+from model.files import real
 
 _NOT_OBJECTS = ("point", "points", "line", "linestrip")
 _NOT_CLASSES = ("__ignore__", "_background_")  # names in labelme's labels.txt
@@ -58,9 +59,9 @@ def read(src: Path, findings: Findings) -> LabelledSet:
                     if shape := _shape(entry, size, findings):
                         shapes.append(shape)
             images.append(LabelledImage(image, size, part_of_path(path, src), shapes, path, content))
-    labelled = {image.path.resolve() for image in images}
+    labelled = {real(image.path) for image in images}
     for path in images_below(src):
-        if path.resolve() not in labelled:
+        if real(path) not in labelled:
             findings.where = str(path)
             findings.warn(
                 "image without a JSON file", "it is left out; an image without objects has one with no shapes"

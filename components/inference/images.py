@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from model.errors import UserError
+from model.files import real
 
 # Files used in folders.
 SUFFIXES = {
@@ -15,6 +16,7 @@ SUFFIXES = {
     *(".avif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
 }
 KINDS = ("crops", "masks")  # folders of numbered pictures beside a drawing: photo.jpg.crops
+_STEM_BYTES = 230  # the limit is 255, and the part file and folders of a drawing have longer names
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 
@@ -68,7 +70,7 @@ def find_images(inputs: Sequence[Path], output: Path) -> Inputs:
             raise UserError(
                 f"{path}: must be a file or a folder, but is a pipe or a device; write it into a file first"
             )
-        if path.resolve() == output.resolve():
+        if real(path) == real(output):
             raise UserError(f"--output {output}: drawings would replace the images; set another folder")
         inside = sorted(_images_below(path, output, result.passed_over))
         if not inside:
@@ -76,9 +78,7 @@ def find_images(inputs: Sequence[Path], output: Path) -> Inputs:
             raise UserError(f"{path}: must hold images ({' '.join(sorted(SUFFIXES))}), but has none{seen}")
         found += [(file, file.relative_to(path)) for file in inside]
     result.sources = [Source(path, drawing) for (path, _), drawing in zip(found, _drawings(found), strict=True)]
-    replaced = {path.resolve() for path, _ in found} & {
-        (output / source.drawing).resolve() for source in result.sources
-    }
+    replaced = {real(path) for path, _ in found} & {real(output / source.drawing) for source in result.sources}
     if replaced:
         raise UserError(f"--output {output}: drawings must not replace the images; set another folder")
     _require_own_folders(result.sources, output)
@@ -87,10 +87,10 @@ def find_images(inputs: Sequence[Path], output: Path) -> Inputs:
 
 def _require_own_folders(sources: Sequence[Source], output: Path) -> None:
     """Refuse images and drawings in folders that crops and masks of others go to."""
-    folders = {(output / f"{source.drawing}.{kind}").resolve() for source in sources for kind in KINDS}
+    folders = {real(output / f"{source.drawing}.{kind}") for source in sources for kind in KINDS}
     for source in sources:
         for path in (source.path, output / source.drawing):
-            if path.resolve().parent in folders:
+            if real(path).parent in folders:
                 raise UserError(
                     f"{path}: must not be where the crops or masks of another image go; leave it out, or set another "
                     "--output"
@@ -106,8 +106,8 @@ def _images_below(folder: Path, output: Path, passed_over: Counter[str]) -> Iter
     """Yield the images below a folder; each folder is searched once, also if links lead to it again."""
     searched: set[Path] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
-        here = Path(parent).resolve()
-        if here in searched or here == output.resolve():
+        here = real(Path(parent))
+        if here in searched or here == real(output):
             folders.clear()
             continue
         searched.add(here)
@@ -123,13 +123,21 @@ def _images_below(folder: Path, output: Path, passed_over: Counter[str]) -> Iter
 
 
 def _drawings(found: Sequence[tuple[Path, Path]]) -> Iterator[Path]:
-    """Unique name of each drawing."""
-    taken: set[Path] = set()
+    """Unique name of each drawing, which is not that of a folder with drawings either."""
+    taken = {folder for _, relative in found for folder in relative.parents}
     for _, relative in found:
         suffix = relative.suffix.lower() if relative.suffix.lower() in (".jpg", ".jpeg", ".png") else ".png"
-        name, number = relative.with_suffix(suffix), 1
+        stem, number = _cut(relative.stem, _STEM_BYTES), 1
+        name = relative.with_name(f"{stem}{suffix}")
         while name in taken:
             number += 1
-            name = relative.with_name(f"{relative.stem}_{number}{suffix}")
+            name = relative.with_name(f"{stem}_{number}{suffix}")
         taken.add(name)
         yield name
+
+
+def _cut(text: str, limit: int) -> str:
+    """The beginning of a name, at most `limit` bytes long."""
+    while len(os.fsencode(text)) > limit:
+        text = text[:-1]
+    return text

@@ -24,7 +24,7 @@ from components.runs.figures import number
 from components.runs.result import final_checkpoint, read_evaluation
 from components.studies.result import StabilityResult
 from components.studies.tables import summary_metrics
-from components.tracking.outbox import RUN_FILE, RunFile
+from components.tracking.run_file import RUN_FILE, RunFile
 from model.data.index import CocoIndex
 from model.engine.pointers import POINTERS, CheckpointError, find_checkpoint
 from model.scoring.names import IOU_TYPES, TITLES

@@ -25,7 +25,7 @@ from components.runs.result import Scores
 from components.studies.result import Study, read_study
 from components.studies.tables import markdown_note, markdown_scores
 from model.errors import UserError
-from model.files import read_json, write_atomically
+from model.files import read_json, real, write_atomically
 
 RESULTS = Path("docs/results")
 # The documents, relative to the repository's root, and the tables that each of them marks.
@@ -123,7 +123,7 @@ def record_of(run_dir: Path) -> Record:
         UserError: if the folder has neither.
     """
     stability = run_dir / "stability.json"
-    record: Record = {"name": run_dir.resolve().name}
+    record: Record = {"name": real(run_dir).name}
     if stability.is_file():
         record["stability"] = read_study(stability)
         return record

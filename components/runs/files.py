@@ -17,7 +17,7 @@ from components.runs.result import read_evaluation
 from components.runs.thresholds import ANALYSIS_FILE, read_analysis
 from model.data.index import CocoIndex
 from model.errors import UserError
-from model.files import read_json
+from model.files import read_json, real
 from model.scoring.names import TITLES
 
 _EVALUATED = ("checkpoint", "images", "detections", "data_hash")
@@ -165,7 +165,7 @@ def read_run(run_dir: Path) -> RunData:
     prepared = Path(str(config.get("data.prepared_dir", "")))
     split, index = _find_split(prepared, config, evaluation, missing)
     return RunData(
-        name=run_dir.resolve().name,
+        name=real(run_dir).name,
         run_dir=run_dir,
         config=config,
         journal=journal,

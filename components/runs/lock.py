@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from model.errors import UserError
-from model.files import free_name, make_folder
+from model.files import free_name, make_folder, real
 
 FILE_NAME = ".lock"
 _LEASE_S = 120.0  # NFS takes 90 s to give up the locks of a machine that is lost
@@ -97,7 +97,7 @@ def writing(run_dir: Path, stage: str) -> Iterator[None]:
     """
     from model.distributed import from_main, is_main  # torch, which a stage has loaded by then
 
-    folder = run_dir.resolve()
+    folder = real(run_dir)
     if folder in _held:
         yield
         return
@@ -125,7 +125,7 @@ def require_folder(run_dir: Path) -> None:
     Raises:
         UserError: if the run's folder was moved or removed while this process holds its lock.
     """
-    held = _held.get(run_dir.resolve())
+    held = _held.get(real(run_dir))
     if held is not None and not held.has_folder():
         raise UserError(
             f"{run_dir}: was moved or removed while `maskrcnn {held.stage}` ran, so its results were not written; put "
@@ -139,7 +139,7 @@ def move_aside(run_dir: Path) -> Path:
     Returns:
         Its new path.
     """
-    folder = run_dir.resolve()
+    folder = real(run_dir)
     named = folder if run_dir.is_symlink() else run_dir
     aside = free_name(named)
     named.rename(aside)

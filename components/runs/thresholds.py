@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 
 from components.runs.result import ResultError
 from model.config import EvaluateConfig
-from model.files import read_json
+from model.files import read_json, real
 
 ANALYSIS_FILE = "analysis.json"  # in a run's folder
 
@@ -152,13 +152,13 @@ def best_thresholds(checkpoint: Path, run_dir: Path | None = None) -> Thresholds
     Raises:
         ResultError: if it was not evaluated, or another checkpoint was after it, or there is no hit to choose by.
     """
-    folder = checkpoint.resolve().parent.parent if run_dir is None else run_dir
+    folder = real(checkpoint).parent.parent if run_dir is None else run_dir
     path = folder / ANALYSIS_FILE
     again = f"run `maskrcnn evaluate train.output_dir={folder} --checkpoint {checkpoint}`"
     if not path.is_file():
         raise ResultError(f"{path}: must have the best thresholds of {checkpoint}, but is not there; {again}")
     analysis = read_analysis(folder)
-    if (folder / analysis["checkpoint"]).resolve() != checkpoint.resolve():
+    if real(folder / analysis["checkpoint"]) != real(checkpoint):
         raise ResultError(f"{path}: must be of {checkpoint}, got the thresholds of {analysis['checkpoint']}; {again}")
     best = analysis.get("best")
     if best is None or best["all"]["threshold"] is None:
@@ -179,7 +179,7 @@ def find_thresholds(checkpoint: Path, run_dir: Path) -> Thresholds | None:
     best = analysis.get("best")
     if best is None or best["all"]["threshold"] is None:
         return None
-    return _thresholds(analysis) if (run_dir / analysis["checkpoint"]).resolve() == checkpoint.resolve() else None
+    return _thresholds(analysis) if real(run_dir / analysis["checkpoint"]) == real(checkpoint) else None
 
 
 def _thresholds(analysis: dict[str, Any]) -> Thresholds:

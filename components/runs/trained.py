@@ -11,6 +11,7 @@ from model.distributed import pick_device
 from model.engine.checkpoint import LoadedModel, load_model
 from model.engine.pointers import LAST
 from model.errors import UserError
+from model.files import real
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def load_trained(config: Config, checkpoint: str) -> Trained:
 
 def run_around(folder: Path, run_dir: Path) -> Path:
     """The run's folder that a folder lies in, to be locked: `run_dir`, or another that has checkpoints; else itself."""
-    folder, own = folder.resolve(), run_dir.resolve()
+    folder, own = real(folder), real(run_dir)
     around = (parent for parent in (folder, *folder.parents) if parent == own or (parent / LAST).is_file())
     return next(around, folder)
 

@@ -15,6 +15,7 @@ from filelock import FileLock
 from components.config import TrackingConfig
 from components.runs.experiment import in_working_tree
 from model.errors import UserError
+from model.files import real
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -165,7 +166,7 @@ def check_server(uri: str, least: int, purpose: str) -> None:
 def artifacts_beside(uri: str) -> str | None:
     """Folder `mlartifacts` beside a local database; None for a server, which has its own location."""
     path = uri.removeprefix(SQLITE)
-    return None if path == uri else (Path(path).resolve().parent / "mlartifacts").as_uri()
+    return None if path == uri else (real(Path(path)).parent / "mlartifacts").as_uri()
 
 
 def without_password(uri: str) -> str:

@@ -18,15 +18,12 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol
 
-from pydantic import BaseModel
-
 from components.runs.journal import Entry, Journal
 from components.tracking.reason import reason
+from components.tracking.run_file import RUNNING, Item, RunFile
 from model.errors import UserError
-from model.files import read_json, write_atomically
+from model.files import real, write_atomically
 
-RUN_FILE = "mlflow_run.json"
-RUNNING = "RUNNING"
 _SEND_EVERY_S = 1.0  # lines of this period are sent together
 _RETRY_AFTER_S = 5.0
 _LINES_A_CALL = 200  # progress is saved after this many lines
@@ -60,43 +57,11 @@ class Server(Protocol):
     def answers(self) -> bool:
         """True if the server can be reached and has the run."""
 
+    def lacks_run(self) -> bool:
+        """True if the server can be reached, but the run was deleted."""
+
     def refuses(self, error: Exception) -> bool:
         """True if an error means that retrying would not help."""
-
-
-class Item(BaseModel):
-    """Item for the server that is not a metric."""
-
-    kind: str
-    arguments: dict[str, Any]
-    tries: int = 0  # failed tries of an artifact
-
-
-class RunFile(BaseModel, extra="forbid"):
-    """`mlflow_run.json`."""
-
-    run_id: str = ""
-    earlier_ids: list[str] = []  # runs of this folder on other servers or in other experiments, latest first
-    uri: str = ""
-    experiment: str = ""
-    parent_id: str = ""  # run id of the parent
-    dvc_experiment: str = ""  # name of the DVC experiment that last wrote here
-    sent_lines: int = 0  # number of sent lines of log.jsonl
-    sent_system_lines: int = 0  # number of sent lines of system.jsonl
-    outages: int = 0  # number of times the server was unavailable
-    status: str = "FINISHED"  # status that the last stage ended with; RUNNING: one is running, or was killed
-    waiting: list[Item] = []  # oldest first
-
-    @staticmethod
-    def read(path: Path) -> "RunFile":
-        """Read a run's file; empty if there is none yet.
-
-        Raises:
-            UserError: if it is damaged.
-        """
-        if not path.is_file():
-            return RunFile()
-        return RunFile(**read_json(path, RunFile, "delete it to start a new MLflow run"))
 
 
 class Outbox:
@@ -108,6 +73,7 @@ class Outbox:
         self._server = server
         self._file = RunFile.read(path)
         self._file.uri = server.uri
+        self._delivered: list[Item] = []  # another run gets it, too, if this one is deleted
         self._unsent: dict[str, list[Entry]] = {}
         self._read_unsent()
         self._is_connected = self._is_away = False
@@ -132,6 +98,8 @@ class Outbox:
             self._contact.result()
         with self._state:
             self._file.status = RUNNING
+            if self._file.original_of(self._path.parent) is None:
+                self._file.folder = str(real(self._path.parent))
             self._save()
         self._uploader.start()
 
@@ -153,10 +121,21 @@ class Outbox:
         """Begin another run, which gets everything, if a DVC experiment goes on from a finished run of another one."""
         with self._state:
             if name != self._file.dvc_experiment and self._file.status == "FINISHED" and self._file.run_id:
-                self._file.run_id, self._file.earlier_ids = "", []
-                self._file.sent_lines = self._file.sent_system_lines = 0
-                self._read_unsent()
+                self.leave_run()
             self._file.dvc_experiment = name
+
+    def leave_run(self) -> None:
+        """Begin another run, which gets everything."""
+        with self._state:
+            self._file.run_id, self._file.earlier_ids = "", []
+            self._file.sent_lines = self._file.sent_system_lines = 0
+            self._read_unsent()
+
+    def leave_original(self) -> None:
+        """Begin another run, which gets everything, if this folder is a copy: the run is that of the original."""
+        if original := self._file.original_of(self._path.parent):
+            _log.warning("%s is a copy of %s; training gets an MLflow run of its own", self._path.parent, original)
+            self.leave_run()
 
     def belong_to(self, parent_id: str) -> None:
         """Set the parent of this run."""
@@ -220,7 +199,14 @@ class Outbox:
         self._answered_s = time.monotonic()
         try:
             self._connect()
-            self._send_all()
+            try:
+                self._send_all()
+            except Exception:  # any driver error
+                if not self._server.lacks_run():
+                    raise
+                self._is_connected = False
+                self._connect()
+                self._send_all()
             self._is_away = False
         except Exception as error:  # any driver error: training must survive its tracking server
             self._is_connected = False  # a replaced server may not have the run
@@ -248,6 +234,12 @@ class Outbox:
         with self._state:
             self._file.experiment = self._server.experiment
             if run_id != self._file.run_id:  # another run gets everything
+                if self._delivered:
+                    _log.warning(
+                        "MLflow at %s: the run %s was deleted; the run %s gets everything",
+                        *(self._file.uri, self._file.run_id, run_id),
+                    )
+                self._file.waiting[:0], self._delivered = self._delivered, []
                 self._file.run_id, self._file.sent_lines, self._file.sent_system_lines = run_id, 0, 0
                 self._file.earlier_ids = [known_id for known_id in known if known_id != run_id]
                 self._read_unsent()
@@ -271,12 +263,14 @@ class Outbox:
             try:
                 self._server.send(item.kind, item.arguments)
             except Exception as error:
-                if not self._server.refuses(error):
+                if self._server.lacks_run() or not self._server.refuses(error):
                     raise
                 # Dropped, so that it does not block later items.
                 _log.warning("MLflow refuses %s: %s", item.model_dump(), reason(error))
+                self._replace(item)
+            else:
+                self._note_delivery(item)
             self._answered_s = time.monotonic()
-            self._replace(item)
 
     def _deliver_artifacts(self) -> None:
         """Send artifacts one by one, until none is left at the end, or one fails there."""
@@ -304,11 +298,14 @@ class Outbox:
             self._server.send(item.kind, item.arguments)
         except Exception as error:  # any driver error
             return self._note_failure(item, error)
-        self._replace(item)
+        self._note_delivery(item)
         return True
 
     def _note_failure(self, item: Item, error: Exception) -> bool:
         """Count a failed try if the server itself answers; return True if the artifact is given up."""
+        if self._server.lacks_run():
+            self._is_connected = False
+            return False
         is_refused = self._server.refuses(error)
         if not is_refused and not self._server.answers():
             self._is_connected = False
@@ -335,6 +332,11 @@ class Outbox:
     def _first(self, *, is_artifact: bool) -> Item | None:
         with self._state:
             return next((item for item in self._file.waiting if (item.kind == "artifact") is is_artifact), None)
+
+    def _note_delivery(self, item: Item) -> None:
+        with self._state:
+            self._delivered.append(item)
+            self._replace(item)
 
     def _replace(self, item: Item, *others: Item) -> None:
         """Remove a pending item, and append others."""

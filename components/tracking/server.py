@@ -1,6 +1,7 @@
 """Server of an Outbox: one run on an MLflow server or database."""
 
 import json
+import logging
 import os
 from collections.abc import Callable
 from pathlib import PurePath
@@ -16,11 +17,13 @@ from components.tracking.client import (
     make_client,
     without_password,
 )
+from components.tracking.reason import reason
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Metric, Run
 
+_log = logging.getLogger(__name__)
 _METRICS_A_CALL = 1000  # MLflow's limits on log_batch
 _PARAMS_A_CALL = 100
 _TAG_LENGTH = 5000
@@ -109,6 +112,12 @@ class MlflowServer:
             return False
         return True
 
+    def lacks_run(self) -> bool:
+        try:
+            return self._find_run(self._run_id) is None
+        except Exception:  # any driver error
+            return False
+
     def refuses(self, error: Exception) -> bool:
         status = getattr(getattr(error, "response", None), "status_code", 0)  # answer to an upload
         return (
@@ -140,7 +149,20 @@ class MlflowServer:
             if value is not None
         ]
         for start in range(0, len(metrics), _METRICS_A_CALL):
-            self._client.log_batch(self._run_id, metrics=metrics[start : start + _METRICS_A_CALL])
+            self._send_batch(metrics[start : start + _METRICS_A_CALL])
+
+    def _send_batch(self, metrics: "list[Metric]") -> None:
+        """Send metrics in one call; if MLflow refuses some, all others, since one faulty name refuses the call."""
+        try:
+            self._client.log_batch(self._run_id, metrics=metrics)
+        except Exception as error:
+            if self.lacks_run() or not self.refuses(error):
+                raise
+            if len(metrics) == 1:
+                _log.warning("MLflow at %s refuses the metric %r: %s", self.uri, metrics[0].key, reason(error))
+                return
+            for half in (metrics[: len(metrics) // 2], metrics[len(metrics) // 2 :]):
+                self._send_batch(half)
 
     def _send_params(self, params: dict[str, str]) -> None:
         from mlflow.entities import Param

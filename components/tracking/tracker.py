@@ -7,8 +7,9 @@ A trained model has one MLflow run: its id is in `<run>/mlflow_run.json`, and ev
 same folder logs to it. `log.jsonl` is authoritative; a thread sends it, so no step waits for a server. Lines that
 MLflow has not received are sent when it is back, at the end, or by the next stage: an outage causes one warning and
 loses no metric, and the tag `tracking.outages` counts it. `MLFLOW_TRACKING_URI`, `MLFLOW_EXPERIMENT_NAME` or
-`MLFLOW_EXPERIMENT_ID`, and `MLFLOW_RUN_ID` have priority. A DVC experiment has a run of its own. A run whose folder is
-inside the folder of another run is its child, like the seeds of a stability study.
+`MLFLOW_EXPERIMENT_ID`, and `MLFLOW_RUN_ID` have priority. A DVC experiment has a run of its own, and so has the copy of
+a folder once it is trained. A run whose folder is inside the folder of another run is its child, like the seeds of a
+stability study.
 """
 
 import logging
@@ -23,9 +24,10 @@ from components.runs.environment import run_tags
 from components.runs.journal import Journal, read_journal
 from components.tracking.client import TrackingError, experiment_name, tracking_uri
 from components.tracking.monitor import SystemMonitor
-from components.tracking.outbox import RUN_FILE, RUNNING, Outbox, RunFile
+from components.tracking.outbox import Outbox
+from components.tracking.run_file import RUN_FILE, RUNNING, RunFile
 from components.tracking.server import MlflowServer
-from model.files import write_atomically
+from model.files import real, write_atomically
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +77,8 @@ def open_tracker(
             the environment names no run or experiment, or two that contradict each other.
     """
     journal = Journal(run_dir / "log.jsonl")
-    tracker = _open_outbox(config, journal, {**run_tags(), **(tags or {})}) if config.tracking.enabled else None
+    is_on, origin = config.tracking.enabled, {**run_tags(), **(tags or {})}
+    tracker = _open_outbox(config, journal, origin, trains=bool(data_hash)) if is_on else None
     if tracker and data_hash:
         tracker.log_dataset(config.data.source, data_hash, config.data.prepared_dir)
     status = "FAILED"
@@ -152,14 +155,16 @@ def complete_records(run_dir: Path) -> list[Path]:
     return list(empty)
 
 
-def _open_outbox(config: Config, journal: Journal, tags: Mapping[str, str]) -> "MlflowTracker":
+def _open_outbox(config: Config, journal: Journal, tags: Mapping[str, str], *, trains: bool = False) -> "MlflowTracker":
     tracking, run_dir = config.tracking, journal.path.parent
-    run_name = tracking.run_name or run_dir.resolve().name
+    run_name = tracking.run_name or real(run_dir).name
     server = MlflowServer(tracking_uri(tracking), experiment_name(tracking), run_name)
     system = Journal(run_dir / "system.jsonl")
     outbox = Outbox(journal, system, run_dir / RUN_FILE, server)
     if experiment := os.environ.get("DVC_EXP_NAME"):
         outbox.enter_experiment(experiment)
+    elif trains:
+        outbox.leave_original()
     parent = RunFile.read(run_dir.parent / RUN_FILE)
     if parent.run_id:
         outbox.belong_to(parent.run_id)
@@ -210,7 +215,7 @@ class MlflowTracker:
         self._outbox.log(step, metrics)
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
-        self._outbox.post("artifact", path=str(path.resolve()), folder=folder)
+        self._outbox.post("artifact", path=str(real(path)), folder=folder)
 
     def log_dataset(self, name: str, digest: str, path: Path, *, context: str = "training") -> None:
         self._outbox.post("dataset", name=name, digest=digest, path=str(path), context=context)

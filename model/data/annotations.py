@@ -4,7 +4,6 @@ A file that is not COCO JSON is an error. Whatever is wrong with a record is a `
 counts. Boxes leave here as (x1, y1, x2, y2) in pixels, clipped to the frame; polygons as [V, 2] float32, not clipped.
 """
 
-import json
 import re
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
@@ -15,17 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.data.bbox import SLACK_PX, Box, clip_bbox, read_bbox
+from model.data.coco_json import AnnotationError, read_tree
 from model.data.findings import Fault, Finding, Findings
-from model.data.other_formats import name_of_text, name_of_tree
 from model.data.segmentation import Mask, read_mask
 from model.data.values import CONTROL, MAX_PIXELS, MAX_PX, Size, distinct, integer, is_text, show, whole
-from model.errors import UserError
 
+_AREA_FACTOR, _FEW_PX2 = 3, 16  # an area further from that of its object, beyond a few pixels, is a warning
 _MANY_BEYOND = 0.2  # share of boxes; in a sound data set a few extend beyond the frame
-
-
-class AnnotationError(UserError):
-    """The data set cannot be used as it is; the message names the faulty records."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +90,11 @@ def read_coco(
     Raises:
         AnnotationError: if the file is missing, not JSON, or not in COCO's instances format.
     """
-    tree = _read_json(path)
     findings = Findings(repairs)
+    tree = read_tree(path, findings)
     coco = CocoFile(path, _categories(tree["categories"], path, findings), {}, {}, {}, findings.all)
     records: dict[int, ImageRecord] = {}
+    files = _files_of_ids(tree["images"])
     names: dict[str, int] = {}  # file name → id
     # Ids of images that cannot be used, None if one has no id; faults of their annotations are of no interest.
     refused: set[str | float | None] = set()
@@ -108,7 +104,7 @@ def read_coco(
             raw_id = raw_id if isinstance(raw_id, str | int | float) else None
             if raw_id not in records:
                 refused.add(raw_id)
-            record = _image_record(entry, records, findings, size_of)
+            record = _image_record(entry, records, files, findings, size_of)
             records[record.id] = record
             refused -= {raw_id, record.id}
             if (first := names.setdefault(record.file_name, record.id)) != record.id:
@@ -129,41 +125,6 @@ def read_coco(
         for number, entry in enumerate((entry for of_image in coco.raw.values() for entry in of_image), 1):
             entry["id"] = number
     return coco
-
-
-def require_annotations(path: Path) -> None:
-    """Refuse the path of an annotation file that does not exist.
-
-    Raises:
-        AnnotationError: if there is no such file.
-    """
-    if not path.is_file():
-        raise AnnotationError(
-            f"{path}: no such annotation file; set data.train_annotations and data.val_annotations, relative to "
-            "data.raw_dir"
-        )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    require_annotations(path)
-    try:
-        tree = json.loads(path.read_bytes())  # UTF-8, -16 or -32, with a byte order mark or without
-    except json.JSONDecodeError as error:
-        if name := name_of_text(error.doc):
-            raise AnnotationError(f"{path}: must be COCO JSON, but is {name}") from error
-        raise AnnotationError(
-            f"{path}: line {error.lineno}, column {error.colno} (byte {error.pos}): not JSON: {error.msg}"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise AnnotationError(f"{path}: byte {error.start}: not UTF-8 text") from error
-    except (ValueError, RecursionError) as error:
-        raise AnnotationError(f"{path}: not COCO's JSON: {error}") from error
-    if name := name_of_tree(tree):
-        raise AnnotationError(f"{path}: must be in COCO's instances format, but is {name}")
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(tree, dict) or not isinstance(tree.get(key), list):
-            raise AnnotationError(f"{path}: must be in COCO's instances format: an object with a list under {key!r}")
-    return tree
 
 
 def _categories(entries: list[Any], path: Path, findings: Findings) -> dict[int, str]:
@@ -205,12 +166,37 @@ def _category(entry: Any, findings: Findings) -> tuple[int, str]:
     return integer(entry.get("id"), "id", "bad category", findings), name
 
 
+def _files_of_ids(entries: list[Any]) -> dict[int, list[str]]:
+    """File names by image id, each once."""
+    files: dict[int, list[str]] = {}
+    for entry in entries:
+        image_id = _number(entry.get("id")) if isinstance(entry, dict) else None
+        if image_id is not None and (name := str(entry.get("file_name"))) not in files.setdefault(image_id, []):
+            files[image_id].append(name)
+    return files
+
+
+def _number(value: Any) -> int | None:
+    """An id as `integer` reads it, with repairs."""
+    try:
+        return integer(value, "id", "", Findings(repairs=True))
+    except Fault:
+        return None
+
+
 def _image_record(
-    entry: Any, known: Container[int], findings: Findings, size_of: Callable[[str], Size | None]
+    entry: Any,
+    known: Container[int],
+    files: dict[int, list[str]],
+    findings: Findings,
+    size_of: Callable[[str], Size | None],
 ) -> ImageRecord:
     if not isinstance(entry, dict):
         raise Fault("no object", f"an image must be an object, got {show(entry)}")
     image_id = integer(entry.get("id"), "id", "no id", findings)
+    if len(files[image_id]) > 1:
+        text = f"id is that of {len(files[image_id])} files, {show(files[image_id])}, so whose its annotations are"
+        raise Fault("duplicate image id", f"{text} is unknown; ids must be unique")
     if image_id in known:
         raise Fault("duplicate image id", "id occurs twice; ids must be unique")
     file_name = entry.get("file_name")
@@ -333,12 +319,15 @@ def _guess_corners(coco: CocoFile, findings: Findings) -> None:
 
 def _area(area: Any, mask: Mask | None, bbox: list[float], findings: Findings) -> float:
     """The area as given; where it is missing or impossible, that of the mask or else of the box."""
-    if isinstance(area, int | float) and not isinstance(area, bool) and 0 < area <= MAX_PX**2:  # NaN is not
-        return area
     computed = mask.area if mask else bbox[2] * bbox[3]
-    if area is not None:
-        findings.repaired("bad area", f"area must be a finite number > 0, got {show(area)}; it is {computed}")
-    return computed
+    if not isinstance(area, int | float) or isinstance(area, bool) or not 0 < area <= MAX_PX**2:  # NaN is not
+        if area is not None:
+            findings.repaired("bad area", f"area must be a finite number > 0, got {show(area)}; it is {computed}")
+        return computed
+    least, most = mask.area if mask else 0, max(computed, bbox[2] * bbox[3])  # many tools give that of the box
+    if not (least - _FEW_PX2) / _AREA_FACTOR <= area <= most * _AREA_FACTOR + _FEW_PX2:
+        findings.warn("area not of its object", f"area is {show(area)}, the {'mask' if mask else 'box'} has {computed}")
+    return area
 
 
 def _crowd(value: Any, findings: Findings) -> int:

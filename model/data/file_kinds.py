@@ -1,16 +1,17 @@
-"""Kinds of files that cannot be decoded as images: what a file is, and what to do about it."""
+"""Kinds of files that are not what they should be, an image or JSON: what a file is, and what to do about it."""
 
 from pathlib import Path
 
-from PIL import UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
 _HEAD_BYTES = 4096
+_BEFORE_TEXT = b"\xef\xbb\xbf \t\r\n"  # a byte order mark, and blanks
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _TO_JPEG = "convert it to JPEG or PNG, for instance with ImageMagick"
 # First bytes, what such a file is, and what to do. Pillow reads the formats with an empty remedy: the file is damaged.
 _MAGIC: tuple[tuple[bytes, str, str], ...] = (
-    (b"version https://git-lfs", "a Git LFS pointer instead of the image", "`git lfs pull` fetches the image"),
-    (b"/annex/objects/", "a git-annex pointer instead of the image", "`git annex get` fetches the image"),
+    (b"version https://git-lfs", "a Git LFS pointer instead of the file", "`git lfs pull` fetches the file"),
+    (b"/annex/objects/", "a git-annex pointer instead of the file", "`git annex get` fetches the file"),
     (b"\xff\xd8\xff", "a JPEG file", ""),
     (b"\x89PNG", "a PNG file", ""),
     (b"GIF8", "a GIF file", ""),
@@ -40,10 +41,11 @@ def why_unreadable(content: bytes, error: Exception) -> str:
         content: the file, or at least its first 4 KiB.
         error: Pillow's.
     """
-    if not content:
-        return "it is empty (0 bytes); copy or download it again"
-    if not content.strip(b"\0"):
-        return f"its {len(content)} bytes are all zero, as after an interrupted copy; copy or download it again"
+    if reason := _why_void(content):
+        return reason
+    if isinstance(error, Image.DecompressionBombError):
+        sizes = str(error).partition(", could")[0]
+        return f"it is too large: {sizes}; cut it into tiles or shrink it (in a data set, its annotations likewise)"
     kind, remedy = _kind(content)
     if kind and remedy:
         return f"it is {kind}; {remedy}"
@@ -51,6 +53,24 @@ def why_unreadable(content: bytes, error: Exception) -> str:
         reason = "" if isinstance(error, UnidentifiedImageError) else f": {error}"  # an error without a reason
         return f"it is {kind}, but damaged{reason}; copy or download it again"
     return f"it is no image that Pillow knows (it starts with {content[:16]!r}); convert it to JPEG or PNG"
+
+
+def why_no_json(content: bytes) -> str:
+    """Say what a file is in place of JSON, and what to do; empty if it is another text, or unknown."""
+    if reason := _why_void(content):
+        return reason
+    if content.lstrip(_BEFORE_TEXT)[:1] in (b"{", b"["):
+        return ""  # JSON with a fault
+    kind, remedy = _kind(content)
+    return f"it is {kind}{remedy and f'; {remedy}'}" if kind else ""
+
+
+def _why_void(content: bytes) -> str:
+    if not content:
+        return "it is empty (0 bytes); copy or download it again"
+    if not content.strip(b"\0"):
+        return f"its {len(content)} bytes are all zero, as after an interrupted copy; copy or download it again"
+    return ""
 
 
 def why_path_unreadable(path: Path, error: Exception) -> str:
@@ -76,22 +96,24 @@ def _kind(content: bytes) -> tuple[str, str]:
     for magic, kind, remedy in _MAGIC:
         if content.startswith(magic):
             return kind, remedy
-    return _kind_of_text(content.lstrip(b"\xef\xbb\xbf \t\r\n")[:512].lower())
+    return _kind_of_text(content.lstrip(_BEFORE_TEXT)[:512].lower())
 
 
 def _kind_of_container(brand: bytes) -> tuple[str, str]:
     if brand in _HEIF_BRANDS:
         return "a HEIC file, as iPhones write", _TO_JPEG
     if brand in (b"avif", b"avis"):
+        if features.check("avif"):
+            return "an AVIF file", ""
         return "an AVIF file, which this Pillow does not decode", f"update Pillow, or {_TO_JPEG}"
     return "a video", "ffmpeg -i VIDEO frames/%05d.jpg extracts its frames"
 
 
 def _kind_of_text(head: bytes) -> tuple[str, str]:
     if head.startswith((b"<!doctype html", b"<html", b"<head")):
-        return "an HTML page, probably a web server's error or login page", "download the image again"
+        return "an HTML page, probably a web server's error or login page", "download it again"
     if head.startswith((b"<svg", b"<?xml")) and b"<svg" in head:
         return "an SVG drawing", "render it as PNG"
     if head.startswith((b"{", b"[", b"<?xml", b"<error")):
-        return "a text file (JSON or XML), probably a web server's error", "download the image again"
+        return "a text file (JSON or XML), probably a web server's error", "download it again"
     return "", ""

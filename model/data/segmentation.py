@@ -5,6 +5,7 @@ all memory. Therefore coordinates and the length of outlines have limits.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +42,7 @@ def read_mask(segmentation: Any, size: Size, findings: Findings, *, outline: boo
     Raises:
         Fault: if it cannot be used.
     """
-    segmentation = _from_text(segmentation, findings)
+    segmentation = _unwrapped(_from_text(segmentation, findings), findings)
     if isinstance(segmentation, dict):
         return _rle_mask(segmentation, size, findings, outline=outline)
     if not isinstance(segmentation, list) or not segmentation:
@@ -76,6 +77,27 @@ def _from_text(segmentation: Any, findings: Findings) -> Any:
         return segmentation
     findings.repairable("segmentation as text", f"segmentation must be a list or an object, got {show(segmentation)}")
     return value
+
+
+def _unwrapped(segmentation: Any, findings: Findings) -> Any:
+    """A segmentation without lists around it, or around a part, that hold nothing else.
+
+    A list of several lists is left: the others may be parts, or holes as in GeoJSON.
+    """
+    if not isinstance(segmentation, list):
+        return segmentation
+    parts = [_innermost(part) for part in segmentation]
+    found = parts[0] if len(parts) == 1 and isinstance(parts[0], dict) and "counts" in parts[0] else parts
+    if found != segmentation:
+        must = "an RLE must not be in a list" if isinstance(found, dict) else "a polygon must be in one list alone"
+        findings.repairable("too many lists", f"{must}, got {show(segmentation)}")
+    return found
+
+
+def _innermost(part: Any) -> Any:
+    while isinstance(part, list) and len(part) == 1 and isinstance(part[0], list):
+        part = part[0]
+    return part
 
 
 def _from_points(part: Any) -> list[float] | None:
@@ -122,6 +144,7 @@ def _parts(segmentation: list[Any], findings: Findings) -> tuple[list[list[float
 
 def _rle_mask(rle: dict[str, Any], size: Size, findings: Findings, *, outline: bool) -> Mask:
     given, counts = (from_text(rle.get(key), f"RLE {key}", findings) for key in ("size", "counts"))
+    counts = _from_bytes(counts, findings)
     if given != list(size):
         raise Fault("bad RLE", f"RLE size must be the image's {list(size)}, got {show(given)}")
     if not isinstance(counts, (str, list)):
@@ -141,6 +164,14 @@ def _rle_mask(rle: dict[str, Any], size: Size, findings: Findings, *, outline: b
         raise Fault("empty mask", f"RLE covers no pixel of the image of {size[0]} × {size[1]} (height × width)")
     polygons = mask_to_polygons(runs_to_mask(runs, size)) if outline else []
     return Mask(clean, polygons, area, _extent(packed))
+
+
+def _from_bytes(counts: Any, findings: Findings) -> Any:
+    """The text that Python's str() has made `b'…'` of, as it does of pycocotools' counts."""
+    if not isinstance(counts, str) or not re.fullmatch(r"b'[0-o]*'", counts):
+        return counts
+    findings.repairable("RLE as Python's bytes", f"RLE counts must be the text alone, got {show(counts)}")
+    return counts[2:-1].replace("\\\\", "\\")
 
 
 def _extent(packed: Any) -> tuple[float, float, float, float]:

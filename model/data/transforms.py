@@ -4,6 +4,7 @@ Images are [h, w, 3] uint8 RGB; boxes [n, 4] float32 (x1, y1, x2, y2); outlines 
 (height, width). Training, evaluation and prediction all decode and resize here, so they see the same pixels.
 """
 
+import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from io import BytesIO
@@ -23,7 +24,11 @@ Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Size = tuple[int, int]
 
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # raised by Pillow on damaged images
+# Raised by Pillow, and its decoders, on damaged images.
+UNREADABLE = (
+    *(OSError, ValueError, SyntaxError, RuntimeError, EOFError, LookupError, struct.error),
+    Image.DecompressionBombError,
+)
 _UPRIGHT = 1
 
 
@@ -77,6 +82,8 @@ def to_rgb(image: Image.Image, pixel_range: Sequence[float] = ()) -> Pixels:
     elif image.mode.startswith("I"):  # Pillow's conversion would clip it at 255
         gray = np.clip(np.asarray(image), 0, 65535) >> 8
     else:
+        if isinstance(image.info.get("transparency"), bytes):  # a palette: Pillow warns that it is lost
+            image = image.convert("RGBA")
         return np.array(image.convert("RGB"))
     return np.repeat(gray.astype(np.uint8)[..., None], 3, axis=2)
 

@@ -127,6 +127,17 @@ def test_a_name_that_is_not_utf_8_loses_nothing(config: Config, folder: Path, tm
     assert len(result.images) == 2
 
 
+def test_a_name_of_the_greatest_length_is_predicted(config: Config, photo: Path, tmp_path: Path) -> None:
+    name = "x" * 251 + ".jpg"
+    shutil.copy(photo, tmp_path / name)
+    settings = config.predict.model_copy(update={"crop": True, "masks": "png"})
+    result = predict.run(config.model_copy(update={"predict": settings}), [tmp_path / name], output=tmp_path / "out")
+    (entry,) = result.images
+    assert Path(entry["file"]).name == name
+    assert (tmp_path / "out" / entry["drawing"]).is_file()
+    assert (tmp_path / "out" / entry["detections"][0]["crop"]).is_file()
+
+
 def test_an_error_keeps_the_predictions_before_it(config: Config, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "wide.jpg").mkdir(parents=True)  # where the second drawing must go
     one = config.model_copy(update={"predict": config.predict.model_copy(update={"batch_size": 1})})

@@ -19,7 +19,8 @@ from components.config import Config
 from components.datasets.report import split_report
 from components.prepare import PrepareResult, _summary, main, run
 from model.config import AugmentConfig, DataConfig, ShapesConfig
-from model.data.annotations import AnnotationError, CocoFile
+from model.data.annotations import CocoFile
+from model.data.coco_json import AnnotationError
 from model.data.dataset import CocoDataset, read_indexed
 from model.data.findings import Finding
 from model.data.index import CocoIndex

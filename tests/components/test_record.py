@@ -11,7 +11,7 @@ import pytest
 from components import record
 from components.config import Config, TrackingConfig
 from components.runs.journal import Journal
-from components.tracking.outbox import RunFile
+from components.tracking.run_file import RunFile
 from components.tracking.tracker import Tracker, open_tracker
 from model.config import TrainConfig
 from model.errors import UserError

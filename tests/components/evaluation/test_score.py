@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from mlflow.utils.validation import _validate_metric_name
+
 from components import evaluate
 from components.config import Config
 from components.evaluation.detect import Results
@@ -42,3 +44,12 @@ def test_classes_that_differ_in_a_sign_keep_metrics_of_their_own() -> None:
         "class_ap/bbox/bolt _m4_ 2": 0.2,
         "class_ap/bbox/bolt": 0.3,
     }
+
+
+def test_classes_of_any_name_have_metrics_that_mlflow_takes() -> None:
+    names = [".", "..", "...", "a/b", "/", " ", "猫", "\n", "x" * 300, "x" * 300 + "y", "_", "a:b"]
+    metrics = class_metrics(CocoEvaluation({}, {name: {"segm": 0.5} for name in names}, {}, 1, 1))
+    assert len(metrics) == len(names)
+    for name in metrics:
+        _validate_metric_name(name)
+        assert len(name) <= 250

@@ -54,3 +54,28 @@ def test_urls_and_folders_without_images_say_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "films" / "a.mp4").touch()
     with pytest.raises(UserError, match=r"films: must hold images .*, but has none, only 1 × \.mp4"):
         find_images([tmp_path / "films"], tmp_path / "out")
+
+
+def test_names_of_the_greatest_length_get_shorter_drawings_of_their_own(tmp_path: Path) -> None:
+    names = ["x" * 251 + ".jpg", "x" * 250 + "y.jpg", "猫" * 83 + ".tif"]
+    for name in names:
+        (tmp_path / name).touch()
+    drawings = [source.drawing.name for source in find_images([tmp_path], tmp_path / "out").sources]
+    assert sorted(drawings) == sorted(["x" * 230 + ".jpg", "x" * 230 + "_2.jpg", "猫" * 76 + ".png"])
+
+
+def test_a_drawing_is_not_named_like_a_folder_of_drawings(tmp_path: Path) -> None:
+    (tmp_path / "a.png").mkdir()
+    for name in ("a.tif", "a.png/b.jpg"):
+        (tmp_path / name).touch()
+    drawings = [source.drawing.as_posix() for source in find_images([tmp_path], tmp_path / "out").sources]
+    assert drawings == ["a.png/b.jpg", "a_2.png"]
+
+
+def test_a_link_that_leads_to_itself_is_one_unreadable_image(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "b.jpg").symlink_to("b.jpg")
+    assert [source.path.name for source in find_images([tmp_path], tmp_path / "out").sources] == ["a.jpg", "b.jpg"]
+    (tmp_path / "loop").symlink_to("loop")
+    for output in (tmp_path / "loop", tmp_path / "loop" / "out"):
+        assert len(find_images([tmp_path], output).sources) == 2

@@ -109,6 +109,13 @@ def test_a_run_that_is_linked_to_is_moved_aside_on_its_own_disk_and_the_link_sta
     assert sorted(path.name for path in (tmp_path / "large").iterdir()) == ["run", "run.old-1", "run.old-2"]
 
 
+def test_a_run_folder_that_links_to_itself_is_an_error_of_the_system(tmp_path: Path):
+    (tmp_path / "loop").symlink_to("loop")
+    for run_dir in (tmp_path / "loop", tmp_path / "loop" / "run"):
+        with pytest.raises(OSError, match="loop"), writing(run_dir, "train"):
+            pass
+
+
 def test_results_are_not_written_into_a_folder_in_place_of_the_run(trained_run: Config, tmp_path: Path):
     run_dir, away = tmp_path / "run", tmp_path / "away"
     shutil.copytree(trained_run.train.output_dir, run_dir)

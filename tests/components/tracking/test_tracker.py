@@ -5,7 +5,8 @@ import json
 import shutil
 import socket
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -50,6 +51,13 @@ def config_for(uri: str, **tracking: object) -> Config:
 
 def run_of(run_dir: Path, uri: str) -> Run:
     return MlflowClient(tracking_uri=uri).get_run(json.loads((run_dir / "mlflow_run.json").read_text())["run_id"])
+
+
+def until(is_so: Callable[[], object]) -> None:
+    end = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def history(run: Run, uri: str, name: str) -> list[tuple[int, float]]:
@@ -309,6 +317,28 @@ def test_run_that_was_moved_aside_is_named_like_its_folder(tmp_path: Path, datab
     assert names == {"run": "run", "run.old-1": "run.old-1", "run.old-2": "run.old-2"}
 
 
+def test_copy_of_a_folder_has_a_run_of_its_own_once_it_is_trained(tmp_path: Path, database: str) -> None:
+    def stage(run_dir: Path, step: int, data_hash: str = "") -> str:
+        with open_tracker(config_for(database), run_dir=run_dir, data_hash=data_hash) as tracker:
+            tracker.log_metrics({"loss/mask": step / 10}, step)
+        return run_of(run_dir, database).info.run_id
+
+    original, moved, copy = tmp_path / "a", tmp_path / "b", tmp_path / "c"
+    run_id = stage(original, 1, "ab")
+    original.rename(moved)
+    assert stage(moved, 2, "ab") == run_id
+    shutil.copytree(moved, copy)
+    assert stage(copy, 2) == run_id, "an evaluation is of the same model"
+    own = stage(copy, 3, "ab")
+    assert own != run_id
+    assert stage(copy, 4, "ab") == own
+    (tmp_path / "link").symlink_to(moved)
+    assert stage(tmp_path / "link", 5, "ab") == run_id
+    run = run_of(copy, database)
+    assert (run.info.run_name, len(history(run, database, "loss/mask"))) == ("c", 5)
+    assert [step for step, _ in history(run_of(moved, database), database, "loss/mask")] == [1, 2, 2, 5]
+
+
 def test_lock_is_beside_a_local_database_only(tmp_path: Path) -> None:
     with locked(f"sqlite:///{tmp_path}/new/mlflow.db"), pytest.raises(Timeout):
         FileLock(tmp_path / "new" / "mlflow.db.lock", timeout=0).acquire()
@@ -345,6 +375,51 @@ def test_deleted_run_is_replaced_by_one_that_receives_everything(tmp_path: Path,
     run = run_of(run_dir, database)
     assert run.info.run_id != deleted
     assert history(run, database, "loss/mask") == [(1, 0.5), (2, 0.4)]
+
+
+@pytest.mark.parametrize("last", ["line", "artifact", "nothing"])
+def test_run_that_is_deleted_during_a_stage_is_replaced_by_one_that_receives_everything(
+    tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, last: str
+) -> None:
+    monkeypatch.setattr(outbox, "_SEND_EVERY_S", 0.02)
+    run_dir, note, client = tmp_path / "run", tmp_path / "note.txt", MlflowClient(tracking_uri=database)
+    note.write_text("hello")
+    with open_tracker(config_for(database), run_dir=run_dir, data_hash="ab" * 32) as tracker:
+        tracker.log_metrics({"loss/mask": 0.5}, step=1)
+        tracker.log_artifact(note)
+        deleted = run_of(run_dir, database).info.run_id
+        until(
+            lambda: (
+                client.list_artifacts(deleted) and not json.loads((run_dir / "mlflow_run.json").read_text())["waiting"]
+            )
+        )
+        client.delete_run(deleted)
+        if last == "line":
+            tracker.log_metrics({"loss/mask": 0.4}, step=2)
+        elif last == "artifact":
+            tracker.log_artifact(note, "late")
+    run = run_of(run_dir, database)
+    assert run.info.run_id != deleted
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics == {"loss/mask": 0.4 if last == "line" else 0.5}
+    assert run.data.params["train.base_lr"] == "0.02"
+    assert run.data.tags["version.torch"]
+    assert len(run.inputs.dataset_inputs) == 1
+    files = [file.path for file in client.list_artifacts(run.info.run_id)]
+    assert files == ["late", "note.txt"] if last == "artifact" else ["note.txt"]
+    assert "unavailable" not in caplog.text
+    assert f"the run {deleted} was deleted; the run {run.info.run_id} gets everything" in caplog.text
+
+
+def test_a_metric_that_mlflow_refuses_holds_up_no_other(
+    tmp_path: Path, database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with open_tracker(config_for(database), run_dir=tmp_path / "run") as tracker:
+        tracker.log_metrics({"loss/mask": 0.5, "class_ap/.": 0.1, "loss/box": 0.25}, step=1)
+    run = run_of(tmp_path / "run", database)
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"loss/mask": 0.5, "loss/box": 0.25})
+    assert "refuses the metric 'class_ap/.'" in caplog.text
+    assert "unavailable" not in caplog.text
 
 
 def test_changed_parameter_becomes_a_tag(tmp_path: Path, database: str) -> None:

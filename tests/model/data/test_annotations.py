@@ -10,7 +10,8 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from model.data.annotations import AnnotationError, CocoFile, read_coco
+from model.data.annotations import CocoFile, read_coco
+from model.data.coco_json import AnnotationError
 
 TRIANGLE = [[1, 1, 7, 1, 7, 7]]
 
@@ -197,6 +198,15 @@ def test_a_faulty_image_is_a_problem(tmp_path: Path, changes: dict[str, Any], ki
     assert list(coco.images) == [1]
 
 
+def test_an_id_of_two_files_takes_no_annotations_to_either(tmp_path: Path):
+    images = [image(), image(id=2), image(file_name="other.jpg"), image(id=2)]
+    annotations = [annotation(), annotation(id=6, image_id=2)]
+    coco = read(tmp_path, tree(images, annotations))
+    assert (list(coco.images), coco.num_instances) == ([2], 1)
+    assert [(one.kind, one.severity) for one in coco.findings] == [("duplicate image id", "error")] * 3
+    assert "id is that of 2 files, ['1.jpg', 'other.jpg']" in coco.findings[0].text
+
+
 def test_broken_json_tells_the_position(tmp_path: Path):
     with pytest.raises(AnnotationError, match=r"instances.json: line 2, column 13 \(byte 14\): not JSON"):
         read(tmp_path, '{\n "images": [}')
@@ -228,3 +238,43 @@ def test_a_file_that_is_no_text_is_an_error(tmp_path: Path):
     (tmp_path / "a.json").write_bytes(b'{"images": "\xff"}')
     with pytest.raises(AnnotationError, match="byte 12: not UTF-8"):
         read_coco(tmp_path / "a.json")
+
+
+NO_JSON = {  # content of the annotation file: what the error says
+    b"": r"it is empty \(0 bytes\)",
+    bytes(50): "its 50 bytes are all zero",
+    b"\x1f\x8b\x08\0\0": "it is a gzip archive; unpack it",
+    b"PK\x03\x04zip": "it is a zip archive; unpack it",
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n": "a Git LFS pointer .*; `git lfs pull`",
+    b"\n<!DOCTYPE html><html>404</html>": "an HTML page, .*; download it again",
+    b"\xff\xd8\xff\xe0JFIF": "it is a JPEG file$",
+    json.dumps(tree()).encode()[:-40]: "the file ends before its JSON does",
+    b'{"images": [}': r"line 1, column 13 \(byte 12\): not JSON: Expecting value$",
+    '{"name": "K\u00e4fer"}'.encode("latin-1"): "byte 11: not UTF-8 text; save it as UTF-8",
+}
+
+
+@pytest.mark.parametrize("content", NO_JSON)
+def test_an_annotation_file_that_is_no_json_is_called_what_it_is(tmp_path: Path, content: bytes):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(AnnotationError, match=f"a.json: .*{NO_JSON[content]}"):
+        read_coco(tmp_path / "a.json")
+
+
+def test_a_key_that_occurs_twice_with_different_values_is_told(tmp_path: Path):
+    text = json.dumps(tree())
+    coco = read(tmp_path, text.replace('"iscrowd": 0', '"bbox": [1, 1, 6, 6.5], "iscrowd": 0, "iscrowd": 0'))
+    (finding,) = coco.findings
+    assert (finding.kind, finding.severity, coco.raw[1][0]["bbox"]) == ("key twice", "warning", [1, 1, 6, 6.5])
+    assert "'bbox' occurs twice in one object" in finding.text
+    with pytest.raises(AnnotationError, match="'annotations' occurs twice, with different lists; join them"):
+        read(tmp_path, text[:-1] + ', "annotations": []}')
+
+
+def test_an_area_far_from_that_of_its_object_is_a_warning(tmp_path: Path):
+    big = tree([image(height=64, width=96)], categories=[{"id": 3, "name": "cat"}])
+    square = {"bbox": [10, 10, 40, 40], "segmentation": [[10, 10, 50, 10, 50, 50]]}  # the mask has half of the box
+    for area, is_told in ((800, False), (1600, False), (300, False), (0.13, True), (1e-300, True), (6144, True)):
+        coco = read(tmp_path, {**big, "annotations": [annotation(**square, area=area)]})
+        assert [(one.kind, one.severity) for one in coco.findings] == [("area not of its object", "warning")] * is_told
+        assert coco.raw[1][0]["area"] == area

@@ -12,15 +12,19 @@ from typing import Any
 
 import hotcoco
 import numpy as np
+import pycocotools.mask as coco_mask
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from model.data.annotations import AnnotationError, CocoFile, read_coco
+from model.data.annotations import CocoFile, read_coco
+from model.data.coco_json import AnnotationError
 from model.scoring.backends import index_dataset
 
 SIZE = (32, 40)
 TRIANGLE = [[8, 8, 28, 8, 28, 28]]
+PACKED = coco_mask.merge(coco_mask.frPyObjects([[8, 12, 28, 12, 28, 28, 8, 28]], *SIZE))
+PACKED = {**PACKED, "counts": PACKED["counts"].decode()}  # with a backslash, which Python's bytes double
 COUNTS = [128, 256, 896]  # columns 4 to 11
 NAN, INFINITY = float("nan"), float("inf")
 ABSENT = object()
@@ -245,6 +249,19 @@ REPAIRS: dict[str, tuple[dict[str, Any], list[str], int]] = {
         ["repaired: number as text"] * 2,
         3,
     ),
+    "part in a list": ({"segmentation": [TRIANGLE]}, ["repaired: too many lists"], 3),
+    "points in lists": (
+        {"segmentation": [[[[8, 8], [28, 8], [28, 28]]]]},
+        ["repaired: too many lists", "repaired: polygon as points"],
+        3,
+    ),
+    "RLE in a list": ({"segmentation": [PACKED]}, ["repaired: too many lists"], 3),
+    "parts or holes in a list": ({"segmentation": [TRIANGLE * 2]}, ["error: bad polygon"], 2),
+    "RLE as Python's bytes": (
+        {"segmentation": {**PACKED, "counts": str(PACKED["counts"].encode())}},
+        ["repaired: RLE as Python's bytes"],
+        3,
+    ),
     "beyond repair": ({"segmentation": LINE}, ["error: empty mask"], 2),
 }
 
@@ -270,7 +287,17 @@ def test_each_fault_is_refused_repaired_or_warned_of(tmp_path: Path, repairs: bo
 
 
 def test_what_only_repairs_accept_is_refused_otherwise_and_the_error_names_the_setting(tmp_path: Path):
-    for name in ("no box", "empty box", "text crowd", "flat polygon", "points", "objects", "text", "box of text"):
+    for name in (
+        "no box",
+        "empty box",
+        "text crowd",
+        "flat polygon",
+        "points",
+        "objects",
+        "text",
+        "box of text",
+        "RLE in a list",
+    ):
         tree = sound()
         tree["annotations"][0] |= REPAIRS[name][0]
         coco = read(tmp_path / "a.json", tree)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from model.config import DataConfig
 from model.data.annotations import ImageRecord
@@ -176,6 +176,30 @@ def test_a_file_that_is_no_image_is_called_what_it_is(tmp_path: Path, content: b
     (tmp_path / "a.jpg").write_bytes(content)
     assert re.search("a.jpg cannot be decoded: .*" + KINDS[content], fault(tmp_path, "a.jpg").text)
     assert "BytesIO" not in fault(tmp_path, "a.jpg").text
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="needs a Pillow that decodes AVIF")
+def test_a_damaged_avif_is_called_damaged(tmp_path: Path):
+    noise = np.random.default_rng(0).integers(0, 255, (16, 24, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.avif")
+    content = (tmp_path / "a.avif").read_bytes()
+    start = content.index(b"mdat") + 4
+    (tmp_path / "a.avif").write_bytes(content[:start] + bytes(len(content) - start))
+    assert re.search("it is an AVIF file, but damaged: .*; copy or download", fault(tmp_path, "a.avif").text)
+
+
+def test_a_dds_texture_of_an_unknown_kind_is_unreadable(tmp_path: Path):
+    Image.new("RGB", (24, 16)).save(tmp_path / "a.dds")
+    content = (tmp_path / "a.dds").read_bytes()
+    (tmp_path / "a.dds").write_bytes(content[:80] + bytes(4) + content[84:])  # no flag of a pixel format
+    assert fault(tmp_path, "a.dds").kind == "unreadable file"
+
+
+def test_a_file_of_too_many_pixels_is_not_called_damaged(tmp_path: Path):
+    (tmp_path / "a.pgm").write_bytes(b"P5 20000 20000 255\n")
+    text = fault(tmp_path, "a.pgm").text
+    assert re.search(r"too large: Image size \(400000000 pixels\) exceeds limit of \d+ pixels; cut it into tiles", text)
+    assert "no image" not in text
 
 
 def test_a_file_that_cannot_be_read_has_the_systems_reason(tmp_path: Path):

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from model.data.annotations import AnnotationError, read_coco
+from model.data.annotations import read_coco
+from model.data.coco_json import AnnotationError
 from model.data.other_formats import name_of_text, names_below
 
 COCO: dict[str, Any] = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,15 @@ def test_every_mode_of_png_becomes_rgb(tmp_path: Path, mode: str):
     pixels = read_image(saved(tmp_path / "image.png", image))
     assert pixels.dtype == np.uint8
     assert np.array_equal(pixels, np.repeat(GRAY[..., None], 3, axis=2))
+
+
+def test_a_palette_with_transparent_entries_becomes_rgb_without_a_warning(tmp_path: Path):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (4, 5, 3), dtype=np.uint8)).convert("P")
+    image.save(tmp_path / "a.png", transparency=bytes(range(256)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pixels = read_image(tmp_path / "a.png")
+    assert np.array_equal(pixels, np.asarray(image.convert("RGB")))
 
 
 def test_16_bits_in_a_wider_type_keep_their_upper_byte():
