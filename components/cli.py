@@ -1,4 +1,4 @@
-"""Shared parts of the stages' command lines: `--params`, overrides, and errors without a traceback.
+"""Shared parts of the stages' command lines: `--params`, overrides, errors without a traceback, and waiting threads.
 
     parser = stage_parser("predict", __doc__, operands="IMAGE", operands_help="images to run on")
     add_checkpoint(parser)
@@ -11,6 +11,7 @@ A word of the form section.key=value is an override wherever it stands; the othe
 
 import argparse
 import errno
+import os
 import re
 import resource
 import sys
@@ -170,3 +171,17 @@ def _describe(error: OSError) -> str:
         (text for codes, text in _REMEDIES if error.errno in codes), "check the path, the disk and the limits"
     )
     return f"{f'{path}: ' if path else ''}{error.strerror}; {remedy}"
+
+
+def set_waiting(name: str, value: str) -> None:
+    """Set OpenMP's variable for how long threads spin before they sleep, unless a user has, or torch has read it."""
+    if "torch" not in sys.modules and not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
+        os.environ[name] = value
+
+
+def spin_briefly() -> None:
+    """Let torch's threads spin for a moment only: next to nothing is lost on idle cores, and much gained on busy ones.
+
+    A thread that spins holds the core that another thread, for which it waits, would need; by default for milliseconds.
+    """
+    set_waiting("GOMP_SPINCOUNT", "1000")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from components.cli import add_checkpoint, parse, stage_parser, user_errors
+from components.cli import add_checkpoint, parse, spin_briefly, stage_parser, user_errors
 from components.config import Config
 from components.launch import relaunch
 from components.runs.result import final_checkpoint, named_checkpoint
@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_checkpoint(parser)
     with user_errors():
         args, config = parse(parser, argv)
+        spin_briefly()
         # Missing files are reported before torch is loaded.
         run_dir = config.train.output_dir
         named_checkpoint(run_dir, args.checkpoint or final_checkpoint(run_dir, config.train))

@@ -17,7 +17,6 @@ absent.
 import argparse
 import csv
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from components.cli import (
     parse_words,
     path_argument,
     read_config,
+    set_waiting,
     stage_parser,
     terminal,
     user_errors,
@@ -133,20 +133,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
         args = parse_words(parser, argv)
         config = _config(args)
-        let_threads_sleep()
+        set_waiting("OMP_WAIT_POLICY", "passive")  # gains nothing measurable by spinning
         inputs = [input_path(word) for word in args.operands]
         result = run(config, inputs, checkpoint=args.checkpoint, weights=args.weights, output=args.output)
     if result.unreadable:
         sys.exit(1)
-
-
-def let_threads_sleep() -> None:
-    """Let torch's threads sleep until there is work, unless the user says otherwise or torch has been imported.
-
-    By default OpenMP's threads spin meanwhile, which costs other programs a processor and gains nothing measurable.
-    """
-    if "torch" not in sys.modules:
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:

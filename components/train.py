@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from components import evaluate
-from components.cli import parse, stage_parser, terminal, user_errors
+from components.cli import parse, spin_briefly, stage_parser, terminal, user_errors
 from components.config import Config
 from components.launch import relaunch
 from model.data.index import CocoIndex
@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--skip-test", action="store_true", help="do not evaluate after training")
     with user_errors():
         args, config = parse(parser, argv)
+        spin_briefly()
         CocoIndex.open(config.data.prepared_dir, "train")  # reported, if missing, before torch is loaded
         if not relaunch("train", config.train.processes, argv):
             from torch.distributed.elastic.multiprocessing.errors import record

@@ -1,5 +1,7 @@
 """What all stages' command lines share."""
 
+import importlib
+import os
 import re
 import subprocess
 import sys
@@ -134,3 +136,31 @@ def test_no_other_file_makes_a_terminal():
     assert [path.name for path in files if re.search(r"\bConsole\(|\bfrom rich import print", path.read_text())] == [
         "cli.py"
     ]
+
+
+@pytest.mark.parametrize(
+    ("stage", "name", "value"),
+    [
+        ("train", "GOMP_SPINCOUNT", "1000"),
+        ("evaluate", "GOMP_SPINCOUNT", "1000"),
+        ("predict", "OMP_WAIT_POLICY", "passive"),
+    ],
+)
+def test_threads_do_not_spin_for_long_unless_the_user_says_so(
+    stage: str, name: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch reads the variables when it is imported, so each stage sets them before."""
+    command = importlib.import_module(f"components.{stage}")
+    words = ["photo.jpg"] if stage == "predict" else []
+    monkeypatch.chdir(tmp_path)  # where nothing is to be trained, evaluated or predicted
+    (tmp_path / "params.yaml").write_text("{}")
+    monkeypatch.delitem(sys.modules, "torch")
+    for given, expected in (({}, {name: value}), (own := {"OMP_WAIT_POLICY": "active"}, own)):
+        for variable in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+            monkeypatch.setenv(variable, "")  # so that it is restored
+            monkeypatch.delenv(variable)
+        for variable, wish in given.items():
+            monkeypatch.setenv(variable, wish)
+        with pytest.raises(SystemExit):
+            command.main(words)
+        assert {v: os.environ[v] for v in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT") if v in os.environ} == expected

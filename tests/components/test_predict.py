@@ -6,7 +6,6 @@ import re
 import resource
 import shutil
 import signal
-import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -448,16 +447,6 @@ def test_with_weights_another_programs_parameter_file_is_not_read(
     with pytest.raises(SystemExit) as end:
         predict.main([*words, "--params", "./params.yaml", "train.base_lr=1"])
     assert end.value.code == 2
-
-
-def test_threads_sleep_between_tasks_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
-    monkeypatch.delitem(sys.modules, "torch")  # it reads the variable when it is imported
-    predict.let_threads_sleep()
-    assert os.environ["OMP_WAIT_POLICY"] == "active"
-    monkeypatch.delenv("OMP_WAIT_POLICY")
-    predict.let_threads_sleep()
-    assert os.environ.pop("OMP_WAIT_POLICY") == "passive"
 
 
 @pytest.mark.parametrize(
