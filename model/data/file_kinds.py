@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError, features
-
 _HEAD_BYTES = 4096
 _BEFORE_TEXT = b"\xef\xbb\xbf \t\r\n"  # a byte order mark, and blanks
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
@@ -41,6 +39,8 @@ def why_unreadable(content: bytes, error: Exception) -> str:
         content: the file, or at least its first 4 KiB.
         error: Pillow's.
     """
+    from PIL import Image, UnidentifiedImageError  # loaded where there is an error of it, not by readers of JSON
+
     if reason := _why_void(content):
         return reason
     if isinstance(error, Image.DecompressionBombError):
@@ -103,6 +103,8 @@ def _kind_of_container(brand: bytes) -> tuple[str, str]:
     if brand in _HEIF_BRANDS:
         return "a HEIC file, as iPhones write", _TO_JPEG
     if brand in (b"avif", b"avis"):
+        from PIL import features
+
         if features.check("avif"):
             return "an AVIF file", ""
         return "an AVIF file, which this Pillow does not decode", f"update Pillow, or {_TO_JPEG}"
