@@ -205,13 +205,23 @@ def test_bfloat16_runs_in_bfloat16() -> None:
     not Path("/proc/self/clear_refs").exists(), reason="needs Linux, from whose /proc resident memory is read"
 )
 def test_peak_memory_sees_what_was_freed_again_but_not_what_came_before() -> None:
-    memory = PeakMemory(CPU)
-    torch.ones(64, 2**20).sum()  # 256 MiB, freed at once
-    assert memory.peak_mib() > 200
-    memory.forget_peak()
-    assert memory.peak_mib() < 100
-    torch.ones(32, 2**20).sum()
-    assert 100 < memory.peak_mib() < 200
+    def peaks() -> tuple[float, float, float]:
+        memory = PeakMemory(CPU)
+        torch.ones(64, 2**20).sum()  # 256 MiB, freed at once
+        first = memory.peak_mib()
+        memory.forget_peak()
+        forgotten = memory.peak_mib()
+        torch.ones(32, 2**20).sum()
+        last = memory.peak_mib()
+        return first or 0.0, forgotten or 0.0, last or 0.0
+
+    seen = []
+    for _ in range(5):  # meanwhile the system may take pages of files back, which count as resident, too
+        seen.append(peaks())
+        first, forgotten, last = seen[-1]
+        if first > 200 and forgotten < 100 and 100 < last < 200:
+            return
+    pytest.fail(f"peaks must be above 200, below 100 and between 100 and 200 MiB, got {seen}")
 
 
 def test_detection_is_timed_without_cudnns_search_as_users_run_it() -> None:
