@@ -49,6 +49,8 @@ class PredictConfig(Section):
     tile_px: Annotated[int, AfterValidator(_no_tiles_or_large_ones)] = 0
     tile_whole: bool = True  # with tiles, the whole image is predicted, too, for objects larger than a tile
     tile_overlap: Annotated[float, Field(gt=0.0, le=0.9)] = 0.2  # part of a tile's side; larger objects may be cut
+    # Precision of the network's products; trained: that of its training.
+    dtype: Literal["trained", "float32", "tf32", "bfloat16", "float16"] = "trained"
     batch_size: PositiveInt = 4
     images: PositiveInt = 8  # taken from the val split if no image is named (the DVC stage)
 

@@ -51,6 +51,7 @@ _SETTINGS = {
     "tile": ("tile_px", "side of tiles in px, in which large images are predicted, too"),
     "tiles-only": ("tile_whole", "with --tile, do not predict the whole image, too"),
     "overlap": ("tile_overlap", "part of a tile's side that it shares with the next"),
+    "dtype": ("dtype", "precision of the network, as train.dtype; bfloat16 is fast on processors that have it"),
 }
 
 

@@ -53,7 +53,7 @@ def _predict_and_write(
     config: Config, network: Network, sources: Sequence[Source], folder: Path, *, is_own: bool
 ) -> tuple[int, int, Unreadable]:
     settings, trained = config.predict, network.trained
-    predictor = Predictor.of(trained.loaded)
+    predictor = Predictor.of(trained.loaded, settings.dtype)
     lowest = network.lowest_scores(settings.score_threshold, settings.classes)
     cut = Tiling(settings.tile_px, settings.tile_overlap, settings.tile_whole)
     tiling = cut if settings.tile_px else None

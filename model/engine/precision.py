@@ -33,9 +33,9 @@ def set_float32_products(device: torch.device, dtype: str) -> None:
     if dtype == "tf32" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < TF32_CAPABILITY):
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         raise UserError(
-            f"train.dtype=tf32: needs a CUDA device of compute capability {TF32_CAPABILITY[0]}.{TF32_CAPABILITY[1]} "
+            f"dtype tf32: needs a CUDA device of compute capability {TF32_CAPABILITY[0]}.{TF32_CAPABILITY[1]} "
             f"or later, got {name}; "
-            "set train.dtype to float32"
+            "set train.dtype or predict.dtype to float32"
         )
     products = "tf32" if dtype == "tf32" else "ieee"
     # Set the old names too: parts of torch (export, compile) still read them and require both to agree.

@@ -30,7 +30,7 @@ _SHOWN = 10  # names of classes in an error
 
 
 class Predictor:
-    """Network with the image sizes, classes and dtype it was trained with."""
+    """Network with the image sizes, classes and, unless another is asked for, dtype it was trained with."""
 
     def __init__(
         self, model: MaskRCNN, data: DataConfig, dtype: str, class_names: Sequence[str], category_ids: Sequence[int]
@@ -46,10 +46,11 @@ class Predictor:
         self._class_names, self._category_ids = tuple(class_names), tuple(category_ids)
 
     @classmethod
-    def of(cls, loaded: LoadedModel) -> "Predictor":
-        """Make the predictor of a trained network."""
+    def of(cls, loaded: LoadedModel, dtype: str = "trained") -> "Predictor":
+        """Make the predictor of a trained network, in the dtype of its training or another."""
         data = DataConfig.model_validate_json(json.dumps(loaded.config["data"]))
-        dtype = loaded.config["train"]["dtype"]
+        if dtype == "trained":
+            dtype = loaded.config["train"]["dtype"]
         return cls(loaded.model, data, dtype, loaded.class_names, loaded.category_ids)
 
     @classmethod

@@ -90,6 +90,17 @@ def test_only_sure_detections_are_written(config: Config, photo: Path, tmp_path:
     assert 0 < len(kept) < len(scores)
 
 
+def test_the_dtype_is_that_of_training_or_the_one_asked_for(config: Config, photo: Path, tmp_path: Path) -> None:
+    found = {}
+    for dtype in ("trained", "float32", "bfloat16"):
+        settings = config.predict.model_copy(update={"dtype": dtype})
+        predict.run(config.model_copy(update={"predict": settings}), [photo], output=tmp_path / dtype)
+        found[dtype] = [one["score"] for one in document(tmp_path / dtype)["images"][0]["detections"]]
+    assert config.train.dtype == "float32"
+    assert found["trained"] == found["float32"] != found["bfloat16"]
+    np.testing.assert_allclose(found["bfloat16"][0], found["float32"][0], rtol=0.05)
+
+
 def test_exif_orientation_is_obeyed(config: Config, photo: Path, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn

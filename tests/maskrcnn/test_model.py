@@ -299,11 +299,24 @@ def test_defaults_are_those_of_the_command() -> None:
 
     settings = PredictConfig()
     assert (maskrcnn.load.__kwdefaults__ or {})["batch_size"] == settings.batch_size
+    assert (maskrcnn.load.__kwdefaults__ or {})["dtype"] == settings.dtype
     defaults = maskrcnn.Model.stream.__kwdefaults__
     assert defaults == {
         "threshold": settings.score_threshold, "classes": settings.classes, "tile": settings.tile_px,
         "overlap": settings.tile_overlap, "whole": settings.tile_whole,
     }  # fmt: skip
+
+
+def test_a_network_computes_in_the_dtype_asked_for(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
+    network = checkpoint(tmp_path / "net.pt")
+    scores = [
+        maskrcnn.load(network, device="cpu", dtype=dtype)(pixels, threshold=0.0).scores
+        for dtype in ("trained", "float32", "bfloat16")
+    ]
+    assert scores[0].tolist() == scores[1].tolist() != scores[2].tolist()
+    np.testing.assert_allclose(scores[2][0], scores[0][0], rtol=0.05)
+    with pytest.raises(UserError, match=r"predict\.dtype: .*'float32'"):
+        maskrcnn.load(network, device="cpu", dtype="half")  # type: ignore[arg-type]
 
 
 def test_instances_are_chosen_by_a_condition_or_by_numbers(model: maskrcnn.Model, pixels: NDArray[np.uint8]) -> None:
