@@ -33,7 +33,7 @@ write_jpeg(draw_bounding_boxes(drawing, found["boxes"][sure], names), "drawing.j
 """
 ALONE = """
 import sys, time, maskrcnn
-model = maskrcnn.load("coco")
+model = maskrcnn.load("coco", dtype=sys.argv[2])
 model(sys.argv[1], threshold=0.3)
 before = time.process_time()
 model(sys.argv[1], threshold=0.3)
@@ -50,9 +50,11 @@ def candidates(photo: str) -> dict[str, tuple[list[str], dict[str, str]]]:
     return {
         "import torch": (["-c", "import torch"], {}),
         "maskrcnn predict": (command, {}),
+        "maskrcnn predict --dtype bfloat16": ([*command, "--dtype", "bfloat16"], {}),
         "torchvision": (["-c", TORCHVISIONS, photo], {}),
         "torchvision, threads sleep": (["-c", TORCHVISIONS, photo], SLEEPING),
-        "the network alone": (["-c", ALONE, photo], SLEEPING),
+        "the network alone": (["-c", ALONE, photo, "trained"], SLEEPING),
+        "the network alone, bfloat16": (["-c", ALONE, photo, "bfloat16"], SLEEPING),
     }
 
 
@@ -76,7 +78,7 @@ def main(photo: str, rounds: str) -> None:
                 )
                 wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
             used = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-            seconds[name].append((float(done.stdout) if name == "the network alone" else used, wall))
+            seconds[name].append((float(done.stdout) if name.startswith("the network alone") else used, wall))
     for name, pairs in seconds.items():
         processor, walls = ([pair[i] for pair in pairs] for i in (0, 1))
         print(
