@@ -11,9 +11,9 @@ out. Type annotations are not changed. Locations in the code are sampled, not mu
 A mutant is tested with the quick tests nearest to its file: test files of the same name, then those that import it,
 then those that import its importers, and so on; the first four. They run once without a mutant, under coverage, to find
 the tests that execute the mutant's line; these are used, the quickest first, or all tests if none executes it, as with
-a line that runs at import. A survivor is tried with the files that follow, one after another; after two minutes none is
-begun, and tests that were not reached may still notice it. A mutant that exceeds its time counts as noticed. A test run
-that ends without a verdict, for example for lack of memory, is reported separately and counts as neither.
+a line that runs at import. A survivor is tried with the files that follow, one after another; none is begun after five
+minutes, and tests that were not reached may still notice it. A mutant that exceeds its time counts as noticed. A test
+run that ends without a verdict, for example for lack of memory, is reported separately and counts as neither.
 
 Everything happens in a copy of the tree; each test run is forked from a process that has imported torch.
 """
@@ -50,7 +50,7 @@ PRELOADED = (
     "kubernetes.client hypothesis"
 )
 NEAREST = 4  # test files that every mutant is tested with
-FURTHER_S = 120.0  # time for more of them, if it survives
+FURTHER_S = 300.0  # time for more of them, if it survives
 BASELINE_S = 1200  # time limit of a test file without a mutant
 LEAST_S, SLOWER = 30.0, 5.0  # time limit of a mutant's tests: LEAST_S + SLOWER × their time without it
 

@@ -3,9 +3,11 @@
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from PIL import Image
 from rich.progress import track
 
 from components.config import Config
@@ -69,7 +71,7 @@ def _predict_and_write(
         shutil.rmtree(folder, ignore_errors=True)
     unreadable: Unreadable = []
     folder.mkdir(parents=True, exist_ok=True)
-    with entries_in(folder, trained.name, unreadable) as entries:
+    with _images_of_any_size(tiling is not None), entries_in(folder, trained.name, unreadable) as entries:
         images = _read(sources, unreadable, read)
         for i, objects in find_objects(
             predictor,
@@ -84,6 +86,17 @@ def _predict_and_write(
         with open_tracker(trained.config, run_dir=config.train.output_dir, metrics_csv=False) as tracker:
             tracker.log_artifact(folder, "predictions")
     return len(entries), entries.objects, unreadable
+
+
+@contextmanager
+def _images_of_any_size(is_so: bool) -> Iterator[None]:
+    """Lift Pillow's limit of 179 million pixels: tiles are for large images, which are no attack."""
+    limit = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None if is_so else limit
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def _val_images(trained: Trained, count: int) -> list[Source]:

@@ -89,8 +89,11 @@ def test_the_server_takes_a_pipeline_and_makes_its_workflow(start: Any, kubeflow
 
 
 def test_training_ends_with_each_step_done_and_a_finished_mlflow_run(start: Any, kubeflow: Kubectl):
+    """Also if Kubeflow Pipelines' own server is replaced meanwhile."""
     process = start("--wait", "train.max_iters=16")
     run = run_id(process)
+    wait_for("first pod", lambda: kubeflow.names("pods", "-l", f"pipeline/runid={run}"), 120)
+    kubeflow("delete", "pods", "-l", "app=ml-pipeline", "--wait=false")
     said, _ = process.communicate(timeout=1800)
     assert process.returncode == 0, said
     assert [step for step in STEPS if f"{step}: SUCCEEDED\n" not in said] == []

@@ -367,6 +367,17 @@ def test_only_classes_that_were_asked_for_are_written(
     assert f"classes: must be classes of this network, got {wanted}x; did you mean {wanted}?" in capsys.readouterr().err
 
 
+def test_an_image_that_pillow_finds_too_large_is_predicted_in_tiles(
+    config: Config, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = Image.open(photo).width * Image.open(photo).height
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pixels // 2 - 1)  # it refuses twice as many
+    (refused,) = predict.run(config, [photo], output=tmp_path / "whole").unreadable
+    assert "predict it with --tile" in refused["reason"]
+    assert predict.run(with_settings(config, tile_px=64), [photo], output=tmp_path / "tiles").count == 1
+    assert pixels // 2 - 1 == Image.MAX_IMAGE_PIXELS
+
+
 def test_a_large_image_is_predicted_in_tiles_too(config: Config, photo: Path, tmp_path: Path) -> None:
     """Nine photos in one: each is seen as large as if it were alone."""
     small = np.asarray(Image.open(photo).convert("RGB").resize((120, 90)))
