@@ -5,8 +5,9 @@
     make mutate SAMPLE=50 SEED=1
 
 Cosmic Ray makes the mutants: other numbers, operators, comparisons and constants, loops that never run, decorators left
-out. Type annotations are not changed. Locations in the code are sampled, not mutants: there are a dozen mutants of a
-`+`, and it is as likely to be drawn as a `<`.
+out. Left alone are type annotations and guards against mistakes of ours, `zip(strict=True)` and
+`dataclass(frozen=True)`, which change nothing where there is none. Locations in the code are sampled, not mutants:
+there are a dozen mutants of a `+`, and it is as likely to be drawn as a `<`.
 
 A mutant is tested with the quick tests nearest to its file: test files of the same name, then those that import it,
 then those that import its importers, and so on; the first four. They run once without a mutant, under coverage, to find
@@ -51,6 +52,7 @@ PRELOADED = (
 )
 NEAREST = 4  # test files that every mutant is tested with
 FURTHER_S = 300.0  # time for more of them, if it survives
+_GUARDS = {"zip": ("strict",), "dataclass": ("frozen",)}
 BASELINE_S = 1200  # time limit of a test file without a mutant
 LEAST_S, SLOWER = 30.0, 5.0  # time limit of a mutant's tests: LEAST_S + SLOWER × their time without it
 
@@ -276,13 +278,16 @@ def is_python(text: str) -> bool:
 
 
 def annotations(text: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Positions of type annotations and of `if __name__ …` blocks, in which mutants change no behaviour."""
+    """Positions of type annotations, guards and `if __name__ …` blocks, in which mutants change no behaviour."""
     nodes: list[ast.expr | ast.stmt | None] = []
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.arg | ast.AnnAssign):
             nodes.append(node.annotation)
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             nodes.append(node.returns)
+        elif isinstance(node, ast.Call):
+            guards = _GUARDS.get(ast.unparse(node.func), ())
+            nodes += [word.value for word in node.keywords if word.arg in guards]
         elif isinstance(node, ast.If) and "__name__" in ast.unparse(node.test):
             nodes.append(node)
     return [((n.lineno, n.col_offset), (n.end_lineno or 0, n.end_col_offset or 0)) for n in nodes if n is not None]

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TextIO
+from typing import Any, TextIO
 
 from components.cli import parse, stage_parser, user_errors
 from components.cluster.api import ClusterError, JobApi
@@ -72,10 +72,10 @@ def run(config: Config, *, run_id: str = "", skip_test: bool = False, out: TextI
     def say(text: str) -> None:
         write(f"[{manifest['kind']}] {text}")
 
-    with _signals_raise():
+    with _signals_raise() as received:
         try:
             was_adopted = _submit(api, manifest, say)
-            _follow(api, name, say, write)
+            _follow(api, name, say, write, received)
         except (JobGivenUpError, KeyboardInterrupt, SystemExit) as error:
             reason = "cancelled"
             if isinstance(error, JobGivenUpError):
@@ -126,9 +126,10 @@ def check(
     for finding in Preflight(api, job).findings():
         add(finding)
     if from_pod and found[0].level != "fault":  # else nothing answers
-        with _signals_raise():
+        with _signals_raise() as received:
             for finding in look_from_a_pod(api, job):
                 add(finding)
+            received.check()
     return found
 
 
@@ -174,11 +175,18 @@ def _submit(api: JobApi, manifest: Manifest, say: Callable[[str], None]) -> bool
     )
 
 
-def _follow(api: JobApi, name: str, say: Callable[[str], None], write: Callable[[str], None]) -> None:
+def _follow(
+    api: JobApi, name: str, say: Callable[[str], None], write: Callable[[str], None], received: "_Received"
+) -> None:
     log = LogFollower(api.read_log, write, max_pause_s=api.cluster.poll_s)
     wait_s = 0  # time to wait for the end of the log, only after the job has ended
+
+    def on_pods(pods: list[dict[str, Any]]) -> None:
+        received.check()
+        log.offer(pods)
+
     try:
-        Follower(api, api.cluster, say).follow(name, log.offer)
+        Follower(api, api.cluster, say).follow(name, on_pods)
         wait_s = _LOG_END_S
     except JobFailedError as error:
         wait_s = 0 if isinstance(error, JobTimeoutError) else _LOG_END_S
@@ -188,21 +196,35 @@ def _follow(api: JobApi, name: str, say: Callable[[str], None], write: Callable[
             say("the end of rank 0's log could not be read")
 
 
-@contextmanager
-def _signals_raise() -> Iterator[None]:
-    """Raise SystemExit at the first SIGTERM, unless Ctrl-C came before; ignore more, so that the job is deleted."""
-    was_signalled = False
+class _Received:
+    """Signals, which raise an exception: SystemExit at the first SIGTERM, unless Ctrl-C came before; later ones are
+    ignored, so that the job is deleted.
 
-    def on_signal(number: int, _: object) -> None:
-        nonlocal was_signalled
-        is_first, was_signalled = not was_signalled, True
+    Python drops an exception that is raised within the finalizer of an object, such as an answer of the API server.
+    `check` raises it then.
+    """
+
+    def __init__(self) -> None:
+        self._first = 0
+
+    def on_signal(self, number: int, _: object) -> None:
+        is_first, self._first = not self._first, self._first or number
         if number == signal.SIGINT:
             raise KeyboardInterrupt  # a second one ends the wait for the deletion, which continues
         if is_first:
             raise SystemExit(STATUS_OF_SIGTERM)
 
-    with handled((signal.SIGTERM, signal.SIGINT), on_signal):
-        yield
+    def check(self) -> None:
+        """Raise the exception of the first signal, if there was one."""
+        if self._first:
+            raise KeyboardInterrupt if self._first == signal.SIGINT else SystemExit(STATUS_OF_SIGTERM)
+
+
+@contextmanager
+def _signals_raise() -> Iterator[_Received]:
+    received = _Received()
+    with handled((signal.SIGTERM, signal.SIGINT), received.on_signal):
+        yield received
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -501,6 +501,28 @@ def test_a_cancelled_launcher_deletes_its_job_and_says_so(make_cluster: Make, nu
     assert (cluster.jobs, cluster.pods, len(cluster.deletions)) == ({}, {}, 1)
 
 
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_that_python_loses_is_not_lost(make_cluster: Make, number: int, error: type[BaseException]):
+    """It comes while an object is finalised, such as an answer of the API server: Python drops its exception."""
+    cluster = make_cluster(lambda cluster, job: cluster.running(job))
+
+    class Answer(io.IOBase):
+        def close(self) -> None:
+            os.kill(os.getpid(), number)
+
+    class Output(io.StringIO):
+        def write(self, text: str) -> int:
+            if "started after" in text:
+                Answer()  # finalised at once
+            return super().write(text)
+
+    out = Output()
+    with pytest.raises(error):
+        pytorchjob.run(config(poll_s=1, run_timeout_s=20), run_id="try-1", out=out)
+    assert f"{NAME} is being deleted: cancelled" in out.getvalue()
+    assert (cluster.jobs, cluster.pods) == ({}, {})
+
+
 def test_a_dry_run_prints_the_manifest_and_asks_nobody(make_cluster: Make, capsys: pytest.CaptureFixture[str]):
     cluster = make_cluster(succeed)
     words = ["--params", str(ROOT / "params.yaml"), "--run-id", "try-1", "--dry-run", "cluster.image=a"]

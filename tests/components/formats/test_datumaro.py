@@ -40,6 +40,13 @@ def test_polygons_of_a_group_are_one_object_and_a_crowd_stays_one(take_changed: 
     assert (len(car["segmentation"]), car["iscrowd"], crowd["label"], crowd["iscrowd"]) == (2, 0, "dog", 1)
 
 
+def test_an_image_is_found_by_a_name_in_other_letters(take_changed: Callable[..., Any]):
+    def edit(tree: dict[str, Any]) -> None:
+        tree["items"][0]["image"]["path"] = r"Images\Train\0.PNG"
+
+    assert len(take_changed(edit).objects("0.png")) == 2
+
+
 def test_an_ellipse_and_a_box_are_read(take_changed: Callable[..., Any]):
     def edit(tree: dict[str, Any]) -> None:
         ellipse = first(tree, 0) | {"type": "ellipse", "points": [10, 10, 30, 20]}
