@@ -34,7 +34,7 @@ def training(placement: Placement, params: str, overrides: list[str]) -> BaseCom
     )
     def pipeline(params: str = defaults[0], overrides: list[str] = defaults[1]) -> None:
         inputs = {"params": params, "overrides": overrides}
-        with ExitHandler(place("finish", steps.finish(**inputs, is_study=False))):
+        with ExitHandler(place("finish", steps.finish(**inputs, is_study=False)), name="stages"):
             raw = place("download", steps.download(**inputs))
             data = place("prepare", steps.prepare(**inputs, raw=raw.outputs["raw"]))
             trained = place(
@@ -67,11 +67,11 @@ def stability(placement: Placement, params: str, overrides: list[str]) -> BaseCo
     )
     def pipeline(params: str = defaults[0], overrides: list[str] = defaults[1]) -> None:
         inputs = {"params": params, "overrides": overrides}
-        with ExitHandler(place("finish", steps.finish(**inputs, is_study=True))):
+        with ExitHandler(place("finish", steps.finish(**inputs, is_study=True)), name="stages"):
             raw = place("download", steps.download(**inputs))
             data = place("prepare", steps.prepare(**inputs, raw=raw.outputs["raw"]))
             listed = place("seeds", steps.seeds(**inputs))
-            with ParallelFor(listed.output, parallelism=placement.parallel) as seed:
+            with ParallelFor(listed.output, name="each seed", parallelism=placement.parallel) as seed:
                 trained = place(
                     "train",
                     placement.train(
