@@ -174,7 +174,8 @@ def _write_page(
     shown = [path for path in pictures if path.is_file()][:_SHOWN_PICTURES]
     text = (
         f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        "<style>body{font-family:sans-serif}td,th{padding:.2em .8em;text-align:right}img{max-width:100%}</style>"
+        "<style>body{font-family:sans-serif}h1{font-size:1.3em;overflow-wrap:anywhere}"
+        "td,th{padding:.2em .8em;text-align:right}img{max-width:100%}</style>"
         f"<h1>{html.escape(title)}</h1><table>{''.join(lines)}</table>{''.join(map(_image, shown))}\n"
     )
     Path(page.path).write_text(text, encoding="utf-8")
