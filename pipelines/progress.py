@@ -109,7 +109,7 @@ class Progress:
 
     def _end_of_log(self, node: dict[str, Any]) -> list[str]:
         workflow, _, number = node["id"].rpartition("-")
-        log = self._server.log(self._run_id, f"{workflow}-{node['templateName']}-{number}")
+        log = self._server.log(self._run_id, f"{workflow}-{node['templateName']}-{number}", node["namespace"])
         lines = [line[:_LINE_LENGTH] for line in log.splitlines() if line.strip() and not _NOISE.match(line)]
         return lines[-_LOG_LINES:]
 

@@ -10,7 +10,7 @@ import os
 import re
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -138,23 +138,32 @@ class Server:
         return same[0] if same else None
 
     def nodes(self, run_id: str) -> dict[str, Any]:
-        """The nodes of a run's workflow in Argo's words, by id; none if the server does not serve them."""
+        """The nodes of a run's workflow in Argo's words, and its namespace, by id; none if the server has none."""
         try:
             manifest = json.loads(self._older(f"/apis/v1beta1/runs/{run_id}"))["pipeline_runtime"]["workflow_manifest"]
-            nodes = json.loads(manifest)["status"]["nodes"]
-            return {name: node for name, node in nodes.items() if {"id", "displayName", "templateName"} <= node.keys()}
+            workflow = json.loads(manifest)
+            own = {"namespace": workflow.get("metadata", {}).get("namespace", "")}
+            nodes = workflow["status"]["nodes"]
+            wanted = {"id", "displayName", "templateName"}
+            return {name: {**node, **own} for name, node in nodes.items() if wanted <= node.keys()}
         except (ValueError, KeyError, TypeError, AttributeError):
             return {}
 
-    def log(self, run_id: str, pod: str) -> str:
-        """The log of a pod's component; empty if the server does not serve it."""
+    def log(self, run_id: str, pod: str, namespace: str) -> str:
+        """The log of a pod's component; empty if neither the API server nor, in front of it, the UI serves it."""
         text = self._older(f"/apis/v1alpha1/runs/{run_id}/nodes/{pod}/log")
+        if not text:
+            query = {"podname": pod, "podnamespace": namespace, "runid": run_id}
+            text = self._older("/k8s/pod/logs", query)
         return "" if text.startswith('{"error_message"') else text
 
-    def _older(self, path: str) -> str:
-        """The answer of an older version of the API, which the client does not know; empty if there is none."""
+    def _older(self, path: str, query: Mapping[str, str] | None = None) -> str:
+        """The answer to a request that the client does not know, of an older API or the UI; empty if there is none."""
         try:
-            self._client.call_api(path, "GET", response_type="str", auth_settings=["Bearer"], _request_timeout=_TIMES_S)
+            self._client.call_api(
+                *(path, "GET"), query_params=[*(query or {}).items()], response_type="str",
+                auth_settings=["Bearer"], _request_timeout=_TIMES_S,
+            )  # fmt: skip
             return str(self._client.last_response.data)
         except (kfp_server_api.ApiException, HTTPError, OSError, ValueError):
             return ""

@@ -153,6 +153,10 @@ def maskrcnn(name: str) -> None:
             index = f"file://{SETTINGS}/torch"
         for argument in ("VARIANT=cpu", f"PYTHON_IMAGE={PYTHON_BASE}", f"TORCH_INDEX={index}", f"COMMIT={commit()}"):
             options += ["--build-arg", argument]
+        # Of a step that installs what another stage has built, and of an argument, buildah 1.28 does not see the
+        # change, and takes the old layers. They go with the image; those of the dependencies stay.
+        with contextlib.suppress(subprocess.CalledProcessError):  # there is none yet
+            buildah("rmi", "--force", name)
         by_file(name, ROOT, ROOT / "Dockerfile", *options)
 
 

@@ -1,16 +1,19 @@
 """The launcher on a real cluster: beside an API server that restarts, and in a pod with its own token."""
 
+import hashlib
 import os
 import re
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytestmark = pytest.mark.cluster
+ROOT = Path(__file__).resolve().parents[2]
 IMAGE = "maskrcnn:1-cpu"  # of images.py
 Launcher = Any  # of conftest.py
 COUNTING = "i=0; while [ $i -lt 40 ]; do i=$((i+1)); echo line $i; sleep 1; done"
@@ -82,6 +85,19 @@ def start_in_a_pod(launcher: Launcher, do: str) -> None:
     spec = {"serviceAccountName": "launcher", "restartPolicy": "Never", "containers": [container]}
     spec |= {"terminationGracePeriodSeconds": 60}
     launcher.kubectl.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "launcher"}, "spec": spec})
+
+
+def test_the_image_has_the_code_of_this_tree(launcher: Launcher):
+    code = "import hashlib, pathlib, components; root = pathlib.Path(components.__file__).parent\n"
+    code += "[print(hashlib.sha256(p.read_bytes()).hexdigest(), p.relative_to(root)) for p in root.rglob('*.py')]"
+    launcher.kubectl("run", "code", f"--image={IMAGE}", "--restart=Never", "--", "python", "-c", code)
+    launcher.kubectl("wait", "pod/code", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=120s")
+    found = dict(reversed(line.split()) for line in log(launcher, "code").splitlines())
+    folder = ROOT / "components"
+    assert found == {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*.py")
+    }
 
 
 def test_in_a_pod_the_launcher_needs_its_account_alone(launcher: Launcher):

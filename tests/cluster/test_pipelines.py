@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -47,7 +48,7 @@ def start(kubeflow: Kubectl, tmp_path: Path) -> Callable[..., subprocess.Popen[s
 
     def start(*words: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [*cli, "pipeline", "submit", *words, f"train.output_dir=runs/{tmp_path.name}"],
+            [*cli, "pipeline", "submit", *words, f"train.output_dir=runs/{uuid.uuid4().hex[:8]}"],
             **{"cwd": tmp_path, "env": environment, "text": True},
             **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT},
         )
@@ -104,7 +105,7 @@ def test_training_ends_with_each_step_done_and_a_finished_mlflow_run(start: Any,
 
 
 def test_a_step_that_fails_is_reported_with_its_own_message(start: Any):
-    process = start("--wait", "data.source=files", "data.train_images=/workspace/data/nowhere")
+    process = start("--wait", "data.source=custom", "data.train_images=/workspace/data/nowhere")
     said, _ = process.communicate(timeout=1200)
     assert process.returncode == 1, said
     assert "the run has ended: FAILED\ndownload failed: " in said
@@ -117,7 +118,7 @@ def test_a_cancelled_run_leaves_no_training_job(start: Any, kubeflow: Kubectl):
     run = run_id(process)
 
     def jobs() -> list[str]:
-        return [name for name in kubeflow.names("pytorchjobs", "trainjobs") if run[:8] in name]
+        return [name for name in kubeflow.names("pytorchjobs,trainjobs") if run[:8] in name]
 
     try:
         wait_for("training job", jobs, 1200)

@@ -37,6 +37,7 @@ class Kubeflow:
         self.was_cancelled = False
         self.nodes: list[Json] = []  # of every run's workflow, which the older API serves
         self.logs: dict[str, str] = {}  # by pod, likewise
+        self.is_ui = False  # the web UI answers, as with a port-forward to it: it serves logs at a path of its own
         self.faults: list[int | str | tuple[str, bytes]] = []  # or a page: its content type and bytes
         self.before: Any = None  # called with method and path before each answer
         self.headers: list[Any] = []  # of each request
@@ -92,13 +93,16 @@ class Kubeflow:
         details = {"task_details": self.tasks}
         return 200, {"run_id": run_id, "state": state, "state_history": history, "run_details": details}
 
-    def answer_older(self, path: str) -> tuple[str, bytes] | None:
+    def answer_older(self, path: str, query: dict[str, str]) -> tuple[str, bytes] | None:
         """Content type and content, as version 2.17 answers: a log that is not there comes with status 200, too."""
         if self.nodes and re.fullmatch(r"/apis/v1beta1/runs/[^/]+", path):
-            manifest = json.dumps({"status": {"nodes": {node["id"]: node for node in self.nodes}}})
+            nodes = {node["id"]: node for node in self.nodes}
+            manifest = json.dumps({"metadata": {"namespace": "kubeflow"}, "status": {"nodes": nodes}})
             content = json.dumps({"pipeline_runtime": {"workflow_manifest": manifest}})
             return "application/json", content.encode()
-        if match := re.fullmatch(r"/apis/v1alpha1/runs/[^/]+/nodes/([^/]+)/log", path):
+        if self.is_ui and path == "/k8s/pod/logs" and query["podnamespace"] == "kubeflow":
+            return "text/html", self.logs.get(query["podname"], "").encode()
+        if match := not self.is_ui and re.fullmatch(r"/apis/v1alpha1/runs/[^/]+/nodes/([^/]+)/log", path):
             return "text/plain", self.logs.get(match[1], '{"error_message":"BadRequestError: no such pod"}').encode()
         return None
 
@@ -134,7 +138,7 @@ def serve(kubeflow: Kubeflow, secure: Callable[[ThreadingHTTPServer], None] | No
                 self._send(int(fault), {"message": "a fault on demand"})
             elif kubeflow.token and self.headers.get("authorization") != f"Bearer {kubeflow.token}":
                 self._send(401, {"message": "Unauthenticated"})
-            elif older := kubeflow.answer_older(parts.path):
+            elif older := kubeflow.answer_older(parts.path, query):
                 self._send_bytes(200, *older)
             elif not parts.path.startswith(ROOT):
                 self._send(404, {"message": "page not found"})

@@ -424,9 +424,13 @@ def test_the_reason_why_a_step_waits_is_reported_once(
     assert "evaluate waits" not in output
 
 
-@pytest.mark.parametrize("state", ["FAILED", "CANCELED", "SKIPPED"])
-def test_the_status_is_1_when_the_run_did_not_succeed(kubeflow: Any, submit: Command, state: str, capsys: Capture):
-    kubeflow.states = ["RUNNING", state]
+@pytest.mark.parametrize(
+    ("state", "is_ui"), [("FAILED", False), ("FAILED", True), ("CANCELED", False), ("SKIPPED", False)]
+)
+def test_the_status_is_1_when_the_run_did_not_succeed(
+    kubeflow: Any, submit: Command, state: str, is_ui: bool, capsys: Capture
+):
+    kubeflow.states, kubeflow.is_ui = ["RUNNING", state], is_ui
     kubeflow.nodes = FAILED_STEP
     noise = ["I1129 11:22:59.091520      17 launcher_v2.go:800] noise", "[KFP Executor 2026-11-29 INFO]: noise"]
     noise += ["{", '    "noise": {', "    ]", "}"]
