@@ -13,13 +13,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TextIO
 
 from components.cli import parse, stage_parser, user_errors
 from components.cluster.api import ClusterError, JobApi
-from components.cluster.description import Description, default_run_id, describe
+from components.cluster.description import Description, default_run_id, describe, job_name
 from components.cluster.findings import Finding, summary
 from components.cluster.log import LogFollower
 from components.cluster.manifest import DIGEST, RUN_ID, Manifest, build, to_yaml
@@ -80,13 +80,28 @@ def run(config: Config, *, run_id: str = "", skip_test: bool = False, out: TextI
             reason = "cancelled"
             if isinstance(error, JobGivenUpError):
                 reason = "timed out" if isinstance(error, JobTimeoutError) else "it fails again and again"
-            say(f"{name} is being deleted: {reason}")
+            with suppress(OSError):  # Kubeflow's launcher, which reads this output, ends at once at SIGTERM
+                say(f"{name} is being deleted: {reason}")
             is_gone = api.delete(name)
             say(f"{name} is deleted" if is_gone else f"{name} is marked as deleted, its pods are still ending")
             raise
     say(f"{name} succeeded")
     run_id = manifest["metadata"]["annotations"][RUN_ID]
     return PyTorchJobResult(name, cluster.namespace, run_id, was_adopted, time.monotonic() - began_s)
+
+
+def withdraw(config: Config, run_id: str) -> bool:
+    """Delete the job of a run id if it has not ended; return False if there is none.
+
+    Raises:
+        ClusterError: if the API server cannot be reached or refuses a request.
+    """
+    name, api = job_name(run_id), JobApi(config.cluster)
+    job = api.get(name)
+    if job is None or condition(job, "Succeeded", "Complete", "Failed"):
+        return False
+    api.delete(name)
+    return True
 
 
 def check(

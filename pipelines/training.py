@@ -34,7 +34,10 @@ def training(placement: Placement, params: str, overrides: list[str]) -> BaseCom
     )
     def pipeline(params: str = defaults[0], overrides: list[str] = defaults[1]) -> None:
         inputs = {"params": params, "overrides": overrides}
-        with ExitHandler(place("finish", steps.finish(**inputs, is_study=False)), name="stages"):
+        with ExitHandler(
+            place("finish", steps.finish(**inputs, pipeline_run=dsl.PIPELINE_JOB_ID_PLACEHOLDER, is_study=False)),
+            name="stages",
+        ):
             raw = place("download", steps.download(**inputs))
             data = place("prepare", steps.prepare(**inputs, raw=raw.outputs["raw"]))
             trained = place(
@@ -67,7 +70,10 @@ def stability(placement: Placement, params: str, overrides: list[str]) -> BaseCo
     )
     def pipeline(params: str = defaults[0], overrides: list[str] = defaults[1]) -> None:
         inputs = {"params": params, "overrides": overrides}
-        with ExitHandler(place("finish", steps.finish(**inputs, is_study=True)), name="stages"):
+        with ExitHandler(
+            place("finish", steps.finish(**inputs, pipeline_run=dsl.PIPELINE_JOB_ID_PLACEHOLDER, is_study=True)),
+            name="stages",
+        ):
             raw = place("download", steps.download(**inputs))
             data = place("prepare", steps.prepare(**inputs, raw=raw.outputs["raw"]))
             listed = place("seeds", steps.seeds(**inputs))

@@ -128,9 +128,11 @@ def summarise(
 
 
 @_component
-def finish(params: str, overrides: list[str], is_study: bool, status: dsl.PipelineTaskFinalStatus) -> None:
-    """Mark the MLflow runs as finished or failed, however the preceding steps ended."""
+def finish(
+    params: str, overrides: list[str], pipeline_run: str, is_study: bool, status: dsl.PipelineTaskFinalStatus
+) -> None:
+    """Mark the MLflow runs as finished or failed, and end training jobs, however the preceding steps ended."""
     from components.kubeflow import context
 
     with context.configured(params, overrides) as config:
-        context.end_runs(config, status.state, is_study=is_study)
+        context.end_runs(config, status.state, pipeline_run, is_study=is_study)

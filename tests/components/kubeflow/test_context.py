@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from components.config import Config
 from components.kubeflow import context
 from components.kubeflow.context import COMPILED, compiled_values, configured, job_id
 from components.params import config_text, save_config
+from components.pytorchjob import make_manifest
 from components.studies.seed import seed_config
 from components.tracking.tracker import open_tracker
 
@@ -91,10 +93,30 @@ def test_runs_are_marked_as_their_pipelines_ended(config: Config, empty_database
         one = config.model_copy(update={"train": train})
         with open_tracker(one, run_dir=train.output_dir):
             pass
-        context.end_runs(one, state, is_study=False)
+        context.end_runs(one, state, "run-1", is_study=False)
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     found = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     assert {run.info.run_name: run.info.status for run in found} == statuses
+
+
+@pytest.mark.parametrize(("state", "ends"), [("RUNNING", True), ("FAILED", True), ("COMPLETE", False)])
+def test_a_job_whose_step_was_killed_is_deleted_at_the_end_of_the_pipeline(
+    config: Config, make_cluster: Any, monkeypatch: pytest.MonkeyPatch, state: str, ends: bool
+):
+    monkeypatch.setenv(COMPILED, compiled_values(config))
+    config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"enabled": False})})
+    own = config.cluster.model_copy(update={"working_dir": "/workspace"})
+    config, cluster = config.model_copy(update={"cluster": own}), make_cluster()
+    seeds = [seed_config(config, seed) for seed in config.stability.seeds[:2]]
+    for one in seeds:
+        job = make_manifest(one, run_id=job_id(one, "0123456789"))
+        name = job["metadata"]["name"]
+        cluster.jobs[name] = job
+        cluster.change(name, "ADDED")
+    cluster.set_condition(name, "Failed")  # an ended one is kept, to be looked at
+    context.end_runs(config, state, "0123456789", is_study=True)
+    assert len(cluster.jobs) == 2 - ends
+    assert name in cluster.jobs
 
 
 def test_a_completed_seed_of_a_failed_study_stays_finished(config: Config, empty_database: Path, tmp_path: Path):
@@ -117,13 +139,13 @@ def test_a_completed_seed_of_a_failed_study_stays_finished(config: Config, empty
         found = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
         return [run.info.status for run in sorted(found, key=lambda run: run.info.run_name)]
 
-    context.end_runs(config, "FAILED", is_study=True)
+    context.end_runs(config, "FAILED", "run-1", is_study=True)
     assert statuses() == ["FINISHED", "FAILED"]
-    context.end_runs(done, "CANCELED", is_study=False)
+    context.end_runs(done, "CANCELED", "run-1", is_study=False)
     assert statuses() == ["KILLED", "FAILED"]
 
 
 def test_without_a_run_there_is_none_to_mark(config: Config, capsys: pytest.CaptureFixture[str]):
-    context.end_runs(config, "FAILED", is_study=False)
+    context.end_runs(config, "FAILED", "run-1", is_study=False)
     assert "no MLflow run was started" in capsys.readouterr().out
     assert not Path("mlflow.db").exists()
