@@ -55,6 +55,15 @@ def test_boxes_are_told_from_masks(src: Path, capsys: pytest.CaptureFixture[str]
     assert lines[-2].endswith("model.task=box data.augment.copy_paste=0") != mixed
 
 
+@pytest.mark.parametrize("fraction", ["0", "1", "1.5", "-0.1"])
+def test_a_fraction_that_leaves_a_split_empty_is_refused(src: Path, capsys: pytest.CaptureFixture[str], fraction: str):
+    with pytest.raises(SystemExit) as end:
+        main(["yolo", str(src), str(src.parent / "dst"), f"--val-fraction={fraction}"])
+    assert end.value.code == 2
+    assert f"must be above 0 and below 1, got {fraction}" in capsys.readouterr().err
+    assert not (src.parent / "dst").exists()
+
+
 def test_an_error_ends_with_status_2_and_names_the_file(src: Path, capsys: pytest.CaptureFixture[str]):
     (src / "labels" / "3.txt").write_text("1 0.5 0.5 0.5 0.5\n")
     with pytest.raises(SystemExit) as end:

@@ -80,3 +80,12 @@ def test_a_cosine_of_another_length_is_another_run() -> None:
     assert changes_since_checkpoint(state, with_values("train", schedule="cosine", log_period=7), "da") == []
     longer = with_values("train", schedule="cosine", max_iters=90001)
     assert changes_since_checkpoint(state, longer, "da") == ["train.max_iters: 90000 → 90001"]
+
+
+def test_epochs_decide_where_the_recipe_bounds_the_steps() -> None:
+    """With iters_range, the rates' steps follow from the epochs; other keys of no effect stay free."""
+    epochs = {"epochs": 12.0, "lr_epochs": (8.0, 11.0), "iters_range": (100, 900)}
+    state = {"config": with_values("train", **epochs).model_dump(mode="json"), "data_hash": "da"}
+    assert changes_since_checkpoint(state, with_values("train", **epochs, log_period=7), "da") == []
+    longer = with_values("train", **{**epochs, "epochs": 13.0})
+    assert changes_since_checkpoint(state, longer, "da") == ["train.epochs: 12.0 → 13.0"]
