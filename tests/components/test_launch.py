@@ -105,7 +105,10 @@ def test_the_status_of_a_job_is_that_of_its_processes() -> None:
 SAVES = "signal.signal(15, lambda *_: (time.sleep(0.5), print('saved'), sys.exit(143)))"
 # What a stage does in rank 1; rank 0 ends because of it.
 ENDS = {
-    "an error": ("print('error: an image is gone', file=sys.stderr); sys.exit(2)", "sys.exit(2)"),
+    "an error": (
+        "print('error: an image is gone', file=sys.stderr, flush=True); ready.touch(); sys.exit(2)",
+        "while not ready.exists(): time.sleep(0.01)\nsys.exit(2)",
+    ),
     "a bug": (
         "signal.signal(15, signal.SIG_IGN); from torch.distributed.elastic.multiprocessing import errors; "
         "errors.record(bug)()",

@@ -125,7 +125,7 @@ def test_a_first_step_has_the_losses_of_float32_and_leaves_the_weights_in_it_wha
 
 
 def test_tf32_is_refused_where_there_is_none() -> None:
-    with pytest.raises(UserError, match=r"tf32.*8\.0 or later, got cpu; set train\.dtype to float32"):
+    with pytest.raises(UserError, match=r"tf32.*8\.0 or later, got cpu; set train\.dtype or predict\.dtype to float32"):
         set_float32_products(CPU, "tf32")
 
 
