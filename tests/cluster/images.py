@@ -264,6 +264,7 @@ def build_all(keys: Sequence[str] = tuple(IMAGES)) -> dict[str, Path]:
         if key in ("maskrcnn", "mlflow"):
             python_base()
         IMAGES[key].build(IMAGES[key].name)
+        buildah("rm", "--all")  # a build of several stages leaves the containers of its stages, mounted
         export(key)
         mark.write_text(made_from)
         if key != "maskrcnn":  # whose dependencies stay in the storage, 5 GB, so that new code is built in less time
