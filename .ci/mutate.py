@@ -1,20 +1,18 @@
 """Mutation testing: put small mistakes (mutants) into the code, one at a time, and see whether the tests notice.
 
     make mutate                                        # 200 mutants of the whole code
-    make mutate FILES=model/inference/postprocess.py   # mutants of one file, or of several in quotes
-    make mutate SAMPLE=50 SEED=1
+    make mutate FILES=model/inference/postprocess.py   # of one file, or of several in quotes; also SAMPLE=50, SEED=1
 
 Cosmic Ray makes the mutants: other numbers, operators, comparisons and constants, loops that never run, decorators left
-out. Left alone are type annotations and guards against mistakes of ours, `zip(strict=True)` and
-`dataclass(frozen=True)`, which change nothing where there is none. Locations in the code are sampled, not mutants:
-there are a dozen mutants of a `+`, and it is as likely to be drawn as a `<`.
+out. Annotations and guards (`zip(strict=True)`, `dataclass(frozen=True)`) stay as they are. Locations are sampled, not
+mutants: there are a dozen mutants of a `+`, and it is as likely to be drawn as a `<`.
 
 A mutant is tested with the quick tests nearest to its file: test files of the same name, then those that import it,
 then those that import its importers, and so on; the first four. They run once without a mutant, under coverage, to find
 the tests that execute the mutant's line; these are used, the quickest first, or all tests if none executes it, as with
-a line that runs at import. A survivor is tried with the files that follow, one after another; none is begun after five
-minutes, and tests that were not reached may still notice it. A mutant that exceeds its time counts as noticed. A test
-run that ends without a verdict, for example for lack of memory, is reported separately and counts as neither.
+a line that runs at import. A survivor is tried with the files that follow, none of which is begun after five minutes,
+so tests that were not reached may still notice it. A mutant that exceeds its time counts as noticed, and a test run
+without a verdict, for example for lack of memory, as neither.
 
 Everything happens in a copy of the tree; each test run is forked from a process that has imported torch.
 """
@@ -46,13 +44,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("cuda_ops", "model", "components")
+GUARDS = {"zip": "strict", "dataclass": "frozen"}  # keywords that matter to code with a mistake alone
 PRELOADED = (
     "torch torchvision scipy.stats pycocotools.cocoeval pydantic ruamel.yaml rich.progress matplotlib.pyplot mlflow "
     "kubernetes.client hypothesis"
 )
 NEAREST = 4  # test files that every mutant is tested with
 FURTHER_S = 300.0  # time for more of them, if it survives
-_GUARDS = {"zip": ("strict",), "dataclass": ("frozen",)}
 BASELINE_S = 1200  # time limit of a test file without a mutant
 LEAST_S, SLOWER = 30.0, 5.0  # time limit of a mutant's tests: LEAST_S + SLOWER × their time without it
 
@@ -167,9 +165,8 @@ def measure(tree: Path, file: str, scratch: Path, baseline: Baseline) -> None:
     data_file.unlink(missing_ok=True)
 
     def work() -> int:
-        recording = coverage.Coverage(
-            data_file=str(data_file), source=[str(tree / package) for package in PACKAGES], messages=False
-        )
+        sources = [str(tree / package) for package in PACKAGES]
+        recording = coverage.Coverage(data_file=str(data_file), source=sources, messages=False)
         recorder = Recorder(recording)
         recording.start()
         status = run_tests(tree, [file], scratch, [recorder])
@@ -225,9 +222,8 @@ def nearest_tests(file: str) -> list[str]:
     seen, ring = {file}, {file}
     while ring:
         folders = {(f"tests/{Path(f).parts[0]}/", f"test_{Path(f).name}") for f in ring}
-        namesakes = {
-            path for path in tests for folder, name in folders if path.startswith(folder) and path.endswith(f"/{name}")
-        }
+        ends = [(folder, f"/{name}") for folder, name in folders]
+        namesakes = {path for path in tests for start, end in ends if path.startswith(start) and path.endswith(end)}
         users = {path for path, used in known.items() if used & ring}
         new = (namesakes | users) & tests - set(found)
         found += sorted(new, key=lambda path: (path not in namesakes, len(known[path]), path))
@@ -285,9 +281,8 @@ def annotations(text: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
             nodes.append(node.annotation)
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             nodes.append(node.returns)
-        elif isinstance(node, ast.Call):
-            guards = _GUARDS.get(ast.unparse(node.func), ())
-            nodes += [word.value for word in node.keywords if word.arg in guards]
+        elif isinstance(node, ast.Call) and (guard := GUARDS.get(ast.unparse(node.func))):
+            nodes += [word.value for word in node.keywords if word.arg == guard]
         elif isinstance(node, ast.If) and "__name__" in ast.unparse(node.test):
             nodes.append(node)
     return [((n.lineno, n.col_offset), (n.end_lineno or 0, n.end_col_offset or 0)) for n in nodes if n is not None]
