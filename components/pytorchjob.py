@@ -83,7 +83,8 @@ def run(config: Config, *, run_id: str = "", skip_test: bool = False, out: TextI
             with suppress(OSError):  # Kubeflow's launcher, which reads this output, ends at once at SIGTERM
                 say(f"{name} is being deleted: {reason}")
             is_gone = api.delete(name)
-            say(f"{name} is deleted" if is_gone else f"{name} is marked as deleted, its pods are still ending")
+            with suppress(OSError):
+                say(f"{name} is deleted" if is_gone else f"{name} is marked as deleted, its pods are still ending")
             raise
     say(f"{name} succeeded")
     run_id = manifest["metadata"]["annotations"][RUN_ID]
@@ -91,7 +92,7 @@ def run(config: Config, *, run_id: str = "", skip_test: bool = False, out: TextI
 
 
 def withdraw(config: Config, run_id: str) -> bool:
-    """Delete the job of a run id if it has not ended; return False if there is none.
+    """Delete the job of a run id; return False if there is none, or it has ended.
 
     Raises:
         ClusterError: if the API server cannot be reached or refuses a request.

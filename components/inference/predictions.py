@@ -71,7 +71,7 @@ def _predict_and_write(
         shutil.rmtree(folder, ignore_errors=True)
     unreadable: Unreadable = []
     folder.mkdir(parents=True, exist_ok=True)
-    with _images_of_any_size(tiling is not None), entries_in(folder, trained.name, unreadable) as entries:
+    with _large_images(tiling is not None), entries_in(folder, trained.name, unreadable) as entries:
         images = _read(sources, unreadable, read)
         for i, objects in find_objects(
             predictor,
@@ -89,10 +89,10 @@ def _predict_and_write(
 
 
 @contextmanager
-def _images_of_any_size(is_so: bool) -> Iterator[None]:
-    """Lift Pillow's limit of 179 million pixels: tiles are for large images, which are no attack."""
+def _large_images(is_so: bool) -> Iterator[None]:
+    """Raise Pillow's limit of 179 million pixels to 4 billion: tiles are for large images, which are no attack."""
     limit = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None if is_so else limit
+    Image.MAX_IMAGE_PIXELS = 2**31 if is_so else limit  # it refuses twice as many
     try:
         yield
     finally:

@@ -122,7 +122,7 @@ def _end_job(config: Config, run_id: str) -> None:
 
     try:
         if withdraw(config, run_id):
-            print(f"{config.train.output_dir}: its training job went on, and is deleted")
+            print(f"{config.train.output_dir}: its training job went on, and is being deleted")
     except UserError as error:
         print(f"{config.train.output_dir}: its training job may go on: {error}")
 

@@ -45,7 +45,7 @@ def why_unreadable(content: bytes, error: Exception) -> str:
         return reason
     if isinstance(error, Image.DecompressionBombError):
         sizes = str(error).partition(", could")[0]
-        remedy = "predict it with --tile 1024; in a data set, cut or shrink it with its annotations"
+        remedy = "maskrcnn predict reads it with --tile 1024; in a data set, cut or shrink it with its annotations"
         return f"it is too large: {sizes}; {remedy}"
     kind, remedy = _kind(content)
     if kind and remedy:

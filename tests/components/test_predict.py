@@ -373,7 +373,7 @@ def test_an_image_that_pillow_finds_too_large_is_predicted_in_tiles(
     pixels = Image.open(photo).width * Image.open(photo).height
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pixels // 2 - 1)  # it refuses twice as many
     (refused,) = predict.run(config, [photo], output=tmp_path / "whole").unreadable
-    assert "predict it with --tile" in refused["reason"]
+    assert "maskrcnn predict reads it with --tile" in refused["reason"]
     assert predict.run(with_settings(config, tile_px=64), [photo], output=tmp_path / "tiles").count == 1
     assert pixels // 2 - 1 == Image.MAX_IMAGE_PIXELS
 

@@ -523,6 +523,24 @@ def test_a_signal_that_python_loses_is_not_lost(make_cluster: Make, number: int,
     assert (cluster.jobs, cluster.pods) == ({}, {})
 
 
+def test_a_cancelled_job_is_deleted_though_nobody_reads_the_output(make_cluster: Make):
+    """Kubeflow's launcher, which reads it, ends at SIGTERM before the step."""
+    cluster = make_cluster(lambda cluster, job: cluster.running(job))
+
+    class Output(io.StringIO):
+        def write(self, text: str) -> int:
+            if "delete" in text:
+                raise BrokenPipeError
+            if "started after" in text:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().write(text)
+
+    with pytest.raises(SystemExit) as end:
+        pytorchjob.run(config(poll_s=1, run_timeout_s=20), run_id="try-1", out=Output())
+    assert end.value.code == 143
+    assert (cluster.jobs, cluster.pods) == ({}, {})
+
+
 def test_a_dry_run_prints_the_manifest_and_asks_nobody(make_cluster: Make, capsys: pytest.CaptureFixture[str]):
     cluster = make_cluster(succeed)
     words = ["--params", str(ROOT / "params.yaml"), "--run-id", "try-1", "--dry-run", "cluster.image=a"]

@@ -199,7 +199,8 @@ def test_a_file_of_too_many_pixels_is_not_called_damaged(tmp_path: Path):
     (tmp_path / "a.pgm").write_bytes(b"P5 20000 20000 255\n")
     text = fault(tmp_path, "a.pgm").text
     assert re.search(
-        r"too large: Image size \(400000000 pixels\) exceeds limit of \d+ pixels; predict it with --tile", text
+        r"too large: Image size \(400000000 pixels\) exceeds limit of \d+ pixels; maskrcnn predict reads it with",
+        text,
     )
     assert "no image" not in text
 
