@@ -1,9 +1,12 @@
 """The stages. `python -m components.<stage>` handles signals from here on, before the imports of the stage."""
 
 import os
+import select
 import signal
 import sys
 from types import FrameType
+
+_STDOUT = 1
 
 
 def end_process(number: int, frame: FrameType | None) -> None:
@@ -24,6 +27,30 @@ def end_process(number: int, frame: FrameType | None) -> None:
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     sys.exit(128 + number)
+
+
+def end_if_unread(error: OSError) -> None:
+    """End the process as SIGPIPE would, silently, if an error says that nobody reads its output any more.
+
+    That is no fault in `maskrcnn report RUN | head`; a pipe or a connection of another kind that breaks is one. Output
+    that cannot be written, for example to a full disk, is dropped, since Python tries again at its end.
+    """
+    is_unread = isinstance(error, BrokenPipeError) and _is_unread()
+    try:
+        print(end="", flush=True)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, _STDOUT)
+        os.close(nowhere)
+    if is_unread:
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def _is_unread() -> bool:
+    """True if standard output is a pipe or a connection whose other end is closed."""
+    poll = select.poll()
+    poll.register(_STDOUT, 0)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
 if sys.argv[:1] == ["-m"]:  # Python's placeholder while it looks for the module to run, and imports its package

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from components import end_if_unread
 from components.config import Config
 from components.params import build_config, load_config
 from model.errors import UserError
@@ -128,7 +129,11 @@ def terminal(**options: Any) -> "Console":
     """
     from rich.console import Console
 
-    return Console(markup=False, emoji=False, highlight=False, **options)
+    class Terminal(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # the BrokenPipeError that is being handled, in place of a SystemExit with status 1
+
+    return Terminal(markup=False, emoji=False, highlight=False, **options)
 
 
 @contextmanager
@@ -140,10 +145,12 @@ def user_errors() -> Iterator[None]:
     _warn_of_few_addresses()
     try:
         yield
+        print(end="", flush=True)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
+        end_if_unread(error)
         if error.errno is None:  # a library's own kind, which says nothing about files
             raise
         print(f"error: {_describe(error)}", file=sys.stderr)

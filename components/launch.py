@@ -117,7 +117,7 @@ def status_of(exit_codes: Collection[int]) -> int:
     """Status of a job by the exit codes of its processes, negative for signals, that have failed."""
     if _STATUS_OF_ERROR in exit_codes:
         return _STATUS_OF_ERROR
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGPIPE):
         if set(exit_codes) <= {-signal.SIGTERM, STATUS_OF_SIGTERM, -number, 128 + number}:
             return 128 + number
     return 1

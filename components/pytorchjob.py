@@ -5,7 +5,7 @@
 
 The job's name comes from the run id, so the same command finds the same job: it follows one that runs or has succeeded,
 and replaces one that failed, which continues from its last checkpoint. Rank 0's log is printed here. SIGTERM and Ctrl-C
-delete the job. If this process is killed, the job continues.
+delete the job. If this process is killed, or nobody reads its output any more (`| head`), the job continues.
 """
 
 import os

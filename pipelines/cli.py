@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from components import end_process
+from components import end_if_unread, end_process
 from components.launch import handled
 
 STAGES = {
@@ -36,7 +36,17 @@ USAGE = "usage: maskrcnn <stage> [options] [section.key=value …]"
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the stage that the first word names with the words that follow it."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        try:
+            _main(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            print(end="", flush=True)
+    except OSError as error:
+        end_if_unread(error)
+        raise
+
+
+def _main(words: Sequence[str]) -> None:
     if not words or words[0] in ("-h", "--help", "help"):
         print(_help())
     elif words[0] == "--version":

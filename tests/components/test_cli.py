@@ -1,11 +1,13 @@
 """What all stages' command lines share."""
 
+import errno
 import importlib
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,22 @@ def test_a_librarys_error_that_names_nothing_of_the_system_keeps_its_traceback()
         raise OSError("cannot identify image file")
 
 
+def test_a_pipe_that_breaks_elsewhere_is_an_error(capsys: pytest.CaptureFixture[str]):
+    """Here standard output is read."""
+    with pytest.raises(SystemExit) as exit_, user_errors():
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe", "mlflow")
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err.startswith("error: mlflow: Broken pipe")
+
+
+def test_the_terminal_says_that_nobody_reads_it():
+    """Rich itself ends the process with status 1."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with suppress(BrokenPipeError), os.fdopen(writer, "w") as unread, pytest.raises(BrokenPipeError):
+        terminal(file=unread).print("text")
+
+
 def test_a_limit_that_would_end_torch_without_a_message_is_named():
     """Not set in this process, which would have no addresses either."""
     for limit, said in ((3_000_000, "warning: `ulimit -v` is 2929 MiB, but torch reserves"), (20_000_000, "error: ")):
@@ -133,9 +151,9 @@ def test_no_other_file_makes_a_terminal():
     """Another console would take square brackets in names of classes and paths for markup."""
     root = Path(__file__).parents[2]
     files = [path for floor in ("components", "pipelines", "model") for path in (root / floor).rglob("*.py")]
-    assert [path.name for path in files if re.search(r"\bConsole\(|\bfrom rich import print", path.read_text())] == [
-        "cli.py"
-    ]
+    assert [
+        path.name for path in files if re.search(r"\b(Console|Terminal)\(|\bfrom rich import print", path.read_text())
+    ] == ["cli.py"]
 
 
 @pytest.mark.parametrize(

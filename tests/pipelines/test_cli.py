@@ -189,3 +189,22 @@ def test_a_signal_ends_a_stage_and_its_imports_with_its_status_and_without_a_tra
 def test_a_stage_gets_the_words_after_its_name(capsys: pytest.CaptureFixture[str]):
     main(["recipe", "--list"])
     assert "shapes_demo" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", ["--help", "recipe", "pytorchjob cluster.image=a/b:1 --dry-run"])
+def test_output_that_nobody_reads_is_no_error(words: str):
+    """As in `maskrcnn recipe | head -1`: it ends as programs in C do at SIGPIPE."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "pipelines.cli", *words.split()]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_disk_that_cannot_take_the_output_is_one_error():
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "pipelines.cli", "recipe"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr.startswith("error: No space left on device; free some space")) == (2, True)
+    assert done.stderr.count("\n") == 1
