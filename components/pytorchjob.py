@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TextIO
@@ -91,18 +91,17 @@ def run(config: Config, *, run_id: str = "", skip_test: bool = False, out: TextI
     return PyTorchJobResult(name, cluster.namespace, run_id, was_adopted, time.monotonic() - began_s)
 
 
-def withdraw(config: Config, run_id: str) -> bool:
-    """Delete the job of a run id; return False if there is none, or it has ended.
+def withdraw(config: Config, run_ids: Iterable[str]) -> list[str]:
+    """Delete the jobs of some run ids, of which those that have ended are kept, and return the names of the others.
 
     Raises:
         ClusterError: if the API server cannot be reached or refuses a request.
     """
-    name, api = job_name(run_id), JobApi(config.cluster)
-    job = api.get(name)
-    if job is None or condition(job, "Succeeded", "Complete", "Failed"):
-        return False
-    api.delete(name)
-    return True
+    api = JobApi(config.cluster)
+    jobs = {name: api.get(name) for name in map(job_name, run_ids)}
+    active = [name for name, job in jobs.items() if job and not condition(job, "Succeeded", "Complete", "Failed")]
+    api.delete(*active)
+    return active
 
 
 def check(

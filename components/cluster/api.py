@@ -112,20 +112,19 @@ class JobApi:
             "get", lambda: self._jobs.get_namespaced_custom_object(**self._where, name=name, **_TIMES), none_on=(404,)
         )
 
-    def delete(self, name: str) -> bool:
-        """Delete the job and its pods, and wait; return False if they still exist after `cluster.grace_s` plus 60 s.
+    def delete(self, *names: str) -> bool:
+        """Delete jobs and their pods, and wait; return False if some still exist after `cluster.grace_s` plus 60 s.
 
         The job goes first: as long as a TrainJob is there, Trainer 2.3 creates what is deleted of it again.
         """
-
-        def call() -> Any:
-            return self._jobs.delete_namespaced_custom_object(
-                **self._where, name=name, propagation_policy="Background", **_TIMES
-            )
-
-        self._ask("delete", call, none_on=(404,))
+        for name in names:
+            call = partial(
+                self._jobs.delete_namespaced_custom_object,
+                **self._where, name=name, propagation_policy="Background", **_TIMES,
+            )  # fmt: skip
+            self._ask("delete", call, none_on=(404,))
         until_s = time.monotonic() + self.cluster.grace_s + 60
-        while self.get(name) is not None or self.pods(name):
+        while any(self.get(name) is not None or self.pods(name) for name in names):
             if time.monotonic() > until_s:
                 return False
             time.sleep(min(1, self.cluster.poll_s))

@@ -100,7 +100,7 @@ def job_id(config: Config, pipeline_run: str) -> str:
 def end_runs(config: Config, state: str, pipeline_run: str, *, is_study: bool) -> None:
     """Mark the MLflow runs of a pipeline by its final state; completed seeds of a failed study stay finished.
 
-    A job that still trains, since the step that followed it was killed, is deleted.
+    Jobs that still train, since the steps that followed them were killed, are deleted before.
 
     Args:
         state: state of the preceding steps when the pipeline ended, a key of _STATUSES; others count as failures.
@@ -108,23 +108,24 @@ def end_runs(config: Config, state: str, pipeline_run: str, *, is_study: bool) -
         is_study: True if the pipeline trained `stability.seeds`.
     """
     status = _STATUSES.get(state, "FAILED")
-    for one in [seed_config(config, seed) for seed in config.stability.seeds] if is_study else [config]:
-        if status != "FINISHED" and COMPILED in os.environ:
-            _end_job(one, job_id(one, pipeline_run))
+    trained = [seed_config(config, seed) for seed in config.stability.seeds] if is_study else [config]
+    if status != "FINISHED" and COMPILED in os.environ:
+        _end_jobs(config, [job_id(one, pipeline_run) for one in trained])
+    for one in trained:
         run_dir = one.train.output_dir
         its_status = "FINISHED" if is_study and _is_final(run_dir) else status
         run_id = end_run(one, run_dir=run_dir, status=its_status)
         print(f"{run_dir}: MLflow run {run_id} is {its_status}" if run_id else f"{run_dir}: no MLflow run was started")
 
 
-def _end_job(config: Config, run_id: str) -> None:
+def _end_jobs(config: Config, run_ids: Sequence[str]) -> None:
     from components.pytorchjob import withdraw
 
     try:
-        if withdraw(config, run_id):
-            print(f"{config.train.output_dir}: its training job went on, and is being deleted")
+        for name in withdraw(config, run_ids):
+            print(f"{name}: the training job went on, and was deleted")
     except UserError as error:
-        print(f"{config.train.output_dir}: its training job may go on: {error}")
+        print(f"training jobs may go on: {error}")
 
 
 def _is_final(run_dir: Path) -> bool:

@@ -107,7 +107,7 @@ def test_a_job_whose_step_was_killed_is_deleted_at_the_end_of_the_pipeline(
     config = config.model_copy(update={"tracking": config.tracking.model_copy(update={"enabled": False})})
     own = config.cluster.model_copy(update={"working_dir": "/workspace"})
     config, cluster = config.model_copy(update={"cluster": own}), make_cluster()
-    seeds = [seed_config(config, seed) for seed in config.stability.seeds[:2]]
+    seeds = [seed_config(config, seed) for seed in config.stability.seeds[:3]]
     for one in seeds:
         job = make_manifest(one, run_id=job_id(one, "0123456789"))
         name = job["metadata"]["name"]
@@ -115,8 +115,10 @@ def test_a_job_whose_step_was_killed_is_deleted_at_the_end_of_the_pipeline(
         cluster.change(name, "ADDED")
     cluster.set_condition(name, "Failed")  # an ended one is kept, to be looked at
     context.end_runs(config, state, "0123456789", is_study=True)
-    assert len(cluster.jobs) == 2 - ends
+    assert len(cluster.jobs) == 3 - 2 * ends
     assert name in cluster.jobs
+    calls = [call for call in cluster.calls if call[1] == "pytorchjobs"]
+    assert not ends or "delete delete get" in " ".join(verb for verb, _ in calls), "they are awaited together"
 
 
 def test_a_completed_seed_of_a_failed_study_stays_finished(config: Config, empty_database: Path, tmp_path: Path):
