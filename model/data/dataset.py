@@ -39,11 +39,7 @@ from model.errors import UserError
 from model.files import SlowFileError, within
 
 ChangeColors = Callable[[Pixels, AugmentConfig, np.random.Generator], Pixels]
-_VERTICAL_FLIP, _COLORS, _COPY_PASTE = (
-    1,
-    2,
-    3,
-)  # streams of random numbers of a sample, besides that of scale, window and flip
+_VERTICAL_FLIP, _COLORS, _COPY_PASTE = range(1, 4)  # a sample's random streams, beside that of scale, window and flip
 
 
 @dataclass(frozen=True)

@@ -235,3 +235,15 @@ def test_what_one_augmentation_draws_changes_no_other(train_index: CocoIndex, co
         np.testing.assert_allclose(
             with_instances(together).boxes[:, 1], len(alone.image) - with_instances(alone).boxes[:, 3], atol=1e-4
         )
+
+
+def test_copy_paste_draws_nothing_that_decides_a_flip(train_index: CocoIndex, coco_data: DataConfig):
+    """From one stream, only images that are turned upside down would get objects of others."""
+    cases = set()
+    for seed in range(16):
+        alone, flipped, pasted = (
+            augmented(train_index, coco_data, seed, **options).image
+            for options in ({}, {"vertical_flip": 0.5}, {"copy_paste": 0.5})
+        )
+        cases.add((bool((alone != flipped).any()), bool((alone != pasted).any())))
+    assert cases == {(False, False), (False, True), (True, False), (True, True)}
