@@ -9,10 +9,9 @@ mutants: there are a dozen mutants of a `+`, and it is as likely to be drawn as 
 
 A mutant is tested with the quick tests nearest to its file: test files of the same name, then those that import it,
 then those that import its importers, and so on; the first four. They run once without a mutant, under coverage, to find
-the tests that execute the mutant's line; these are used, the quickest first, or all tests if none executes it, as with
-a line that runs at import. A survivor is tried with the files that follow, none of which is begun after five minutes,
-so tests that were not reached may still notice it. A mutant that exceeds its time counts as noticed, and a test run
-without a verdict, for example for lack of memory, as neither.
+the tests that execute the mutant's line; these are used, the quickest first, or all if none does, or an import does. A
+survivor is tried with the files that follow, none of which is begun after five minutes, so tests that were not reached
+may still notice it. A mutant that exceeds its time counts as noticed, and a test run without a verdict as neither.
 
 Everything happens in a copy of the tree; each test run is forked from a process that has imported torch.
 """
@@ -289,16 +288,17 @@ def annotations(text: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
 
 
 def statement(text: str, line: int) -> range:
-    """The lines of the innermost statement that contains a line; for a compound statement, its head."""
-    found = range(line, line + 1)
+    """The lines of the innermost statement with a line, or its head; none of what runs at import, for all tests."""
+    found, is_later = range(0), False
     for node in ast.walk(ast.parse(text)):
         if not isinstance(node, ast.stmt):
             continue
-        body = getattr(node, "body", None)
-        last = body[0].lineno - 1 if body else node.end_lineno or node.lineno
-        if node.lineno <= line <= last:
+        body, end = getattr(node, "body", None), node.end_lineno or node.lineno
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.body[0].lineno <= line <= end:
+            is_later = True
+        if node.lineno <= line <= (last := body[0].lineno - 1 if body else end):
             found = range(node.lineno, last + 1)  # inner ones come later
-    return found
+    return found if is_later else range(0)
 
 
 def copy_tree() -> Path:

@@ -6,7 +6,8 @@
         args, config = parse(parser, argv)
         run(config, args.operands, checkpoint=args.checkpoint)
 
-A word of the form section.key=value is an override wherever it stands; the other words are the stage's operands.
+A word of the form section.key=value is an override wherever it stands, unless a file has this name; the other words
+are the stage's operands.
 """
 
 import argparse
@@ -114,8 +115,8 @@ def parse_words(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
     args = parser.parse_intermixed_args(argv)
     if "operands" in args:
         words = args.operands + args.overrides  # argparse cannot tell them apart and takes all for operands
-        args.overrides = [word for word in words if _OVERRIDE.match(word)]
-        args.operands = [word for word in words if not _OVERRIDE.match(word)]
+        args.overrides = [word for word in words if _OVERRIDE.match(word) and not os.path.lexists(word)]
+        args.operands = [word for word in words if word not in args.overrides]
         if "" in args.operands:
             parser.error('an argument is empty; the current folder is "."')
     return args

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from components.cli import add_checkpoint, parse, spin_briefly, stage_parser, user_errors
 from components.config import Config
 from components.launch import relaunch
-from components.runs.result import final_checkpoint, named_checkpoint
+from components.runs.result import final_checkpoint, require_as_trained
 from model.data.index import CocoIndex
 
 if TYPE_CHECKING:
@@ -54,8 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args, config = parse(parser, argv)
         spin_briefly()
         # Missing files are reported before torch is loaded.
-        run_dir = config.train.output_dir
-        named_checkpoint(run_dir, args.checkpoint or final_checkpoint(run_dir, config.train))
+        require_as_trained(config, args.checkpoint, args.overrides)
         CocoIndex.open(config.data.prepared_dir, config.evaluate.split)
         if not relaunch("evaluate", config.train.processes, argv):
             run(config, checkpoint=args.checkpoint)

@@ -20,7 +20,7 @@ from typing import Any
 
 from components.cli import add_checkpoint, parse, path_argument, stage_parser, terminal, user_errors
 from components.config import Config
-from components.runs.result import final_checkpoint, named_checkpoint
+from components.runs.result import final_checkpoint, named_checkpoint, require_as_trained
 from model.data.index import CocoIndex
 from model.errors import UserError
 
@@ -92,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     with user_errors():
         args, config = parse(parser, argv)
+        require_as_trained(config, args.checkpoint, args.overrides)
         result = run(config, checkpoint=args.checkpoint, output=args.output, file_format=args.format)
     console = terminal(soft_wrap=True)
     for program in result.programs:

@@ -12,6 +12,7 @@ listed in DST/problems.csv.
 import argparse
 import shlex
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,25 +62,29 @@ def run(kind: str, src: Path, dst: Path, options: ImportOptions | None = None) -
 
 def _summary(report: "ImportReport", dst: Path) -> Iterator[str]:
     """Lines of counts, of what was left out, and the commands that come next."""
-    from model.data.findings import count_kinds
+    from model.data.findings import Severity, count_kinds
 
     yield f"{dst}: {len(report.class_names)} classes ({', '.join(report.class_names)}); {report.rule}"
     for part, counts in report.parts.items():
         boxes = f", {counts.boxes} of them boxes without masks" if counts.boxes else ""
-        yield f"{part}: {counts.images} images, {counts.objects} objects{boxes}"
+        empty = f" ({counts.empty} of them without objects)" if counts.empty else ""
+        yield f"{part}: {counts.images} images{empty}, {counts.objects} objects{boxes}"
     examples = {finding.kind: str(finding) for finding in reversed(report.findings)}
-    left_out = count_kinds(report.findings, "error") | count_kinds(report.findings, "warning")
-    for what, kinds in (("skipped", left_out), ("repaired", count_kinds(report.findings, "repaired"))):
-        for kind, count in kinds.items():
-            yield f"{what}: {count} × {kind}, such as {examples[kind]}"
+    words_of: dict[Severity, str] = {"error": "skipped", "repaired": "repaired", "warning": "warning"}
+    for severity, word in words_of.items():
+        for kind, count in count_kinds(report.findings, severity).items():
+            yield f"{word}: {count} × {kind}, such as {examples[kind]}"
     if report.findings:
         yield f"{dst / 'problems.csv'} has all of them"
     all_boxes = sum(counts.boxes for counts in report.parts.values())
     words = ["maskrcnn", "recipe", "finetune_small", f"data.raw_dir={dst}"]
-    if all_boxes and all_boxes == sum(counts.objects for counts in report.parts.values()):
+    if all_boxes:
         words += ["model.task=box", "data.augment.copy_paste=0"]
-    elif all_boxes:
-        yield "masks cannot be learned from boxes: use --boxes skip or --boxes mask, or train with model.task=box"
+    if 0 < all_boxes < sum(counts.objects for counts in report.parts.values()):
+        yield (
+            "masks cannot be learned from boxes: the commands below train for boxes alone; for masks, import into "
+            "another folder with --boxes skip or --boxes mask"
+        )
     yield f"next:\n  {shlex.join(words)}\n  maskrcnn prepare"
 
 
@@ -115,10 +120,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _fraction(word: str) -> float:
-    value = float(word)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"must be above 0 and below 1, got {word}")
-    return value
+    with suppress(ValueError):
+        if 0 < float(word) < 1:
+            return float(word)
+    raise argparse.ArgumentTypeError(f"must be a number above 0 and below 1, got {word}")
 
 
 if __name__ == "__main__":

@@ -48,7 +48,9 @@ def _summary(result: PrepareResult) -> Iterator[str]:
     """Lines of counts and warnings, and the paths of the files that show more."""
     for split, report in result.splits.items():
         dropped = [f"dropped {count} ({kind})" for kind, count in report.dropped.items()]
-        counts = (f"{report.images} images", f"{report.instances} instances", f"{report.crowds} crowds")
+        empty = report.images_without_instances
+        images = f"{report.images} images" + (f" ({empty} without instances)" if empty else "")
+        counts = (images, f"{report.instances} instances", f"{report.crowds} crowds")
         yield f"{split}: {', '.join([*counts, *dropped])}"
         for what, kinds in (("repaired", report.repaired), ("warning", report.warnings)):
             for kind, count in kinds.items():

@@ -179,7 +179,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             print("\n\n".join(str(recipe) for recipe in list_recipes()))
             return
         result = run(args.name, args.overrides, output=args.output, force=args.force)
-        done = f"{result.output}: {result.recipe}; now run `dvc repro`, or `maskrcnn download`, `prepare`, `train`, …"
+        dvc = "`dvc repro`, or " if Path("dvc.yaml").is_file() else ""
+        done = f"{result.output}: {result.recipe}; now run {dvc}`maskrcnn download`, `prepare`, `train`, …"
         print(done, file=sys.stderr)  # --output may be /dev/stdout
         if warning := load_recipe(args.name, args.overrides).train.warmup_warning:
             print(f"warning: {warning}", file=sys.stderr)

@@ -226,7 +226,7 @@ def _index(folder: Path) -> CocoIndex:
     names = sorted(path.name for path in folder.glob("*.jpg"))
     images = [IndexedImage(ImageRecord(i, name, *_SOURCE), False, instances) for i, name in enumerate(names)]
     location = images_location(folder, Path(), folder)
-    write_index(folder / "train", images, categories={1: "circle"}, data_hash="", location=location)
+    write_index(folder / "train", images, categories={1: "circle"}, data_hash="", origin=location)
     return CocoIndex.open(folder, "train")
 
 

@@ -24,6 +24,7 @@ from model.data.findings import Fault, Finding, count_kinds, write_findings
 from model.data.index import CocoIndex, IndexedImage, images_location, write_index
 from model.data.layout import SPLITS, Split, split_paths
 from model.data.measure import EXIF_QUARTER_TURNS, ImageFacts, measure_image, measure_images
+from model.data.origin import origin
 from model.data.splitting import val_part
 from model.data.transforms import UNREADABLE
 from model.files import SlowFileError, require_file, within
@@ -162,7 +163,7 @@ def _require_usable(data: DataConfig, files: dict[Split, CocoFile]) -> None:
         [f"unusable records: {len(errors)}", *map(str, errors[:_SHOWN_PROBLEMS])]
         + ([f"… and {rest} more"] if rest > 0 else [])
         + [f"warning: {count} × {kind}" for kind, count in count_kinds(findings, "warning").items()]
-        + [f"All are in {path}. Fix them, or drop and count them with data.on_invalid=skip."]
+        + [f"All are in {path}. Fix them, or drop and count them: set data.on_invalid=skip."]
     )
     raise AnnotationError("\n".join(lines))
 
@@ -215,7 +216,7 @@ def _write_split(folder: Path, data: DataConfig, split: Split, checked: CheckedS
         ],
         categories=coco.categories,
         data_hash=digest.hexdigest(),
-        location=images_location(data.raw_dir, split_paths(data, split).images, data.prepared_dir),
+        origin=images_location(data.raw_dir, split_paths(data, split).images, data.prepared_dir) | origin(data, split),
         pixel_range=data.pixel_range,
     )
     return split_report(coco, digest.hexdigest())

@@ -63,8 +63,8 @@ def limits_that_bind(ground_truth: COCO, results: Results, max_detections: int, 
     sentences = []
     if of_image > detections_per_image:
         sentences.append(
-            f"an image has {of_image} objects, but at most {detections_per_image} are detected; raise "
-            "model.detections_per_image"
+            f"an image has {of_image} objects, but at most {detections_per_image} are detected; train with a "
+            "larger model.detections_per_image"
         )
     if max(of_class, found) > max_detections:
         sentences.append(

@@ -40,6 +40,7 @@ class PartReport:
     images: int
     objects: int
     boxes: int  # objects without a mask
+    empty: int  # images without objects
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,8 @@ def take_over(
             text = json.dumps(tree, ensure_ascii=False, allow_nan=False)
             (folder / f"instances_{part}.json").write_text(text, encoding="utf-8")
             boxes = sum("segmentation" not in one for one in tree["annotations"])
-            reports[part] = PartReport(len(parts[part]), len(tree["annotations"]), boxes)
+            empty = sum(not objects[id(image)] for image in parts[part])
+            reports[part] = PartReport(len(parts[part]), len(tree["annotations"]), boxes, empty)
         if findings.all:
             write_findings(folder / "problems.csv", findings.all)
         require_free(dst)  # again, since copying takes minutes

@@ -48,6 +48,9 @@ def read(src: Path, findings: Findings) -> LabelledSet:
         once[path] = []
         labels = _labels_of(path)
         used.add(labels)
+        if labels is None and part != "test":
+            findings.where = str(path)
+            findings.warn("image without labels", "no file of labels belongs to it, so it counts as background")
         with findings.record(str(labels or path)):
             size = displayed_size(path)
             shapes = list(_shapes(labels, size, names, findings)) if labels else []

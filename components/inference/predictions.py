@@ -20,7 +20,7 @@ from components.runs.trained import Trained, open_split, run_around
 from components.tracking.tracker import open_tracker
 from model.data.file_kinds import why_path_unreadable
 from model.data.index import spread
-from model.data.transforms import UNREADABLE, Pixels, read_image
+from model.data.transforms import DARKEST, UNREADABLE, Pixels, read_image
 from model.files import SlowFileError, within
 from model.inference.predictor import Predictor
 from model.inference.tiles import Tiling, find_objects
@@ -70,6 +70,7 @@ def _predict_and_write(
     if is_own:
         shutil.rmtree(folder, ignore_errors=True)
     unreadable: Unreadable = []
+    dark: list[Path] = []
     folder.mkdir(parents=True, exist_ok=True)
     with _large_images(tiling is not None), entries_in(folder, trained.name, unreadable) as entries:
         images = _read(sources, unreadable, read)
@@ -81,11 +82,22 @@ def _predict_and_write(
             batch_size=settings.batch_size,
         ):
             pixels = read(sources[i])
+            dark += [sources[i].path] if pixels.max() < DARKEST else []
             entries.add(i, write_image(sources[i], pixels, objects, predictor.class_names, folder, settings))
+    if dark:
+        print(_of_dark_images(dark, predictor.pixel_range), file=sys.stderr)
     if is_own:
         with open_tracker(trained.config, run_dir=config.train.output_dir, metrics_csv=False) as tracker:
             tracker.log_artifact(folder, "predictions")
     return len(entries), entries.objects, unreadable
+
+
+def _of_dark_images(paths: Sequence[Path], pixel_range: Sequence[float]) -> str:
+    chosen = f"[{pixel_range[0]:g}, {pixel_range[1]:g}]" if pixel_range else "none"
+    return (
+        f"warning: {len(paths)} images look black, such as {paths[0]}; images of more than 8 bits are read with the "
+        f"training's data.pixel_range, {chosen}: give them its range of values, or convert them to 8 bits"
+    )
 
 
 @contextmanager

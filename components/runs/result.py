@@ -6,7 +6,9 @@
 Reads `config.yaml` and `evaluation.json`; no weights are needed.
 """
 
+import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +16,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ValidationError
 
 from components.config import Config
-from components.params import load_stored
+from components.params import ConfigError, load_stored
+from components.runs.identity import FREE_TO_CHANGE
 from model.config import EvaluateConfig, TrainConfig
 from model.engine.pointers import POINTERS, has_best, require_checkpoint
 from model.errors import UserError
@@ -23,6 +26,13 @@ from model.scoring.names import IOU_TYPES, IouType
 
 _STEP = re.compile(r"step_(\d+)\.pt$")
 _ANEW = "`maskrcnn evaluate` writes it anew"
+
+# Overrides of other keys in the sections that a checkpoint has are refused once it is trained.
+_TRAINED = ("data.", "model.", "train.")
+_FREE_AFTERWARDS = {
+    *("data.prepared_dir", "data.raw_dir", "data.timeout_s", "data.workers"),
+    *(f"train.{key}" for key in FREE_TO_CHANGE),
+}
 
 
 class ResultError(UserError):
@@ -177,6 +187,34 @@ def named_checkpoint(run_dir: Path, word: str) -> Path:
         ConfigError: if the config.yaml of another run's folder cannot be read.
     """
     return require_checkpoint(run_dir, word if word in POINTERS else str(checkpoint_at(Path(word))))
+
+
+def require_as_trained(config: Config, checkpoint: str | None, overrides: Sequence[str]) -> None:
+    """Refuse overrides of the network, its images and its training that differ from a checkpoint's, which count.
+
+    Args:
+        config: configuration with the overrides.
+        checkpoint: `last`, `best` or a path; by default training's result. Without config.yaml of its run, nothing is
+            refused.
+        overrides: `section.key=value`.
+
+    Raises:
+        CheckpointError: if there is no such checkpoint.
+        ConfigError: if a value differs; or if config.yaml cannot be read.
+    """
+    run_dir = config.train.output_dir
+    path = named_checkpoint(run_dir, checkpoint or final_checkpoint(run_dir, config.train))
+    stored = path.parent.parent / "config.yaml"
+    if not stored.is_file():
+        return
+    then, now = load_stored(stored).flat(), config.flat()
+    for override in overrides:
+        key = override.split("=")[0]
+        if key.startswith(_TRAINED) and key not in _FREE_AFTERWARDS and then.get(key) != now.get(key):
+            raise ConfigError(
+                f"override {override!r}: must be as {path} was trained, with {json.dumps(then.get(key))}, which "
+                "counts; leave it out, or train with it"
+            )
 
 
 def require_final(result: Result) -> None:

@@ -7,7 +7,7 @@ from components.params import ConfigError
 from components.runs.result import checkpoint_at
 from model.config import TORCHVISIONS_BODIES, TORCHVISIONS_DETECTORS, ModelConfig
 from model.data.index import CocoIndex
-from model.distributed import world_size
+from model.distributed import on_main, world_size
 from model.engine.pointers import LAST
 from model.errors import UserError
 
@@ -17,7 +17,8 @@ def check_learnable(config: Config, index: CocoIndex) -> None:
 
     Raises:
         ConfigError: if frozen norms or frozen stages would keep random values, or masks for copy-paste are missing.
-        UserError: if no image has an instance to learn from, or instances lack the masks that model.task needs.
+        UserError: if no image has an instance to learn from, instances lack the masks that model.task needs, or the
+            data were prepared otherwise than `config` says.
     """
     model = config.model
     for key, norm, without in (
@@ -48,6 +49,8 @@ def check_learnable(config: Config, index: CocoIndex) -> None:
             "prepare model.task=mask`"
         )
     index.require_pixel_range(config.data.pixel_range)
+    index.require_values(config.data)
+    on_main(lambda: index.require_annotations(config.data))
 
 
 def check_divisible(config: Config) -> None:

@@ -262,6 +262,8 @@ class Training:
             return None
         state = read_checkpoint(path)
         changes = changes_since_checkpoint(state, self.config, self.index.data_hash)
+        if state["step"] > self.train.max_iters:
+            changes.append(f"{state['step']} iterations, more than {self.train.max_iters}")
         if self.config.train.resume and not changes:
             self.console.print(f"continuing from {path}, step {state['step']}")
             return path

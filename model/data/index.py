@@ -8,13 +8,13 @@ Arrays, one .npy each, for n images, m instances, t polygon parts, v vertices:
     boxes [m, 4] float32 (x1, y1, x2, y2) in original pixels, labels [m] int64 from 1, is_crowd [m] bool,
     instance_offsets [m + 1] int64 into parts, part_offsets [t + 1] int64 into vertices,
     xy [v, 2] float32 original pixels.
-`meta.json` holds the classes, the location of the images, and the hash of annotations and image files.
+`meta.json` holds the classes, the location of the images, the hash of annotations and image files, and the origin.
 """
 
 import errno
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from model.config import DataConfig
 from model.data.annotations import ImageRecord, Instance
+from model.data.origin import require_annotations, require_values
 from model.errors import UserError
 
 _META = "meta.json"
@@ -88,7 +89,7 @@ class CocoIndex:
 
     def _read(self, folder: Path) -> None:
         prepared_dir, split = self._prepared_dir, self._split
-        meta = json.loads((folder / _META).read_text(encoding="utf-8"))
+        self._meta = meta = json.loads((folder / _META).read_text(encoding="utf-8"))
         self._arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in meta["arrays"]}
         self._images_dir = _images_dir(meta, prepared_dir)
         self.class_names = tuple(meta["class_names"])
@@ -140,6 +141,25 @@ class CocoIndex:
                 f"[{got}]; run `maskrcnn prepare` with the same value, which belongs to the weights"
             )
 
+    def require_values(self, data: DataConfig) -> None:
+        """Refuse values of `data` other than those that the split was prepared with.
+
+        Raises:
+            UserError: if a value differs that decides the split's content.
+        """
+        require_values(self._meta, data, self._prepared_dir / self._split)
+
+    def require_annotations(self, data: DataConfig | None = None) -> None:
+        """Refuse a split whose annotation file is there, but has another content since; it is read for this.
+
+        Args:
+            data: names the file; by default it is where it was.
+
+        Raises:
+            UserError: if its content is not that of `prepare`.
+        """
+        require_annotations(self._meta, self._prepared_dir / self._split, data)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return CocoIndex, (self._prepared_dir, self._split, self.timeout_s)  # each worker maps the files itself
 
@@ -189,14 +209,14 @@ def write_index(
     *,
     categories: dict[int, str],
     data_hash: str,
-    location: dict[str, str],
+    origin: Mapping[str, Any],
     pixel_range: Sequence[float] = (),
 ) -> None:
     """Write a split's arrays and meta.json into a new folder.
 
     Args:
         categories: id → name, in label order.
-        location: the return value of `images_location`.
+        origin: the return value of `images_location` and, for data of `prepare`, that of `origin.origin`.
         pixel_range: data.pixel_range.
     """
     arrays = _image_arrays(images) | _instance_arrays(
@@ -212,7 +232,7 @@ def write_index(
         "data_hash": data_hash,
         "has_masks": all(instance.has_mask for image in images for instance in image.instances),
         "pixel_range": list(pixel_range),
-        **location,
+        **origin,
     }
     (folder / _META).write_text(json.dumps(meta, indent=1, ensure_ascii=False), encoding="utf-8")
 

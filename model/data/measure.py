@@ -17,7 +17,7 @@ from model.data.annotations import ImageRecord
 from model.data.file_kinds import why_unreadable
 from model.data.file_names import FileNames
 from model.data.findings import Finding
-from model.data.transforms import UNREADABLE, Size, is_deep, to_rgb
+from model.data.transforms import DARKEST, UNREADABLE, Size, is_deep, to_rgb
 from model.files import SlowFileError, require_file, within
 
 EXIF_QUARTER_TURNS = (5, 6, 7, 8)
@@ -33,7 +33,6 @@ _TURNS = {  # EXIF orientation → what displays the image upright
 _UPRIGHT = 1
 THUMBNAIL_PX = 16
 _MIN_CONTRAST = 32  # between a thumbnail's darkest and brightest value; flatter ones are all alike
-_DARKEST = 255 / 16  # an image without a brighter pixel looks black
 
 # Evidence that a size gives about an EXIF orientation. turned: it was applied before annotating; stored: it was not.
 Rotation = Literal["none", "turned", "stored", "unknown"]
@@ -182,7 +181,7 @@ def _extremes(image: Image.Image) -> tuple[float, float] | None:
 
 def _flaw(image: Image.Image, values: tuple[float, float] | None, pixel_range: Sequence[float]) -> Flaw:
     is_plain = image.mode in ("L", "RGB")
-    if np.max(image.getextrema() if is_plain else to_rgb(image, pixel_range)) < _DARKEST:
+    if np.max(image.getextrema() if is_plain else to_rgb(image, pixel_range)) < DARKEST:
         return "dark"
     low, high = pixel_range or ((0, 255) if image.mode == "F" else (0, 65535))
     return "cut" if values is not None and (values[0] < low or values[1] > high) else ""

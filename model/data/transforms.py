@@ -29,6 +29,7 @@ UNREADABLE = (
     *(OSError, ValueError, SyntaxError, RuntimeError, EOFError, LookupError, struct.error),
     Image.DecompressionBombError,
 )
+DARKEST = 255 / 16  # an image without a brighter pixel looks black
 _UPRIGHT = 1
 
 

@@ -1,5 +1,6 @@
 """The command `maskrcnn import`: what it prints, and the commands that come next."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def test_counts_what_was_left_out_and_the_next_commands_are_printed(
         "my set: 1 classes (cat); 0.4 of the images are val, by file names and seed 1",
         "train: 3 images, 3 objects",
         "val: 2 images, 2 objects",
-        "skipped: 1 × labels without an image, such as src/labels/9.txt: no image of this name is in the data set",
+        "warning: 1 × labels without an image, such as src/labels/9.txt: no image of this name is in the data set",
         "my set/problems.csv has all of them",
         "next:",
         "  maskrcnn recipe finetune_small 'data.raw_dir=my set'",
@@ -51,16 +52,32 @@ def test_boxes_are_told_from_masks(src: Path, capsys: pytest.CaptureFixture[str]
     main(["yolo", str(src), str(src.parent / "dst")])
     lines = lines_of(capsys)
     assert any("of them boxes without masks" in line for line in lines)
-    assert any("--boxes skip or --boxes mask, or train with model.task=box" in line for line in lines) == mixed
-    assert lines[-2].endswith("model.task=box data.augment.copy_paste=0") != mixed
+    assert any("train for boxes alone; for masks, import into another folder" in line for line in lines) == mixed
+    assert lines[-2].endswith("model.task=box data.augment.copy_paste=0")
 
 
-@pytest.mark.parametrize("fraction", ["0", "1", "1.5", "-0.1"])
+def test_images_without_labels_are_counted(src: Path, capsys: pytest.CaptureFixture[str]):
+    """The labels of two were named otherwise; one is empty, as those of an image without objects are."""
+    for number, name in enumerate(("a.txt", "b.TXT")):
+        (src / "labels" / f"{number}.txt").rename(src / "labels" / name)
+    (src / "labels" / "2.txt").write_text("")
+    main(["yolo", str(src), str(src.parent / "dst"), "--val-fraction", "0.4", "--seed", "1"])
+    lines = lines_of(capsys)
+    found = [
+        re.fullmatch(r"(train|val): \d images \((\d) of them without objects\), \d objects", line) for line in lines
+    ]
+    assert sum(int(match[2]) for match in found if match) == 3
+    (warning,) = [line for line in lines if "image without labels" in line]
+    assert warning.startswith(f"warning: 2 × image without labels, such as {src}/images/0")
+    assert warning.endswith("no file of labels belongs to it, so it counts as background")
+
+
+@pytest.mark.parametrize("fraction", ["0", "1", "1.5", "-0.1", "abc", "nan"])
 def test_a_fraction_that_leaves_a_split_empty_is_refused(src: Path, capsys: pytest.CaptureFixture[str], fraction: str):
     with pytest.raises(SystemExit) as end:
         main(["yolo", str(src), str(src.parent / "dst"), f"--val-fraction={fraction}"])
     assert end.value.code == 2
-    assert f"must be above 0 and below 1, got {fraction}" in capsys.readouterr().err
+    assert f"must be a number above 0 and below 1, got {fraction}" in capsys.readouterr().err
     assert not (src.parent / "dst").exists()
 
 

@@ -36,6 +36,27 @@ def photo(coco_like: Path) -> Path:
     return sorted((coco_like / "val2017").glob("*.jpg"))[0]
 
 
+def test_an_image_named_like_an_override_is_an_image(
+    config: Config, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(photo, "v1.x=2.jpg")
+    save_config(config, tmp_path / "params.yaml")
+    predict.main(["v1.x=2.jpg", "data.workers=1"])
+    (entry,) = json.loads((tmp_path / "predictions" / "predictions.json").read_text())["images"]
+    assert entry["file"] == "v1.x=2.jpg"
+
+
+def test_images_that_look_black_are_named(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """A picture of 12 bits in 16, read without data.pixel_range."""
+    ramp = np.linspace(0, 4095, 96 * 96).reshape(96, 96)
+    Image.fromarray(ramp.astype(np.uint16)).save(tmp_path / "deep.png")
+    Image.fromarray((ramp / 16).astype(np.uint8)).save(tmp_path / "plain.png")
+    predict.run(config, [tmp_path / "deep.png", tmp_path / "plain.png"], output=tmp_path / "out")
+    warning = f"warning: 1 images look black, such as {tmp_path}/deep.png; images of more than 8 bits are read with the"
+    assert warning in capsys.readouterr().err
+
+
 @pytest.fixture
 def folder(photo: Path, tmp_path: Path) -> Path:
     """Landscape, portrait, gray, palette and transparent images, one of them deeper, beside a text."""

@@ -522,7 +522,7 @@ def test_the_command_prints_counts_and_the_report(custom: Custom, tmp_path: Path
     assert "error: unusable records: 1" in capsys.readouterr().err
     main(["--params", str(tmp_path / "params.yaml"), "data.on_invalid=skip"])
     output = capsys.readouterr().out
-    assert "train: 3 images, 2 instances, 0 crowds, dropped 1 (box without area)" in output
+    assert "train: 3 images (1 without instances), 2 instances, 0 crowds, dropped 1 (box without area)" in output
     assert str(tmp_path / "prepared" / "report.png") in output
     assert f"{tmp_path / 'prepared' / 'problems.csv'} has every dropped" in output
 

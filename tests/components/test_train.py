@@ -296,7 +296,7 @@ def test_copy_paste_of_boxes_without_masks_is_refused(tmp_path: Path) -> None:
     box = Instance(1, (0, 0, 9, 9), [], is_crowd=False, was_clipped=False, has_mask=False)
     write_index(
         tmp_path / "train", [IndexedImage(ImageRecord(1, "", 64, 64), False, [box])], categories={1: "a"}, data_hash="",
-        location=images_location(tmp_path, Path(), tmp_path),
+        origin=images_location(tmp_path, Path(), tmp_path),
     )  # fmt: skip
     index = CocoIndex.open(tmp_path, "train")
     check_learnable(small_config(tmp_path, "boxes", "model.task=box"), index)
@@ -374,6 +374,15 @@ def test_other_training_data_begin_another_run(shapes: Path, capsys: pytest.Capt
         for run in (shapes / "fewer.old-1", shapes / "fewer")
     ]
     assert hashes[0] != hashes[1]
+
+
+def test_a_run_that_is_longer_than_wanted_is_another(shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its config.yaml would say train.max_iters=1 of a network of two steps."""
+    train.run(small_config(shapes, "longer", "train.max_iters=2"), skip_test=True)
+    again = train.run(small_config(shapes, "longer", "train.max_iters=1"), skip_test=True)
+    assert "(it was made with 2 iterations, more than 1)" in " ".join(capsys.readouterr().out.split())
+    assert (again.step, again.checkpoint.name) == (1, "step_0000001.pt")
+    assert (shapes / "longer.old-1" / "checkpoints" / "step_0000002.pt").is_file()
 
 
 def test_a_resumed_run_remembers_its_best_ap(shapes: Path) -> None:

@@ -23,7 +23,7 @@ def test_limits_of_detections_that_keep_ap_low_are_named() -> None:
     found = Results(records[:105], [], [], "box")
     assert limits_that_bind(truth, found, 110, 120) == []
     few, low = limits_that_bind(truth, found, 100, 100)
-    assert "has 120 objects, but at most 100 are detected; raise model.detections_per_image" in few
+    assert "has 120 objects, but at most 100 are detected; train with a larger model.detections_per_image" in few
     assert "110 objects and 105 detections of one class, but only the surest 100 count" in low
     assert len(limits_that_bind(index_dataset({"images": [], "annotations": []}), found, 100, 100)) == 1
 

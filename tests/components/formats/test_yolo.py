@@ -34,13 +34,14 @@ def test_paths_of_windows_are_followed_and_a_test_that_is_not_there_is_none(take
     assert (found.files("train"), found.files("val")) == (["0.png", "1.png"], ["4.png"])
 
 
-def test_an_image_without_labels_has_no_objects_and_labels_without_an_image_are_counted(
+def test_an_image_without_labels_has_no_objects_and_both_without_the_other_are_counted(
     take: Callable[..., Any], yolo: Path
 ):
     (yolo / "labels" / "train" / "0.txt").rename(yolo / "labels" / "train" / "nothing.txt")
     found = take("yolo", yolo)
     assert "0.png" in found.files("train")
-    assert (found.objects("0.png"), found.counts("warning")) == ([], {"labels without an image": 1})
+    warned = {"image without labels": 1, "labels without an image": 1}
+    assert (found.objects("0.png"), found.counts("warning")) == ([], warned)
 
 
 def test_labels_of_a_turned_photo_are_fractions_of_it_as_displayed(take: Callable[..., Any], yolo: Path):

@@ -1,6 +1,8 @@
 """Finished runs as their folders describe them."""
 
+import importlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,9 +11,16 @@ import pytest
 
 from components.config import Config
 from components.kubeflow.artifacts import describe_evaluation
-from components.params import save_config
+from components.params import load_config, save_config
 from components.runs.files import read_run
-from components.runs.result import ResultError, final_checkpoint, read_evaluation, read_result, require_final
+from components.runs.result import (
+    ResultError,
+    final_checkpoint,
+    read_evaluation,
+    read_result,
+    require_as_trained,
+    require_final,
+)
 from components.tracking.scores import read_scored
 from model.config import TrainConfig
 from model.engine.pointers import BEST, NO_BEST
@@ -43,6 +52,36 @@ def test_a_runs_own_training_says_which_checkpoint_is_its_result(tmp_path: Path)
         (tmp_path / BEST).write_text(best)
         (tmp_path / "config.yaml").write_text(f"train:\n  {of_run}\nevaluate:\n  every_epoch: true\n")
         assert [final_checkpoint(tmp_path, train) for train in (patient, impatient)] == [expected] * 2
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "export", "predict"])
+def test_overrides_of_what_is_trained_are_refused(
+    trained_run: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str
+) -> None:
+    train = trained_run.train.model_copy(update={"output_dir": tmp_path / "run"})
+    config = trained_run.model_copy(update={"train": train})
+    shutil.copytree(trained_run.train.output_dir, train.output_dir)
+    for path in (train.output_dir / "config.yaml", tmp_path / "params.yaml"):
+        save_config(config, path)
+    refused = {
+        "model.detections_per_image=7": 20,
+        "data.eval_min_size_px=64": 96,
+        "train.dtype=bfloat16": '"float32"',
+        "data.augment.hue=0.1": 0.0,
+    }
+    for override, trained in refused.items():
+        with pytest.raises(SystemExit) as end:
+            importlib.import_module(f"components.{stage}").main(["--params", str(tmp_path / "params.yaml"), override])
+        said = capsys.readouterr().err
+        expected = (
+            f"error: override {override!r}: must be as {train.output_dir}/checkpoints/step_0000007.pt was trained"
+        )
+        assert (end.value.code, said.startswith(f"{expected}, with {trained}, which counts; leave it out")) == (2, True)
+    same = ["model.detections_per_image=20", "train.max_iters=9", "data.workers=1", "evaluate.flip=true"]
+    require_as_trained(load_config(tmp_path / "params.yaml", same), None, same)
+    (train.output_dir / "config.yaml").unlink()
+    other = ["model.detections_per_image=7"]
+    require_as_trained(load_config(tmp_path / "params.yaml", other), "last", other)
 
 
 def test_a_damaged_file_is_told_with_the_command_that_writes_it(tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def index_of_masks(folder: Path) -> tuple[CocoIndex, list[Array]]:
     instances = [instance(masks[0]), instance(crowd, is_crowd=True), instance(masks[1]), instance(masks[2])]
     write_index(
         folder / "prepared" / "train", [IndexedImage(ImageRecord(1, "a.png", 48, 64), False, instances)],
-        categories={1: "a"}, data_hash="", location=images_location(folder, Path(), folder / "prepared"),
+        categories={1: "a"}, data_hash="", origin=images_location(folder, Path(), folder / "prepared"),
     )  # fmt: skip
     return CocoIndex.open(folder / "prepared", "train"), list(masks)
 

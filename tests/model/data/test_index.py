@@ -75,7 +75,7 @@ def test_images_are_found_when_the_tree_has_moved(tmp_path: Path, monkeypatch: p
     record = ImageRecord(id=7, file_name="ü/图.jpg", height=4, width=6)
     image = IndexedImage(record, apply_exif=False, instances=[])
     location = images_location(raw, Path("train"), prepared)
-    write_index(prepared / "train", [image], categories={1: "a"}, data_hash="0", location=location)
+    write_index(prepared / "train", [image], categories={1: "a"}, data_hash="0", origin=location)
     assert CocoIndex.open(prepared, "train").image_path(0) == raw / "train" / "ü/图.jpg"
     Path("old").rename("new")
     found = CocoIndex.open(Path("new/prepared"), "train").image_path(0)
@@ -89,7 +89,7 @@ def test_a_split_without_any_annotation_can_be_opened(tmp_path: Path):
         images,
         categories={1: "a"},
         data_hash="0",
-        location=images_location(tmp_path, Path(), tmp_path),
+        origin=images_location(tmp_path, Path(), tmp_path),
     )
     index = CocoIndex.open(tmp_path, "val")
     assert (index.has_instances.tolist(), index.is_empty.tolist()) == ([False, False], [True, True])
@@ -100,7 +100,7 @@ def test_a_split_without_any_annotation_can_be_opened(tmp_path: Path):
 def test_a_damaged_index_is_told_with_the_way_out(tmp_path: Path):
     location = images_location(tmp_path, Path(), tmp_path)
     images = [IndexedImage(ImageRecord(1, "a.jpg", 4, 6), False, [])]
-    write_index(tmp_path / "val", images, categories={1: "a"}, data_hash="0", location=location)
+    write_index(tmp_path / "val", images, categories={1: "a"}, data_hash="0", origin=location)
     for name in ("meta.json", "boxes.npy"):
         path = tmp_path / "val" / name
         whole = path.read_bytes()
@@ -117,7 +117,7 @@ def test_a_damaged_index_is_told_with_the_way_out(tmp_path: Path):
 def test_data_are_not_called_damaged_when_no_more_files_can_be_opened(tmp_path: Path):
     location = images_location(tmp_path, Path(), tmp_path)
     images = [IndexedImage(ImageRecord(1, "a.jpg", 4, 6), False, [])]
-    write_index(tmp_path / "val", images, categories={1: "a"}, data_hash="0", location=location)
+    write_index(tmp_path / "val", images, categories={1: "a"}, data_hash="0", origin=location)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
     try:
@@ -135,7 +135,7 @@ def test_a_crowd_alone_is_nothing_to_learn(tmp_path: Path):
         images,
         categories={1: "a"},
         data_hash="0",
-        location=images_location(tmp_path, Path(), tmp_path),
+        origin=images_location(tmp_path, Path(), tmp_path),
     )
     index = CocoIndex.open(tmp_path, "val")
     assert (index.has_instances.tolist(), index.is_empty.tolist()) == ([False], [False])

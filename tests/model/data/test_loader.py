@@ -59,7 +59,7 @@ def sized_index(tmp_path_factory: pytest.TempPathFactory) -> CocoIndex:
         IndexedImage(ImageRecord(i, "", *size), False, [instance] if i < 19 else []) for i, size in enumerate(sizes)
     ]
     write_index(
-        folder / "train", images, categories={1: "a"}, data_hash="", location=images_location(folder, Path(), folder)
+        folder / "train", images, categories={1: "a"}, data_hash="", origin=images_location(folder, Path(), folder)
     )
     return CocoIndex.open(folder, "train")
 
@@ -125,7 +125,7 @@ def test_a_split_with_nothing_to_learn_is_an_error(tmp_path: Path, coco_data: Da
         images,
         categories={1: "a"},
         data_hash="",
-        location=images_location(tmp_path, Path(), tmp_path),
+        origin=images_location(tmp_path, Path(), tmp_path),
     )
     with pytest.raises(UserError, match="must have an image with an instance to learn, got none"):
         train_loader(CocoIndex.open(tmp_path, "train"), coco_data, batch_size=2, seed=0)

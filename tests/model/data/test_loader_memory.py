@@ -38,7 +38,7 @@ def large_index(tmp_path_factory: pytest.TempPathFactory) -> CocoIndex:
         for i, count in enumerate(np.diff(bounds).tolist())
     ]
     location = images_location(folder, Path(), folder)
-    write_index(folder / "train", images, categories={1: "a"}, data_hash="", location=location)
+    write_index(folder / "train", images, categories={1: "a"}, data_hash="", origin=location)
     return CocoIndex.open(folder, "train")
 
 

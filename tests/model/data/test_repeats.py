@@ -34,7 +34,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> CocoIndex:
     images[2].instances.append(instance(3, is_crowd=True))
     names = {label: str(label) for label in range(1, 5)}
     write_index(
-        folder / "train", images, categories=names, data_hash="", location=images_location(folder, Path(), folder)
+        folder / "train", images, categories=names, data_hash="", origin=images_location(folder, Path(), folder)
     )
     return CocoIndex.open(folder, "train")
 

@@ -43,7 +43,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> CocoIndex:
         Image.new("RGB", size[::-1], (i, 90, 120)).save(folder / f"{i}.png")
         images.append(IndexedImage(ImageRecord(i, f"{i}.png", *size), False, [instance]))
     location = images_location(folder, Path(), folder)
-    write_index(folder / "train", images, categories={1: "a"}, data_hash="", location=location)
+    write_index(folder / "train", images, categories={1: "a"}, data_hash="", origin=location)
     return CocoIndex.open(folder, "train")
 
 

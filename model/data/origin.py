@@ -1,0 +1,90 @@
+"""Origin of a prepared split, for its meta.json: the values of `data` that decide its content, and its annotation file.
+
+What a run says of itself would be wrong if other values were set for training than for `prepare`, or if the annotations
+had changed in between.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from model.config import DataConfig
+from model.data.layout import Split, split_paths
+from model.errors import UserError
+
+_DECIDING = {
+    *("source", "train_images", "train_annotations", "val_images", "val_annotations", "val_fraction"),
+    *("split_seed", "on_invalid", "exif", "train_limit", "val_limit", "shapes"),
+}
+
+
+def origin(data: DataConfig, split: Split) -> dict[str, Any]:
+    """The origin of a split that is prepared now."""
+    annotations = data.raw_dir / split_paths(data, split).annotations
+    return {
+        "prepared_with": _values(data),
+        "annotations": {
+            "path": str(annotations),
+            "path_from_prepared": os.path.relpath(annotations, data.prepared_dir),
+            "sha256": _sha256(annotations),
+        },
+    }
+
+
+def require_values(meta: dict[str, Any], data: DataConfig, folder: Path) -> None:
+    """Refuse values of `data` that differ from those that a split was prepared with; folders of older versions pass.
+
+    Raises:
+        UserError: if a value differs.
+    """
+    values = _values(data)
+    before = meta.get("prepared_with", values)
+    for key in sorted(values.keys() | before.keys(), key=lambda key: (key not in values or key not in before, key)):
+        wanted, got = (json.dumps(one.get(key), ensure_ascii=False) for one in (values, before))
+        if wanted != got:
+            raise UserError(
+                f"{folder}: must be prepared with data.{key} {wanted}, as set here, got {got}; run `maskrcnn prepare` "
+                f"with the same value, or set data.{key} to {got} here too"
+            )
+
+
+def require_annotations(meta: dict[str, Any], folder: Path, data: DataConfig | None = None) -> None:
+    """Refuse a split that was prepared from another annotation file; one that is gone is not needed.
+
+    Args:
+        folder: the split's own, in that of all splits.
+        data: names the file; by default it is where it was.
+
+    Raises:
+        UserError: if the file has another content.
+    """
+    of = meta.get("annotations")  # absent in folders of older versions
+    if of is None:
+        return
+    split: Split = "train" if folder.name == "train" else "val"
+    places = [Path(of["path"]), folder.parent / of["path_from_prepared"]]
+    if data is not None:
+        places.insert(0, data.raw_dir / split_paths(data, split).annotations)
+    path = next((place for place in places if place.is_file()), None)
+    if path is not None and _sha256(path) != of["sha256"]:
+        raise UserError(
+            f"{path}: must be as it was when {folder} was prepared, but is another file or has changed since; run "
+            "`maskrcnn prepare` again"
+        )
+
+
+def _values(data: DataConfig) -> dict[str, Any]:
+    """The values that decide the content of a split, as JSON has them."""
+    values = data.model_dump(mode="json", include=_DECIDING)
+    if data.source != "shapes":
+        del values["shapes"]
+    if not data.val_fraction:
+        del values["split_seed"]
+    return values
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
