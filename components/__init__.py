@@ -39,11 +39,16 @@ def end_if_unread(error: OSError) -> None:
     try:
         print(end="", flush=True)
     except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, _STDOUT)
-        os.close(nowhere)
+        drop_output()
     if is_unread:
         sys.exit(128 + signal.SIGPIPE)
+
+
+def drop_output() -> None:
+    """Let standard output lead nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, _STDOUT)
+    os.close(nowhere)
 
 
 def _is_unread() -> bool:

@@ -15,13 +15,14 @@ import errno
 import os
 import re
 import resource
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components import end_if_unread
+from components import drop_output, end_if_unread
 from components.config import Config
 from components.params import build_config, load_config
 from model.errors import UserError
@@ -132,7 +133,10 @@ def terminal(**options: Any) -> "Console":
 
     class Terminal(Console):
         def on_broken_pipe(self) -> None:
-            raise  # the BrokenPipeError that is being handled, in place of a SystemExit with status 1
+            """End the process as `end_if_unread` does; Console's own method ends it with status 1."""
+            self.quiet = True
+            drop_output()
+            sys.exit(128 + signal.SIGPIPE)
 
     return Terminal(markup=False, emoji=False, highlight=False, **options)
 

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         spin_briefly()
         # Missing files are reported before torch is loaded.
         require_as_trained(config, args.checkpoint, args.overrides)
-        CocoIndex.open(config.data.prepared_dir, config.evaluate.split)
+        CocoIndex.open(config.data.prepared_dir, config.evaluate.split).require_annotations()
         if not relaunch("evaluate", config.train.processes, argv):
             run(config, checkpoint=args.checkpoint)
 

@@ -94,16 +94,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         args, config = parse(parser, argv)
         require_as_trained(config, args.checkpoint, args.overrides)
         result = run(config, checkpoint=args.checkpoint, output=args.output, file_format=args.format)
-    console = terminal(soft_wrap=True)
-    for program in result.programs:
-        count, objects = program["checked_images"], program["checked_objects"]
-        difference = max(program["largest_differences"].values(), default=0.0)
-        agreement = (
-            f"equal to the network within {difference:.2g} on {count} images with {objects} objects"
-            if count
-            else "not checked: no image has its size"
-        )
-        console.print(f"{result.folder / program['file']}: {agreement}")
+        console = terminal(soft_wrap=True)
+        for program in result.programs:
+            count, objects = program["checked_images"], program["checked_objects"]
+            difference = max(program["largest_differences"].values(), default=0.0)
+            agreement = (
+                f"equal to the network within {difference:.2g} on {count} images with {objects} objects"
+                if count
+                else "not checked: no image has its size"
+            )
+            console.print(f"{result.folder / program['file']}: {agreement}")
 
 
 if __name__ == "__main__":

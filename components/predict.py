@@ -37,7 +37,7 @@ from components.cli import (
 from components.config import Config, PredictConfig
 from components.inference.images import described, find_images, input_path
 from components.inference.networks import require_network
-from components.runs.result import final_checkpoint, named_checkpoint, require_as_trained
+from components.runs.result import final_checkpoint, named_checkpoint, overrides_of_training, require_as_trained
 from model.data.index import CocoIndex
 from model.engine.pointers import POINTERS
 from model.errors import UserError
@@ -134,9 +134,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
         args = parse_words(parser, argv)
         config = _config(args)
+        set_waiting("OMP_WAIT_POLICY", "passive")  # gains nothing measurable by spinning
         if args.weights is None:
             require_as_trained(config, args.checkpoint, args.overrides)
-        set_waiting("OMP_WAIT_POLICY", "passive")  # gains nothing measurable by spinning
+        elif decided := overrides_of_training(args.overrides):
+            raise UserError(f"override {decided[0]!r}: must be left out with --weights, whose network decides it")
         inputs = [input_path(word) for word in args.operands]
         result = run(config, inputs, checkpoint=args.checkpoint, weights=args.weights, output=args.output)
     if result.unreadable:

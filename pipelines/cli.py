@@ -41,9 +41,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             _main(list(sys.argv[1:] if argv is None else argv))
         finally:
             print(end="", flush=True)
-    except OSError as error:
+    except OSError as error:  # stages handle their own
         end_if_unread(error)
-        raise
+        if error.errno is None:
+            raise
+        print(f"error: the output cannot be written: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _main(words: Sequence[str]) -> None:

@@ -49,6 +49,7 @@ def prepare(data: DataConfig, *, masks: bool = True) -> dict[str, SplitReport]:
     Raises:
         AnnotationError: if the data cannot be used; it lists the first invalid records, and names a file with all.
     """
+    origins = {split: origin(data, split) for split in SPLITS}  # before they are read: later changes are noticed
     files = {split: _read(data, split, masks=masks) for split in SPLITS}
     if data.val_fraction:  # findings of the file itself were made twice
         both = set(files["train"].findings)
@@ -63,7 +64,7 @@ def prepare(data: DataConfig, *, masks: bool = True) -> dict[str, SplitReport]:
     with _replacing(data.prepared_dir) as folder:
         reports: dict[str, SplitReport] = {}
         for split in SPLITS:
-            reports[split] = _write_split(folder, data, split, checked[split])
+            reports[split] = _write_split(folder, data, split, checked[split], origins[split])
         text = json.dumps({split: asdict(report) for split, report in reports.items()}, indent=1, ensure_ascii=False)
         (folder / REPORT).write_text(text, encoding="utf-8")
         write_findings(folder / PROBLEMS, _all_findings(files))
@@ -200,7 +201,9 @@ def _require_same_categories(train: CocoFile, val: CocoFile) -> None:
         )
 
 
-def _write_split(folder: Path, data: DataConfig, split: Split, checked: CheckedSplit) -> SplitReport:
+def _write_split(
+    folder: Path, data: DataConfig, split: Split, checked: CheckedSplit, origin: dict[str, Any]
+) -> SplitReport:
     coco = checked.coco
     text = json.dumps(_ground_truth(coco), ensure_ascii=False, allow_nan=False)
     (folder / f"{split}.json").write_text(text, encoding="utf-8")
@@ -216,7 +219,7 @@ def _write_split(folder: Path, data: DataConfig, split: Split, checked: CheckedS
         ],
         categories=coco.categories,
         data_hash=digest.hexdigest(),
-        origin=images_location(data.raw_dir, split_paths(data, split).images, data.prepared_dir) | origin(data, split),
+        origin=origin | images_location(data.raw_dir, split_paths(data, split).images, data.prepared_dir),
         pixel_range=data.pixel_range,
     )
     return split_report(coco, digest.hexdigest())

@@ -47,7 +47,6 @@ def evaluate(config: Config, checkpoint: str) -> tuple[str, CocoEvaluation | Non
     with process_group(device, train.timeout_s), writing(train.output_dir, "evaluate"):
         trained = load_trained(config, checkpoint)
         index = open_split(trained, config.evaluate.split)
-        on_main(index.require_annotations)
         data, dtype = trained.config.data, trained.config.train.dtype
         results = detect(trained.loaded.model, index, data, config.evaluate, dtype=dtype, keep_tensors=True)
 

@@ -123,7 +123,7 @@ def _end_jobs(config: Config, run_ids: Sequence[str]) -> None:
 
     try:
         for name in withdraw(config, run_ids):
-            print(f"{name}: the training job went on, and was deleted")
+            print(f"{name}: the training job went on; it is marked as deleted")
     except UserError as error:
         print(f"training jobs may go on: {error}")
 

@@ -205,16 +205,23 @@ def require_as_trained(config: Config, checkpoint: str | None, overrides: Sequen
     run_dir = config.train.output_dir
     path = named_checkpoint(run_dir, checkpoint or final_checkpoint(run_dir, config.train))
     stored = path.parent.parent / "config.yaml"
-    if not stored.is_file():
+    decided = overrides_of_training(overrides)
+    if not decided or path.parent.name != "checkpoints" or not stored.is_file():
         return
     then, now = load_stored(stored).flat(), config.flat()
-    for override in overrides:
-        key = override.split("=")[0]
-        if key.startswith(_TRAINED) and key not in _FREE_AFTERWARDS and then.get(key) != now.get(key):
+    for override in decided:
+        name = override.split("=")[0]
+        for key in (key for key in now if f"{key}.".startswith(f"{name}.") and then.get(key) != now[key]):
             raise ConfigError(
-                f"override {override!r}: must be as {path} was trained, with {json.dumps(then.get(key))}, which "
-                "counts; leave it out, or train with it"
+                f"override {override!r}: must be as {path} was trained, with {key} {json.dumps(then.get(key))}; leave "
+                "it out"
             )
+
+
+def overrides_of_training(overrides: Sequence[str]) -> list[str]:
+    """The overrides of the network, its images and its training, which a checkpoint has decided."""
+    names = {override: override.split("=")[0] for override in overrides}
+    return [one for one, name in names.items() if name.startswith(_TRAINED) and name not in _FREE_AFTERWARDS]
 
 
 def require_final(result: Result) -> None:

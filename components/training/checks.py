@@ -7,7 +7,7 @@ from components.params import ConfigError
 from components.runs.result import checkpoint_at
 from model.config import TORCHVISIONS_BODIES, TORCHVISIONS_DETECTORS, ModelConfig
 from model.data.index import CocoIndex
-from model.distributed import on_main, world_size
+from model.distributed import world_size
 from model.engine.pointers import LAST
 from model.errors import UserError
 
@@ -50,7 +50,16 @@ def check_learnable(config: Config, index: CocoIndex) -> None:
         )
     index.require_pixel_range(config.data.pixel_range)
     index.require_values(config.data)
-    on_main(lambda: index.require_annotations(config.data))
+
+
+def check_annotations(config: Config) -> None:
+    """Check, for a new run, that the annotations of what it learns from and is scored by are those of `prepare`.
+
+    Raises:
+        UserError: if they have changed.
+    """
+    for split in sorted({"train", config.evaluate.split}):
+        CocoIndex.open(config.data.prepared_dir, split).require_annotations(config.data)
 
 
 def check_divisible(config: Config) -> None:

@@ -1,6 +1,7 @@
 """One training run: its state, checkpoints, log and stop conditions. `components/train.py` is the stage around it."""
 
 import json
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
@@ -12,6 +13,7 @@ import torch
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
+from components import drop_output
 from components.config import Config
 from components.evaluation.before_after import FILE_NAME, detect_before
 from components.evaluation.score import evaluate_model
@@ -20,7 +22,7 @@ from components.runs.environment import environment
 from components.runs.identity import changes_since_checkpoint
 from components.runs.lock import move_aside, require_folder
 from components.tracking.tracker import Tracker
-from components.training.checks import check_divisible, check_learnable, with_checkpoint
+from components.training.checks import check_annotations, check_divisible, check_learnable, with_checkpoint
 from components.training.ending import Ending, reason_of
 from components.training.goals import Goals
 from components.training.log import TrainingLog
@@ -76,6 +78,7 @@ class Training:
         self._why_anew: str | None = None  # reason to move it there, once nothing speaks against this run
         path = from_main(self._resumable_checkpoint() if is_main() else None)
         if path is None:
+            on_main(lambda: check_annotations(config))
             named = with_checkpoint(config.model)
             report = load_weights(self.model, named, self.index.class_names, self.index.category_ids)
             console.print(str(report))
@@ -99,6 +102,7 @@ class Training:
         if is_main():
             self._take_folder(is_new=path is None)
         self.ending = Ending(device, config.train.accumulation_steps, reads_late=device.type == "cuda")
+        console.on_broken_pipe = self._end_unread  # type: ignore[method-assign]
         self.log = TrainingLog(config.train.log_period, self.train.max_iters, config.train.batch_size)
 
     def _take_folder(self, *, is_new: bool) -> None:
@@ -172,6 +176,12 @@ class Training:
         finally:
             if window:  # training diverged or was interrupted: write the last steps to the journal
                 self._report(window, tracker)
+
+    def _end_unread(self) -> None:
+        """Nobody reads the output any more: end as after a signal, once this step is saved."""
+        self.console.quiet = True
+        drop_output()
+        self.ending.ask(signal.SIGPIPE)
 
     def _end_early(self, window: list[Step], tracker: Tracker) -> NoReturn:
         """Save the last step unless it is saved, in all ranks, say so, and raise the reason for the end.

@@ -11,17 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from model.config import DataConfig
-from model.data.layout import Split, split_paths
+from model.data.layout import SPLITS, Split, split_paths
 from model.errors import UserError
 
-_DECIDING = {
-    *("source", "train_images", "train_annotations", "val_images", "val_annotations", "val_fraction"),
-    *("split_seed", "on_invalid", "exif", "train_limit", "val_limit", "shapes"),
-}
+_DECIDING = {"source", "val_fraction", "split_seed", "on_invalid", "exif", "train_limit", "val_limit", "shapes"}
 
 
 def origin(data: DataConfig, split: Split) -> dict[str, Any]:
-    """The origin of a split that is prepared now."""
+    """The origin of a split whose annotations are read now."""
     annotations = data.raw_dir / split_paths(data, split).annotations
     return {
         "prepared_with": _values(data),
@@ -40,10 +37,10 @@ def require_values(meta: dict[str, Any], data: DataConfig, folder: Path) -> None
         UserError: if a value differs.
     """
     values = _values(data)
-    before = meta.get("prepared_with", values)
-    for key in sorted(values.keys() | before.keys(), key=lambda key: (key not in values or key not in before, key)):
+    before = _values(DataConfig(source=data.source)) | meta.get("prepared_with", values)  # with keys of later versions
+    for key in sorted(values.keys() | before.keys(), key=lambda key: (key != "val_fraction", key == "split_seed", key)):
         wanted, got = (json.dumps(one.get(key), ensure_ascii=False) for one in (values, before))
-        if wanted != got:
+        if wanted != got and (values.get("val_fraction") or key != "split_seed"):
             raise UserError(
                 f"{folder}: must be prepared with data.{key} {wanted}, as set here, got {got}; run `maskrcnn prepare` "
                 f"with the same value, or set data.{key} to {got} here too"
@@ -51,7 +48,7 @@ def require_values(meta: dict[str, Any], data: DataConfig, folder: Path) -> None
 
 
 def require_annotations(meta: dict[str, Any], folder: Path, data: DataConfig | None = None) -> None:
-    """Refuse a split that was prepared from another annotation file; one that is gone is not needed.
+    """Refuse a split that was prepared from another annotation file; one that cannot be read is not needed.
 
     Args:
         folder: the split's own, in that of all splits.
@@ -67,7 +64,7 @@ def require_annotations(meta: dict[str, Any], folder: Path, data: DataConfig | N
     places = [Path(of["path"]), folder.parent / of["path_from_prepared"]]
     if data is not None:
         places.insert(0, data.raw_dir / split_paths(data, split).annotations)
-    path = next((place for place in places if place.is_file()), None)
+    path = next((place for place in places if place.is_file() and os.access(place, os.R_OK)), None)
     if path is not None and _sha256(path) != of["sha256"]:
         raise UserError(
             f"{path}: must be as it was when {folder} was prepared, but is another file or has changed since; run "
@@ -76,13 +73,21 @@ def require_annotations(meta: dict[str, Any], folder: Path, data: DataConfig | N
 
 
 def _values(data: DataConfig) -> dict[str, Any]:
-    """The values that decide the content of a split, as JSON has them."""
+    """The values that decide the content of the splits, as JSON has them."""
     values = data.model_dump(mode="json", include=_DECIDING)
     if data.source != "shapes":
         del values["shapes"]
-    if not data.val_fraction:
-        del values["split_seed"]
+    for split in SPLITS:
+        paths = split_paths(data, split)
+        values[f"{split}_images"] = _below(data.raw_dir, paths.images)
+        values[f"{split}_annotations"] = _below(data.raw_dir, paths.annotations)
     return values
+
+
+def _below(raw_dir: Path, path: Path) -> str:
+    """A path below raw_dir, however it is written; empty if it is elsewhere, which may be mounted at another place."""
+    relative = os.path.relpath(raw_dir / path, raw_dir)
+    return "" if relative.startswith("..") else relative
 
 
 def _sha256(path: Path) -> str:

@@ -202,9 +202,17 @@ def test_output_that_nobody_reads_is_no_error(words: str):
     assert (done.returncode, done.stderr) == (141, "")
 
 
-def test_a_disk_that_cannot_take_the_output_is_one_error():
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ("recipe", "error: No space left on device; free some space"),
+        ("--help", "error: the output cannot be written: No space left on device"),
+        ("recipe --help", "error: the output cannot be written: No space left on device"),
+    ],
+)
+def test_a_disk_that_cannot_take_the_output_is_one_error(words: str, error: str):
     with Path("/dev/full").open("w") as full:
-        command = [sys.executable, "-m", "pipelines.cli", "recipe"]
+        command = [sys.executable, "-m", "pipelines.cli", *words.split()]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    assert (done.returncode, done.stderr.startswith("error: No space left on device; free some space")) == (2, True)
+    assert (done.returncode, done.stderr.startswith(error)) == (2, True), done.stderr
     assert done.stderr.count("\n") == 1

@@ -1,13 +1,16 @@
 """Data that were prepared otherwise than the configuration of a later stage says are refused."""
 
 import json
+import shutil
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from components import evaluate, prepare, train
 from components.config import Config
+from components.params import save_config
 from model.data.index import CocoIndex
 from model.errors import UserError
 
@@ -27,7 +30,8 @@ def own(trained_run: Config, tmp_path: Path) -> Config:
         (tmp_path / "raw" / file).write_bytes((raw / file).read_bytes())
     config = with_data(trained_run, raw_dir=tmp_path / "raw", prepared_dir=tmp_path / "prepared")
     prepare.run(config)
-    return config
+    shutil.copytree(trained_run.train.output_dir, tmp_path / "run")
+    return config.model_copy(update={"train": config.train.model_copy(update={"output_dir": tmp_path / "run"})})
 
 
 @pytest.mark.parametrize(
@@ -78,15 +82,30 @@ def test_generated_images_are_those_of_the_values(tmp_path: Path, trained_run: C
         index.require_values(config.data.model_copy(update={"shapes": other}))
 
 
-@pytest.mark.parametrize("stage", [train.run, evaluate.run])
-def test_annotations_that_have_changed_since_are_refused(own: Config, stage: Any):
-    name = "train2017" if stage is train.run else "val2017"
-    path = own.data.raw_dir / "annotations" / f"instances_{name}.json"
+@pytest.mark.parametrize(("stage", "split"), [(train, "train"), (train, "val"), (evaluate, "val")])
+def test_annotations_that_have_changed_since_are_refused(
+    own: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: ModuleType, split: str
+):
+    """By a new training, too, which is scored by those of val at its end."""
+    path = own.data.raw_dir / "annotations" / f"instances_{split}2017.json"
     path.write_text(path.read_text() + "\n")
-    with pytest.raises(
-        UserError, match=rf"{name}.json: must be as it was when .* was prepared, but is another file or has changed"
-    ):
-        stage(own)
+    save_config(own, tmp_path / "params.yaml")
+    folder = tmp_path / ("new" if stage is train else "run")
+    with pytest.raises(SystemExit) as end:
+        stage.main(["--params", str(tmp_path / "params.yaml"), f"train.output_dir={folder}"])
+    assert end.value.code == 2
+    assert f"error: {path}: must be as it was when {tmp_path}/prepared/{split} was prepared" in capsys.readouterr().err
+    assert not [*(tmp_path / "new").rglob("*.pt")]
+
+
+def test_paths_that_lead_to_the_same_files_are_the_same(own: Config, tmp_path: Path):
+    index, raw = CocoIndex.open(own.data.prepared_dir, "train"), own.data.raw_dir
+    annotations = raw / "annotations" / "instances_train2017.json"
+    for value in (str(annotations), "annotations/../annotations/instances_train2017.json"):
+        index.require_values(own.data.model_copy(update={"train_annotations": value}))
+    outside = own.data.model_copy(update={"train_annotations": str(tmp_path / "elsewhere.json")})
+    with pytest.raises(UserError, match='train_annotations "", as set here'):
+        index.require_values(outside)
 
 
 def test_annotations_that_are_gone_or_have_moved_with_the_images_are_not_missed(own: Config, tmp_path: Path):

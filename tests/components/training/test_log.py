@@ -17,7 +17,8 @@ def test_a_value_is_the_median_of_its_window_and_the_mean_of_all():
 def step(number: int, *, loss: float = 1.0, step_s: float = 2.0, skipped: bool = False) -> Step:
     values = {"a": torch.tensor(loss), "b": torch.tensor(2 * loss)}
     fields = {"losses": values, "grad_norm": torch.tensor(0.5), "skipped": torch.tensor(float(skipped))}
-    return Step(**fields, diverged=torch.tensor(0.0), number=number, image_ids=[], learning_rate=0.02, data_s=0.5, step_s=step_s)
+    fields |= {"diverged": torch.tensor(0.0)}
+    return Step(**fields, number=number, image_ids=[], learning_rate=0.02, data_s=0.5, step_s=step_s)
 
 
 def test_a_line_has_the_window_and_the_run_so_far_and_skipped_steps_have_no_loss():
