@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -217,6 +219,22 @@ def test_a_signal_is_obeyed_before_the_next_evaluation(
     train.run(config)
     assert_same(config, whole)
     assert (config.train.output_dir / "evaluation.json").exists()
+
+
+def test_training_whose_output_nobody_reads_saves_its_last_step(root: Path) -> None:
+    """As in `maskrcnn train | head`, or where Ctrl-C has ended `tee`."""
+    config = small_config(root, "unread", "evaluate.every_epoch=false", "train.log_period=1", "train.max_iters=500")
+    save_config(config, root / "unread.yaml")
+    command = [sys.executable, "-m", "components.train", "--params", str(root / "unread.yaml")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process.stdout as output:
+        while "iter: 1 " not in (line := output.readline()):
+            assert line, process.stderr.read()
+    with process.stderr as errors:
+        assert (errors.read(), process.wait()) == ("", 141)
+    assert 1 < saved(config)["step"] < 500
 
 
 def test_two_processes_end_together_while_they_evaluate_also_if_one_of_them_alone_was_asked(
