@@ -19,7 +19,7 @@ from components.config import Config
 from components.datasets.report import split_report
 from components.prepare import PrepareResult, _summary, main, run
 from model.config import AugmentConfig, DataConfig, ShapesConfig
-from model.data.annotations import CocoFile
+from model.data.annotations import CocoFile, ImageRecord, Instance
 from model.data.coco_json import AnnotationError
 from model.data.dataset import CocoDataset, read_indexed
 from model.data.findings import Finding
@@ -525,6 +525,15 @@ def test_the_command_prints_counts_and_the_report(custom: Custom, tmp_path: Path
     assert "train: 3 images (1 without instances), 2 instances, 0 crowds, dropped 1 (box without area)" in output
     assert str(tmp_path / "prepared" / "report.png") in output
     assert f"{tmp_path / 'prepared' / 'problems.csv'} has every dropped" in output
+
+
+def test_objects_are_counted_by_cocos_sizes():
+    """By the side of a square of equal area, from 32 and from 96 px on."""
+    boxes = [(0.0, 0.0, side * 2, side / 2) for side in (31.9, 32.0, 95.9, 96.0, 200.0)]
+    instances = [Instance(1, box, [], is_crowd=False, was_clipped=False) for box in boxes]
+    images = {1: ImageRecord(1, "a.jpg", 500, 500)}
+    coco = CocoFile(Path("a.json"), {1: "a"}, images, {1: instances}, {1: []}, [])
+    assert split_report(coco, "hash").per_size == {"small": 1, "medium": 2, "large": 2}
 
 
 def test_warnings_are_counted_by_kind_with_an_example():

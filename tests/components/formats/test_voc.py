@@ -31,6 +31,17 @@ def test_without_xml_the_classes_are_those_of_vocs_colors(
     assert np.array_equal(found.masks("3.jpg")[1][1], exports.mask_of(exports.outlines(3)[1][1]))
 
 
+def test_the_classes_of_a_labelmap_keep_its_order_and_those_without_an_object(
+    tmp_path: Path, exports: ModuleType, take: Callable[..., Any]
+):
+    src = exports.cvat_masks(tmp_path / "src")
+    lines = ["background:0,0,0::", "dog:51,221,255::", "owl:1,2,3::", "car:250,50,83::"]
+    (src / "labelmap.txt").write_text("\n".join(lines) + "\n")
+    found = take("voc", src)
+    assert found.report.class_names == ["dog", "owl", "car"]
+    assert [entry["name"] for entry in found.trees["train"]["categories"]] == ["dog", "owl", "car"]
+
+
 def test_other_classes_in_xml_and_in_the_colors_are_an_error(
     tmp_path: Path, exports: ModuleType, take: Callable[..., Any]
 ):
