@@ -123,6 +123,7 @@ def test_values_of_the_configuration_stand_as_in_the_parameter_file(written: rep
     shown = [rows[key] for key in ("model.backbone", "model.freeze_stages", "data.val_images")]
     assert shown == ["resnet50 | resnet18", "2 | –", '"" | val2017']  # of the nearest recipe, and of the run
     assert "The runs have the same configuration." not in markdown, "there is one"
+    assert re.search(r"80 classes: .*toothbrush\.$", markdown, re.MULTILINE), "all of them"
 
 
 def test_the_first_table_has_the_last_step_and_the_time_of_all(written: report.ReportResult) -> None:

@@ -1,7 +1,7 @@
 """Training steps: accumulation, skipping, exactness."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -72,6 +72,29 @@ def test_the_same_seed_gives_the_same_losses_bit_for_bit(
     again = train(tiny_config(), batches, max_iters=3, batch_size=2)[1]
     assert first == again
     assert set(first[0]) == set(LOSSES["mask"])
+
+
+def test_a_step_counts_its_wait_for_the_loader_and_all_of_its_time(
+    tiny_config: Callable[..., ModelConfig], shapes_batch: Callable[..., Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock of seconds that pass while a batch is fetched (3 s), and in the first loss of a step (5 s)."""
+    now = 1000.0
+    monkeypatch.setattr("model.engine.steps.time.perf_counter", lambda: now)
+
+    def pass_by(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    def fetched() -> Iterator[Batch]:
+        for batch in (shapes_batch(images=2), shapes_batch(images=2)):
+            pass_by(3)
+            yield batch
+
+    model = MaskRCNN(tiny_config(), 3)
+    model.register_forward_pre_hook(lambda *_: pass_by(5))
+    settings = TrainConfig(batch_size=2, max_iters=2)
+    steps = train_steps(model, fetched(), make_optimizer(model, settings), settings, LossScaler(CPU, settings.dtype))
+    assert [(step.data_s, step.step_s) for step in steps] == [(3, 8), (3, 8)]
 
 
 def test_losses_fall_on_one_batch(tiny_config: Callable[..., ModelConfig], shapes_batch: Callable[..., Batch]) -> None:
