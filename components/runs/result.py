@@ -214,7 +214,7 @@ def require_as_trained(config: Config, checkpoint: str | None, overrides: Sequen
         for key in (key for key in now if f"{key}.".startswith(f"{name}.") and then.get(key) != now[key]):
             raise ConfigError(
                 f"override {override!r}: must be as {path} was trained, with {key} {json.dumps(then.get(key))}; leave "
-                "it out"
+                f"it out{', and choose other data by data.prepared_dir' * key.startswith('data.')}"
             )
 
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from model.config import DataConfig
 from model.data.annotations import ImageRecord, Instance
-from model.data.origin import require_annotations, require_values
+from model.data.origin import places_of, require_annotations, require_values
 from model.errors import UserError
 
 _META = "meta.json"
@@ -238,7 +238,7 @@ def write_index(
 
 
 def images_location(raw_dir: Path, images: Path, prepared_dir: Path) -> dict[str, str]:
-    """Location of the images for meta.json, from the working directory and, should the tree move, from prepared_dir."""
+    """Location of the images for meta.json, from the working directory and from prepared_dir."""
     return {
         "images_dir": str(raw_dir / images),
         "images_dir_from_prepared": os.path.relpath(raw_dir / images, prepared_dir),
@@ -246,8 +246,8 @@ def images_location(raw_dir: Path, images: Path, prepared_dir: Path) -> dict[str
 
 
 def _images_dir(meta: dict[str, Any], prepared_dir: Path) -> Path:
-    direct = Path(meta["images_dir"])
-    return direct if direct.is_dir() else prepared_dir / meta["images_dir_from_prepared"]
+    places = places_of(meta["images_dir"], prepared_dir, meta["images_dir_from_prepared"])
+    return next((place for place in places if place.is_dir()), places[0])
 
 
 def _image_arrays(images: Sequence[IndexedImage]) -> dict[str, NDArray[Any]]:

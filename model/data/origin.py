@@ -61,7 +61,7 @@ def require_annotations(meta: dict[str, Any], folder: Path, data: DataConfig | N
     if of is None:
         return
     split: Split = "train" if folder.name == "train" else "val"
-    places = [Path(of["path"]), folder.parent / of["path_from_prepared"]]
+    places = places_of(of["path"], folder.parent, of["path_from_prepared"])
     if data is not None:
         places.insert(0, data.raw_dir / split_paths(data, split).annotations)
     path = next((place for place in places if place.is_file() and os.access(place, os.R_OK)), None)
@@ -70,6 +70,19 @@ def require_annotations(meta: dict[str, Any], folder: Path, data: DataConfig | N
             f"{path}: must be as it was when {folder} was prepared, but is another file or has changed since; run "
             "`maskrcnn prepare` again"
         )
+
+
+def places_of(path: str, prepared_dir: Path, path_from_prepared: str) -> list[Path]:
+    """Possible places of raw data, the likeliest first: prepared data are used from other folders, and move with them.
+
+    Args:
+        path: the path as it was for `prepare`; a relative one starts at the working directory then, in which another
+            project's data may lie at the same place.
+        path_from_prepared: the path from prepared_dir.
+    """
+    direct, derived = Path(path), prepared_dir / path_from_prepared
+    is_same = os.path.realpath(direct) == os.path.realpath(derived)
+    return [direct, derived] if direct.is_absolute() or is_same else [derived, direct]
 
 
 def _values(data: DataConfig) -> dict[str, Any]:

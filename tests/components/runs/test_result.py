@@ -75,7 +75,8 @@ def test_overrides_of_what_is_trained_are_refused(
         said = capsys.readouterr().err
         expected = f"override {override!r}: must be as {train.output_dir}/checkpoints/step_0000007.pt was trained"
         key = override.split("=")[0] + ".hue" * ("hue" in override)
-        assert (end.value.code, said) == (2, f"error: {expected}, with {key} {trained}; leave it out\n")
+        hint = ", and choose other data by data.prepared_dir" if key.startswith("data.") else ""
+        assert (end.value.code, said) == (2, f"error: {expected}, with {key} {trained}; leave it out{hint}\n")
     same = ["model.detections_per_image=20", "train.max_iters=9", "data.workers=1", "evaluate.flip=true"]
     require_as_trained(load_config(tmp_path / "params.yaml", same), None, same)
     (train.output_dir / "config.yaml").unlink()

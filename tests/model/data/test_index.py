@@ -82,6 +82,22 @@ def test_images_are_found_when_the_tree_has_moved(tmp_path: Path, monkeypatch: p
     assert found.resolve() == tmp_path / "new/raw/train/ü/图.jpg"
 
 
+def test_prepared_data_of_another_project_have_their_own_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """This one has images at the same relative path; prepared data that were moved alone fall back on them."""
+    raw, prepared = Path("data/raw"), Path("data/prepared")
+    for project in ("this", "other"):
+        (tmp_path / project / raw / "train").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "other")
+    image = IndexedImage(ImageRecord(id=7, file_name="a.jpg", height=4, width=6), apply_exif=False, instances=[])
+    origin = images_location(raw, Path("train"), prepared)
+    write_index(prepared / "train", [image], categories={1: "a"}, data_hash="0", origin=origin)
+    monkeypatch.chdir(tmp_path / "this")
+    found = CocoIndex.open(Path("../other") / prepared, "train").image_path(0)
+    assert found.resolve() == tmp_path / "other" / raw / "train" / "a.jpg"
+    (tmp_path / "other" / prepared).rename("prepared")
+    assert CocoIndex.open(Path("prepared"), "train").image_path(0) == raw / "train" / "a.jpg"
+
+
 def test_a_split_without_any_annotation_can_be_opened(tmp_path: Path):
     images = [IndexedImage(ImageRecord(i, f"{i}.jpg", 4, 6), False, []) for i in (1, 2)]
     write_index(
