@@ -33,7 +33,6 @@ from model.distributed import (
     EndedByPeer,
     average_over_ranks_,
     data_parallel,
-    from_main,
     is_main,
     on_main,
     raise_together,
@@ -76,7 +75,7 @@ class Training:
         self.model = MaskRCNN(config.model, len(self.index.class_names))
         self.replaced: Path | None = None  # the place that an earlier run in this folder was moved to
         self._why_anew: str | None = None  # reason to move it there, once nothing speaks against this run
-        path = from_main(self._resumable_checkpoint() if is_main() else None)
+        path = on_main(self._resumable_checkpoint)
         if path is None:
             on_main(lambda: check_annotations(config))
             named = with_checkpoint(config.model)

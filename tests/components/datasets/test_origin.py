@@ -126,6 +126,7 @@ def test_annotations_that_are_gone_or_have_moved_with_the_images_are_not_missed(
 def test_folders_of_older_versions_are_taken_as_they_are(own: Config):
     path = own.data.prepared_dir / "train" / "meta.json"
     meta = json.loads(path.read_text())
+    assert {"prepared_with", "annotations"} < meta.keys()
     path.write_text(json.dumps({key: meta[key] for key in meta if key not in ("prepared_with", "annotations")}))
     index = CocoIndex.open(own.data.prepared_dir, "train")
     index.require_values(own.data.model_copy(update={"train_limit": 1}))
